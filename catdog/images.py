@@ -27,17 +27,18 @@ class BadImage(CatdogError):
         super().__init__(reason)
         self.reason,self.status = reason,status
 
-# %% ../nbs/00_images.ipynb #c3c71b05
+# %% ../nbs/00_images.ipynb #f2a8eeac
 def command(func):
     "`func` as fastcore's `call_parse` makes it a command, with a `CatdogError` as one sentence and exit status 2"
     @wraps(func)
     def _f(*args, **kwargs):
         try: return func(*args, **kwargs)
         except CatdogError as e:
-            if not is_cli(): raise
+            if not is_cli(main): raise
             print(f'{os.path.basename(sys.argv[0])}: {e}', file=sys.stderr)
             raise SystemExit(2) from None
-    return call_parse(_f)
+    main = call_parse(_f)
+    return main
 
 # %% ../nbs/00_images.ipynb #b5a13b32
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'BMP', 'TIFF')

@@ -1,0 +1,28 @@
+"What several test files need: a browser, the photographs, a model trained on drawings."
+import os, shutil
+from pathlib import Path
+
+import pytest
+
+def pytest_addoption(parser): parser.addoption('--live', action='store_true', help='also run the tests that talk to services on the internet')
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--live'): return
+    for item in items:
+        if 'live' in item.keywords: item.add_marker(pytest.mark.skip(reason='talks to the internet: run pytest --live'))
+
+@pytest.fixture(scope='session')
+def photos():
+    "A folder of real photographs that is not part of the project; tests that need it are skipped without it"
+    folder = Path(os.environ.get('CATDOG_SHARED', Path(__file__).parent.parent.parent/'shared'))
+    if not (folder/'photos').is_dir(): pytest.skip(f'no photographs at {folder}: set CATDOG_SHARED to a folder that has photos/')
+    return folder
+
+@pytest.fixture(scope='session')
+def browser_type_launch_args(browser_type_launch_args):
+    "The machine's own Chromium where there is one, else the one that Playwright brought"
+    names = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
+    found = next(filter(None, map(shutil.which, names)), None)
+    flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+             '--disable-component-update', '--disable-sync']
+    return {**browser_type_launch_args, 'args': flags, **({'executable_path': found} if found else {})}
