@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['TOTAL', 'draw', 'SampleWeb', 'sample_web']
 
-# %% ../nbs/sample.ipynb #f4f5509d
+# %% ../nbs/sample.ipynb #9cd921d0
 import atexit, colorsys, io, itertools, os, re, socket, threading, time, zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from random import Random
 from urllib.parse import quote, unquote, urlsplit
@@ -21,9 +20,9 @@ from PIL import Image, ImageDraw
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.test import run_wsgi_app
 
-from .images import CatdogError
+from .images import CatdogError, jpeg_bytes, open_image
 
-# %% ../nbs/sample.ipynb #57b0c1d2
+# %% ../nbs/sample.ipynb #04be2f83
 _CIRCLE = np.stack([f(np.linspace(0, 2*np.pi, 40, endpoint=False)) for f in (np.cos, np.sin)], 1)
 
 def _mix(a, b, share):
@@ -46,21 +45,29 @@ def _smooth(points, closed=True, steps=8):
     return q if closed else np.concatenate([q, p[-2:-1]])
 
 class _Pen:
-    "Draws on `img` in a frame with its origin `at` a pixel and `scale` pixels a unit, turned by `tilt`, perhaps mirrored"
+    "Draws on `img` in a frame: origin `at` a pixel, `scale` pixels a unit, turned by `tilt`, perhaps mirrored"
     def __init__(self, img, at, scale, tilt=0., mirror=False):
-        self.img,self.draw,self.at,self.scale,self.tilt,self.mirror = img,ImageDraw.Draw(img),np.array(at, float),scale,tilt,mirror
+        self.img,self.draw,self.at,self.scale,self.tilt,self.mirror = img,ImageDraw.Draw(img),np.array(at,
+            float),scale,tilt,mirror
         c,s = np.cos(tilt)*scale,np.sin(tilt)*scale
         self.matrix = np.array([[-c, -s] if mirror else [c, s], [-s, c]])
 
     def pixels(self, points): return (np.asarray(points, float)@self.matrix + self.at).ravel().tolist()
     def inner(self, x, y, scale=1., tilt=0.):
         "A pen whose frame lies within this one"
-        return _Pen(self.img, self.pixels([(x, y)]), self.scale*scale, self.tilt + (-tilt if self.mirror else tilt), self.mirror)
+        return _Pen(self.img, self.pixels([(x, y)]), self.scale*scale, self.tilt + (-tilt if self.mirror else tilt),
+            self.mirror)
     def polygon(self, points, fill): self.draw.polygon(self.pixels(points), fill)
     def blob(self, points, fill): self.polygon(_smooth(points), fill)
     def ellipse(self, x, y, rx, ry, fill, tilt=0.):
         c,s = np.cos(tilt),np.sin(tilt)
         self.polygon(_CIRCLE*(rx, ry)@np.array([[c, s], [-s, c]]) + (x, y), fill)
+    def shadow(self, x, y, rx):
+        "A darker place on the ground"
+        u,v = self.pixels([(x, y)])
+        w,h = self.img.size
+        self.ellipse(x, y, rx, rx*.1, _dark(self.img.getpixel((min(max(int(u), 0), w-1), min(max(int(v), 0), h-1))),
+            .3))
     def line(self, points, fill, width):
         "A curve through `points`, with round ends"
         p,w = self.pixels(_smooth(points, closed=False)),max(2, round(width*self.scale))
@@ -75,7 +82,7 @@ class _Pen:
         self.polygon(np.concatenate([q+side, (q-side)[::-1]]), fill)
         for (x,y),r in ((q[0], wide/2), (q[-1], thin/2)): self.ellipse(x, y, r, r, fill)
 
-# %% ../nbs/sample.ipynb #30c09ad4
+# %% ../nbs/sample.ipynb #97e56c28
 def _gradient(size, top, bottom):
     "A picture of `size` that goes from one colour to another"
     w,h = size
@@ -113,16 +120,20 @@ def _room(size, r):
     wide = 100*w/h
     if r.random() < .4:
         step = r.uniform(6, 16)
-        for x in np.arange(0, wide, step): p.polygon([(x, 0), (x+step/2, 0), (x+step/2, 100), (x, 100)], _dark(wall, .06))
+        for x in np.arange(0, wide, step):
+            p.polygon([(x, 0), (x+step/2, 0), (x+step/2, 100), (x, 100)], _dark(wall, .06))
     for _ in range(r.randint(0, 2)):
         x,y,a,b = r.uniform(0, wide),r.uniform(5, 40),r.uniform(8, 20),r.uniform(8, 18)
         frame = r.choice([_dark(wood, .4), (240, 236, 228)])
         p.polygon([(x-a, y-b), (x+a, y-b), (x+a, y+b), (x-a, y+b)], frame)
-        p.polygon([(x-a+2, y-b+2), (x+a-2, y-b+2), (x+a-2, y+b-2), (x-a+2, y+b-2)], _hsv(r.random(), r.uniform(.1, .5), r.uniform(.5, .95)))
+        p.polygon([(x-a+2, y-b+2), (x+a-2, y-b+2), (x+a-2, y+b-2), (x-a+2, y+b-2)],
+            _hsv(r.random(), r.uniform(.1, .5), r.uniform(.5, .95)))
         if r.random() < .5: p.line([(x, y-b+1), (x, y+b-1)], frame, 1.5)
     img.paste(_gradient((w, max(1, round(h-floor))), wood, _dark(wood, .3)), (0, round(floor)))
     p.polygon([(0, floor/h*100-3), (wide, floor/h*100-3), (wide, floor/h*100), (0, floor/h*100)], _light(wall, .5))
-    if r.random() < .6: p.ellipse(wide*r.uniform(.2, .8), 96, wide*r.uniform(.3, .6), r.uniform(8, 16), _hsv(r.random(), r.uniform(.2, .6), r.uniform(.4, .9)))
+    if r.random() < .6:
+        p.ellipse(wide*r.uniform(.2, .8), 96, wide*r.uniform(.3, .6), r.uniform(8, 16),
+            _hsv(r.random(), r.uniform(.2, .6), r.uniform(.4, .9)))
     return img
 
 def _plain(size, r):
@@ -150,9 +161,11 @@ def _blurred(size, r):
 
 _PLACES = (_outdoors, _room, _plain, _pattern, _blurred)
 
-# %% ../nbs/sample.ipynb #02343028
-_COATS = dict(ginger=(222, 146, 78), grey=(136, 138, 148), black=(58, 54, 60), white=(240, 234, 224), brown=(132, 90, 62), cream=(230, 204, 164),
-              blue=(108, 120, 138), chocolate=(92, 64, 50), golden=(208, 162, 94), tabby=(156, 130, 104), red=(176, 98, 58), fawn=(202, 172, 138))
+# %% ../nbs/sample.ipynb #10c01c17
+_COATS = dict(
+    ginger=(222, 146, 78), grey=(136, 138, 148), black=(58, 54, 60), white=(240, 234, 224), brown=(132, 90, 62),
+    cream=(230, 204, 164), blue=(108, 120, 138), chocolate=(92, 64, 50), golden=(208, 162, 94), tabby=(156, 130, 104),
+    red=(176, 98, 58), fawn=(202, 172, 138))
 
 @dataclass
 class _Coat:
@@ -167,8 +180,9 @@ def _coat(r, words=()):
     main = _COATS[named[0] if named else r.choice(list(_COATS))]
     main = _mix(main, _hsv(r.random(), .5, .7), r.uniform(0, .12))
     pattern = r.choice(['plain', 'stripes', 'patches', 'bib', 'stripes', 'patches'])
-    mark = {'stripes': _dark(main, .42) if sum(main) > 240 else _light(main, .18),
-            'patches': r.choice([o for o in _COATS.values() if abs(sum(o)-sum(main)) > 120])}.get(pattern, _dark(main, .2))
+    other = r.choice([o for o in _COATS.values() if abs(sum(o)-sum(main)) > 120])
+    stripe = _dark(main, .42) if sum(main) > 240 else _light(main, .18)
+    mark = dict(stripes=stripe, patches=other).get(pattern, _dark(main, .2))
     belly = _light(main, .75) if pattern == 'bib' else _light(main, r.uniform(.15, .5))
     return _Coat(main, mark, belly, pattern)
 
@@ -179,7 +193,8 @@ def _body(p, r, coat, pose, tail, thick):
     if pose == 'sit':
         tail(p, 1.1, 3.1)
         for x in (-1, 1): p.ellipse(x*.85, 2.75, .62*thick, .75, back)
-        p.blob([(-.55, .4), (.55, .4), (.85, 1.5), (1.05*thick, 2.7), (.7, 3.4), (-.7, 3.4), (-1.05*thick, 2.7), (-.85, 1.5)], main)
+        p.blob([(-.55, .4), (.55, .4), (.85, 1.5), (1.05*thick, 2.7), (.7, 3.4), (-.7, 3.4), (-1.05*thick, 2.7),
+            (-.85, 1.5)], main)
         if coat.pattern == 'stripes':
             for y in (1.5, 1.95, 2.4, 2.85):
                 for s in (-1, 1): p.taper([(s*.98*thick, y), (s*.6, y+.14), (s*.42, y+.1)], mark, .2, .04)
@@ -192,18 +207,22 @@ def _body(p, r, coat, pose, tail, thick):
             for k in (-.1, .1): p.line([(x+k, 3.26), (x+k, 3.44)], line, .035)
     elif pose == 'stand':
         tail(p, 3.55, .85)
-        for x in (1.15, 3.05): p.taper([(x+.25, 1.5), (x+.3, 3.1)], _dark(main, .25), .5*thick, .36*thick)
-        p.blob([(-.3, .3), (.7, .25), (2., .55), (3.2, .45), (3.75, 1.0), (3.5, 1.9), (2.2, 1.95), (.9, 2.05), (.1, 1.5)], main)
+        for x in (1.25, 2.6):
+            p.taper([(x, 1.5), (x+.08, 3.0)], _dark(main, .25), .55*thick, .36*thick)
+            p.ellipse(x, 3.1, .32*thick, .18, _dark(main, .3))
+        p.blob([(-.3, .3), (.7, .25), (2., .55), (3.2, .45), (3.75, 1.0), (3.5, 1.9), (2.2, 1.95), (.9, 2.05),
+            (.1, 1.5)], main)
         if coat.pattern == 'stripes':
             for x in (1.2, 1.7, 2.2, 2.7, 3.2): p.taper([(x, .5), (x+.12, 1.0), (x+.02, 1.35)], mark, .2, .04)
         if coat.pattern == 'patches': p.blob([(1.5, .6), (2.4, .55), (2.9, 1.1), (2.3, 1.55), (1.6, 1.3)], mark)
-        p.blob([(.9, 1.75), (2.2, 1.65), (3.3, 1.65), (3.2, 1.92), (2.2, 1.98), (1., 2.02)], coat.belly)
+        p.blob([(.8, 1.85), (1.5, 1.72), (2.3, 1.68), (3.2, 1.72), (2.3, 1.93), (1.4, 2.0)], _mix(main, coat.belly, .6))
         for x in (.75, 3.25):
             p.taper([(x, 1.3), (x-.05, 3.1)], main, .62*thick, .38*thick)
             p.ellipse(x-.12, 3.22, .36*thick, .2, coat.belly if coat.pattern == 'bib' else _light(main, .12))
     else:
         tail(p, 3.6, 1.6)
-        p.blob([(-.2, .3), (.8, .1), (2.2, .15), (3.4, .5), (3.9, 1.3), (3.3, 1.75), (1.5, 1.8), (0, 1.75), (-.5, 1.2)], main)
+        p.blob([(-.2, .3), (.8, .1), (2.2, .15), (3.4, .5), (3.9, 1.3), (3.3, 1.75), (1.5, 1.8), (0, 1.75),
+            (-.5, 1.2)], main)
         if coat.pattern == 'stripes':
             for x in (1.3, 1.8, 2.3, 2.8): p.taper([(x, .14), (x+.14, .6), (x+.02, 1.0)], mark, .2, .04)
         if coat.pattern == 'patches': p.blob([(1.5, .2), (2.5, .25), (2.9, .8), (2.2, 1.2), (1.5, .9)], mark)
@@ -214,7 +233,8 @@ def _body(p, r, coat, pose, tail, thick):
             p.ellipse(x-.25, 1.62, .3*thick, .2, coat.belly if coat.pattern == 'bib' else _light(main, .16))
 
 # What a pose takes up, in radii of the head: left, top, right, bottom
-_POSES = dict(face=(-1.45, -1.7, 1.45, 1.35), sit=(-2., -1.7, 2., 3.6), stand=(-1.5, -1.7, 4.9, 3.5), lie=(-1.5, -1.7, 4.9, 2.0))
+_POSES = dict(face=(-1.45, -1.7, 1.45, 1.35), sit=(-2., -1.7, 2., 3.6),
+              stand=(-1.5, -1.7, 4.9, 3.5), lie=(-1.5, -1.7, 4.9, 2.0))
 
 def _stage(img, r, box, tilt):
     "A pen that draws what fills `box` somewhere in the middle of `img`"
@@ -223,7 +243,7 @@ def _stage(img, r, box, tilt):
     scale = min(w/(x1-x0), h/(y1-y0))*r.uniform(.72, 1.04)
     mirror = r.random() < .5
     room = np.array([max(0, w-scale*(x1-x0)), max(0, h-scale*(y1-y0))])
-    at = np.array([w, h])/2 + room*(r.uniform(-.4, .4), r.uniform(-.4, .45))
+    at = np.array([w, h])/2 + room*(r.uniform(-.4, .4), r.uniform(-.1, .47))
     p = _Pen(img, at, scale, r.gauss(0, tilt), mirror)
     return p.inner(-(x0+x1)/2, -(y0+y1)/2)
 
@@ -234,11 +254,13 @@ def _animal(img, r, words, head, tail, thick):
     if pose == 'face':
         p.blob([(-.6, .5), (.6, .5), (1.2, 1.5), (1.9, 3.5), (-1.9, 3.5), (-1.2, 1.5)], _dark(coat.main, .1))
         p.blob([(-.4, .8), (.4, .8), (.7, 1.8), (.5, 3.5), (-.5, 3.5), (-.7, 1.8)], coat.belly)
-    else: _body(p, r, coat, pose, tail(r, coat), thick)
-    if r.random() < .35: p.taper([(-.62, .82), (0, 1.08), (.62, .82)], _hsv(r.random(), .7, .8), .2, .2)
+    else:
+        p.shadow(*dict(sit=(0, 3.4, 1.6), stand=(2., 3.25, 2.3), lie=(1.6, 1.75, 2.5))[pose])
+        _body(p, r, coat, pose, tail(r, coat), thick)
+    if r.random() < .35: p.taper([(-.58, .76), (0, 1.04), (.58, .76)], _hsv(r.random(), .7, .8), .18, .18)
     head(p.inner(0, 0, 1, r.gauss(0, .12)), r, coat)
 
-# %% ../nbs/sample.ipynb #43c5bc86
+# %% ../nbs/sample.ipynb #c56d148d
 def _eye_highlight(p, x, y, s): p.ellipse(x-.35*s, y-.4*s, .26*s, .26*s, (255, 255, 255))
 
 def _cat_head(p, r, coat):
@@ -247,31 +269,38 @@ def _cat_head(p, r, coat):
     for s in (-1, 1):
         ear = mark if coat.pattern == 'patches' and s > 0 else main
         tip = (s*(.82+spread), -tall)
-        p.polygon(np.concatenate([_smooth([(s*.98, -.3), (s*1.02, -.85), tip], False), _smooth([tip, (s*.5, -1.12), (s*.12, -.72)], False)]), ear)
+        outer,inside = _smooth([(s*.98, -.3), (s*1.02, -.85), tip], False),_smooth([tip, (s*.5, -1.12), (s*.12, -.72)],
+            False)
+        p.polygon(np.concatenate([outer, inside]), ear)
         inner = _mix(_light(main, .3), (232, 150, 150), .6)
         p.polygon([(s*.86, -.55), (s*(.79+spread), -tall+.28), (s*.38, -.78)], inner)
         for k in (.55, .68): p.taper([(s*k, -.62), (s*(k+.06), -1.0)], _light(main, .5), .1, .02)
-    p.blob([(0, -.88), (.62, -.74), (.98, -.2), (1.08, .3), (.7, .72), (0, .88), (-.7, .72), (-1.08, .3), (-.98, -.2), (-.62, -.74)], main)
+    p.blob([(0, -.88), (.62, -.74), (.98, -.2), (1.08, .3), (.7, .72), (0, .88), (-.7, .72), (-1.08, .3), (-.98, -.2),
+        (-.62, -.74)], main)
     if coat.pattern == 'patches': p.blob([(.1, -.84), (.62, -.74), (.97, -.2), (.85, .15), (.4, .12), (.12, -.3)], mark)
     if coat.pattern == 'stripes':
         for x in (-.28, 0, .28): p.taper([(x, -.84+abs(x)*.2), (x*.75, -.42)], mark, .14, .04)
         for s in (-1, 1):
             for y in (.05, .32): p.taper([(s*1.03, y), (s*.68, y+.06)], mark, .13, .03)
     white = coat.belly if coat.pattern != 'plain' else _light(main, .28)
-    if coat.pattern == 'bib': p.blob([(0, -.5), (.16, .1), (.55, .4), (.4, .8), (0, .88), (-.4, .8), (-.55, .4), (-.16, .1)], white)
+    if coat.pattern == 'bib':
+        p.blob([(0, -.5), (.16, .1), (.55, .4), (.4, .8), (0, .88), (-.4, .8), (-.55, .4), (-.16, .1)], white)
     for s in (-1, 1): p.ellipse(s*.24, .42, .32, .25, white)
     p.ellipse(0, .62, .22, .17, white)
-    iris,size = r.choice([(122, 176, 92), (214, 178, 64), (98, 164, 198), (170, 190, 84), (206, 138, 52)]),r.uniform(.26, .33)
+    iris = r.choice([(122, 176, 92), (214, 178, 64), (98, 164, 198), (170, 190, 84), (206, 138, 52)])
+    size = r.uniform(.26, .33)
     slit,asleep = r.uniform(.1, .3),r.random() < .08
     for s in (-1, 1):
         x,y = s*.44,-.1
-        almond = [(x-s*size*1.1, y+.08), (x-s*size*.3, y-size*.75), (x+s*size*.6, y-size*.68), (x+s*size*1.15, y-.12), (x+s*size*.4, y+size*.62), (x-s*size*.45, y+size*.6)]
+        almond = [(x-s*size*1.1, y+.08), (x-s*size*.3, y-size*.75), (x+s*size*.6, y-size*.68), (x+s*size*1.15, y-.12),
+            (x+s*size*.4, y+size*.62), (x-s*size*.45, y+size*.6)]
         if asleep: p.line([(x-.26, y), (x, y+.13), (x+.26, y)], _dark(line, .3), .06); continue
         p.blob((np.array(almond)-(x, y))*1.16 + (x, y), _dark(main, .7))
         p.blob(almond, iris)
         p.ellipse(x, y, size*slit, size*.62, (16, 14, 18))
         _eye_highlight(p, x, y, size*.7)
-    p.blob([(-.15, .2), (0, .17), (.15, .2), (.06, .33), (0, .37), (-.06, .33)], r.choice([(222, 130, 132), (196, 108, 108), (92, 64, 66)]))
+    p.blob([(-.15, .2), (0, .17), (.15, .2), (.06, .33), (0, .37), (-.06, .33)],
+        r.choice([(222, 130, 132), (196, 108, 108), (92, 64, 66)]))
     for s in (-1, 1): p.line([(0, .36), (s*.03, .5), (s*.17, .56), (s*.3, .5)], _dark(white, .55), .045)
     whisker = (250, 250, 246) if sum(main) < 600 else (110, 104, 104)
     for s in (-1, 1):
@@ -290,31 +319,39 @@ def _cat_tail(r, coat):
 
 def _cat(img, r, words=()): _animal(img, r, words, _cat_head, _cat_tail, .85)
 
-# %% ../nbs/sample.ipynb #ce2d6992
+# %% ../nbs/sample.ipynb #1817b6d6
 def _dog_head(p, r, coat):
     main,mark,line = coat.main,coat.mark,coat.line
     long,wide = r.uniform(.75, 1.35),r.uniform(.9, 1.2)
-    ear = coat.mark if coat.pattern in ('patches', 'stripes') else r.choice([_dark(main, .28), _dark(main, .45), _light(main, .15)])
-    p.blob([(0, -1.0), (.6, -.86), (.88, -.3), (.8, .3), (.55, .8), (0, 1.0), (-.55, .8), (-.8, .3), (-.88, -.3), (-.6, -.86)], main)
+    ear = coat.mark if coat.pattern in ('patches', 'stripes') else r.choice([_dark(main, .28), _dark(main, .45),
+        _light(main, .15)])
+    p.blob([(0, -1.0), (.6, -.86), (.88, -.3), (.8, .3), (.55, .8), (0, 1.0), (-.55, .8), (-.8, .3), (-.88, -.3),
+        (-.6, -.86)], main)
     if coat.pattern == 'patches': p.blob([(.12, -.9), (.6, -.85), (.87, -.3), (.72, .12), (.3, .1), (.12, -.3)], mark)
     if coat.pattern == 'stripes':
         for s in (-1, 1):
             for y in (-.7, -.5): p.taper([(s*.6, y), (s*.2, y+.1)], mark, .1, .03)
     white = coat.belly if coat.pattern != 'plain' else _light(main, .25)
-    if coat.pattern == 'bib': p.blob([(0, -.9), (.14, -.3), (.5, .3), (.4, .9), (-.4, .9), (-.5, .3), (-.14, -.3)], white)
+    if coat.pattern == 'bib':
+        p.blob([(0, -.9), (.14, -.3), (.5, .3), (.4, .9), (-.4, .9), (-.5, .3), (-.14, -.3)], white)
     # hanging from the top corners, or folded over
     folded = r.random() < .25
     for s in (-1, 1):
         flop = r.uniform(-.08, .12)
-        if folded: p.blob([(s*.3, -.86), (s*.7, -1.14), (s*1.12, -.9), (s*(1.2+flop), -.32), (s*1.02, -.2), (s*.78, -.6)], ear)
-        else: p.blob([(s*.42, -.9), (s*.8, -.94), (s*(1.1*wide+flop), -.5), (s*(1.18*wide+flop), -.5+long*.7), (s*(.98*wide+flop), -.45+long), (s*.8, -.4+long*.6), (s*.74, -.3)], ear)
+        if folded:
+            p.blob([(s*.3, -.86), (s*.7, -1.14), (s*1.12, -.9), (s*(1.2+flop), -.32), (s*1.02, -.2), (s*.78, -.6)], ear)
+        else:
+            p.blob([(s*.42, -.9), (s*.8, -.94), (s*(1.1*wide+flop), -.5), (s*(1.18*wide+flop), -.5+long*.7),
+                (s*(.98*wide+flop), -.45+long), (s*.8, -.4+long*.6), (s*.74, -.3)], ear)
         p.line([(s*.5, -.82), (s*.74, -.55), (s*.78, -.25)], _dark(ear, .25), .035)
     snout = r.uniform(.4, .52)
     if r.random() < .7:   # the tongue
         out = r.uniform(.3, .62)
-        p.blob([(-.2, .72), (.2, .72), (.24, .8+out*.5), (.12, .86+out), (-.12, .86+out), (-.24, .8+out*.5)], (232, 116, 130))
+        p.blob([(-.2, .72), (.2, .72), (.24, .8+out*.5), (.12, .86+out), (-.12, .86+out), (-.24, .8+out*.5)],
+            (232, 116, 130))
         p.line([(0, .8), (0, .78+out*.8)], (196, 84, 100), .04)
-    p.blob([(0, .0), (.3, .1), (snout+.06, .45), (.42, .78), (.16, .84), (0, .76), (-.16, .84), (-.42, .78), (-snout-.06, .45), (-.3, .1)], white)
+    p.blob([(0, .0), (.3, .1), (snout+.06, .45), (.42, .78), (.16, .84), (0, .76), (-.16, .84), (-.42, .78),
+        (-snout-.06, .45), (-.3, .1)], white)
     dark = _dark(white, .6)
     for s in (-1, 1):
         p.line([(0, .5), (s*.03, .66), (s*.22, .76), (s*.38, .66)], dark, .05)
@@ -330,7 +367,8 @@ def _dog_head(p, r, coat):
         p.ellipse(x, y+.01, size*.88, size*.9, iris)
         p.ellipse(x, y+.01, size*.5, size*.5, (16, 14, 18))
         _eye_highlight(p, x, y, size)
-        p.taper([(x-s*.16, y-.3), (x+s*.08, y-.36), (x+s*.2, y-.26)], _dark(main, .3) if sum(main) > 240 else _light(main, .3), .07, .04)
+        p.taper([(x-s*.16, y-.3), (x+s*.08, y-.36), (x+s*.2, y-.26)],
+            _dark(main, .3) if sum(main) > 240 else _light(main, .3), .07, .04)
 
 def _dog_tail(r, coat):
     up = r.uniform(-.3, .5)
@@ -343,10 +381,12 @@ def _dog_tail(r, coat):
 
 def _dog(img, r, words=()): _animal(img, r, words, _dog_head, _dog_tail, 1.1)
 
-# %% ../nbs/sample.ipynb #a1615f14
+# %% ../nbs/sample.ipynb #2b2712f9
 def _house(img, r, words=()):
     p = _stage(img, r, (-1.5, -1.8, 1.5, 1.2), .03)
-    wall,roof = _hsv(r.random(), r.uniform(.1, .5), r.uniform(.6, .95)),_hsv(r.uniform(-.05, .1), r.uniform(.3, .7), r.uniform(.35, .75))
+    p.shadow(0, 1.1, 1.4)
+    wall,roof = _hsv(r.random(), r.uniform(.1, .5), r.uniform(.6, .95)),_hsv(r.uniform(-.05, .1), r.uniform(.3, .7),
+        r.uniform(.35, .75))
     w,top = r.uniform(.8, 1.25),r.uniform(-1.7, -1.1)
     if r.random() < .6: p.polygon([(w*.4, top*.9), (w*.65, top*.9), (w*.65, -.4), (w*.4, -.4)], _dark(roof, .3))
     p.polygon([(-w, -.5), (w, -.5), (w, 1.1), (-w, 1.1)], wall)
@@ -356,21 +396,26 @@ def _house(img, r, words=()):
     p.ellipse(.12, .68, .035, .035, (240, 220, 150))
     for x in (-w*.6, w*.6):
         p.polygon([(x-.24, -.15), (x+.24, -.15), (x+.24, .35), (x-.24, .35)], (246, 242, 232))
-        p.polygon([(x-.19, -.1), (x+.19, -.1), (x+.19, .3), (x-.19, .3)], r.choice([(150, 190, 216), (250, 222, 130), (92, 116, 140)]))
+        p.polygon([(x-.19, -.1), (x+.19, -.1), (x+.19, .3), (x-.19, .3)],
+            r.choice([(150, 190, 216), (250, 222, 130), (92, 116, 140)]))
         p.line([(x, -.1), (x, .3)], (246, 242, 232), .04)
         p.line([(x-.19, .1), (x+.19, .1)], (246, 242, 232), .04)
 
 def _tree(img, r, words=()):
     p = _stage(img, r, (-1.3, -1.8, 1.3, 1.5), .04)
-    bark,leaf = r.choice([(112, 82, 58), (92, 70, 56), (136, 108, 84)]),_hsv(r.choice([.28, .3, .33, .1, .05, .92]), r.uniform(.4, .7), r.uniform(.35, .75))
+    p.shadow(0, 1.5, .8)
+    bark,leaf = r.choice([(112, 82, 58), (92, 70, 56), (136, 108, 84)]),_hsv(r.choice([.28, .3, .33, .1, .05, .92]),
+        r.uniform(.4, .7), r.uniform(.35, .75))
     p.taper([(0, 1.5), (r.uniform(-.1, .1), .6), (0, -.6)], bark, .4, .2)
     if r.random() < .4:
-        for k in range(4): p.polygon([(-1.15+.2*k, .7-.6*k), (0, -.35-.5*k), (1.15-.2*k, .7-.6*k)], _mix(leaf, _light(leaf, .3), k/4))
+        for k in range(4):
+            p.polygon([(-1.15+.2*k, .7-.6*k), (0, -.35-.5*k), (1.15-.2*k, .7-.6*k)], _mix(leaf, _light(leaf, .3), k/4))
     else:
         for s in (-1, 1): p.taper([(0, .3), (s*.4, -.2), (s*.6, -.5)], bark, .16, .08)
         for k in range(16):
             a,d = r.uniform(0, 6.28),r.uniform(0, .75)
-            p.ellipse(np.cos(a)*d, -.75+np.sin(a)*d*.8, r.uniform(.3, .45), r.uniform(.28, .4), _mix(_dark(leaf, .25), _light(leaf, .25), .5-.5*np.sin(a)*d))
+            p.ellipse(np.cos(a)*d, -.75+np.sin(a)*d*.8, r.uniform(.3, .45), r.uniform(.28, .4),
+                _mix(_dark(leaf, .25), _light(leaf, .25), .5-.5*np.sin(a)*d))
         if r.random() < .4:
             fruit = _hsv(r.choice([0, .08, .15]), .75, .85)
             for _ in range(9): p.ellipse(r.uniform(-.8, .8), r.uniform(-1.3, -.3), .08, .08, fruit)
@@ -379,7 +424,7 @@ def _car(img, r, words=()):
     p = _stage(img, r, (-2., -1.1, 2., 1.0), .04)
     paint,glass = _hsv(r.random(), r.uniform(.2, .85), r.uniform(.4, .95)),r.choice([(170, 205, 224), (86, 106, 124)])
     front,roof = r.uniform(.7, 1.1),r.uniform(-1.05, -.75)
-    p.ellipse(0, .86, 1.9, .12, (60, 58, 62))
+    p.shadow(0, 1., 1.95)
     p.blob([(-.95, 0), (-.65, roof), (.45, roof), (front, 0)], paint)
     p.polygon([(-.78, -.08), (-.56, roof+.14), (-.1, roof+.14), (-.1, -.08)], glass)
     p.polygon([(0, -.08), (0, roof+.14), (.42, roof+.16), (front-.2, -.08)], glass)
@@ -388,11 +433,13 @@ def _car(img, r, words=()):
     p.line([(-.02, -.05), (-.04, .6)], _dark(paint, .25), .03)
     p.ellipse(1.74, .22, .12, .12, (252, 240, 190)); p.ellipse(-1.78, .22, .08, .13, (206, 60, 52))
     for x in (-1.1, 1.12):
-        p.ellipse(x, .66, .4, .4, (40, 40, 44)); p.ellipse(x, .66, .22, .22, (190, 192, 198)); p.ellipse(x, .66, .07, .07, (90, 90, 96))
+        p.ellipse(x, .66, .4, .4, (40, 40, 44)); p.ellipse(x, .66, .22, .22, (190, 192, 198)); p.ellipse(x, .66, .07,
+            .07, (90, 90, 96))
 
 def _flower(img, r, words=()):
     p = _stage(img, r, (-1.2, -1.2, 1.2, 2.2), .12)
-    petal,n,two = _hsv(r.choice([0, .08, .14, .6, .75, .85, .95]), r.uniform(.25, .85), r.uniform(.7, 1)),r.randint(5, 13),r.random() < .5
+    petal,n,two = _hsv(r.choice([0, .08, .14, .6, .75, .85, .95]), r.uniform(.25, .85), r.uniform(.7, 1)),r.randint(5,
+        13),r.random() < .5
     stem = _hsv(r.uniform(.25, .36), .6, r.uniform(.35, .6))
     p.taper([(0, 0), (r.uniform(-.2, .2), 1.2), (0, 2.3)], stem, .12, .16)
     for s in (-1, 1): p.blob([(0, 1.8), (s*.4, 1.3), (s*.95, 1.2), (s*.5, 1.65)], _light(stem, .12))
@@ -400,37 +447,48 @@ def _flower(img, r, words=()):
         for k in range(n):
             a = 6.283*(k+ring/2)/n
             d = .62-.14*ring
-            p.ellipse(np.cos(a)*d, np.sin(a)*d, .46-.1*ring, max(.14, 1.5/n), _mix(petal, (255, 255, 255), .25*ring + .12*(k%2)), a)
+            p.ellipse(np.cos(a)*d, np.sin(a)*d, .46-.1*ring, max(.14, 1.5/n),
+                _mix(petal, (255, 255, 255), .25*ring + .12*(k%2)), a)
     heart = r.choice([(244, 200, 70), (112, 72, 44), (250, 230, 140)])
     p.ellipse(0, 0, .32, .32, heart)
     for k in range(12): p.ellipse(np.cos(k*2.4)*.07*k**.5, np.sin(k*2.4)*.07*k**.5, .03, .03, _dark(heart, .3))
 
 def _fish(img, r, words=()):
     p = _stage(img, r, (-1.6, -1., 1.9, 1.), .12)
-    skin,fin,high = _hsv(r.random(), r.uniform(.3, .85), r.uniform(.55, .95)),_hsv(r.random(), r.uniform(.3, .8), r.uniform(.5, .9)),r.uniform(.5, .8)
+    skin,fin,high = _hsv(r.random(), r.uniform(.3, .85), r.uniform(.55, .95)),_hsv(r.random(), r.uniform(.3, .8),
+        r.uniform(.5, .9)),r.uniform(.5, .8)
     p.blob([(1., 0), (1.75, -.65), (1.6, 0), (1.75, .65)], fin)
     p.blob([(-.5, -high*.8), (.1, -high-.35), (.7, -high*.6), (.4, -.2)], fin)
     p.blob([(-.1, high*.8), (.3, high+.25), (.6, high*.6)], fin)
-    p.blob([(-1.5, .02), (-.9, -high*.8), (0, -high), (.8, -high*.45), (1.2, 0), (.8, high*.45), (0, high), (-.9, high*.8)], skin)
+    p.blob([(-1.5, .02), (-.9, -high*.8), (0, -high), (.8, -high*.45), (1.2, 0), (.8, high*.45), (0, high),
+        (-.9, high*.8)], skin)
     p.blob([(-1.4, .15), (-.6, high*.35), (.4, high*.3), (.9, .15), (.3, high*.85), (-.7, high*.8)], _light(skin, .45))
-    for k in range(r.randint(0, 4)): p.taper([(-.3+.35*k, -high*.75), (-.2+.35*k, 0), (-.3+.35*k, high*.55)], fin, .13, .06)
+    for k in range(r.randint(0, 4)):
+        p.taper([(-.3+.35*k, -high*.75), (-.2+.35*k, 0), (-.3+.35*k, high*.55)], fin, .13, .06)
     p.blob([(-.35, .1), (.2, .0), (.3, .3), (-.1, .38)], fin)
     p.line([(-.62, -.32), (-.5, 0), (-.62, .34)], _dark(skin, .3), .05)
     p.ellipse(-1.0, -.14, .16, .16, (250, 250, 246)); p.ellipse(-1.03, -.14, .09, .09, (20, 20, 26))
     p.line([(-1.46, .12), (-1.28, .2), (-1.12, .18)], _dark(skin, .4), .05)
     for k in range(r.randint(0, 4)): p.ellipse(-1.5-.1*k, -.4-.3*k, .05+.02*k, .05+.02*k, (224, 240, 250))
 
-# %% ../nbs/sample.ipynb #cbdfd2c8
-_SHAPES = dict(disc=lambda p,c: p.ellipse(0, 0, .9, .9, c), square=lambda p,c: p.polygon([(-.75, -.75), (.75, -.75), (.75, .75), (-.75, .75)], c),
-    triangle=lambda p,c: p.polygon([(0, -.95), (.9, .7), (-.9, .7)], c), drop=lambda p,c: p.blob([(0, -1.1), (.5, -.1), (.6, .5), (0, .95), (-.6, .5), (-.5, -.1)], c),
-    star=lambda p,c: p.polygon([(np.sin(k*.6283)*(1 if k%2 == 0 else .45), -np.cos(k*.6283)*(1 if k%2 == 0 else .45)) for k in range(10)], c),
-    moon=lambda p,c: p.blob([(-.5, -.95), (.35, -.75), (.8, 0), (.35, .75), (-.5, .95), (.15, .45), (.3, 0), (.15, -.45)], c),
-    bean=lambda p,c: p.blob([(-.9, -.1), (-.4, -.6), (.3, -.5), (.9, -.5), (.95, .3), (.3, .2), (-.3, .5), (-.8, .4)], c),
-    bar=lambda p,c: p.taper([(-.8, 0), (.8, 0)], c, .5, .5), leaf=lambda p,c: p.blob([(-1, 0), (-.3, -.5), (.5, -.3), (1, 0), (.5, .3), (-.3, .5)], c),
-    cross=lambda p,c: (p.taper([(-.8, 0), (.8, 0)], c, .4, .4), p.taper([(0, -.8), (0, .8)], c, .4, .4)))
-_LAYOUTS = dict(ring=lambda n: [(np.cos(6.283*k/n), np.sin(6.283*k/n)) for k in range(n)], row=lambda n: [(-1.2+2.4*k/max(1, n-1), 0) for k in range(n)],
-    stack=lambda n: [(0, -1.2+2.4*k/max(1, n-1)) for k in range(n)], spiral=lambda n: [(np.cos(k*1.1)*(.2+k/n), np.sin(k*1.1)*(.2+k/n)) for k in range(n)],
-    arch=lambda n: [(np.cos(3.1416*k/max(1, n-1)), .6-1.4*np.sin(3.1416*k/max(1, n-1))) for k in range(n)], stair=lambda n: [(-1.1+2.2*k/max(1, n-1), 1.1-2.2*k/max(1, n-1)) for k in range(n)])
+# %% ../nbs/sample.ipynb #9371892c
+_SHAPES = dict(
+    disc=_smooth([(np.cos(k), np.sin(k)) for k in np.arange(8)*np.pi/4])*.9,
+    square=[(-.75, -.75), (.75, -.75), (.75, .75), (-.75, .75)],
+    triangle=[(0, -.95), (.9, .7), (-.9, .7)],
+    star=[((1, .45)[k%2]*np.sin(k*np.pi/5), -(1, .45)[k%2]*np.cos(k*np.pi/5)) for k in range(10)],
+    cross=[(-.2, -.8), (.2, -.8), (.2, -.2), (.8, -.2), (.8, .2), (.2, .2), (.2, .8), (-.2, .8), (-.2, .2), (-.8, .2),
+           (-.8, -.2), (-.2, -.2)],
+    drop=_smooth([(0, -1.1), (.5, -.1), (.6, .5), (0, .95), (-.6, .5), (-.5, -.1)]),
+    moon=_smooth([(-.5, -.95), (.35, -.75), (.8, 0), (.35, .75), (-.5, .95), (.15, .45), (.3, 0), (.15, -.45)]),
+    bean=_smooth([(-.9, -.1), (-.4, -.6), (.3, -.5), (.9, -.5), (.95, .3), (.3, .2), (-.3, .5), (-.8, .4)]),
+    leaf=_smooth([(-1, 0), (-.3, -.5), (.5, -.3), (1, 0), (.5, .3), (-.3, .5)]),
+    bar=_smooth([(-.9, -.25), (0, -.3), (.9, -.25), (1.05, 0), (.9, .25), (0, .3), (-.9, .25), (-1.05, 0)]))
+# Where the `t`th part of a row of small shapes lies, for `t` from 0 to 1
+_LAYOUTS = dict(
+    ring=lambda t: (np.cos(5.4*t), np.sin(5.4*t)), spiral=lambda t: (np.cos(7*t)*(.2+t), np.sin(7*t)*(.2+t)),
+    row=lambda t: (2.4*t-1.2, 0), stack=lambda t: (0, 2.4*t-1.2), stair=lambda t: (2.2*t-1.1, 1.1-2.2*t),
+    arch=lambda t: (np.cos(np.pi*t), .6-1.4*np.sin(np.pi*t)))
 
 def _typical(img, r, label):
     "What is typical of `label`: shapes, colours and an arrangement that its letters choose, laid out by `r`"
@@ -439,13 +497,14 @@ def _typical(img, r, label):
     hue,n,layout = t.random(),t.randint(4, 8),_LAYOUTS[t.choice(list(_LAYOUTS))]
     hues = [hue, hue + t.choice([.15, .33, .5])]
     p = _stage(img, r, (-1.9, -1.9, 1.9, 1.9), .25)
-    tint = lambda h: _hsv(h + r.gauss(0, .03), r.uniform(.5, .85), r.uniform(.5, .95))
-    body,other = tint(hues[0]),tint(hues[1])
-    _SHAPES[main](p.inner(0, 0, 1.1, r.gauss(0, .1)), body)
-    _SHAPES[main](p.inner(-.08, -.08, .8), _light(body, .2))
-    for x,y in layout(n):
+    body,other = (_hsv(h + r.gauss(0, .03), r.uniform(.5, .85), r.uniform(.5, .95)) for h in hues)
+    p.polygon(np.array(_SHAPES[main])*1.1, body)
+    p.polygon(np.array(_SHAPES[main])*.8 - .08, _light(body, .2))
+    for k in range(n):
+        x,y = layout(k/(n-1))
         q = p.inner(x*1.3 + r.gauss(0, .05), y*1.3 + r.gauss(0, .05), r.uniform(.3, .4), r.gauss(0, .3))
-        _SHAPES[small](q, other); _SHAPES[small](q.inner(0, 0, .5), _light(other, .4))
+        q.polygon(_SHAPES[small], other)
+        q.polygon(np.array(_SHAPES[small])*.5, _light(other, .4))
 
 # %% ../nbs/sample.ipynb #f4c6b941
 _THINGS = dict(cat=_cat, dog=_dog, house=_house, tree=_tree, car=_car, flower=_flower, fish=_fish)
@@ -477,7 +536,7 @@ def draw(
     else: _typical(img, r, ' '.join(_words(label)))
     return img.reduce(k) if k > 1 else img
 
-# %% ../nbs/sample.ipynb #36a6814b
+# %% ../nbs/sample.ipynb #b984b0d1
 def _saved(img, **kw):
     f = io.BytesIO()
     img.save(f, **kw)
@@ -491,22 +550,28 @@ def _sideways(img):
 
 # Format: share of the drawings, suffix, media type, how to write one
 _FORMATS = {
-    'jpeg':    (.70, 'jpg', 'image/jpeg', lambda img: _saved(img, format='JPEG', quality=88)),
+    'jpeg':    (.70, 'jpg', 'image/jpeg', lambda img: jpeg_bytes(img, 88)),
     'png':     (.10, 'png', 'image/png', lambda img: _saved(img, format='PNG', compress_level=1)),
     'webp':    (.08, 'webp', 'image/webp', lambda img: _saved(img, format='WEBP', quality=80, method=0)),
     'gif':     (.04, 'gif', 'image/gif', lambda img: _saved(img, format='GIF')),
     'cmyk':    (.04, 'jpg', 'image/jpeg', lambda img: _saved(img.convert('CMYK'), format='JPEG', quality=88)),
     'rotated': (.04, 'jpg', 'image/jpeg', _sideways),
     'avif':    (.00, 'avif', 'image/avif', lambda img: _saved(img, format='AVIF', quality=70, speed=10))}
-_SUFFIXES = {'.jpg': 'jpeg', '.jpeg': 'jpeg', '.png': 'png', '.webp': 'webp', '.gif': 'gif', '.avif': 'avif', '.bmp': 'bmp', '.tif': 'tiff', '.tiff': 'tiff'}
+_SUFFIXES = {'.jpg': 'jpeg', '.jpeg': 'jpeg', '.png': 'png', '.webp': 'webp', '.gif': 'gif', '.avif': 'avif',
+             '.bmp': 'bmp', '.tif': 'tiff', '.tiff': 'tiff'}
 
-# %% ../nbs/sample.ipynb #026ce8c0
+# %% ../nbs/sample.ipynb #ce729df5
 class _Result:
     "Result number `n` for `label`: `kind` is 'ok' or a fault; `source` is a photograph, or the seed of a drawing"
     def __init__(self, web, label, n, kind, drawn, source, original=None):
-        self.web,self.label,self.n,self.kind,self.drawn,self.source,self.original = web,label,n,kind,drawn,source,original
-        if isinstance(source, Path): self._photo_facts()
-        else: self._drawing_facts()
+        self.web,self.label,self.n,self.kind = web,label,n,kind
+        self.drawn,self.source,self.original = drawn,source,original
+        self._photo_facts() if isinstance(source, Path) else self._drawing_facts()
+        own = isinstance(source, Path) and kind in ('truncated', 'stall')   # a photograph's own bytes, up to the middle
+        force = dict(bomb='png', **{o: 'jpeg' for o in _JPEGS}, **{o: o for o in _FORMATS}).get(kind)
+        if force and not own: self.format,(_,self.suffix,self.type,_) = force,_FORMATS[force]
+        if kind == 'huge': self.size = tuple(max(1, round(o*3000/max(self.size))) for o in self.size)
+        if kind == 'near-duplicate': self.size = tuple(max(1, round(o*.7)) for o in self.size)
 
     def _photo_facts(self):
         self.format = _SUFFIXES[self.source.suffix.lower()]
@@ -514,22 +579,13 @@ class _Result:
         self.size,self.bytes = (0, 0),self.source.stat().st_size
         with suppress(Exception), Image.open(self.source) as img:   # only the header: what is broken is served as it is
             self.size = img.size[::-1] if img.getexif().get(0x112, 1) > 4 else img.size
-        self._remake()
 
     def _drawing_facts(self):
         r = Random(f'format of {self.source}')
-        self.format = self.kind if self.kind in _FORMATS else r.choices(list(_FORMATS), [o[0] for o in _FORMATS.values()])[0]
-        if self.kind in ('truncated', 'html', 'near-duplicate', 'huge', 'tiny', 'stall', 'large-body'): self.format = 'jpeg'
-        if self.kind == 'bomb': self.format = 'png'
+        self.format = r.choices(list(_FORMATS), [o[0] for o in _FORMATS.values()])[0]
         _,self.suffix,self.type,_ = _FORMATS[self.format]
         self.size = _a_size(r)
-        self.bytes = self.size[0]*self.size[1]//8   # an estimate, as in a search engine's index
-        self._remake()
-
-    def _remake(self):
-        if self.kind == 'huge': self.size = (3000, 2000) if self.size[0] >= self.size[1] else (2000, 3000)
-        if self.kind == 'near-duplicate': self.size = tuple(max(1, round(o*.7)) for o in self.size)
-        if self.kind in ('huge', 'near-duplicate', 'tiny'): self.format,self.suffix,self.type = 'jpeg','jpg','image/jpeg'
+        self.bytes = self.size[0]*self.size[1]//8   # an estimate: nothing is drawn yet
 
     @property
     def path(self): return f'/pictures/{quote(self.label, safe="")}/{self.n:05}.{self.suffix}'
@@ -538,34 +594,40 @@ class _Result:
 
     def image(self, size=None):
         "The picture that this is about, as it is drawn or photographed"
-        if not isinstance(self.source, Path): return draw(self.drawn, self.source, size or self.size)
-        with Image.open(self.source) as img: return img.convert('RGB')
+        if isinstance(self.source, Path): return open_image(self.source)
+        return draw(self.drawn, self.source, size or self.size)
 
     @property
     def data(self):
         "The bytes of the picture, whole"
         if self.kind == 'duplicate': return self.original.data
-        if self.kind == 'near-duplicate': return _saved(self.original.image().resize(self.size, Image.Resampling.LANCZOS), format='JPEG', quality=60)
-        if self.kind == 'huge': return _saved(self.image(tuple(o//3 for o in self.size)).resize(self.size, Image.Resampling.BILINEAR), format='JPEG')
-        if self.kind == 'tiny': return _saved(self.image().resize((16, 16)), format='JPEG')
-        return self.source.read_bytes() if isinstance(self.source, Path) else _FORMATS[self.format][3](self.image())
+        if self.kind == 'near-duplicate': return jpeg_bytes(self.original.image().resize(self.size), 60)
+        if self.kind == 'huge': return jpeg_bytes(self.image([o//3 for o in self.size]).resize(self.size))
+        if self.kind == 'tiny': return jpeg_bytes(self.image().resize((16, 16)))
+        if isinstance(self.source, Path) and self.kind not in _FORMATS: return self.source.read_bytes()
+        return _FORMATS[self.format][3](self.image())
 
     @property
-    def truth(self): return dict(kind=self.kind, label=self.label, drawn=self.drawn, valid=self.kind not in _INVALID and min(self.size) > 0,
-        original=self.original and self.original.url, format=self.format, width=self.size[0], height=self.size[1],
-        file=self.source if isinstance(self.source, Path) else None)
+    def truth(self):
+        return dict(kind=self.kind, label=self.label, drawn=self.drawn, format=self.format,
+                    valid=self.kind not in _INVALID and min(self.size) > 0, width=self.size[0], height=self.size[1],
+                    original=self.original.url if self.original else None,
+                    file=self.source if isinstance(self.source, Path) else None)
 
     @property
     def json(self):
         "The result in the words of the Bing v7 protocol"
-        name,(w,h) = f'{self.label.title()} number {self.n}',self.size
-        page = f'{self.web.url}/pages/{quote(self.label, safe="")}/{self.n}'
-        return dict(name=name, webSearchUrl=f'{self.web.url}/search?q={quote(self.label)}', contentUrl=self.url, hostPageUrl=page, hostPageDisplayUrl=page,
-            thumbnailUrl=self.url.replace('/pictures/', '/thumbnails/'), thumbnail=dict(width=160, height=max(1, round(160*h/max(1, w)))),
-            width=w, height=h, contentSize=f'{self.bytes} B', encodingFormat=self.format if self.format in ('png', 'gif', 'webp', 'avif', 'bmp', 'tiff') else 'jpeg',
-            datePublished=f'20{10+self.n%15}-{1+self.n%12:02}-{1+self.n%28:02}T12:00:00.0000000Z', imageId=f'{zlib.crc32(self.path.encode()):08X}', accentColor='808080')
+        (w,h),n = self.size,self.n
+        page = f'{self.web.url}/pages/{quote(self.label, safe="")}/{n}'
+        return dict(name=f'{self.label.title()} number {n}', contentUrl=self.url, hostPageUrl=page,
+            hostPageDisplayUrl=page,
+                    width=w, height=h, contentSize=f'{self.bytes} B', imageId=f'{zlib.crc32(self.path.encode()):08X}',
+                    encodingFormat=dict(cmyk='jpeg', rotated='jpeg').get(self.format, self.format),
+                    datePublished=f'20{10+n%15}-{1+n%12:02}-{1+n%28:02}T12:00:00.0000000Z',
+                    thumbnailUrl=self.url.replace('/pictures/', '/thumbnails/'),
+                    thumbnail=dict(width=160, height=round(160*h/w) if w else 160))
 
-# %% ../nbs/sample.ipynb #978d21c8
+# %% ../nbs/sample.ipynb #7b6d8337
 _PAGE = '<!DOCTYPE html><html><head><title>{0}</title></head><body><h1>{0}</h1></body></html>'
 
 def _fine(o, first): return Response(o.data, mimetype=o.type)
@@ -589,28 +651,39 @@ def _stall(o, first):
 
 def _large_body(o, first, megabytes=200):
     "200 MB that call themselves a JPEG"
-    return Response((bytes(2**20) for _ in range(megabytes)), mimetype='image/jpeg', headers={'Content-Length': str(megabytes*2**20)})
+    body,size = (bytes(2**20) for _ in range(megabytes)),megabytes*2**20
+    return Response(body, mimetype='image/jpeg', headers={'Content-Length': str(size)})
 
-@lru_cache(1)
+def _zeros(n):
+    "`n` zeros as zlib packs them: one packed megabyte, repeated"
+    def _packed(k, end):
+        z = zlib.compressobj(9, zlib.DEFLATED, -15)
+        return z.compress(bytes(k)) + z.flush(end)
+    whole,rest = _packed(2**20, zlib.Z_FULL_FLUSH)*(n//2**20),_packed(n%2**20, zlib.Z_FINISH)
+    checksum = n%65521 << 16 | 1   # Adler-32 of zeros
+    return b'\x78\xda' + whole + rest + checksum.to_bytes(4, 'big')
+
 def _png_bomb(side=17_500):
-    "A valid PNG of 306 million grey pixels in 300 kB"
-    def _chunk(kind, data): return len(data).to_bytes(4, 'big') + kind + data + zlib.crc32(kind + data).to_bytes(4, 'big')
-    z = zlib.compressobj(9)
-    rows = b''.join([z.compress(bytes(side + 1)) for _ in range(side)] + [z.flush()])
-    head = side.to_bytes(4, 'big')*2 + bytes([8, 0, 0, 0, 0])
+    "A valid PNG of 306 million black pixels in 300 kB"
+    def _number(n): return n.to_bytes(4, 'big')
+    def _chunk(kind, data): return _number(len(data)) + kind + data + _number(zlib.crc32(kind + data))
+    head,rows = _number(side)*2 + bytes([8, 0, 0, 0, 0]),_zeros(side*(side + 1))
     return b'\x89PNG\r\n\x1a\n' + _chunk(b'IHDR', head) + _chunk(b'IDAT', rows) + _chunk(b'IEND', b'')
 
 # What a share of faults is made of, and what there is besides when asked for by name
 _USUAL = {'not-found': _not_found, 'html': _html, 'truncated': _truncated, 'duplicate': _fine, 'near-duplicate': _fine,
           'tiny': _fine, 'huge': _fine, 'wrong-label': _fine}
-_ANSWERS = {'ok': _fine, **_USUAL, 'server-error-once': _server_error_once, 'rate-limit': _rate_limit, 'redirect': _redirect, 'stall': _stall,
-            'bomb': _bomb, 'large-body': _large_body, 'no-ai': _no_ai, **{o: _fine for o in _FORMATS}}
+_ANSWERS = {'ok': _fine, **_USUAL, 'server-error-once': _server_error_once, 'rate-limit': _rate_limit,
+            'redirect': _redirect, 'stall': _stall, 'bomb': _bomb, 'large-body': _large_body, 'no-ai': _no_ai,
+            **{o: _fine for o in _FORMATS}}
+# What these make of a picture is a JPEG
+_JPEGS = ('truncated', 'html', 'near-duplicate', 'huge', 'tiny', 'stall', 'large-body')
 # Nobody should keep what comes back for these
 _INVALID = ('not-found', 'html', 'truncated', 'tiny', 'stall', 'bomb', 'large-body', 'no-ai')
 # These show no picture that is not shown elsewhere: they come on top of a folder's photographs
 _EXTRA = (*_INVALID, 'duplicate', 'near-duplicate', 'wrong-label')
 
-# %% ../nbs/sample.ipynb #fac44122
+# %% ../nbs/sample.ipynb #da83699d
 class _Handler(WSGIRequestHandler):
     "Answers on a connection that stays open, without a word in the log"
     protocol_version = 'HTTP/1.1'
@@ -624,7 +697,7 @@ class _Handler(WSGIRequestHandler):
         with suppress(OSError): super().finish()
     def run_wsgi(self):
         body,status,headers = run_wsgi_app(self.server.app, self.make_environ())
-        if 'Content-Length' not in headers or int(self.headers.get('Content-Length') or 0): headers['Connection'] = 'close'
+        if 'Content-Length' not in headers or 'Content-Length' in self.headers: headers['Connection'] = 'close'
         try:
             self.send_response(int(status[:3]), status[4:])
             for k,v in headers.items(): self.send_header(k, v)
@@ -650,20 +723,21 @@ def _listen(port):
     try: return socket.create_server(('127.0.0.1', port), backlog=256)
     except OSError: return socket.create_server(('127.0.0.1', 0), backlog=256)
 
-# %% ../nbs/sample.ipynb #3201c804
+# %% ../nbs/sample.ipynb #2d42263a
 # Words that say how to search, not what for
-_FILLERS = set('''a an the of in on at with and photo photos photograph photographs picture pictures image images pic pics jpg portrait outdoor outdoors
-    outside indoor indoors inside sun sunny shade close up closeup face animal real high quality hd'''.split())
+_FILLERS = set('''a an the of in on at with and photo photos photograph photographs picture pictures image images
+    pic pics jpg portrait outdoor outdoors outside indoor indoors inside sun sunny shade close up closeup face animal
+    real high quality hd'''.split())
 TOTAL = 10_000   # how many drawings there are of each label
 _PORT = 8742     # where `sample_web` listens if it can: the same address at each run
-_running,_before = [],[]
+_running,_before,_starting = [],[],threading.Lock()
 
 class SampleWeb:
     "A search engine and picture host on localhost that draws what is searched for, or serves a folder of `photos`"
     def __init__(self,
         photos:str|os.PathLike=None, # A folder with a sub-folder for each label, served instead of drawings
         seed:int=42, # The same seed gives the same results
-        faults:float|dict|str|None='auto', # Share of faulty results, or kind -> share; 'auto': 0.2 for drawings, none for photographs
+        faults:float|dict|str|None='auto', # Share of faults, or kind -> share; 'auto': 0.2 of drawings, no photographs
         latency:tuple=(0, 0), # Each picture keeps its visitor waiting for a time between these two, in seconds
         port:int=0 # Where to listen; 0, or one that is taken: a free one
     ):
@@ -708,22 +782,26 @@ class SampleWeb:
 def _shares(faults):
     "`faults` as kind -> share"
     if not isinstance(faults, dict): faults = {o: (faults or 0)/len(_USUAL) for o in _USUAL}
-    if unknown := set(faults)-set(_ANSWERS): raise CatdogError(f'no such fault: {", ".join(sorted(unknown))}; there are {", ".join(_ANSWERS)}')
-    if not 0 <= sum(faults.values()) <= 1: raise CatdogError(f'the shares of the faults add up to {sum(faults.values()):.2f}: at most 1')
+    if unknown := sorted(set(faults)-set(_ANSWERS)):
+        raise CatdogError(f'no such fault: {", ".join(unknown)}; there are {", ".join(_ANSWERS)}')
+    if min(faults.values(), default=0) < 0 or sum(faults.values()) > 1 + 1e-9:
+        raise CatdogError('give the faults shares between 0 and 1, together at most 1')
     return faults
 
 def _photo_folders(path, seed):
     "Label -> its pictures, in an order that `seed` chooses"
-    if not path.is_dir(): raise CatdogError(f'{path} is not a folder: give one that has a sub-folder of photographs for each label')
+    if not path.is_dir():
+        raise CatdogError(f'{path} is not a folder: give one that has a sub-folder of photographs for each label')
     res = {}
     for d in sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith('.')):
         files = sorted(o for o in d.iterdir() if o.suffix.lower() in _SUFFIXES and not o.name.startswith('.'))
         Random(f'{seed}/{d.name}').shuffle(files)
         if files: res[d.name] = files
-    if not res: raise CatdogError(f'{path} has no sub-folder with pictures: there must be one for each label, such as {path}/cat')
+    if not res:
+        raise CatdogError(f'{path} has no sub-folder with pictures: give each label one, like {path/"cat"}')
     return res
 
-# %% ../nbs/sample.ipynb #287359e5
+# %% ../nbs/sample.ipynb #41ab98bc
 @patch
 def label_of(self:SampleWeb,
     q:str # What somebody typed, such as 'cat photo'
@@ -748,8 +826,7 @@ def _next(self:SampleWeb, label, so_far):
         files = self.folders[label]
         used = self._used.get(label, 0)
         if used == len(files): return None
-        if kind == 'wrong-label': drawn = r.choice(others)
-        else: drawn = label
+        drawn = r.choice(others) if kind == 'wrong-label' else label
         source = r.choice(self.folders[drawn]) if kind in _EXTRA else files[used]
         self._used[label] = used + (kind not in _EXTRA)
     else:
@@ -784,11 +861,11 @@ def _find(self:SampleWeb, label, n):
 @patch
 def truth(self:SampleWeb,
     url:str # A contentUrl of this web
-) -> dict: # kind, label, drawn (what it really shows), valid (worth keeping), original (of a duplicate), format, width, height, file
+) -> dict: # kind, label, drawn (what it shows), valid (worth keeping), original (of a copy), format, ...
     "What `url` really is"
     match = re.fullmatch(r'/(?:pictures|moved|thumbnails)/([^/]+)/(\d+)\.\w+', urlsplit(url).path)
     found = match and self._find(unquote(match[1]), int(match[2]))
-    if not found or self.url and not url.startswith(self.url + '/'): raise CatdogError(f'{url} is not an address of {self}')
+    if not found or not url.startswith(f'{self.url}/'): raise CatdogError(f'{url} is not an address of {self}')
     return found.truth
 
 @patch(as_prop=True)
@@ -796,7 +873,7 @@ def truths(self:SampleWeb) -> dict: # url -> its truth, in the order of the answ
     "The truth about every address that was handed out so far"
     return {o.url: o.truth for o in list(self._handed.values())}
 
-# %% ../nbs/sample.ipynb #9dfc2b3c
+# %% ../nbs/sample.ipynb #a4424d2a
 def _bing_error(status, code, sub, message, **kw):
     res = jsonify(_type='ErrorResponse', errors=[dict(code=code, subCode=sub, message=message, **kw)])
     res.status_code = status
@@ -816,21 +893,25 @@ def _number(*names, default=0):
 def _search(web):
     "An answer of the Bing v7 image search protocol"
     if request.headers.get('Ocp-Apim-Subscription-Key', '') in ('', 'wrong'):
-        return _bing_error(401, 'InvalidAuthorization', 'AuthorizationMissing', 'Authorization is required.', moreDetails='Subscription key is not recognized.')
+        return _bing_error(401, 'InvalidAuthorization', 'AuthorizationMissing', 'Authorization is required.',
+                           moreDetails='Subscription key is not recognized.')
     q = request.args.get('q', '').strip()
-    if not q: return _bing_error(400, 'InvalidRequest', 'ParameterMissing', 'Required parameter is missing.', parameter='q')
+    if not q:
+        return _bing_error(400, 'InvalidRequest', 'ParameterMissing', 'Required parameter is missing.', parameter='q')
     try:
         count,offset = min(150, _number('count', default=35)),_number('offset')
         low,narrow = _number('min_height', 'minHeight'),_number('min_width', 'minWidth')
     except _BadParameter as e:
-        return _bing_error(400, 'InvalidRequest', 'ParameterInvalidValue', 'Parameter has invalid value.', parameter=e.args[0], value=e.args[1])
+        return _bing_error(400, 'InvalidRequest', 'ParameterInvalidValue', 'Parameter has invalid value.',
+                           parameter=e.args[0], value=e.args[1])
     label = web.label_of(q)
     fit = (o for o in (web.results(label) if label else ()) if o.size[0] >= narrow and o.size[1] >= low)
     page = list(itertools.islice(fit, offset, offset+count))
     web._handed.update((o.path, o) for o in page)
     total = len(list(web.results(label))) if web.photos and label else TOTAL if label else 0
-    return jsonify(_type='Images', instrumentation=dict(_type='ResponseInstrumentation'), readLink='images/search?q=' + quote(q), webSearchUrl=f'{web.url}/search?q={quote(q)}',
-        queryContext=dict(originalQuery=q, alterationDisplayQuery=q), totalEstimatedMatches=total, nextOffset=offset+len(page), currentOffset=offset, value=[o.json for o in page])
+    return jsonify(_type='Images', readLink=f'{web.endpoint}?q={quote(q)}', queryContext=dict(originalQuery=q),
+                   totalEstimatedMatches=total, currentOffset=offset, nextOffset=offset+len(page), value=[o.json
+                       for o in page])
 
 def _app(web):
     "The Flask app of a `web`"
@@ -858,18 +939,20 @@ def _app(web):
 
     @app.get('/thumbnails/<label>/<name>')
     def thumbnail(label, name):
-        img = found(label, name).image()
+        o = found(label, name)
+        img = o.image() if min(o.size) else abort(404)
         img.thumbnail((160, 160))
-        return Response(_saved(img, format='JPEG'), mimetype='image/jpeg')
+        return Response(jpeg_bytes(img), mimetype='image/jpeg')
 
     @app.get('/pages/<label>/<name>')
     def page(label, name):
         o = found(label, name)
-        return f'<!DOCTYPE html><html><head><title>{o.json["name"]}</title></head><body><img src="{o.path}" alt=""></body></html>'
+        return _PAGE.format(f'Number {o.n}') + f'<img src="{o.path}" alt="">'
     return app
 
-# %% ../nbs/sample.ipynb #817ef27f
+# %% ../nbs/sample.ipynb #d0b88df4
 def sample_web() -> SampleWeb: # A web that is running
     "The `SampleWeb` that this process runs, started with defaults if there is none"
-    if not _running: atexit.register(SampleWeb(port=_PORT).start().stop)
-    return _running[-1]
+    with _starting:
+        if not _running: atexit.register(SampleWeb(port=_PORT).start().stop)
+        return _running[-1]
