@@ -6,8 +6,8 @@
 __all__ = ['TRIES', 'MAX_WAIT', 'USER_AGENT', 'OPENVERSE', 'COMMONS', 'ENGINES', 'VARIANTS', 'MAX_BYTES', 'PER_HOST', 'MIN_SIDE',
            'CLOSE', 'ALIKE', 'IMAGES', 'Moved', 'Photo', 'SearchError', 'parse_bing', 'search_bing', 'parse_ddg',
            'search_ddg', 'parse_openverse', 'search_openverse', 'parse_commons', 'search_commons', 'search_sample',
-           'search_images', 'search_terms', 'Outcome', 'download_images', 'read_manifest', 'count_outcomes', 'scrape',
-           'contact_sheet', 'set_aside']
+           'search_images', 'search_terms', 'Outcome', 'download_images', 'read_manifest', 'count_outcomes',
+           'write_credits', 'save_urls', 'scrape', 'contact_sheet', 'set_aside']
 
 # %% ../nbs/01_scrape.ipynb #889419f8
 import hashlib, html, io, ipaddress, json, os, random, re, shutil, socket, tempfile, threading, time
@@ -828,7 +828,36 @@ class _Keeper:
         self.manifest.add(row, *others)
         return outcome
 
-# %% ../nbs/01_scrape.ipynb #f99a2043
+# %% ../nbs/01_scrape.ipynb #e3bf8b05
+def write_credits(
+    path:str|os.PathLike='data/animals' # The folder that `scrape` made
+) -> Path: # The file, `path/CREDITS.txt`
+    "Write down who made each picture that was kept in `path`, where it is from, and its licence"
+    df = read_manifest(path)
+    kept = df[df.status == 'ok'].fillna({k: '' for k in ('title', 'creator', 'license', 'page_url')})
+    lines = [f'{o.file}: {o.title or "untitled"}, by {o.creator or "somebody not named"}, {o.license or "licence not stated"}, {o.page_url or o.url}\n'
+             for o in kept.itertuples()]
+    return write_atomic(Path(path)/'CREDITS.txt', ''.join(lines).encode())
+
+# %% ../nbs/01_scrape.ipynb #05651dea
+def save_urls(
+    labels:list, # What to look for
+    file:str|os.PathLike, # The Parquet file to write
+    n:int=150, # How many addresses for each label
+    engine:str='auto', # As for `search_images`
+    queries:list=None # As for `search_terms`
+): # A `pandas.DataFrame` with the columns url and caption
+    "Search for `labels` and write the addresses to `file`, each with its label as its caption; fetch nothing"
+    import pandas as pd
+    file = Path(file)
+    if file.suffix != '.parquet': raise CatdogError(f'{file} does not end in .parquet: give a name that does, such as urls.parquet')
+    if not file.parent.is_dir(): raise CatdogError(f'there is no folder {file.parent}: make it first')
+    rows = [(p.url, label) for label in _check_labels(labels) for p in search_terms(label, n, engine, queries)]
+    df = pd.DataFrame(rows, columns=['url', 'caption'], dtype='str')
+    write_atomic(file, df.to_parquet(index=False))
+    return df
+
+# %% ../nbs/01_scrape.ipynb #ac330eec
 _SETTLED = ('ok', 'duplicate', 'near-duplicate', 'conflict')
 
 def _kind(engine): return 'drawings of the sample web' if engine == 'sample' else 'photographs'
@@ -862,12 +891,15 @@ def scrape(
     n:int=150, # How many photos to look for, for each label
     engine:str='auto', # bing, ddg, openverse, commons, sample, or auto: several in turn
     queries:Annotated[str, dict(nargs='+')]=None, # Terms to search with, {} where the label goes: "{} photo" "{} outdoors"
-    retry:bool=False # Try those again that failed in an earlier run?
+    retry:bool=False, # Try those again that failed in an earlier run?
+    credits:bool=False, # Also write CREDITS.txt: who made each picture, and its licence
+    urls_only:str=None # Fetch nothing; write the addresses to this Parquet file, for img2dataset
 ): # The manifest, a `pandas.DataFrame`
     "Search for each of `labels`, download up to `n` pictures of each into a folder in `path`, and keep a record"
     labels,path = _check_labels(labels),Path(path)
     if n < 1: raise CatdogError(f'n is {n}: give a number of pictures, such as 150')
     if queries and not all('{}' in q for q in queries): raise CatdogError('a query has no {} in it: write, such as "{} outdoors", where the label goes')
+    if urls_only: return save_urls(labels, urls_only, n, engine, queries)
     manifest = _Manifest(path)
     keeper = _Keeper(manifest)
     try:
@@ -885,6 +917,7 @@ def scrape(
     df = read_manifest(path)
     if k := (df.status == 'conflict').sum():
         print(f'{k} pictures were found under two labels or are copies of one that was: they are in {path}/.removed; see status conflict in the manifest.')
+    if credits: print(f'Who made them: {write_credits(path)}')
     if is_cli(scrape): print(count_outcomes(df).to_string())
     return df
 
