@@ -61,7 +61,7 @@ class SearchError(CatdogError):
         super().__init__(f'{engine}: {text}')
         self.engine,self.offline = engine,offline
 
-# %% ../nbs/01_scrape.ipynb #d289aaa0
+# %% ../nbs/01_scrape.ipynb #97e2adaf
 def _dig(o, *keys):
     "What lies under `keys` in nested dicts, or None"
     for k in keys: o = o.get(k) if isinstance(o, dict) else None
@@ -69,17 +69,21 @@ def _dig(o, *keys):
 
 def _text(o):
     "`o` as one line of plain text"
-    return ' '.join(html.unescape(re.sub('<[^>]*>', '', o)).split()) if isinstance(o, str) else ''
+    if not isinstance(o, str): return ''
+    o = html.unescape(re.sub('<[^>]*>', '', o)).encode('utf8', 'replace').decode()   # JSON can hold half a character, a file cannot
+    return ' '.join(o.split())
 
 def _int(o):
-    "`o` as a positive number, or None"
-    try: return int(o) if int(o) > 0 else None
+    "`o` as a positive number of a sensible size, or None"
+    try: return int(o) if 0 < int(o) < 10**9 else None
     except (TypeError, ValueError, OverflowError): return None
+
+def _is_url(o): return isinstance(o, str) and bool(re.fullmatch(r'https?://[^\s\ud800-\udfff]+', o))
 
 def _photo(url, title, page_url, width, height, license='', creator='', **kw):
     "A `Photo` of parts that may be anything, or None when `url` is no web address"
-    if not isinstance(url, str) or not url.startswith(('http://', 'https://')): return None
-    page_url = page_url if isinstance(page_url, str) and page_url.startswith(('http://', 'https://')) else ''
+    if not _is_url(url): return None
+    page_url = page_url if _is_url(page_url) else ''
     return Photo(url, _text(title), page_url, _int(width), _int(height), _text(license), _text(creator), **kw)
 
 def _photos(engine, items, make):
@@ -176,7 +180,7 @@ def search_bing(
         'set CATDOG_BING_ENDPOINT to one that speaks the v7 protocol, or use another engine')
     return _bing(term, n, endpoint, key, 'bing')
 
-# %% ../nbs/01_scrape.ipynb #f52665ec
+# %% ../nbs/01_scrape.ipynb #dbd1d391
 def parse_ddg(
     answer:list, # What `ddgs.DDGS().images` returns
     term:str='' # What was searched for
@@ -191,12 +195,13 @@ def search_ddg(
 ) -> list[Photo]: # Best first
     "Search DuckDuckGo"
     from ddgs import DDGS
-    from ddgs.exceptions import DDGSException
     photos,page,engine = {},1,DDGS(timeout=10)
     while len(photos) < n:
         try: found = parse_ddg(engine.images(term, backend='duckduckgo', max_results=None, page=page), term)
-        except DDGSException as e:
-            if photos or 'No results' in str(e): break
+        except Exception as e:   # the package reads what a stranger wrote: besides its own error anything can come out
+            if photos: break
+            if 'No results' in str(e): raise SearchError('ddg', f'DuckDuckGo gave nothing for {term!r}, which is also what it says '
+                'when it is asked too often: wait a minute, or try another engine') from None
             offline = any(o in str(e) for o in ('DNSError', 'ConnectError', 'TimeoutError', 'timed out'))
             raise SearchError('ddg', f'DuckDuckGo did not answer ({str(e)[:100]}); wait a minute, or try another engine', offline) from None
         fresh = [p for p in found if p.url not in photos]
@@ -692,8 +697,8 @@ def _check_labels(labels):
     if twice: raise CatdogError(f'the label {twice[0]!r} is given twice')
     return labels
 
-# %% ../nbs/01_scrape.ipynb #340cf0a4
-_COLUMNS = ['label', 'file', 'status', 'reason', *(f.name for f in fields(Photo)), 'phash', 'area']
+# %% ../nbs/01_scrape.ipynb #0f7abc19
+_COLUMNS = ['label', 'file', 'status', 'reason', *(f.name for f in fields(Photo)), 'phash', 'area', 'copy_of']
 
 def _rows(file):
     "The rows in the manifest `file`, by label and address; where there are two for one, the last"
@@ -706,11 +711,18 @@ def _rows(file):
             rows[o['label'], o['url']] = {k: o.get(k) for k in _COLUMNS}
     return rows
 
+def _tidy(path):
+    "Remove what `write_atomic` leaves under `path` when it is killed: beginnings of files, not a person's pictures"
+    for pattern in ('.*.part', '*/.*.part', '.removed/*/.*.part'):
+        for o in path.glob(pattern):
+            if re.search(r'\.[0-9a-f]{8}\.part$', o.name): o.unlink(missing_ok=True)
+
 class _Manifest:
     "The manifest of the data set in `path`"
     def __init__(self, path):
         self.path,self.file = path,path/'manifest.jsonl'
         path.mkdir(parents=True, exist_ok=True)
+        _tidy(path)
         self.rows = _rows(self.file)
         if self.file.exists(): self.rewrite()
 
@@ -745,13 +757,20 @@ def count_outcomes(
     import pandas as pd
     return pd.crosstab(manifest.status, manifest.label, margins=True, margins_name='all')
 
-# %% ../nbs/01_scrape.ipynb #d16b47ed
+# %% ../nbs/01_scrape.ipynb #71868797
 class _Album:
     "The pictures that a data set has met, to find another copy of one"
     def __init__(self, manifest):
         self.path,self.rows,self.bits,self.colours = manifest.path,[],np.empty((0, 144), bool),[]
-        for row in manifest.rows.values():
-            if row['file'] and row['phash']: self.add(row)
+        rows = [o for o in manifest.rows.values() if o['file'] and o['phash']]
+        by_name = {Path(o['file']).name: o for o in rows}
+        for row in rows:
+            self.add(row)
+            met = set()
+            while row['status'] == 'near-duplicate' and row['file'] not in met:   # its place was taken by a larger copy, or by one larger still
+                met.add(row['file'])
+                row = by_name.get(Path(row['copy_of'] or '').name, row)
+            self.rows[-1] = row
 
     def add(self, row, colours=None):
         self.rows.append(row)
@@ -800,7 +819,7 @@ class _Keeper:
         file = self.path/('.removed' if conflict else '')/label/got.name
         # a twin that somebody has moved is settled, unless it was us, in a run that was killed half-way
         if (conflict or larger) and ((self.path/twin['file']).exists() or file.exists()): return self._both(label, photo, got, twin, conflict, file)
-        return self._note(label, Outcome(photo, 'duplicate' if same else 'near-duplicate', f'the same picture as {twin["file"]}'))
+        return self._note(label, Outcome(photo, 'duplicate' if same else 'near-duplicate', f'the same picture as {twin["file"]}'), copy_of=twin['file'])
 
     def _both(self, label, photo, got, twin, conflict, file):
         "Keep `got` and set aside its smaller `twin`; or set aside both"
@@ -808,21 +827,22 @@ class _Keeper:
         write_atomic(file, got.data)
         old = twin if twin['status'] == 'conflict' else self._aside(twin, label, got, conflict)
         reason = f'the same picture is in conflict: {old["file"]}' if conflict else ''
-        return self._note(label, Outcome(photo, 'conflict' if conflict else 'ok', reason, file), old, got=got)
+        return self._note(label, Outcome(photo, 'conflict' if conflict else 'ok', reason, file), old, got=got, copy_of=old['file'] if conflict else None)
 
     def _aside(self, twin, label, got, conflict):
         "Move the file of `twin` to `.removed`; its new row"
         file,to = self.path/twin['file'],self.path/'.removed'/twin['file']
         to.parent.mkdir(parents=True, exist_ok=True)
         if file.exists(): os.replace(file, to)   # both are named after the same content
-        reason = f'the same picture is under {label}: .removed/{label}/{got.name}' if conflict else f'a smaller copy of {label}/{got.name}'
-        return {**twin, 'file': to.relative_to(self.path).as_posix(), 'status': 'conflict' if conflict else 'near-duplicate', 'reason': reason}
+        other = f'{".removed/" if conflict else ""}{label}/{got.name}'
+        status,reason = ('conflict', f'the same picture is in conflict: {other}') if conflict else ('near-duplicate', f'a smaller copy of {other}')
+        return {**twin, 'file': to.relative_to(self.path).as_posix(), 'status': status, 'reason': reason, 'copy_of': other}
 
-    def _note(self, label, outcome, *others, got=None):
+    def _note(self, label, outcome, *others, got=None, copy_of=None):
         "Write down `outcome`, and the new rows of `others`"
         file = outcome.file and outcome.file.relative_to(self.path).as_posix()
         row = dict(label=label, file=file, status=outcome.status, reason=outcome.reason, **asdict(outcome.photo),
-                   phash=got and got.phash, area=got and got.area)
+                   phash=got and got.phash, area=got and got.area, copy_of=copy_of)
         for o in others: self.album.replace(self.manifest.rows[o['label'], o['url']], row if o['status'] == 'near-duplicate' else o)
         if got: self.album.add(row, got.colours)
         self.manifest.add(row, *others)
