@@ -26,7 +26,7 @@ lab: .venv/installed ## JupyterLab on the notebooks
 
 test: test-notebooks test-python ## the notebooks' cells, then pytest; installs what they need, a browser included
 test-notebooks: .venv/installed
-	$(BIN)/nbdev-test --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing
 test-python: .venv/installed browser
 	$(BIN)/pytest
 

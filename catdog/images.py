@@ -27,8 +27,10 @@ class BadImage(CatdogError):
         super().__init__(reason)
         self.reason,self.status = reason,status
 
-# %% ../nbs/00_images.ipynb #f2a8eeac
-def command(func):
+# %% ../nbs/00_images.ipynb #f919db12
+def command(
+    func # With docments: the comments become the command's help
+): # A function as before, and what a console script calls
     "`func` as fastcore's `call_parse` makes it a command, with a `CatdogError` as one sentence and exit status 2"
     @wraps(func)
     def _f(*args, **kwargs):

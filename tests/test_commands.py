@@ -1,0 +1,67 @@
+"Commands, as typed into a terminal: what is wrong is one sentence on stderr and exit status 2, never a traceback."
+import os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+def run(*args, cwd, **env):
+    "Run a catdog command in the folder `cwd` with `env` added to the environment"
+    args = [str(Path(sys.executable).with_name(args[0])), *map(str, args[1:])]
+    clean = {k: v for k,v in os.environ.items() if not k.startswith(('CATDOG_', 'AZURE_'))}
+    return subprocess.run(args, cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=120)
+
+@pytest.fixture
+def folders(tmp_path):
+    "A folder to work in, with an empty data set, one of a single class, and a text file"
+    from catdog.sample import draw
+    (tmp_path/'empty').mkdir()
+    (tmp_path/'one'/'cat').mkdir(parents=True)
+    for i in range(6): draw('cat', seed=i).save(tmp_path/'one'/'cat'/f'{i}.jpg')
+    (tmp_path/'notes.txt').write_text('a cat')
+    (tmp_path/'no_model').mkdir()
+    return tmp_path
+
+WRONG = {
+    'unknown engine':       (['catdog-scrape', 'cat', 'dog', '--engine', 'altavista'], 'altavista'),
+    'unknown engine, build': (['catdog-build', 'cat', 'dog', '--engine', 'altavista'], 'altavista'),
+    'label with a slash':   (['catdog-scrape', 'cat/dog', 'bird'], 'cat/dog'),
+    'label that climbs':    (['catdog-scrape', '..', 'bird'], '..'),
+    'missing key':          (['catdog-scrape', 'cat', 'dog', '--engine', 'bing'], 'AZURE_SEARCH_KEY'),
+    'unknown architecture': (['catdog-build', 'cat', 'dog', '--arch', 'resnet19'], 'resnet18'),
+    'no photographs':       (['catdog-build', 'cat', 'dog', '--photos', 'nowhere'], 'nowhere'),
+    'empty photographs':    (['catdog-build', 'cat', 'dog', '--photos', 'empty'], 'cat'),
+    'one label':            (['catdog-build', 'cat', '--engine', 'sample', '--n', '10'], 'two labels'),
+    'not a model':          (['catdog-predict', 'one', '--model', 'no_model'], 'model.onnx'),
+    'no such model':        (['catdog-predict', 'one', '--model', 'nowhere'], 'nowhere'),
+    'a text file':          (['catdog-predict', 'notes.txt'], 'text file'),
+    'no such picture':      (['catdog-predict', 'nothing.jpg'], 'no such file'),
+    'an empty folder':      (['catdog-predict', 'empty'], 'no pictures'),
+    'serve, not a model':   (['catdog-serve', '--model', 'no_model'], 'model.onnx'),
+    'app, not a model':     (['catdog-app', '--model', 'no_model'], 'model.onnx'),
+}
+
+@pytest.mark.parametrize('args,words', WRONG.values(), ids=WRONG)
+def test_bad_input_is_a_sentence_and_exit_status_2(folders, args, words):
+    before = sorted(folders.rglob('*'))
+    done = run(*args, cwd=folders)
+    assert done.returncode == 2, done
+    assert words in done.stderr and 'Traceback' not in done.stderr + done.stdout
+    assert set(before) <= set(folders.rglob('*'))   # nothing of the person's is gone
+
+@pytest.mark.parametrize('code,words', [('train("empty")', 'no pictures'), ('train("one")', "labelled 'cat'"), ('train("nowhere")', 'no such folder')])
+def test_training_says_what_is_wrong_with_a_folder(folders, code, words):
+    done = subprocess.run([sys.executable, '-c', f'from catdog.train import train; {code}'], cwd=folders, capture_output=True, text=True)
+    assert words in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith('catdog.images.CatdogError')
+
+@pytest.mark.parametrize('command', ['catdog-scrape', 'catdog-build', 'catdog-predict', 'catdog-serve', 'catdog-app'])
+def test_help_says_what_each_parameter_is(command, tmp_path):
+    done = run(command, '--help', cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith(f'usage: {command}')
+    options = [o for o in done.stdout.splitlines() if o.startswith('  -') and '--help' not in o]
+    assert options and all(len(o.split('  ')[-1]) > 8 for o in options)
+
+def test_predict_tells_a_picture_from_what_is_none(folders):
+    done = run('catdog-predict', 'one/cat/0.jpg', 'notes.txt', cwd=folders)
+    assert done.returncode == 2
+    assert done.stdout.startswith('one/cat/0.jpg: ') and len(done.stdout.splitlines()) == 1
+    assert done.stderr == 'notes.txt: a text file, not a picture\n'

@@ -1,0 +1,90 @@
+"The model folder is the bridge between training and serving: both sides must say the same."
+import csv, json, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from catdog.predict import Classifier, shipped_model
+
+def drawings(folder, n):
+    "`n` pictures each of cats and dogs, drawn in all sizes and shapes, below `folder`"
+    from catdog.sample import draw
+    for label in ('cat', 'dog'):
+        (folder/label).mkdir(parents=True)
+        for i in range(n): draw(label, seed=1000 + i).save(folder/label/f'{i}.png')
+    return folder
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "A Learner trained on drawings, and the folder that it was exported to"
+    from catdog.train import export, train
+    folder = drawings(tmp_path_factory.mktemp('drawings'), 60)
+    learn = train(folder, 'squeezenet1_0', epochs=1, size=96, bs=16)
+    return learn, export(learn, tmp_path_factory.mktemp('models')/'drawn')
+
+def agree(learn, classifier, files):
+    "The labels are the same and the probabilities within 1e-4"
+    expected = learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0))[0].numpy()
+    answers = classifier.predict_batch(files)
+    assert [o.label for o in answers] == [classifier.labels[o] for o in expected.argmax(1)]
+    assert np.abs(np.array([list(o.probabilities.values()) for o in answers]) - expected).max() < 1e-4
+
+def test_onnx_agrees_with_the_learner_on_drawings(trained):
+    learn,folder = trained
+    files = sorted(Path(learn.dls.path).rglob('*.png'))[:100]
+    assert len(files) == 100
+    agree(learn, Classifier(folder), files)
+
+def test_onnx_agrees_with_the_learner_on_photographs(trained, photos):
+    learn,folder = trained
+    files = [o for label in ('cat', 'dog') for o in sorted((photos/'photos'/'web'/label).iterdir())[:50]]
+    agree(learn, Classifier(folder), files)
+
+def test_onnx_agrees_with_the_exported_pickle(trained):
+    from fastai.learner import load_learner
+    learn,folder = trained
+    agree(load_learner(folder/'export.pkl'), Classifier(folder), sorted(Path(learn.dls.path).rglob('*.png'))[:20])
+
+def test_the_model_file_is_about_this_model_and_no_machine(trained):
+    learn,folder = trained
+    data = (folder/'model.onnx').read_bytes()
+    meta = json.loads(onnxruntime.InferenceSession(data).get_modelmeta().custom_metadata_map['catdog'])
+    assert meta['labels'] == ['cat', 'dog'] and meta['n_pictures'] == 120 and meta['n_valid'] == 24
+    assert str(Path(__file__).parent.parent).encode() not in data and b'site-packages' not in data
+
+def test_an_export_that_is_killed_leaves_the_good_model(trained):
+    learn,folder = trained
+    before = {o.name: o.read_bytes() for o in folder.iterdir()}
+    code = f'''import os, signal
+from catdog import train
+from fastai.learner import load_learner
+learn = train.train({str(learn.dls.path)!r}, 'squeezenet1_0', epochs=1, size=64, bs=16)
+train._check_onnx = lambda *args, **kw: os.kill(os.getpid(), signal.SIGKILL)
+train.export(learn, {str(folder)!r})'''
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == -9
+    assert {o.name: o.read_bytes() for o in folder.iterdir()} == before
+    assert Classifier(folder).labels == ['cat', 'dog']
+
+def error_on(folder, model, out):
+    "Share of the pictures below `folder`, in a sub-folder a label, that `catdog-predict` gets wrong"
+    subprocess.run([Path(sys.executable).with_name('catdog-predict'), folder, '--model', model, '--out', out], check=True)
+    with open(out, newline='') as f: rows = list(csv.DictReader(f))
+    assert len(rows) == 1998
+    return np.mean([Path(o['file']).parent.name != o['label'] for o in rows])
+
+def test_the_model_that_ships_knows_photographs(photos, tmp_path):
+    assert (shipped_model()/'model.onnx').stat().st_size < 4_000_000
+    assert error_on(photos/'photos'/'test', shipped_model(), tmp_path/'answers.csv') < .06
+
+def test_two_words_to_a_model_on_photographs(photos, tmp_path):
+    import os
+    command = [Path(sys.executable).with_name('catdog-build'), 'cat', 'dog', '--photos', photos/'photos'/'web', '--arch', 'squeezenet1_0',
+               '--n', '500', '--out', 'models/photographs']
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env={**os.environ, 'TORCH_HOME': str(photos/'torch_home')})
+    assert done.returncode == 0, done.stderr
+    assert '% error on ' in done.stdout
+    model = tmp_path/'models'/'photographs'
+    assert Classifier(model).meta['trained_on'] == 'photographs'
+    assert error_on(photos/'photos'/'test', model, tmp_path/'answers.csv') < .06
