@@ -37,7 +37,7 @@ bench: .venv/installed ## every measurement of bench/, one after the other (long
 	for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 readme: .venv/installed ## README.md from nbs/index.ipynb
-	$(BIN)/jupyter nbconvert --to markdown --log-level ERROR --output-dir . --output README nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to markdown --log-level ERROR --RegexRemovePreprocessor.patterns='#\| hide' --output-dir . --output README nbs/index.ipynb
 
 clean: ## remove what the tests and builds leave; never your data or models
 	rm -rf build dist *.egg-info .pytest_cache catdog/__pycache__ tests/__pycache__
