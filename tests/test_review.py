@@ -1,0 +1,199 @@
+"Review must not lose a picture, whatever happens: killed in the middle, a full disk, a folder that cannot be written."
+import json, os, random, resource, shutil, signal, sys
+from pathlib import Path
+
+import pytest
+
+from catdog.images import CatdogError
+from catdog.review import apply_choices, can_undo, undo_choices
+
+JOURNAL = Path('.removed/journal.jsonl')
+
+def dataset(folder, n=15):
+    "`n` cats and `n` dogs under the same names, each with content of its own, and their manifest"
+    rows = []
+    for label in ('cat', 'dog'):
+        (folder/label).mkdir(parents=True)
+        for i in range(n):
+            (folder/label/f'{i}.jpg').write_text(f'{label} {i}')
+            rows.append(dict(label=label, file=f'{label}/{i}.jpg', status='ok', reason='', url=f'http://127.0.0.1/{label}/{i}', title='Größe'))
+    # spaced as no program of ours would write it, so that a line that was made anew shows
+    (folder/'manifest.jsonl').write_text(''.join(json.dumps(o, separators=(' , ', ' :')) + '\n' for o in rows), encoding='utf8')
+    return folder
+
+def choices(folder, n=15):
+    "A third to the other folder, where each name is taken; a third out; a third stays"
+    kinds = {'cat': ('dog', '<Delete>', '<Keep>'), 'dog': ('cat', '<Delete>', '<Keep>')}
+    return {folder/label/f'{i}.jpg': kinds[label][i%3] for label in kinds for i in range(n)}
+
+def state(folder): return {o.relative_to(folder).as_posix(): o.read_bytes() for o in folder.rglob('*') if o.is_file() and o.parent.name != '.removed'}
+def pictures(folder): return sorted(v for k,v in state(folder).items() if k.endswith('.jpg'))
+def check_manifest(folder):
+    "Each row names a file that is there, and that is the picture it named at first"
+    rows = [json.loads(o) for o in (folder/'manifest.jsonl').read_text(encoding='utf8').splitlines()]
+    assert len({o['file'] for o in rows}) == len(rows)
+    for o in rows: assert (folder/o['file']).read_text() == ' '.join(o['url'].split('/')[-2:])
+
+class Lines:
+    "Count the lines of catdog/review.py that run; kill this process with SIGKILL before line number `last`"
+    def __init__(self, last=None): self.n,self.last = 0,last
+    def __call__(self, frame, event, arg):
+        if not frame.f_code.co_filename.endswith('review.py'): return None
+        if event == 'line':
+            self.n += 1
+            if self.n == self.last: os.kill(os.getpid(), signal.SIGKILL)
+        return self
+    def __enter__(self): sys.settrace(self); return self
+    def __exit__(self, *_): sys.settrace(None)
+
+def killed_at(line, what):
+    "Run `what` in a process of its own that is killed before that `line`; whether it was"
+    pid = os.fork()
+    if not pid:
+        try:
+            with Lines(line): what()
+        finally: os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+def length(tmp_path, what):
+    "How many lines `what` takes on a data set as `prepare` leaves it"
+    with Lines() as lines: what()
+    return lines.n
+
+@pytest.mark.parametrize('seed', range(40))
+def test_killed_while_applying(tmp_path, seed):
+    counted = dataset(tmp_path/'counted')
+    with Lines() as lines: apply_choices(counted, choices(counted))
+    folder = dataset(tmp_path/'data')
+    start,everything = state(folder),pictures(folder)
+    assert killed_at(random.Random(seed).randint(1, lines.n - 1), lambda: apply_choices(folder, choices(folder)))
+    assert pictures(folder) == everything
+    # a new process knows no choices; the same one still has them; a third starts with something else
+    apply_choices(folder, [{}, choices(folder), {folder/'cat'/'2.jpg': 'dog'}][seed%3])
+    assert pictures(folder) == everything
+    check_manifest(folder)
+    if seed%3 == 1:
+        assert {k for k in state(folder) if not k.startswith('dog')} == {k for k in state(counted) if not k.startswith('dog')}
+    undo_choices(folder)
+    assert state(folder) == start
+    assert not can_undo(folder)
+
+@pytest.mark.parametrize('seed', range(40))
+def test_killed_while_undoing(tmp_path, seed):
+    counted,folder = dataset(tmp_path/'counted'),dataset(tmp_path/'data')
+    start,everything = state(folder),pictures(folder)
+    for o in (counted, folder): apply_choices(o, choices(o))
+    with Lines() as lines: undo_choices(counted)
+    assert killed_at(random.Random(seed).randint(1, lines.n - 1), lambda: undo_choices(folder))
+    assert pictures(folder) == everything
+    if seed%2: undo_choices(folder)
+    else:   # applying something new first finishes what was begun
+        apply_choices(folder, {folder/'cat'/'2.jpg': 'dog'})
+        assert pictures(folder) == everything
+        undo_choices(folder, everything=True)
+    assert state(folder) == start
+
+def test_journal_cut_off_anywhere(tmp_path):
+    "After a power failure the last lines may be missing, or half there"
+    folder = dataset(tmp_path/'data', 3)
+    start = state(folder)
+    apply_choices(folder, choices(folder, 3))
+    journal,applied = (folder/JOURNAL).read_bytes(),state(folder)
+    first = journal.index(b'\n') + 1   # the plan is on the disk before anything moves
+    for cut in range(first, len(journal), 7):
+        copy = tmp_path/str(cut)
+        shutil.copytree(folder, copy)
+        (copy/JOURNAL).write_bytes(journal[:cut])
+        apply_choices(copy, {})
+        assert state(copy) == applied
+        undo_choices(copy)
+        assert state(copy) == start
+        shutil.rmtree(copy)
+
+def test_full_disk(tmp_path):
+    "The journal cannot be written: nothing moves that is not in it, and a sentence says so"
+    folder = dataset(tmp_path/'data')
+    start,everything = state(folder),pictures(folder)
+    (folder/'.removed').mkdir()
+    (folder/JOURNAL).symlink_to('/dev/full')
+    with pytest.raises(CatdogError, match='No space left'): apply_choices(folder, choices(folder))
+    assert state(folder) == start
+    (folder/JOURNAL).unlink()
+    # and it fills up in the middle: the limit is real, the kernel writes the part of a line that still fits
+    for limit in range(4000, 9000, 333):
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try: apply_choices(folder, choices(folder))
+            except CatdogError as e: os._exit('File too large' in str(e))
+            finally: os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+        assert pictures(folder) == everything
+        apply_choices(folder, {})   # there is room again
+        check_manifest(folder)
+        undo_choices(folder, everything=True)
+        assert state(folder) == start
+        (folder/JOURNAL).unlink()
+
+def as_nobody(what):
+    "Run `what` without root's right to write everywhere; what it raised, as text"
+    if os.getuid(): raised = None
+    read,write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            if not os.getuid(): os.setresuid(65534, 65534, 65534)
+            what()
+            os.write(write, b'nothing')
+        except BaseException as e: os.write(write, f'{type(e).__name__}: {e}'.encode())
+        finally: os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    with os.fdopen(read) as f: return f.read()
+
+@pytest.mark.parametrize('locked', ['.', 'dog', 'cat'])
+def test_read_only_folder(tmp_path, locked):
+    folder = dataset(tmp_path/'data')
+    start,everything = state(folder),pictures(folder)
+    for o in (tmp_path, *tmp_path.parents):
+        if o.stat().st_uid == os.getuid() and o != Path('/') and not o.stat().st_mode & 1: o.chmod(o.stat().st_mode | 0o11)
+    for o in (folder, folder/'cat', folder/'dog'): o.chmod(0o777)
+    (folder/locked).chmod(0o555)
+    said = as_nobody(lambda: apply_choices(folder, choices(folder)))
+    assert said.startswith('CatdogError') and 'Permission denied' in said and str(folder) in said
+    assert pictures(folder) == everything
+    (folder/locked).chmod(0o777)
+    assert as_nobody(lambda: apply_choices(folder, choices(folder))) == 'nothing'
+    assert pictures(folder) == everything and state(folder) != start
+    check_manifest(folder)
+    assert as_nobody(lambda: undo_choices(folder, True)) == 'nothing'
+    assert state(folder) == start
+
+def test_two_at_once(tmp_path):
+    "Two people apply the same choices at the same time: each picture moves once"
+    folder = dataset(tmp_path/'data', 60)
+    start,everything = state(folder),pictures(folder)
+    pids = []
+    for _ in range(4):
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                apply_choices(folder, choices(folder, 60))
+                code = 0
+            finally: os._exit(code)
+        pids.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(o, 0)[1]) for o in pids] == [0]*4
+    assert pictures(folder) == everything
+    check_manifest(folder)
+    undo_choices(folder, everything=True)
+    assert state(folder) == start
+
+def test_journal_has_a_line_before_and_after(tmp_path):
+    folder = dataset(tmp_path/'data', 3)
+    apply_choices(folder, choices(folder, 3))
+    lines = [json.loads(o) for o in (folder/JOURNAL).read_text().splitlines()]
+    assert [o['event'] for o in lines] == ['planned', *['moving', 'moved']*4, 'applied']
+    assert lines[1]['file'] == 'cat/0.jpg' and lines[1]['to'] == 'dog/0-2.jpg'
+    assert (folder/'.removed/cat/1.jpg').read_text() == 'cat 1'
