@@ -225,12 +225,13 @@ def test_redirect_into_the_private_network_is_refused(monkeypatch, tmp_path):
 
 def test_at_most_eight_at_one_host_and_none_while_it_asks_to_wait(monkeypatch, tmp_path):
     monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
-    here,most,lock = Counter(),Counter(),threading.Lock()
+    here,most,lock,together = Counter(),Counter(),threading.Lock(),threading.Barrier(s.PER_HOST)
     def answer(path, params, headers):
         with lock:
             here['now'] += 1
             most['now'] = max(most['now'], here['now'])
-        time.sleep(.05)
+        time.sleep(.05)   # time for a ninth to come, if it may
+        together.wait(20)   # eight must be here at once before any is answered
         with lock: here['now'] -= 1
         return 200, {}, data[path]
     data = {f'/{i}.jpg': jpeg_bytes(picture(i)) for i in range(40)}
@@ -325,6 +326,8 @@ import json, sys
 from catdog import scrape as s
 found = json.loads(open(sys.argv[2]).read())
 s.ENGINES['test'] = lambda term, n: [s.Photo(u, engine='test', term=term) for u in found.get(term, [])][:n]
+init = s._Fetcher.__init__
+s._Fetcher.__init__ = lambda self, workers, timeout: init(self, workers, 300)   # no time-out ends what a test lets stall
 sys.argv[1:] = [*found, '--path', sys.argv[1], '--engine', 'test']
 sys.exit(s.scrape())
 '''
@@ -383,15 +386,15 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(world, start, tmp_pat
         i = int(path[1:])
         if i >= 12 and not stalled.is_set():
             ready.set()
-            stalled.wait(60)   # a server that does not answer
+            stalled.wait(600)   # a server that does not answer
         return 200, {}, data['cat'][i]
     with serve(answer) as (url, asked):
         found = {'cat': [f'{url}/{i}' for i in range(20)]}
         p = start(found, tmp_path/'out')
         while lines(tmp_path/'out') < 12 and p.poll() is None: time.sleep(.05)
-        assert ready.wait(20)
+        assert ready.wait(60)
         p.send_signal(signal.SIGINT)
-        out = p.communicate(timeout=8)[0]   # less than a time-out
+        out = p.communicate(timeout=60)[0]   # far less than the time-out, which is 300 s here
         assert p.returncode == 130 and 'goes on from here' in out and 'Traceback' not in out
         stalled.set()
         p = start(found, tmp_path/'out')
@@ -415,8 +418,12 @@ leaf = st.none() | st.booleans() | st.integers() | st.floats() | words
 names = st.sampled_from('value contentUrl hostPageUrl name width height results url title creator license license_version foreign_landing_url query pages '
     'imageinfo thumburl thumbwidth descriptionurl extmetadata Artist LicenseShortName index image error info continue nextOffset page_count'.split())
 answers = st.recursive(leaf, lambda o: st.lists(o, max_size=4) | st.dictionaries(names, o, max_size=6), max_leaves=25)
-items = st.lists(st.dictionaries(names, leaf | st.lists(st.dictionaries(names, leaf | st.dictionaries(names, leaf))), max_size=8) | leaf, max_size=4)
-shaped = items | st.builds(lambda o: {'value': o}, items) | st.builds(lambda o: {'results': o}, items) | st.builds(lambda o: {'query': {'pages': o}}, items)
+addresses = st.just('https://a/b.jpg') | leaf
+item = st.fixed_dictionaries({k: addresses for k in ('contentUrl', 'url', 'image')}, optional={k: leaf for k in (
+    'name', 'hostPageUrl', 'width', 'height', 'title', 'creator', 'license', 'license_version', 'foreign_landing_url', 'descriptionurl', 'index', 'thumburl')})
+page = st.builds(lambda o, info, meta: {**o, 'imageinfo': [{**info, 'extmetadata': {'Artist': {'value': meta}}}]}, item, item, leaf)
+items = st.lists(item | page | answers, max_size=4)
+shaped = items | st.builds(lambda o: {'value': o, 'results': o, 'query': {'pages': o}}, items)
 fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 @pytest.mark.parametrize('parse', [s.parse_bing, s.parse_ddg, s.parse_openverse, s.parse_commons])
