@@ -1,0 +1,212 @@
+"The page and the JSON API: every format, every limit, several visitors at once, nothing on disk"
+import io, json, os, re, shlex, signal, socket, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import flask, numpy as np, pytest, requests
+from PIL import Image
+
+from catdog.images import FORMATS, jpeg_bytes
+from catdog.predict import Classifier, shipped_model
+from catdog.sample import draw
+from catdog.serve import MAX_BODY, MAX_FIELDS, MAX_FILES, create_app, sentence
+
+ROOT = Path(__file__).parent.parent
+BROWSER = 'text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8'
+
+def script(name): return str(Path(sys.executable).with_name(name))
+def environment(**kw): return {**os.environ, 'CATDOG_MODEL': str(shipped_model()), **kw}
+def saved(img, format='JPEG', **kw):
+    f = io.BytesIO()
+    img.save(f, format, **kw)
+    return f.getvalue()
+
+@pytest.fixture(scope='module')
+def classifier(): return Classifier(shipped_model())
+
+@pytest.fixture(scope='module')
+def pictures(): return [jpeg_bytes(draw(['cat', 'dog'][i%2], i, (240, 200))) for i in range(8)]
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+    "(url, its folder for temporary files) of a `catdog-serve` that runs in its own process"
+    temporary = tmp_path_factory.mktemp('tmp')
+    process = subprocess.Popen([script('catdog-serve'), '--port', '0'], stdout=subprocess.PIPE, text=True, env=environment(TMPDIR=str(temporary)))
+    yield process.stdout.readline().split()[0].rstrip('/'), temporary
+    process.terminate()
+    assert process.wait(20) == 0
+
+@pytest.fixture
+def client(classifier): return create_app(classifier).test_client()
+
+def post(server, *files, accept='*/*', **kw):
+    files = [('file', o if isinstance(o, tuple) else ('picture', o)) for o in files]
+    return requests.post(f'{server[0]}/predict', files=files, headers={'Accept': accept}, timeout=60, **kw)
+
+def refused(res, status, words):
+    assert (res.status_code, res.headers['Content-Type']) == (status, 'application/json')
+    assert words in res.json()['error'] and 'Traceback' not in res.text
+    return True
+
+@pytest.mark.parametrize('format', FORMATS)
+def test_formats(server, classifier, format):
+    data = saved(draw('cat', 5, (200, 150)), format)
+    res,expected = post(server, data).json(),classifier.predict(data)
+    assert res['label'] == expected.label and res['text'] == sentence(expected)
+    assert res['probabilities'] == pytest.approx(expected.probabilities, abs=1e-5)
+
+def test_several_pictures(server, classifier, pictures):
+    res = post(server, ('a.jpg', pictures[0]), ('notes.txt', b'buy cat food'), ('b.jpg', pictures[1]))
+    seen = res.json()['predictions']
+    assert res.status_code == 200 and [o['file'] for o in seen] == ['a.jpg', 'notes.txt', 'b.jpg']
+    assert seen[1] == {'file': 'notes.txt', 'error': 'notes.txt: a text file, not a picture'}
+    for o,data in [(seen[0], pictures[0]), (seen[2], pictures[1])]: assert o['probability'] == pytest.approx(classifier.predict(data).probability, abs=1e-5)
+
+@pytest.mark.parametrize('data,status,words', [
+    (b'', 400, 'empty'), (b'buy cat food', 415, 'a text file'), (b'<!doctype html><p>404', 415, 'a web page'),
+    (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, 'SVG'), (bytes(range(256))*40, 415, 'no picture'), (b'%PDF-1.7 ...', 415, 'PDF')])
+def test_not_pictures(server, data, status, words): refused(post(server, ('cat.jpg', data)), status, words)
+
+def test_damaged_pictures(server, pictures):
+    refused(post(server, pictures[0][:2000]), 400, 'damaged')
+    refused(post(server, saved(draw('cat', 1, (200, 200)), 'PNG')[:500]), 400, 'damaged')
+
+def test_bomb(server):
+    bomb = saved(Image.new('L', (9000, 9000)), 'PNG', compress_level=9)
+    assert len(bomb) < 200_000
+    refused(post(server, bomb), 413, '9000 x 9000')
+
+def test_no_file(server, pictures):
+    url = f'{server[0]}/predict'
+    refused(requests.post(url, files={'other': pictures[0]}), 400, "no file in the field 'file'")
+    refused(requests.post(url, files={'file': (None, 'a text')}), 400, 'no file')
+    refused(requests.post(url, files={'file': ('', b'')}), 400, 'no file')
+    refused(requests.post(url), 415, 'multipart/form-data')
+    refused(requests.post(url, json={'file': 'cat.jpg'}), 415, 'multipart/form-data')
+    refused(requests.post(url, data=pictures[0], headers={'Content-Type': 'image/jpeg'}), 415, 'multipart/form-data')
+    refused(requests.post(url, data=b'--x\r\nnonsense', headers={'Content-Type': 'multipart/form-data'}), 400, 'no file')
+    refused(requests.post(url, data=b'--y\r\n\r\n--y--', headers={'Content-Type': 'multipart/form-data; boundary=x'}), 400, 'no file')
+
+def test_limits(server, pictures):
+    refused(post(server, *[pictures[0]]*(MAX_FILES + 1)), 413, f'at most {MAX_FILES}')
+    assert len(post(server, *[pictures[0]]*MAX_FILES).json()['predictions']) == MAX_FILES
+    refused(requests.post(f'{server[0]}/predict', files=[(f'f{i}', b'1') for i in range(MAX_FIELDS + 1)]), 413, 'too much')
+    refused(post(server, bytes(MAX_BODY)), 413, 'too much')
+    refused(requests.post(f'{server[0]}/predict', data={'text': 'x'*1_000_000}, files={'file': pictures[0]}), 413, 'too much')
+
+def test_a_body_of_unknown_length_is_limited_too(server, pictures):
+    def endless():
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="cat.jpg"\r\n\r\n'
+        for _ in range(40): yield bytes(2**20)
+    try: status = requests.post(f'{server[0]}/predict', data=endless(), headers={'Content-Type': 'multipart/form-data; boundary=x'}).status_code
+    except requests.ConnectionError: status = 413   # the server need not listen to the end
+    assert status == 413
+    assert post(server, pictures[0]).status_code == 200
+
+def test_other_addresses(server):
+    refused(requests.get(f'{server[0]}/predict'), 405, 'does not answer')
+    refused(requests.get(f'{server[0]}/static/../serve.py'), 404, 'no such page')
+    assert requests.get(f'{server[0]}/healthz').json()['status'] == 'ok'
+
+def test_everyone_reads_about_their_own_picture(server, classifier, pictures):
+    expected = [classifier.predict(o) for o in pictures]
+    assert len({round(o.probability, 6) for o in expected}) == 8   # so that a mix-up shows
+    def visit(i):
+        res = post(server, (f'{i}.jpg', pictures[i%8])).json()
+        return res['predictions'][0]['file'],res['probabilities']
+    with ThreadPoolExecutor(8) as pool: answers = list(pool.map(visit, range(96)))
+    for i,(name,probabilities) in enumerate(answers): assert name == f'{i}.jpg' and probabilities == pytest.approx(expected[i%8].probabilities, abs=1e-5)
+
+_opened,_listening = [],[False]
+def _audit(event, args):
+    if _listening[0] and event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR): _opened.append(args[0])
+
+def opened_for_writing(do):
+    "What Python opens for writing while `do` runs"
+    if not _opened and not _listening[0]: sys.addaudithook(_audit)
+    _opened.clear(); _listening[0] = True
+    try: do()
+    finally: _listening[0] = False
+    return list(_opened)
+
+def test_nothing_is_written_to_disk(classifier, server):
+    noise = saved(Image.fromarray(np.random.default_rng(1).integers(0, 255, (1000, 1500, 3), 'uint8')), 'PNG')
+    assert len(noise) > 4_000_000   # eight times what Werkzeug keeps in memory
+    app,plain = create_app(classifier),create_app(classifier)
+    plain.request_class = flask.Request
+    def send(app):
+        body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="n.png"\r\n\r\n' + noise + b'\r\n--x--\r\n'
+        return lambda: app.test_client().post('/predict', data=body, content_type='multipart/form-data; boundary=x')
+    assert opened_for_writing(send(app)) == []
+    assert opened_for_writing(send(plain)) != []   # that is, we would notice
+    before = set(server[1].iterdir())
+    assert post(server, noise).status_code == 200 and set(server[1].iterdir()) == before
+
+def test_people_get_the_page(server, classifier, pictures):
+    res = post(server, ('<img src=x onerror=alert(1)>.jpg', pictures[0]), accept=BROWSER)
+    assert res.headers['Content-Type'].startswith('text/html') and res.headers['Cache-Control'] == 'no-store'
+    assert sentence(classifier.predict(pictures[0])) in res.text and 'src="data:image/jpeg;base64,' in res.text
+    assert '<img src=x' not in res.text
+    wrong = post(server, ('cat.jpg', b'buy cat food'), accept=BROWSER)
+    assert wrong.status_code == 415 and 'cat.jpg: a text file, not a picture' in wrong.text and '<form' in wrong.text
+    none = post(server, ('', b''), accept=BROWSER)
+    assert none.status_code == 400 and 'Choose a picture first.' in none.text
+    assert requests.get(f'{server[0]}/nowhere', headers={'Accept': BROWSER}).headers['Content-Type'].startswith('text/html')
+
+def test_programs_get_json(server, pictures):
+    for accept in ('application/json', '*/*', 'application/json, text/plain;q=0.5'):
+        assert post(server, pictures[0], accept=accept).headers['Content-Type'] == 'application/json'
+
+def test_the_page_is_closed_to_others(server):
+    for path in ('/', '/static/page.js', '/nowhere', '/healthz'):
+        headers = requests.get(server[0] + path).headers
+        assert headers['X-Content-Type-Options'] == 'nosniff'
+        policy = headers['Content-Security-Policy']
+        assert "default-src 'none'" in policy and 'unsafe' not in policy and "frame-ancestors 'self'" in policy
+    html = requests.get(server[0], headers={'Accept': BROWSER}).text
+    assert not re.findall(r'(?:src|href|action)="(?:https?:)?//', html) and not re.search(r'\sstyle=|\son\w+=|<script>|<style', html)
+
+def test_the_description_is_right(server, pictures):
+    spec = requests.get(f'{server[0]}/openapi.json').json()
+    assert set(spec['paths']) == {'/', '/predict', '/healthz', '/openapi.json'} and spec['openapi'].startswith('3.')
+    answer = spec['paths']['/predict']['post']['responses']['200']['content']['application/json']['schema']
+    def fits(value, schema):
+        kind = {'string': str, 'number': (int, float), 'object': dict, 'array': list}[schema['type']]
+        assert isinstance(value, kind)
+        if kind is list: [fits(o, schema['items']) for o in value]
+        if kind is dict:
+            assert set(schema.get('required', [])) <= set(value)
+            known,other = schema.get('properties', {}),schema.get('additionalProperties')
+            for k,v in value.items(): fits(v, known[k] if k in known else other)
+    fits(post(server, pictures[0]).json(), answer)
+    fits(post(server, *pictures).json(), answer)
+    fits(requests.get(f'{server[0]}/healthz').json(), spec['paths']['/healthz']['get']['responses']['200']['content']['application/json']['schema'])
+
+def test_serving_needs_no_torch():
+    code = 'import catdog.predict, catdog.serve, catdog.app, json, sys; print(json.dumps(sorted(sys.modules)))'
+    modules = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+    assert 'onnxruntime' in modules
+    assert {'torch', 'fastai', 'torchvision', 'fastbook', 'pandas', 'matplotlib', 'nbdev'}.isdisjoint(modules)
+
+@pytest.mark.parametrize('command', ['catdog-serve', 'catdog-app'])
+def test_commands_say_what_is_wrong(command, tmp_path):
+    (tmp_path/'model.onnx').write_bytes(b'no model')
+    with socket.create_server(('127.0.0.1', 0)) as busy:
+        for args,words in [(['--model', tmp_path/'nothing'], 'no such model folder'), (['--model', tmp_path], 'cannot open it'),
+                           (['--port', busy.getsockname()[1]], 'give another --port'), (['--port', 70000], 'give another --port')]:
+            res = subprocess.run([script(command), *map(str, args)], capture_output=True, text=True, env=environment(), timeout=60)
+            assert res.returncode == 2 and res.stderr.count('\n') == 1 and words in res.stderr, res
+
+def test_the_procfile_serves_the_api(pictures):
+    "The line of the `Procfile`, as a host runs it: with $PORT"
+    with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
+    line = next(o for o in (ROOT/'Procfile').read_text().splitlines() if o.startswith('api:'))[4:].strip()
+    args = shlex.split(line.replace('$PORT', str(port)).replace('0.0.0.0', '127.0.0.1'))
+    process = subprocess.Popen([script(args[0]), *args[1:]], stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT)
+    try:
+        while 'Booting worker' not in (line := process.stderr.readline()): assert line
+        res = requests.post(f'http://127.0.0.1:{port}/predict', files={'file': pictures[0]}, timeout=60)
+        assert res.status_code == 200 and res.json()['label'] in ('cat', 'dog')
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=40)
