@@ -33,6 +33,18 @@ def ended(process):
     code = process.wait(30)
     return code,[o for o in family if o.is_running() and o.status() != psutil.STATUS_ZOMBIE]
 
+@pytest.fixture
+def start():
+    "`subprocess.Popen`, whose processes end with the test, however that ends"
+    started = []
+    def _start(*args, **kw):
+        started.append(subprocess.Popen(*args, env=environment(), **kw))
+        return started[-1]
+    yield _start
+    for o in started:
+        o.terminate()
+        o.wait(30)
+
 @pytest.fixture(scope='module')
 def classifier(): return Classifier(shipped_model())
 
@@ -204,9 +216,9 @@ def test_two_visitors_see_their_own(app_url, browser, classifier, drawings):
 
 def kernels(process): return [o for o in psutil.Process(process.pid).children(recursive=True) if 'ipykernel_launcher' in ' '.join(o.cmdline())]
 
-def test_kernels_end_with_their_visitors(browser):
+def test_kernels_end_with_their_visitors(browser, start):
     port = free_port()
-    process = subprocess.Popen([script('voila'), 'nbs/07_app.ipynb', '--no-browser', f'--port={port}'], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = start([script('voila'), 'nbs/07_app.ipynb', '--no-browser', f'--port={port}'], cwd=ROOT, stderr=subprocess.DEVNULL)
     url = until_open(process, port)
     for _ in range(4):
         page = browser.new_page()
@@ -219,10 +231,10 @@ def test_kernels_end_with_their_visitors(browser):
     assert len(kernels(process)) == 1   # the one that waits for the next visitor
     assert ended(process) == (0, [])
 
-def test_app_without_a_copy_of_the_project(page, tmp_path, cat):
+def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     "As somebody has it who installed the package: `catdog-app` in any folder"
     port = free_port()
-    process = subprocess.Popen([script('catdog-app'), '--port', str(port)], stdout=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path)
+    process = start([script('catdog-app'), '--port', str(port)], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     lines = [process.stdout.readline() for _ in range(2)]
     assert f'http://127.0.0.1:{port}/' in lines[1]
     page.goto(f'http://127.0.0.1:{port}/')
