@@ -13,6 +13,7 @@ from importlib.resources import files as package_files
 from itertools import islice
 from pathlib import Path
 
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report that it is used, and write to TMPDIR
 import numpy as np
 import onnxruntime
 from fastcore.script import is_cli
