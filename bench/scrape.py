@@ -1,11 +1,12 @@
 """Downloading and copies, measured: python bench/scrape.py [speed|copies|fuzz|all] [--photos FOLDER]
 
-speed: 1,000 addresses of the sample web with 50 to 300 ms latency and faults in 30% of them, fetched by fastai's download_images and
-  verify_images, and by ours, each in a process of its own. The addresses are spread over 50 host names, as search results are;
-  the last line is ours with all of them at one host, of which it asks no more than 8 things at a time.
-copies: 500 photographs and 200 planted copies (half and 1.5 times the size, JPEG quality 50, 4% of each side cut off, brightened).
+speed: 1,000 addresses of the sample web with 50 to 300 ms latency and faults in 30% of them, fetched by fastai's
+  download_images and verify_images, and by ours, each in a process of its own. The addresses are spread over 50 host
+  names, as search results are; the last line is ours with all of them at one host, which it asks for 8 at a time.
+copies: 500 photographs and 200 planted copies (half and 1.5 times the size, JPEG quality 50, 4% of each side cut off,
+  brightened).
 fuzz: 10,000 hostile inputs for each parser of an answer, for the addresses and for `open_image`.
-`--photos` is a folder with sub-folders cat and dog; without it the sample web draws (slowly), and copies are of drawings."""
+`--photos` is a folder with sub-folders cat and dog; without it the sample web draws, which is slow."""
 import json, os, random, resource, subprocess, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
@@ -13,20 +14,24 @@ from pathlib import Path
 from fastcore.script import call_parse
 
 ROOT = Path(__file__).parent.parent
-FAULTS = {'not-found': .04, 'server-error-once': .03, 'rate-limit': .02, 'html': .03, 'truncated': .04, 'stall': .01, 'redirect': .03,
-          'bomb': .01, 'large-body': .01, 'cmyk': .02, 'rotated': .02, 'webp': .02, 'gif': .01, 'avif': .01}
+FAULTS = {'not-found': .04, 'server-error-once': .03, 'rate-limit': .02, 'html': .03, 'truncated': .04, 'stall': .01,
+          'redirect': .03, 'bomb': .01, 'large-body': .01, 'cmyk': .02, 'rotated': .02, 'webp': .02,
+          'gif': .01, 'avif': .01}
 TIMEOUT = 4   # seconds; fastai's default, and the same for ours
 
 def _spread():
     "Let the names *.pictures.test be this machine"
     import socket
     real = socket.getaddrinfo
-    socket.getaddrinfo = lambda host, *a, **kw: real('127.0.0.1' if str(host).endswith('.pictures.test') else host, *a, **kw)
+    def ours(host): return '127.0.0.1' if str(host).endswith('.pictures.test') else host
+    socket.getaddrinfo = lambda host, *args, **kwargs: real(ours(host), *args, **kwargs)
 
 def _fetch_fastai(urls, dest, workers):
     from fastai.vision.utils import download_images, get_image_files, verify_images
     start = time.perf_counter()
-    for label,some in urls.items(): download_images(dest/label, urls=some, max_pics=10**6, n_workers=workers, timeout=TIMEOUT, preserve_filename=True)
+    for label,some in urls.items():
+        download_images(dest/label, urls=some, max_pics=10**6, n_workers=workers, timeout=TIMEOUT,
+                        preserve_filename=True)
     for o in verify_images(get_image_files(dest)): o.unlink()   # copies in a temporary folder
     seconds = time.perf_counter() - start
     return seconds, [f'{o.parent.name}/{o.stem}' for o in get_image_files(dest)]
@@ -34,7 +39,7 @@ def _fetch_fastai(urls, dest, workers):
 def _fetch_ours(urls, dest, workers):
     from catdog.scrape import download_images
     start = time.perf_counter()
-    outcomes = {label: download_images(some, dest/label, workers=workers, timeout=TIMEOUT) for label,some in urls.items()}
+    outcomes = {label: download_images(some, dest/label, workers, TIMEOUT) for label,some in urls.items()}
     seconds = time.perf_counter() - start
     print({k: dict(Counter(o.status for o in v)) for k,v in outcomes.items()}, file=sys.stderr)
     return seconds, [f'{label}/{Path(o.photo.url).stem}' for label,v in outcomes.items() for o in v if o.file]
@@ -43,29 +48,33 @@ def _contender(who, workers, urls):
     "Run `who` in a process of its own: seconds, what it kept, peak memory in MB"
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'urls.json').write_text(json.dumps(urls))
-        r = subprocess.run([sys.executable, __file__, who, '--workers', str(workers), '--folder', d], stdout=subprocess.PIPE, text=True, check=True)
+        command = [sys.executable, __file__, who, '--workers', str(workers), '--folder', d]
+        r = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return json.loads(r.stdout.splitlines()[-1])
 
 def _run_contender(who, workers, folder):
     _spread()
     dest = folder/'pictures'
     dest.mkdir()
-    seconds,kept = dict(fastai=_fetch_fastai, ours=_fetch_ours)[who](json.loads((folder/'urls.json').read_text()), dest, workers)
+    urls = json.loads((folder/'urls.json').read_text())
+    seconds,kept = dict(fastai=_fetch_fastai, ours=_fetch_ours)[who](urls, dest, workers)
     print(json.dumps([seconds, kept, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024]))
 
 def _measure(name, who, workers, photos, n, hosts):
     from catdog.sample import SampleWeb
     from catdog.scrape import _bing
     with SampleWeb(photos, faults=FAULTS, latency=(.05, .3)) as web:
-        found = {label: [p.url for p in _bing(label, n//2, web.endpoint, 'XXX', 'photos')] for label in ('cat', 'dog')}
+        found = {o: [p.url for p in _bing(o, n//2, web.endpoint, 'XXX', 'photos')] for o in ('cat', 'dog')}
         truth = {f'{label}/{Path(u).stem}': web.truth(u) for label,us in found.items() for u in us}
         port = web.url.rpartition(':')[2]
         def _host(i): return f'http://h{i%50}.pictures.test:{port}' if hosts else web.url
-        seconds,kept,memory = _contender(who, workers, {label: [u.replace(web.url, _host(i)) for i,u in enumerate(us)] for label,us in found.items()})
+        spread = {label: [u.replace(web.url, _host(i)) for i,u in enumerate(us)] for label,us in found.items()}
+        seconds,kept,memory = _contender(who, workers, spread)
     valid = {o for o,t in truth.items() if t['valid']}
     good = len(valid & set(kept))
-    print(f'{name:34} {seconds:6.1f} s  {good/seconds:6.1f} valid/s  kept {good:4}  valid lost {len(valid - set(kept)):3}  '
-          f'invalid kept {len(set(kept) - valid):3}  peak memory {memory:5.0f} MB', flush=True)
+    print(f'{name:34} {seconds:6.1f} s  {good/seconds:6.1f} valid/s  kept {good:4}  '
+          f'valid lost {len(valid - set(kept)):3}  invalid kept {len(set(kept) - valid):3}  '
+          f'peak memory {memory:5.0f} MB', flush=True)
     return good/seconds
 
 def speed(photos, n=1000):
@@ -74,15 +83,17 @@ def speed(photos, n=1000):
     raised = _measure('fastai, 32 workers', 'fastai', 32, photos, n, True)
     ours = _measure('ours, 32 workers (its default)', 'ours', 32, photos, n, True)
     _measure('ours, all at one host', 'ours', 32, photos, n, False)
-    print(f'ours against fastai: {ours/stock:.1f} times its default, {ours/raised:.1f} times with its workers raised to ours')
+    print(f'ours against fastai: {ours/stock:.1f} times its default, {ours/raised:.1f} times with as many workers')
 
 def copies(photos, n=500, planted=200):
     from PIL import ImageEnhance
     from catdog import scrape as s
     from catdog.images import jpeg_bytes, open_image
     from catdog.sample import draw
-    kinds = {'half size': lambda o: o.resize((o.width//2, o.height//2)), '1.5 times the size': lambda o: o.resize((o.width*3//2, o.height*3//2)),
-             'quality 50': lambda o: open_image(jpeg_bytes(o, 50)), 'cropped by 4%': lambda o: o.crop((o.width//25, o.height//25, o.width - o.width//25, o.height - o.height//25)),
+    def scaled(o, by): return o.resize((round(o.width*by), round(o.height*by)))
+    def cropped(o, by): return o.crop([round(k) for k in (o.width*by, o.height*by, o.width*(1-by), o.height*(1-by))])
+    kinds = {'half size': lambda o: scaled(o, .5), '1.5 times the size': lambda o: scaled(o, 1.5),
+             'quality 50': lambda o: open_image(jpeg_bytes(o, 50)), 'cropped by 4%': lambda o: cropped(o, .04),
              'brightened': lambda o: ImageEnhance.Brightness(o).enhance(1.15)}
     files = [o for label in ('cat', 'dog') for o in sorted((photos/label).iterdir())] if photos else []
     random.Random(42).shuffle(files)
@@ -93,38 +104,43 @@ def copies(photos, n=500, planted=200):
         web.mkdir()
         order = [('original', i, None) for i in range(n)] + [('copy', i, kind) for i,kind in chosen]
         random.Random(2).shuffle(order)
-        for k,(_,i,kind) in enumerate(order): (web/f'{k}.jpg').write_bytes(jpeg_bytes(kinds[kind](originals[i]) if kind else originals[i]))
+        for k,(_,i,kind) in enumerate(order):
+            (web/f'{k}.jpg').write_bytes(jpeg_bytes(kinds[kind](originals[i]) if kind else originals[i]))
         os.environ['CATDOG_ALLOW_PRIVATE'] = '1'
-        server = subprocess.Popen([sys.executable, '-m', 'http.server', '0', '--bind', '127.0.0.1', '-d', web], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+        command = [sys.executable, '-u', '-m', 'http.server', '0', '--bind', '127.0.0.1', '-d', web]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             port = server.stdout.readline().split('port ')[1].split()[0]
-            s.ENGINES['bench'] = lambda term, n: [s.Photo(f'http://127.0.0.1:{port}/{k}.jpg', engine='bench') for k in range(len(order))]
+            found = [s.Photo(f'http://127.0.0.1:{port}/{k}.jpg', engine='bench') for k in range(len(order))]
+            s.ENGINES['bench'] = lambda term, n: found
             df = s.scrape('animal', str(data), n=len(order), engine='bench')
         finally: server.terminate()
-        kept_as = {o.file.rpartition('/')[2]: k for k,o in enumerate(df.itertuples()) if o.status == 'ok'}
+        by_name = {o.rpartition('/')[2]: k for k,o in enumerate(df.file) if isinstance(o, str)}
         def _of(k):   # which original the picture is judged to be the same as
             seen = set()
             while df.status[k] != 'ok' and k not in seen:
                 seen.add(k)
-                name = df.copy_of[k].rpartition('/')[2]
-                k = next((j for j,o in enumerate(df.file) if isinstance(o, str) and o.rpartition('/')[2] == name), k)
+                k = by_name[df.copy_of[k].rpartition('/')[2]]
             return k
     together = Counter()
     group = {k: _of(k) for k in range(len(order))}
     for k,(what,i,kind) in enumerate(order):
         if what == 'copy': together[kind] += group[k] == group[order.index(('original', i, None))]
-    wrong = [k for k,(what,i,_) in enumerate(order) if what == 'original' and df.status[k] != 'ok' and order[group[k]][1] != i]
-    print(f'{n} {"photographs" if photos else "drawings"}, {planted} planted copies: {sum(together.values())} copies found ({sum(together.values())/planted:.1%})')
+    wrong = [k for k,(what,i,_) in enumerate(order) if what == 'original' and order[group[k]][1] != i]
+    found = sum(together.values())
+    what = 'photographs' if photos else 'drawings'
+    print(f'{n} {what}, {planted} planted copies: {found} found ({found/planted:.1%})')
     for kind in kinds: print(f'    {kind:20} {together[kind]} of {sum(o == kind for _,o in chosen)}')
     print(f'originals wrongly dropped: {len(wrong)}')
 
 def fuzz():
-    subprocess.run([sys.executable, '-m', 'pytest', '-q', 'tests/test_scrape.py', '-k', 'anything or any_address'], cwd=ROOT, env={**os.environ, 'CATDOG_FUZZ': '10000'})
+    command = [sys.executable, '-m', 'pytest', '-q', 'tests/test_scrape.py', '-k', 'anything or any_address']
+    subprocess.run(command, cwd=ROOT, env={**os.environ, 'CATDOG_FUZZ': '10000'})
 
 @call_parse(pos=['what'])
 def main(
     what:str='all', # speed, copies, fuzz or all
-    photos:str='', # A folder with sub-folders cat and dog; the default is photos/web in the shared folder, if there is one
+    photos:str='', # A folder with sub-folders cat and dog; else photos/web in the shared folder, if there is one
     workers:int=32, # (for the processes that this starts)
     folder:str='' # (for the processes that this starts)
 ):

@@ -9,7 +9,7 @@ __all__ = ['TRIES', 'MAX_WAIT', 'USER_AGENT', 'OPENVERSE', 'COMMONS', 'ENGINES',
            'search_images', 'search_terms', 'Outcome', 'download_images', 'read_manifest', 'count_outcomes',
            'write_credits', 'save_urls', 'scrape', 'contact_sheet', 'set_aside']
 
-# %% ../nbs/01_scrape.ipynb #889419f8
+# %% ../nbs/01_scrape.ipynb #4f325aea
 import hashlib, html, io, ipaddress, json, os, random, re, shutil, socket, tempfile, threading, time
 from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor, TimeoutError as NotYet
@@ -29,6 +29,7 @@ import numpy as np
 import requests
 from fastcore.script import is_cli
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from requests import exceptions
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -61,7 +62,7 @@ class SearchError(CatdogError):
         super().__init__(f'{engine}: {text}')
         self.engine,self.offline = engine,offline
 
-# %% ../nbs/01_scrape.ipynb #97e2adaf
+# %% ../nbs/01_scrape.ipynb #2fd93d44
 def _dig(o, *keys):
     "What lies under `keys` in nested dicts, or None"
     for k in keys: o = o.get(k) if isinstance(o, dict) else None
@@ -70,8 +71,8 @@ def _dig(o, *keys):
 def _text(o):
     "`o` as one line of plain text"
     if not isinstance(o, str): return ''
-    o = html.unescape(re.sub('<[^>]*>', '', o)).encode('utf8', 'replace').decode()   # JSON can hold half a character, a file cannot
-    return ' '.join(o.split())
+    o = html.unescape(re.sub('<[^>]*>', '', o))
+    return ' '.join(o.encode('utf8', 'replace').decode().split())   # JSON can hold half a character, a file cannot
 
 def _int(o):
     "`o` as a positive number of a sensible size, or None"
@@ -86,9 +87,11 @@ def _photo(url, title, page_url, width, height, license='', creator='', **kw):
     page_url = page_url if _is_url(page_url) else ''
     return Photo(url, _text(title), page_url, _int(width), _int(height), _text(license), _text(creator), **kw)
 
+_STRANGE = 'its answer is not what its documentation says; try another engine'
+
 def _photos(engine, items, make):
     "What `make` makes of each of `items`, without those that are no photo"
-    if not isinstance(items, list): raise SearchError(engine, 'its answer is not what its documentation says; try another engine')
+    if not isinstance(items, list): raise SearchError(engine, _STRANGE)
     return [p for o in items if (p := make(o)) is not None]
 
 # %% ../nbs/01_scrape.ipynb #579cd6d2
@@ -109,10 +112,10 @@ def _delay(retry_after, attempt):
     if seconds is None: seconds = random.uniform(.75, 1.25) * 2**attempt/2
     return seconds if attempt < TRIES-1 and seconds <= MAX_WAIT else None
 
-# %% ../nbs/01_scrape.ipynb #edaa4d1e
+# %% ../nbs/01_scrape.ipynb #b4b9c6a7
 USER_AGENT = f'catdog/{__version__} (collects pictures for an image classifier) python-requests/{requests.__version__}'
 
-_ADVICE = {400: 'try another term', 401: 'check the key', 403: 'it does not want this request: check the key, or try another engine',
+_ADVICE = {400: 'try another term', 401: 'check the key', 403: 'check the key, or try another engine',
            404: 'check the address of the endpoint', 429: 'too many requests: wait a minute, or try another engine'}
 
 def _complaint(r):
@@ -133,29 +136,34 @@ def _get_json(engine, url, params, headers=None):
             if r.status_code not in _BUSY or (seconds := _delay(r.headers.get('Retry-After'), attempt)) is None: break
             time.sleep(seconds)
     except (requests.ConnectionError, requests.Timeout) as e:
-        raise SearchError(engine, f'{urlsplit(url).hostname} cannot be reached ({type(e).__name__}); check the connection', True) from None
-    except (requests.RequestException, ValueError) as e: raise SearchError(engine, f'cannot ask {url!r} ({e})') from None
+        text = f'{urlsplit(url).hostname} cannot be reached ({type(e).__name__}); check the connection'
+        raise SearchError(engine, text, offline=True) from None
+    except (requests.RequestException, ValueError) as e:
+        raise SearchError(engine, f'cannot ask {url!r} ({e}); check the address of the endpoint') from None
     if not r.ok:
         said = _complaint(r)
         advice = _ADVICE.get(r.status_code, 'try again later, or another engine')
         raise SearchError(engine, f'it answered {r.status_code}{f" ({said})" if said else ""}; {advice}')
     try: return r.json()
-    except ValueError: raise SearchError(engine, 'its answer is not JSON; check the endpoint, or try another engine') from None
+    except ValueError:
+        raise SearchError(engine, 'its answer is not JSON; check the endpoint, or try another engine') from None
 
 def _no_proxy():
     "Never ask a proxy for what is on this machine"
     mine = os.environ.get('no_proxy') or os.environ.get('NO_PROXY')
     return {'no_proxy': ','.join(filter(None, [mine, 'localhost,127.0.0.1,::1']))}
 
-# %% ../nbs/01_scrape.ipynb #183c1514
+# %% ../nbs/01_scrape.ipynb #d58241de
 def parse_bing(
     answer:dict, # The JSON of an answer
     term:str='', # What was searched for
     engine:str='bing' # The engine's name, for the photos
 ) -> list[Photo]: # In the order of the answer
     "The photos in a Bing v7 image search `answer`"
-    return _photos(engine, _dig(answer, 'value'), lambda o: _photo(
-        _dig(o, 'contentUrl'), _dig(o, 'name'), _dig(o, 'hostPageUrl'), _dig(o, 'width'), _dig(o, 'height'), engine=engine, term=term))
+    def _make(o): return _photo(
+        _dig(o, 'contentUrl'), _dig(o, 'name'), _dig(o, 'hostPageUrl'), _dig(o, 'width'), _dig(o, 'height'),
+        engine=engine, term=term)
+    return _photos(engine, _dig(answer, 'value'), _make)
 
 def _bing(term, n, endpoint, key, engine):
     photos,offset = {},0
@@ -180,14 +188,24 @@ def search_bing(
         'set CATDOG_BING_ENDPOINT to one that speaks the v7 protocol, or use another engine')
     return _bing(term, n, endpoint, key, 'bing')
 
-# %% ../nbs/01_scrape.ipynb #dbd1d391
+# %% ../nbs/01_scrape.ipynb #46ade28f
 def parse_ddg(
     answer:list, # What `ddgs.DDGS().images` returns
     term:str='' # What was searched for
 ) -> list[Photo]: # In the order of the answer
     "The photos in an `answer` of the ddgs package"
-    return _photos('ddg', answer, lambda o: _photo(
-        _dig(o, 'image'), _dig(o, 'title'), _dig(o, 'url'), _dig(o, 'width'), _dig(o, 'height'), engine='ddg', term=term))
+    def _make(o): return _photo(
+        _dig(o, 'image'), _dig(o, 'title'), _dig(o, 'url'), _dig(o, 'width'), _dig(o, 'height'),
+        engine='ddg', term=term)
+    return _photos('ddg', answer, _make)
+
+def _ddg_error(term, said):
+    "What the package `said` when it was asked for `term`, as a `SearchError`"
+    advice = 'wait a minute, or try another engine'
+    if 'No results' in said:   # it says so too when DuckDuckGo sends it away
+        return SearchError('ddg', f'DuckDuckGo gave nothing for {term!r}, or has been asked too often; {advice}')
+    offline = any(o in said for o in ('DNSError', 'ConnectError', 'TimeoutError', 'timed out'))
+    return SearchError('ddg', f'DuckDuckGo did not answer ({said[:100]}); {advice}', offline)
 
 def search_ddg(
     term:str, # What to search for
@@ -198,12 +216,9 @@ def search_ddg(
     photos,page,engine = {},1,DDGS(timeout=10)
     while len(photos) < n:
         try: found = parse_ddg(engine.images(term, backend='duckduckgo', max_results=None, page=page), term)
-        except Exception as e:   # the package reads what a stranger wrote: besides its own error anything can come out
+        except Exception as e:   # the package reads what strangers wrote, and lets out more than its own errors
             if photos: break
-            if 'No results' in str(e): raise SearchError('ddg', f'DuckDuckGo gave nothing for {term!r}, which is also what it says '
-                'when it is asked too often: wait a minute, or try another engine') from None
-            offline = any(o in str(e) for o in ('DNSError', 'ConnectError', 'TimeoutError', 'timed out'))
-            raise SearchError('ddg', f'DuckDuckGo did not answer ({str(e)[:100]}); wait a minute, or try another engine', offline) from None
+            raise _ddg_error(term, str(e)) from None
         fresh = [p for p in found if p.url not in photos]
         if not fresh: break
         for p in fresh: photos.setdefault(p.url, p)
@@ -244,7 +259,7 @@ def search_openverse(
         if page > (_int(_dig(answer, 'page_count')) or 0): break
     return list(photos.values())[:n]
 
-# %% ../nbs/01_scrape.ipynb #b2095850
+# %% ../nbs/01_scrape.ipynb #2a55708e
 COMMONS = 'https://commons.wikimedia.org/w/api.php'
 
 def _commons_photo(page, term):
@@ -253,16 +268,19 @@ def _commons_photo(page, term):
     meta = _dig(info, 'extmetadata')
     small = _dig(info, 'thumburl')
     width,height = ('thumbwidth', 'thumbheight') if small else ('width', 'height')
-    return _photo(small or _dig(info, 'url'), re.sub(r'^File:|\.\w{3,4}$', '', _text(_dig(page, 'title'))), _dig(info, 'descriptionurl'),
-        _dig(info, width), _dig(info, height), _dig(meta, 'LicenseShortName', 'value'), _dig(meta, 'Artist', 'value'), engine='commons', term=term)
+    title = re.sub(r'^File:|\.\w{3,4}$', '', _text(_dig(page, 'title')))
+    return _photo(small or _dig(info, 'url'), title, _dig(info, 'descriptionurl'),
+                  _dig(info, width), _dig(info, height),
+                  _dig(meta, 'LicenseShortName', 'value'), _dig(meta, 'Artist', 'value'), engine='commons', term=term)
 
 def parse_commons(
     answer:dict, # The JSON of an answer, with formatversion=2
     term:str='' # What was searched for
 ) -> list[Photo]: # In the order of the search
     "The photos in an `answer` of Wikimedia Commons"
-    if said := _text(_dig(answer, 'error', 'info')): raise SearchError('commons', f'it answered "{said[:200]}"; try again later, or another engine')
-    if not isinstance(answer, dict): raise SearchError('commons', 'its answer is not what its documentation says; try another engine')
+    if said := _text(_dig(answer, 'error', 'info')):
+        raise SearchError('commons', f'it answered "{said[:200]}"; try again later, or another engine')
+    if not isinstance(answer, dict): raise SearchError('commons', _STRANGE)
     pages = _dig(answer, 'query', 'pages') or []   # without results there is no 'query'
     if isinstance(pages, list): pages = sorted(pages, key=lambda o: _int(_dig(o, 'index')) or 10**9)
     return _photos('commons', pages, lambda o: _commons_photo(o, term))
@@ -272,10 +290,10 @@ def search_commons(
     n:int=150 # How many at most
 ) -> list[Photo]: # Best first
     "Search Wikimedia Commons"
-    photos = {}
-    params = dict(action='query', format='json', formatversion=2, generator='search', gsrsearch=f'{term} filetype:bitmap', gsrnamespace=6,
-                  gsrlimit=50, prop='imageinfo', iiprop='url|size|extmetadata', iiurlwidth=960, iiextmetadatafilter='LicenseShortName|Artist')
-    following = {}
+    photos,following = {},{}
+    params = dict(action='query', format='json', formatversion=2, generator='search',
+                  gsrsearch=f'{term} filetype:bitmap', gsrnamespace=6, gsrlimit=50, prop='imageinfo',
+                  iiprop='url|size|extmetadata', iiurlwidth=960, iiextmetadatafilter='LicenseShortName|Artist')
     while len(photos) < n:
         answer = _get_json('commons', COMMONS, {**params, **following})
         for p in parse_commons(answer, term): photos.setdefault(p.url, p)
@@ -283,7 +301,7 @@ def search_commons(
         if not isinstance(following, dict) or not following: break
     return list(photos.values())[:n]
 
-# %% ../nbs/01_scrape.ipynb #06db4438
+# %% ../nbs/01_scrape.ipynb #ce8d2ffa
 def search_sample(
     term:str, # What to search for
     n:int=150 # How many at most
@@ -293,9 +311,10 @@ def search_sample(
     web = sample_web()
     return _bing(term, n, web.endpoint, 'sample', 'photos' if web.photos else 'sample')
 
-ENGINES = dict(bing=search_bing, ddg=search_ddg, openverse=search_openverse, commons=search_commons, sample=search_sample)
+ENGINES = dict(bing=search_bing, ddg=search_ddg, openverse=search_openverse, commons=search_commons,
+               sample=search_sample)
 
-# %% ../nbs/01_scrape.ipynb #79792011
+# %% ../nbs/01_scrape.ipynb #f9a2472a
 _LIVE = dict(bing=None, ddg='duckduckgo.com', openverse='api.openverse.org', commons='commons.wikimedia.org')
 _KNOCKED = {}   # (host, port) -> (when, whether it opened)
 
@@ -308,7 +327,8 @@ def _door(engine):
     "Host and port of `engine`, or None when it lacks its settings"
     if engine != 'bing': return _LIVE[engine],443
     o = urlsplit(os.environ.get('CATDOG_BING_ENDPOINT', ''))
-    if os.environ.get('AZURE_SEARCH_KEY') and o.hostname: return o.hostname,o.port or (443 if o.scheme == 'https' else 80)
+    port = o.port or (443 if o.scheme == 'https' else 80)
+    if os.environ.get('AZURE_SEARCH_KEY') and o.hostname: return o.hostname,port
 
 def _reachable():
     "Names of the engines on the web that can be reached and have what they need"
@@ -337,8 +357,8 @@ def _auto(term, n):
     told = [e for e in errors if not e.offline]
     if told: raise SearchError('auto', 'no engine gave anything. ' + '. '.join(map(str, told)))
     if _reachable(): return []
-    print('No search engine on the web can be reached: using the sample web, which draws its pictures.'
-          if not _sample_photos() else 'No search engine on the web can be reached: using the folder that the sample web serves.')
+    instead = 'the folder that the sample web serves' if _sample_photos() else 'the sample web, which draws pictures'
+    print(f'No search engine on the web can be reached: using {instead}.')
     return search_sample(term, n)
 
 def _sample_photos():
@@ -378,7 +398,7 @@ def search_terms(
         if len(photos) >= n: break
     return list(photos.values())[:n]
 
-# %% ../nbs/01_scrape.ipynb #7edcaf96
+# %% ../nbs/01_scrape.ipynb #55a27e7f
 MAX_BYTES = 30_000_000   # of one file; a photograph straight from a camera has 5 to 20 million
 
 _NAT64 = ipaddress.ip_network('64:ff9b::/96')
@@ -387,8 +407,8 @@ def _private(address):
     "Is the IP `address` in this machine or its network, rather than on the internet?"
     ip = ipaddress.ip_address(address)
     if ip.version == 6:
-        inner = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xffffffff) if ip in _NAT64 else None)
-        if inner: ip = inner
+        if ip in _NAT64: ip = ipaddress.IPv4Address(int(ip) & 0xffffffff)
+        else: ip = ip.ipv4_mapped or ip.sixtofour or ip
     return not ip.is_global or ip.is_multicast
 
 def _refuse_private(address):
@@ -399,7 +419,8 @@ def _check_url(url):
     "The host of `url`; refuses what is not http(s), and addresses that are private on the face of it"
     try: scheme,host = urlsplit(url).scheme,urlsplit(url).hostname
     except ValueError: scheme = host = None
-    if scheme not in ('http', 'https') or not host: raise BadImage(f'{url[:200]!r} is not an http(s) address', 'refused')
+    if scheme not in ('http', 'https') or not host:
+        raise BadImage(f'{url[:200]!r} is not an http(s) address', 'refused')
     try: _refuse_private('127.0.0.1' if host.rstrip('.').endswith('localhost') else str(ipaddress.ip_address(host)))
     except BadImage: raise
     except ValueError: pass   # a name: its connection will be checked
@@ -487,7 +508,7 @@ def _forbidden(tags):
             if colon: for_us,word = agent.strip() in ('catdog', '*'),rest
             if for_us and word.strip() in _FORBIDDEN: return word.strip()
 
-# %% ../nbs/01_scrape.ipynb #e4c09ef2
+# %% ../nbs/01_scrape.ipynb #6d7809ff
 PER_HOST = 8   # requests to one host at a time; a browser makes six
 
 class _Turns:
@@ -508,14 +529,17 @@ class _Busy(BadImage):
         super().__init__(reason, status)
         self.retry_after = retry_after
 
+def _check_bytes(n):
+    if n > MAX_BYTES: raise BadImage(f'more than {MAX_BYTES:,} bytes', 'too-large')
+
 def _body(r):
     "The body of `r` as a file, in memory while it is small"
-    if (_int(r.headers.get('Content-Length')) or 0) > MAX_BYTES: raise BadImage(f'more than {MAX_BYTES:,} bytes', 'too-large')
+    _check_bytes(_int(r.headers.get('Content-Length')) or 0)
     f = tempfile.SpooledTemporaryFile(2**21)
     try:
         for chunk in r.iter_content(2**16):
             f.write(chunk)
-            if f.tell() > MAX_BYTES: raise BadImage(f'more than {MAX_BYTES:,} bytes', 'too-large')
+            _check_bytes(f.tell())
     except BaseException: f.close(); raise
     f.seek(0)
     return f
@@ -523,14 +547,16 @@ def _body(r):
 def _why(e, late):
     "`e` as a `BadImage`"
     inner = e.args[0] if e.args else None
-    if late or isinstance(e, requests.Timeout) or isinstance(inner, ReadTimeoutError): return BadImage('its server took too long', 'timed-out')
-    if isinstance(e, requests.exceptions.ChunkedEncodingError): return _Busy('the connection broke off', 'truncated')
+    late = late or isinstance(e, requests.Timeout) or isinstance(inner, ReadTimeoutError)
+    if late: return BadImage('its server took too long', 'timed-out')
+    if isinstance(e, exceptions.ChunkedEncodingError): return _Busy('the connection broke off', 'truncated')
     if isinstance(e, requests.TooManyRedirects): return BadImage('its server sends one in circles', 'refused')
-    if isinstance(e, (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL, requests.exceptions.MissingSchema)):
-        return BadImage('not an http(s) address, or a redirect to one', 'refused')
+    if isinstance(e, (exceptions.InvalidSchema, exceptions.InvalidURL, exceptions.MissingSchema)):
+        return BadImage('not an http(s) address, or a redirect to such', 'refused')
     if isinstance(inner, ProtocolError): return _Busy('its server hung up', 'unreachable')
     if isinstance(e, requests.ConnectionError):
-        return BadImage(f'its server cannot be reached ({type(getattr(inner, "reason", inner)).__name__})', 'unreachable')
+        cause = type(getattr(inner, 'reason', inner)).__name__
+        return BadImage(f'its server cannot be reached ({cause})', 'unreachable')
     return BadImage(f'it cannot be fetched ({type(e).__name__})', 'unreachable')
 
 class _Fetcher:
@@ -559,13 +585,14 @@ class _Fetcher:
         with self.clock.running() as late:
             try:
                 if late(): raise requests.Timeout   # stopped
-                with self.session.get(url, stream=True, timeout=(min(self.timeout, 5), self.timeout), proxies=_no_proxy()) as r:
+                timeout = min(self.timeout, 5),self.timeout
+                with self.session.get(url, stream=True, timeout=timeout, proxies=_no_proxy()) as r:
                     self._check(r)
                     f = _body(r)
                 if not late(): return f
                 raise requests.Timeout
             except BadImage: raise
-            # requests, urllib3, http.client, ssl and idna have a dozen ways each to fail on what a stranger's server does
+            # requests, urllib3, http.client, ssl and idna have a dozen ways each to fail on what a server does
             except Exception as e: raise _why(e, late()) from None
 
     def _check(self, r):
@@ -599,14 +626,14 @@ def _picture(fetcher, url, max_side):
     name = hashlib.sha1(repr(img.size).encode() + img.tobytes()).hexdigest()[:16]
     return _Got(f'{name}.jpg', jpeg_bytes(img), img)
 
-# %% ../nbs/01_scrape.ipynb #469db436
+# %% ../nbs/01_scrape.ipynb #1b42701a
 @dataclass
 class Outcome:
     "What became of a `Photo`"
     photo:Photo          # The photo
-    status:str           # 'ok', 'duplicate', 'near-duplicate', 'conflict', 'not-an-image', 'truncated', 'too-small', 'too-large', 'http-404', 'timed-out', 'refused', 'unreachable'
+    status:str           # 'ok', or why not in one word, such as 'duplicate', 'http-404' or 'not-an-image'
     reason:str=''        # Why it was not kept, as a person would say it
-    file:Path=None       # The file, when it was kept
+    file:Path=None       # The file, when it was kept, or set aside because of a conflict
 
 def _wait(future, tick):
     "The result of `future`; calls `tick` now and then meanwhile"
@@ -639,11 +666,13 @@ def _bar(total, desc):
 def _outcomes(photos, desc, finish, settle, workers=32, timeout=10, max_side=512):
     "What `settle` makes of each of `photos` and what came of it, an `Outcome`"
     counts = Counter()
-    with _bar(len(photos), desc) as bar, closing(_pictures(photos, finish, workers, timeout, max_side, bar)) as pictures:
+    with (_bar(len(photos), desc) as bar,
+          closing(_pictures(photos, finish, workers, timeout, max_side, bar)) as pictures):
         for photo,got in pictures:
             o = settle(photo, got)
-            counts[o.status if o.status == 'ok' else 'duplicate' if 'duplicate' in o.status else 'broken'] += 1
-            bar.set_postfix_str(f'{counts["ok"]} kept, {counts["duplicate"]} duplicate, {counts["broken"]} broken', refresh=False)
+            counts['kept' if o.status == 'ok' else 'duplicate' if 'duplicate' in o.status else 'broken'] += 1
+            said = ', '.join(f'{counts[k]} {k}' for k in ('kept', 'duplicate', 'broken'))
+            bar.set_postfix_str(said, refresh=False)
             yield o
 
 def download_images(
@@ -697,14 +726,14 @@ def _check_labels(labels):
     if twice: raise CatdogError(f'the label {twice[0]!r} is given twice')
     return labels
 
-# %% ../nbs/01_scrape.ipynb #0f7abc19
+# %% ../nbs/01_scrape.ipynb #75837ea0
 _COLUMNS = ['label', 'file', 'status', 'reason', *(f.name for f in fields(Photo)), 'phash', 'area', 'copy_of']
 
 def _rows(file):
     "The rows in the manifest `file`, by label and address; where there are two for one, the last"
     rows = {}
     if not file.exists(): return rows
-    for line in file.read_text(encoding='utf8', errors='replace').splitlines():
+    for line in file.read_text(encoding='utf8', errors='replace').split('\n'):
         try: o = json.loads(line)
         except ValueError: continue
         if isinstance(o, dict) and all(isinstance(o.get(k), str) for k in ('label', 'url', 'status')):
@@ -757,7 +786,7 @@ def count_outcomes(
     import pandas as pd
     return pd.crosstab(manifest.status, manifest.label, margins=True, margins_name='all')
 
-# %% ../nbs/01_scrape.ipynb #71868797
+# %% ../nbs/01_scrape.ipynb #50d824f7
 class _Album:
     "The pictures that a data set has met, to find another copy of one"
     def __init__(self, manifest):
@@ -767,7 +796,8 @@ class _Album:
         for row in rows:
             self.add(row)
             met = set()
-            while row['status'] == 'near-duplicate' and row['file'] not in met:   # its place was taken by a larger copy, or by one larger still
+            # its place was taken by a larger copy, and that one's perhaps by one larger still
+            while row['status'] == 'near-duplicate' and row['file'] not in met:
                 met.add(row['file'])
                 row = by_name.get(Path(row['copy_of'] or '').name, row)
             self.rows[-1] = row
@@ -812,22 +842,27 @@ class _Keeper:
     def settle(self, label, photo, got):
         if isinstance(got, BadImage): return self._note(label, Outcome(photo, got.status, str(got)))
         twin = self.album.find(got)
-        if not twin: return self._note(label, Outcome(photo, 'ok', file=write_atomic(self.path/label/got.name, got.data)), got=got)
+        if not twin:
+            file = write_atomic(self.path/label/got.name, got.data)
+            return self._note(label, Outcome(photo, 'ok', file=file), got=got)
         conflict = twin['status'] == 'conflict' or twin['label'] != label
         same = Path(twin['file']).name == got.name
         larger = not same and got.area > (twin['area'] or 0)
         file = self.path/('.removed' if conflict else '')/label/got.name
         # a twin that somebody has moved is settled, unless it was us, in a run that was killed half-way
-        if (conflict or larger) and ((self.path/twin['file']).exists() or file.exists()): return self._both(label, photo, got, twin, conflict, file)
-        return self._note(label, Outcome(photo, 'duplicate' if same else 'near-duplicate', f'the same picture as {twin["file"]}'), copy_of=twin['file'])
+        if (conflict or larger) and ((self.path/twin['file']).exists() or file.exists()):
+            return self._both(label, photo, got, twin, conflict, file)
+        o = Outcome(photo, 'duplicate' if same else 'near-duplicate', f'the same picture as {twin["file"]}')
+        return self._note(label, o, copy_of=twin['file'])
 
     def _both(self, label, photo, got, twin, conflict, file):
         "Keep `got` and set aside its smaller `twin`; or set aside both"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, got.data)
         old = twin if twin['status'] == 'conflict' else self._aside(twin, label, got, conflict)
-        reason = f'the same picture is in conflict: {old["file"]}' if conflict else ''
-        return self._note(label, Outcome(photo, 'conflict' if conflict else 'ok', reason, file), old, got=got, copy_of=old['file'] if conflict else None)
+        if not conflict: return self._note(label, Outcome(photo, 'ok', file=file), old, got=got)
+        o = Outcome(photo, 'conflict', f'the same picture is in conflict: {old["file"]}', file)
+        return self._note(label, o, old, got=got, copy_of=old['file'])
 
     def _aside(self, twin, label, got, conflict):
         "Move the file of `twin` to `.removed`; its new row"
@@ -835,31 +870,33 @@ class _Keeper:
         to.parent.mkdir(parents=True, exist_ok=True)
         if file.exists(): os.replace(file, to)   # both are named after the same content
         other = f'{".removed/" if conflict else ""}{label}/{got.name}'
-        status,reason = ('conflict', f'the same picture is in conflict: {other}') if conflict else ('near-duplicate', f'a smaller copy of {other}')
-        return {**twin, 'file': to.relative_to(self.path).as_posix(), 'status': status, 'reason': reason, 'copy_of': other}
+        said = 'the same picture is in conflict: ' if conflict else 'a smaller copy of '
+        return {**twin, 'file': to.relative_to(self.path).as_posix(), 'reason': said + other, 'copy_of': other,
+                'status': 'conflict' if conflict else 'near-duplicate'}
 
     def _note(self, label, outcome, *others, got=None, copy_of=None):
         "Write down `outcome`, and the new rows of `others`"
         file = outcome.file and outcome.file.relative_to(self.path).as_posix()
         row = dict(label=label, file=file, status=outcome.status, reason=outcome.reason, **asdict(outcome.photo),
                    phash=got and got.phash, area=got and got.area, copy_of=copy_of)
-        for o in others: self.album.replace(self.manifest.rows[o['label'], o['url']], row if o['status'] == 'near-duplicate' else o)
+        for o in others:
+            self.album.replace(self.manifest.rows[o['label'], o['url']], row if o['status'] == 'near-duplicate' else o)
         if got: self.album.add(row, got.colours)
         self.manifest.add(row, *others)
         return outcome
 
-# %% ../nbs/01_scrape.ipynb #e3bf8b05
+# %% ../nbs/01_scrape.ipynb #2525dedc
 def write_credits(
     path:str|os.PathLike='data/animals' # The folder that `scrape` made
 ) -> Path: # The file, `path/CREDITS.txt`
     "Write down who made each picture that was kept in `path`, where it is from, and its licence"
     df = read_manifest(path)
     kept = df[df.status == 'ok'].fillna({k: '' for k in ('title', 'creator', 'license', 'page_url')})
-    lines = [f'{o.file}: {o.title or "untitled"}, by {o.creator or "somebody not named"}, {o.license or "licence not stated"}, {o.page_url or o.url}\n'
-             for o in kept.itertuples()]
-    return write_atomic(Path(path)/'CREDITS.txt', ''.join(lines).encode())
+    lines = [(f'{o.file}: {o.title or "untitled"}', f'by {o.creator or "somebody not named"}',
+              o.license or 'licence not stated', f'{o.page_url or o.url}\n') for o in kept.itertuples()]
+    return write_atomic(Path(path)/'CREDITS.txt', ''.join(map(', '.join, lines)).encode())
 
-# %% ../nbs/01_scrape.ipynb #05651dea
+# %% ../nbs/01_scrape.ipynb #fec5032d
 def save_urls(
     labels:list, # What to look for
     file:str|os.PathLike, # The Parquet file to write
@@ -870,14 +907,14 @@ def save_urls(
     "Search for `labels` and write the addresses to `file`, each with its label as its caption; fetch nothing"
     import pandas as pd
     file = Path(file)
-    if file.suffix != '.parquet': raise CatdogError(f'{file} does not end in .parquet: give a name that does, such as urls.parquet')
+    if file.suffix != '.parquet': raise CatdogError(f'{file} is no .parquet file: give a name such as urls.parquet')
     if not file.parent.is_dir(): raise CatdogError(f'there is no folder {file.parent}: make it first')
     rows = [(p.url, label) for label in _check_labels(labels) for p in search_terms(label, n, engine, queries)]
     df = pd.DataFrame(rows, columns=['url', 'caption'], dtype='str')
     write_atomic(file, df.to_parquet(index=False))
     return df
 
-# %% ../nbs/01_scrape.ipynb #ac330eec
+# %% ../nbs/01_scrape.ipynb #81b01c7c
 _SETTLED = ('ok', 'duplicate', 'near-duplicate', 'conflict')
 
 def _kind(engine): return 'drawings of the sample web' if engine == 'sample' else 'photographs'
@@ -886,7 +923,8 @@ def _check_mix(path, rows, photos):
     "Refuse to put drawings beside photographs"
     have,come = {_kind(o['engine']) for o in rows if o['status'] == 'ok'},{_kind(p.engine) for p in photos}
     if have and come - have:
-        raise CatdogError(f'{path} holds {" and ".join(have)}, and this search found {" and ".join(come)}: give another folder, or another engine')
+        raise CatdogError(f'{path} holds {" and ".join(have)}, and this search found {" and ".join(come)}: '
+                          'give another folder, or another engine')
 
 def _photos_to_fetch(manifest, label, n, engine, queries, retry):
     "What `label` still lacks of its `n` photos; with `retry` also those that failed before"
@@ -902,7 +940,8 @@ def _check_kept(manifest, label):
     counts = Counter(o['status'] for o in manifest.of(label))
     if not counts: raise CatdogError(f'nothing was found for {label!r}: try another word, or another engine')
     said = ', '.join(f'{k} {status}' for status,k in counts.most_common())
-    raise CatdogError(f'no picture was kept for {label!r} ({said}): see {manifest.file}, and try another word or engine')
+    raise CatdogError(f'no picture was kept for {label!r} ({said}): '
+                      f'see {manifest.file}, and try another word or engine')
 
 @command
 def scrape(
@@ -910,7 +949,7 @@ def scrape(
     path:str='data/animals', # Folder for the pictures
     n:int=150, # How many photos to look for, for each label
     engine:str='auto', # bing, ddg, openverse, commons, sample, or auto: several in turn
-    queries:Annotated[str, dict(nargs='+')]=None, # Terms to search with, {} where the label goes: "{} photo" "{} outdoors"
+    queries:Annotated[str, dict(nargs='+')]=None, # Terms to search with, {} for the label: "{} photo" "{} outdoors"
     retry:bool=False, # Try those again that failed in an earlier run?
     credits:bool=False, # Also write CREDITS.txt: who made each picture, and its licence
     urls_only:str=None # Fetch nothing; write the addresses to this Parquet file, for img2dataset
@@ -918,7 +957,8 @@ def scrape(
     "Search for each of `labels`, download up to `n` pictures of each into a folder in `path`, and keep a record"
     labels,path = _check_labels(labels),Path(path)
     if n < 1: raise CatdogError(f'n is {n}: give a number of pictures, such as 150')
-    if queries and not all('{}' in q for q in queries): raise CatdogError('a query has no {} in it: write, such as "{} outdoors", where the label goes')
+    if queries and not all('{}' in q for q in queries):
+        raise CatdogError('a query has no {} in it, which is where the label goes: write such as "{} outdoors"')
     if urls_only: return save_urls(labels, urls_only, n, engine, queries)
     manifest = _Manifest(path)
     keeper = _Keeper(manifest)
@@ -926,7 +966,7 @@ def scrape(
         for label in labels:
             (path/label).mkdir(exist_ok=True)
             photos = _photos_to_fetch(manifest, label, n, engine, queries, retry)
-            if photos and _kind(photos[0].engine) != 'photographs' and engine == 'auto': engine = 'sample'   # and say so once
+            if engine == 'auto' and photos and _kind(photos[0].engine) != 'photographs': engine = 'sample'
             for _ in _outcomes(photos, label, _see, partial(keeper.settle, label)): pass
             _check_kept(manifest, label)
     except KeyboardInterrupt:
@@ -936,12 +976,13 @@ def scrape(
     manifest.rewrite()   # one line an address, where some have changed their state
     df = read_manifest(path)
     if k := (df.status == 'conflict').sum():
-        print(f'{k} pictures were found under two labels or are copies of one that was: they are in {path}/.removed; see status conflict in the manifest.')
+        print(f'{k} pictures were found under two labels, or are copies of one that was: '
+              f'they are in {path}/.removed, and have the status conflict in the manifest.')
     if credits: print(f'Who made them: {write_credits(path)}')
     if is_cli(scrape): print(count_outcomes(df).to_string())
     return df
 
-# %% ../nbs/01_scrape.ipynb #6a1c176b
+# %% ../nbs/01_scrape.ipynb #da92c719
 IMAGES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.avif', '.bmp', '.tif', '.tiff')
 
 def _label_folders(path):
@@ -950,7 +991,8 @@ def _label_folders(path):
     if not path.is_dir(): raise CatdogError(f'there is no folder {path}: give one that catdog-scrape made')
     return sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith('.'))
 
-def _files(folder): return sorted(o for o in folder.rglob('*') if o.is_file() and not any(p.startswith('.') for p in o.relative_to(folder).parts))
+def _hidden(o): return any(p.startswith('.') for p in o.parts)
+def _files(folder): return sorted(o for o in folder.rglob('*') if o.is_file() and not _hidden(o.relative_to(folder)))
 
 def contact_sheet(
     path:str|os.PathLike='data/animals', # A folder with a sub-folder for each label
