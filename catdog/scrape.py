@@ -914,7 +914,7 @@ def save_urls(
     write_atomic(file, df.to_parquet(index=False))
     return df
 
-# %% ../nbs/01_scrape.ipynb #81b01c7c
+# %% ../nbs/01_scrape.ipynb #28d2d476
 _SETTLED = ('ok', 'duplicate', 'near-duplicate', 'conflict')
 
 def _kind(engine): return 'drawings of the sample web' if engine == 'sample' else 'photographs'
@@ -964,8 +964,8 @@ def scrape(
     keeper = _Keeper(manifest)
     try:
         for label in labels:
-            (path/label).mkdir(exist_ok=True)
             photos = _photos_to_fetch(manifest, label, n, engine, queries, retry)
+            (path/label).mkdir(exist_ok=True)
             if engine == 'auto' and photos and _kind(photos[0].engine) != 'photographs': engine = 'sample'
             for _ in _outcomes(photos, label, _see, partial(keeper.settle, label)): pass
             _check_kept(manifest, label)

@@ -68,8 +68,8 @@ def openverse(total, path, params, headers):
     pages = -(-total//20)
     if page > max(1, pages): return 404, {}, {'detail': 'Invalid page.'}
     return 200, {}, dict(result_count=total, page_count=pages, page_size=20, page=page, results=[
-        dict(id=str(i), title=f'Cat {i}', foreign_landing_url=f'https://example/{i}', url=page_of(i), width=800, height=600,
-             creator='somebody', license='by', license_version='4.0', provider='flickr')
+        dict(id=str(i), title=f'Cat {i}', foreign_landing_url=f'https://example/{i}', url=page_of(i), width=800,
+             height=600, creator='somebody', license='by', license_version='4.0', provider='flickr')
         for i in range(20*(page - 1), min(20*page, total))])
 
 def commons(total, path, params, headers):
@@ -508,7 +508,8 @@ def test_img2dataset_reads_the_list(tmp_path):
     with SampleWeb(faults=None) as _:
         s.save_urls(['cat', 'dog'], tmp_path/'urls.parquet', n=20, engine='sample')
         subprocess.run([img2dataset, '--url_list', tmp_path/'urls.parquet', '--input_format', 'parquet',
-            '--url_col', 'url', '--caption_col', 'caption', '--output_folder', tmp_path/'fetched', '--output_format', 'files',
+            '--url_col', 'url', '--caption_col', 'caption', '--output_folder', tmp_path/'fetched',
+            '--output_format', 'files',
             '--processes_count', '1'], check=True, timeout=300)
     fetched = [json.loads(o.read_text()) for o in tmp_path.glob('fetched/0*/*.json')]
     assert Counter((o['caption'], o['status']) for o in fetched) == {('cat', 'success'): 20, ('dog', 'success'): 20}
