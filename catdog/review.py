@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Look', 'REMOVED', 'predictions', 'apply_choices', 'can_undo', 'undo_choices', 'Cleaner', 'suspects', 'compare']
 
-# %% ../nbs/04_review.ipynb #4b3119c8
+# %% ../nbs/04_review.ipynb #460a2c88
 import io, json, os, re
 from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +25,17 @@ from fastcore.foundation import L
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tqdm.auto import tqdm
 
 from .data import image_files
 from .images import BadImage, CatdogError, jpeg_bytes, open_image
-from .scrape import Moved
+from .scrape import ALIKE, CLOSE, Moved, _bits, _colours, _phash
 from .train import error_interval
 
-# %% ../nbs/04_review.ipynb #f5f4d49b
+# %% ../nbs/04_review.ipynb #7af49969
 @contextmanager
 def _pooled(body, rows):
     "Append what `body` sees in each batch to `rows`: average and maximum of each channel"
@@ -57,7 +59,7 @@ def _look(learn):
     with _pooled(learn.model[0], rows): probabilities,truth,losses = learn.get_preds(dl=dl, with_loss=True)
     p = probabilities.numpy()
     df = pd.DataFrame(dict(file=list(files), label=vocab[truth.numpy()], dataset=list(sets), predicted=vocab[p.argmax(1)],
-                           probability=p.max(1), loss=losses.numpy()))
+                           probability=p.max(1), loss=losses.numpy().astype(float)))
     return Look(df, torch.cat(rows).numpy(), p)
 
 def _worst_first(table): return table.sort_values('loss', ascending=False, ignore_index=True)
@@ -301,7 +303,7 @@ def _thumbs(files, height, width):
     "`_thumb` of each of `files`, several at once"
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(lambda f: _thumb(f, height, width), files))
 
-# %% ../nbs/04_review.ipynb #95c2098f
+# %% ../nbs/04_review.ipynb #164bfa37
 _STYLE = '''<style>
 .cd-card {margin:4px; padding:4px; border:3px solid transparent; border-radius:6px; background:rgba(128,128,128,.08)}
 .cd-card.cd-chosen {border-color:#c60} .cd-card.cd-suggested {border:3px dashed #69c}
@@ -310,7 +312,7 @@ _STYLE = '''<style>
 .cd-picture button {position:absolute; left:0; top:0; width:100%; height:100%; margin:0; opacity:0; cursor:zoom-in}
 .cd-picture button:focus-visible {opacity:.35; outline:3px solid #06c}
 .cd-large {position:fixed; left:0; top:0; width:100vw; height:100vh; z-index:1000; background:rgba(0,0,0,.85); align-items:center; justify-content:center}
-.cd-large img {max-width:96vw; max-height:82vh; width:auto; height:auto; object-fit:contain} .cd-large .widget-html-content * {color:#fff}
+.cd-large img {max-width:96vw; max-height:82vh; width:auto; height:auto; object-fit:contain} .cd-large .widget-html-content, .cd-large .widget-html-content * {color:#fff; text-align:center}
 </style>'''
 
 class _Card:
@@ -320,7 +322,7 @@ class _Card:
         self.image = widgets.Image(format='jpeg')
         zoom = widgets.Button(tooltip='Show it large')
         picture = widgets.Box([self.image, zoom], layout=dict(width=f'{pages.width}px', height=f'{pages.height}px')).add_class('cd-picture')
-        self.menu = widgets.Dropdown(options=pages.opts, layout=dict(width='auto', flex='1 1 auto'))
+        self.menu = widgets.Dropdown(options=pages.opts, layout=dict(width='auto'))
         self.agree = widgets.Button(description='✓', tooltip='Yes, as suggested', layout=dict(width='36px'))
         self.text = widgets.HTML()
         self.box = widgets.VBox([picture, self.menu, self.agree, self.text], layout=dict(width=f'{pages.width + 16}px')).add_class('cd-card')
@@ -422,7 +424,7 @@ def _said(moves, verb):
     text = f'{verb} {len(moves) - len(skipped)} of {len(moves)} pictures.' if skipped else f'{verb} {len(moves)} picture{"s"*(len(moves) != 1)}.'
     return text + ''.join(f' {o.file.name}: {o.reason}.' for o in skipped[:3])
 
-# %% ../nbs/04_review.ipynb #fe6184c9
+# %% ../nbs/04_review.ipynb #331846ce
 def _button(text, what, **kw):
     "A button that calls `what`"
     b = widgets.Button(description=text, layout=dict(width='auto'), **kw)
@@ -461,7 +463,7 @@ class Cleaner(ImageClassifierCleaner):
         self.where,self.tally,self.message,self.caption = (widgets.HTML() for _ in range(4))
         self.picture = widgets.Image(format='jpeg')
         self.large = widgets.VBox([self.picture, self.caption, _button('Close', self.shrink)], layout=dict(display='none')).add_class('cd-large')
-        self.widget = widgets.VBox([widgets.HTML(_STYLE), _line(self.dd_view, self.dd_cats, self.dd_ds), _line(self.bt_back, self.where, self.bt_next, self.bt_agree),
+        self.widget = widgets.VBox([widgets.HTML(_STYLE), _line(self.dd_view, self.dd_cats, self.dd_ds).add_class('cd-top'), _line(self.bt_back, self.where, self.bt_next, self.bt_agree),
                                     _line(self.bt_apply, self.bt_undo, self.tally), self.message, self.iw.widget, self.large])
 
     @property
@@ -479,7 +481,7 @@ class Cleaner(ImageClassifierCleaner):
     def _describe(self, file):
         "HTML below a picture"
         o = self._rows[file]
-        text = f'<b>{escape(str(o.label))}</b> · network: {escape(str(o.predicted))} {o.probability:.0%} · loss {o.loss:.2f}'
+        text = f'<b>{escape(str(o.label))}</b> · network: {escape(str(o.predicted))} {o.probability:.0%} · loss {abs(o.loss):.2f}'
         return text + (f'<br>{escape(self._reasons[file])}' if file in self._reasons else '')
 
     def _tell(self):
@@ -505,7 +507,9 @@ class Cleaner(ImageClassifierCleaner):
     def _do(self, what):
         "Call `what` and show what comes of it"
         try: self.message.value = escape(what())
-        except CatdogError as e: self.message.value = f'<b>{escape(str(e))}</b>'
+        except Exception as e:
+            self.message.value = f'<b>{escape(str(e))}</b>'
+            if not isinstance(e, CatdogError): raise
 
     def apply(self) -> list: # `Moved`: file, to, reason
         "Move the pictures as chosen, wherever they were chosen"
@@ -543,7 +547,7 @@ class Cleaner(ImageClassifierCleaner):
         "Back to the small ones"
         self.large.layout.display = 'none'
 
-# %% ../nbs/04_review.ipynb #df92153b
+# %% ../nbs/04_review.ipynb #a86df4f4
 def _out_of_sample(features, labels, folds=5):
     "Probabilities of shape (pictures,labels), each by a logistic regression that has not seen the picture; labels sorted"
     folds = max(2, min(folds, min(Counter(labels).values())))
@@ -551,19 +555,89 @@ def _out_of_sample(features, labels, folds=5):
     return cross_val_predict(model, features, labels, cv=StratifiedKFold(folds, shuffle=True, random_state=0), method='predict_proba')
 
 def _label_errors(look):
-    "The pictures of a `Look` whose label is probably false"
+    "The pictures of a `Look` whose label is probably false; and how probable the label of each picture is"
     t = look.table
     names,p = np.unique(t.label.astype(str)),_out_of_sample(look.features, t.label.astype(str).values)
     given,best = p[np.arange(len(t)), np.searchsorted(names, t.label.astype(str))],p.argmax(1)
     df = pd.DataFrame(dict(file=t.file, label=t.label, suggested=names[best], kind='label', score=1 - given))
-    df['reason'] = [f'looks like {o.suggested} ({o.score:.0%}) to one who has not seen its label' for o in df.itertuples()]
-    return df[df.suggested != df.label.astype(str)]
+    df['reason'] = [f'looks like {o.suggested} to one who has not seen its label' for o in df.itertuples()]
+    return df[df.suggested != df.label.astype(str)],given
+
+def _table(rows): return pd.DataFrame(list(rows), columns=['file', 'label', 'suggested', 'kind', 'score', 'reason'])
+
+# %% ../nbs/04_review.ipynb #2c598390
+def _outliers(look, limit=3):
+    "The pictures of a `Look` that are like no others"
+    t,n = look.table,len(look.table)
+    angles = look.features/np.maximum(np.linalg.norm(look.features, axis=1, keepdims=True), 1e-9)
+    k = max(1, min(40, n//5))
+    far = NearestNeighbors(n_neighbors=min(k + 1, n)).fit(angles).kneighbors(angles)[0][:, 1:].mean(1)
+    usual = np.median(far)
+    z = (far - usual)/max(1e-9, 1.4826*np.median(abs(far - usual)))   # robust standard deviations
+    return _table((o.file, o.label, '<Delete>', 'outlier', 1 - .5*limit/v, f'like no other picture ({v:.1f} deviations from the usual)')
+                  for o,v in zip(t.itertuples(), z) if v > limit)
+
+def _examine(file):
+    "Sides, sharpness and contrast of a picture, and what tells copies: hash and colours; None if it cannot be opened"
+    try: img = open_image(file)
+    except BadImage: return None
+    grey = img.convert('L')
+    grey.thumbnail((256, 256))
+    a = np.asarray(grey, 'float32')
+    edges = 4*a[1:-1, 1:-1] - a[:-2, 1:-1] - a[2:, 1:-1] - a[1:-1, :-2] - a[1:-1, 2:]   # Laplacian: nothing where nothing changes
+    return dict(size=img.size, sharpness=float(edges.var()) if edges.size else 0., contrast=float(a.std()), bits=_bits(_phash(img)), colours=_colours(img).ravel())
+
+def _examined(files):
+    "`_examine` each of `files`, several at once"
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(tqdm(pool.map(_examine, files), total=len(files), desc='examine', unit=' pictures', delay=2, leave=False))
+
+_LIMITS = dict(size=(64, 'tiny: {} x {} pixels'), contrast=(8, 'blank: nothing can be seen on it'), sharpness=(10, 'blurred'))
+
+def _low_quality(table, seen):
+    "The tiny, blurred and blank ones"
+    rows = []
+    for o,v in zip(table.itertuples(), seen):
+        if not v: continue
+        values = dict(v, size=min(v['size']))
+        bad = [(1 - .5*values[k]/limit, text.format(*v['size'])) for k,(limit,text) in _LIMITS.items() if values[k] < limit]
+        if bad: rows.append((o.file, o.label, '<Delete>', 'quality', *max(bad, key=lambda o: o[0])))
+    return _table(rows)
+
+def _copies(seen):
+    "Pairs (i, j, bits that differ) of copies among what `_examined` gave"
+    have = [i for i,o in enumerate(seen) if o]
+    if not have: return
+    signs,colours = (np.stack([seen[i][k] for i in have]).astype('float32') for k in ('bits', 'colours'))
+    signs = 2*signs - 1
+    for start in range(0, len(have), 1000):   # a thousand rows at a time bound the memory
+        differ = (signs.shape[1] - signs[start:start + 1000] @ signs.T)/2
+        alike = (differ <= CLOSE) & (colours[start:start + 1000] @ colours.T >= ALIKE)
+        for i,j in zip(*np.nonzero(alike)):
+            if i + start < j: yield have[i + start],have[j],differ[i, j]
+
+def _duplicates(table, seen, given):
+    "Of each pair of copies the one to take out: where the labels differ the less probable (`given`), else the smaller"
+    rows = []
+    for i,j,differ in _copies(seen):
+        a,b = table.iloc[i],table.iloc[j]
+        conflict = a.label != b.label
+        worth = [(given[k],) if conflict else (np.prod(seen[k]['size']), str(table.file[k])) for k in (i, j)]
+        out,kept = (a, b) if worth[0] < worth[1] else (b, a)
+        kind,score = ('conflict', 1) if conflict else ('duplicate', .5)
+        rows.append((out.file, out.label, '<Delete>', kind, score*(1 - .5*float(differ)/CLOSE), f'the same picture as {kept.label}/{kept.file.name}'))
+    return _table(rows)
 
 def suspects(
     learn:Learner # Trained, on pictures in folders that are their labels
 ) -> pd.DataFrame: # file, label, suggested (a label or '<Delete>'), kind, score (0 to 1), reason; worst first
-    "The pictures of `learn` that are probably wrong, and what to do about each"
-    return _label_errors(_look(learn)).sort_values('score', ascending=False, ignore_index=True)
+    "The pictures of `learn` that are probably wrong (label, conflict, duplicate, outlier, quality), and what to do about each"
+    look = _look(learn)
+    wrong,given = _label_errors(look)
+    seen = _examined(look.table.file)
+    kinds = [wrong, _outliers(look), _low_quality(look.table, seen), _duplicates(look.table, seen, given)]
+    df = pd.concat([o for o in kinds if len(o)] or kinds[:1])
+    return df.sort_values('score', ascending=False, kind='stable').drop_duplicates('file', ignore_index=True)
 
 # %% ../nbs/04_review.ipynb #b44f94d0
 def compare(

@@ -1,11 +1,14 @@
 "Review must not lose a picture, whatever happens: killed in the middle, a full disk, a folder that cannot be written."
-import json, os, random, resource, shutil, signal, sys
+import json, os, random, resource, shutil, signal, socket, subprocess, sys, time
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+import nbformat, psutil, pytest
 
 from catdog.images import CatdogError
 from catdog.review import apply_choices, can_undo, undo_choices
+from catdog.sample import draw
 
 JOURNAL = Path('.removed/journal.jsonl')
 
@@ -54,11 +57,6 @@ def killed_at(line, what):
             with Lines(line): what()
         finally: os._exit(0)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-
-def length(tmp_path, what):
-    "How many lines `what` takes on a data set as `prepare` leaves it"
-    with Lines() as lines: what()
-    return lines.n
 
 @pytest.mark.parametrize('seed', range(40))
 def test_killed_while_applying(tmp_path, seed):
@@ -138,7 +136,6 @@ def test_full_disk(tmp_path):
 
 def as_nobody(what):
     "Run `what` without root's right to write everywhere; what it raised, as text"
-    if os.getuid(): raised = None
     read,write = os.pipe()
     pid = os.fork()
     if not pid:
@@ -197,3 +194,120 @@ def test_journal_has_a_line_before_and_after(tmp_path):
     assert [o['event'] for o in lines] == ['planned', *['moving', 'moved']*4, 'applied']
     assert lines[1]['file'] == 'cat/0.jpg' and lines[1]['to'] == 'dog/0-2.jpg'
     assert (folder/'.removed/cat/1.jpg').read_text() == 'cat 1'
+
+# The cleaner, in a browser
+
+NOTEBOOK = '''from catdog.data import get_dls
+from catdog.review import Cleaner, suspects
+from catdog.train import get_learner
+learn = get_learner(get_dls('data', size=64, bs=8, num_workers=0), 'squeezenet1_0')
+Cleaner(learn, suspects=suspects(learn), max_n=4)'''
+
+def drawings(folder, n=14):
+    "`n` cats and `n` dogs; the first cat and the first two dogs lie in the wrong folder"
+    for label,other,wrong in (('cat', 'dog', 1), ('dog', 'cat', 2)):
+        (folder/label).mkdir(parents=True, exist_ok=True)
+        for i in range(n): draw(other if i < wrong else label, i, (128, 128)).save(folder/label/f'{i:02}.jpg', quality=95)
+    return folder
+
+@pytest.fixture
+def lab(tmp_path):
+    "A folder with pictures and a notebook that shows a cleaner for them"
+    drawings(tmp_path/'data')
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3'))), tmp_path/'clean.ipynb')
+    return tmp_path
+
+def free_port():
+    with socket.create_server(('127.0.0.1', 0)) as sock: return sock.getsockname()[1]
+
+@contextmanager
+def serving(folder, *args):
+    "Run a Jupyter server on `folder`, yield its port, and end what was started"
+    port = free_port()
+    process = subprocess.Popen([str(Path(sys.executable).with_name(args[0])), *args[1:], f'--port={port}'], cwd=folder)
+    try:
+        while process.poll() is None:
+            with socket.socket() as sock:
+                if sock.connect_ex(('127.0.0.1', port)) == 0: break
+            time.sleep(.1)
+        yield port
+    finally:
+        family = [process, *psutil.Process(process.pid).children(recursive=True)]
+        for o in family: o.terminate()
+        psutil.wait_procs(family[1:], 20)
+        process.wait(20)
+
+def review_with_clicks(page, folder, shot):
+    "What a person does in the `Cleaner`: the same in Voilà and in JupyterLab"
+    from playwright.sync_api import expect
+    data,start = folder/'data',state(folder/'data')
+    cards,menus = page.locator('.cd-card:visible'),page.locator('.cd-card:visible select')
+    view,category,dataset_ = (page.locator('.cd-top select').nth(i) for i in range(3))
+    button = lambda name: page.get_by_role('button', name=name, exact=True)
+    shows = lambda text: expect(page.get_by_text(text).first).to_be_visible()
+    expect(cards.first).to_be_visible(timeout=240_000)
+
+    # it opens on the suspects; what it suggests is preselected, but not chosen
+    expect(menus.first).not_to_have_value('<Keep>')
+    shows('Nothing is chosen')
+    page.screenshot(path=shot/'suspects.png')
+    button('Apply').click()
+    shows('Moved 0 pictures.')
+    assert state(data) == start
+    button('✓').first.click()
+    expect(page.get_by_text('Chosen: 1 to')).to_be_visible()
+    menus.first.select_option('<Keep>')
+    shows('Nothing is chosen')
+
+    # choices in two categories and two data sets, on two pages
+    view.select_option('All pictures')
+    expect(category).to_be_enabled()
+    menus.nth(0).select_option('<Delete>')
+    menus.nth(1).select_option('dog')
+    button('Next ›').click()
+    shows('page 2 of')
+    menus.nth(2).select_option('<Delete>')
+    dataset_.select_option('Valid')
+    shows('page 1 of 1')
+    category.select_option('dog')
+    expect(menus.first).to_have_value('<Keep>')
+    menus.first.select_option('cat')
+    shows('Chosen: 2 to delete, 1 to cat, 1 to dog')
+    category.select_option('cat')
+    dataset_.select_option('Train')
+    for i,choice in enumerate(('<Delete>', 'dog', '<Keep>')): expect(menus.nth(i)).to_have_value(choice)
+    button('Next ›').click()
+    shows('page 2 of')
+    expect(menus.nth(2)).to_have_value('<Delete>')
+    page.screenshot(path=shot/'choices.png')
+
+    # a click shows a picture large
+    cards.first.locator('.cd-picture button').click()
+    large = page.locator('.cd-large img')
+    expect(large).to_be_visible()
+    page.screenshot(path=shot/'large.png')
+    assert large.evaluate('o => o.naturalWidth') == 128
+    button('Close').click()
+    expect(large).not_to_be_visible()
+
+    button('Apply').click()
+    shows('Moved 4 pictures.')
+    now = state(data)
+    assert sorted(now.values()) == sorted(start.values()) and len(list((data/'.removed'/'cat').iterdir())) == 2
+    assert Counter(o.split('/')[0] for o in now if not o.startswith('.')) == dict(cat=12, dog=14)
+    button('Undo').click()
+    shows('Put back 4 pictures.')
+    assert state(data) == start
+    expect(button('Undo')).to_be_disabled()
+    shows('Chosen: 2 to delete, 1 to cat, 1 to dog')   # to change one and apply again
+
+def set_timeouts(page, ms=60_000):
+    from playwright.sync_api import expect
+    page.set_default_timeout(ms)
+    expect.set_options(timeout=ms)
+
+def test_cleaner_in_voila(page, lab, tmp_path):
+    set_timeouts(page)
+    with serving(lab, 'voila', 'clean.ipynb', '--no-browser', '--Voila.log_level=ERROR') as port:
+        page.goto(f'http://127.0.0.1:{port}/', timeout=240_000)
+        review_with_clicks(page, lab, tmp_path)
