@@ -1,5 +1,5 @@
 "Review must not lose a picture, whatever happens: killed in the middle, a full disk, a folder that cannot be written."
-import json, os, random, resource, shutil, signal, socket, subprocess, sys, time
+import json, multiprocessing, os, random, resource, shutil, signal, socket, subprocess, sys, time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,15 +168,16 @@ def test_read_only_folder(tmp_path, locked):
 
 def test_two_at_once(tmp_path):
     "Two people apply the same choices at the same time: each picture moves once"
-    folder = dataset(tmp_path/'data', 60)
+    folder = dataset(tmp_path/'data', 200)
     start,everything = state(folder),pictures(folder)
-    pids = []
+    barrier,pids = multiprocessing.get_context('fork').Barrier(4),[]
     for _ in range(4):
         pid = os.fork()
         if not pid:
             code = 1
             try:
-                apply_choices(folder, choices(folder, 60))
+                barrier.wait()
+                apply_choices(folder, choices(folder, 200))
                 code = 0
             finally: os._exit(code)
         pids.append(pid)
