@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Prediction', 'ModelError', 'shipped_model', 'find_models', 'Classifier', 'predict_files']
 
-# %% ../nbs/05_predict.ipynb #f4d4ecc8
-import csv, io, json, os, sys, warnings
+# %% ../nbs/05_predict.ipynb #c36b0126
+import csv, hashlib, io, json, os, sys, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
-from itertools import islice
+from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report that it is used, and write to TMPDIR
@@ -22,16 +23,17 @@ from tqdm.auto import tqdm
 
 from .images import BadImage, CatdogError, command, open_image
 
-# %% ../nbs/05_predict.ipynb #b30316ab
+# %% ../nbs/05_predict.ipynb #defd55eb
 @dataclass(frozen=True)
 class Prediction:
     "The answer of a `Classifier` about one picture"
     label:str # The most probable label
     probability:float # Its probability, 0 to 1
     probabilities:dict = field(repr=False) # Label -> probability, in the order of the labels; they sum to 1
-    def __str__(self): return f'{self.label} ({self.probability:.2%})'
+    sure:bool = True # False: do not rely on it, this may well be something else
+    def __str__(self): return f'{self.label} ({self.probability:.2%}{"" if self.sure else ", not sure"})'
 
-# %% ../nbs/05_predict.ipynb #6c7298b5
+# %% ../nbs/05_predict.ipynb #a95c750e
 class ModelError(CatdogError): "This is no model that we can use; the text says why"
 
 _MAX_BYTES = 1_000_000_000
@@ -47,9 +49,12 @@ def _model_file(path):
     return file
 
 def _open_session(file):
-    "ONNX Runtime's session for `file`; from its bytes, so that it cannot refer to other files"
+    "ONNX Runtime's session for `file`, which may not refer to other files"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4   # what it has to say arrives as an exception
+    options.add_session_config_entry('session.model_external_initializers_file_folder_path', os.devnull)
+    # Its threads would wait for each other in a busy loop, which takes the cores from whatever else runs here
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     try: return onnxruntime.InferenceSession(file.read_bytes(), options, providers=['CPUExecutionProvider'])
     except Exception as e:   # its exceptions have no common class but this
         raise ModelError(f'{file}: ONNX Runtime cannot open it ({str(e).splitlines()[0][:150]})') from None
@@ -58,21 +63,33 @@ def _read_meta(session, file):
     "What the model says about itself, checked against its inputs and outputs"
     try: meta = json.loads(session.get_modelmeta().custom_metadata_map['catdog'])
     except (KeyError, ValueError): raise ModelError(f'{file}: was not exported by catdog, it does not say which labels it knows') from None
+    def check(ok, what):
+        if not ok: raise ModelError(f'{file}: does not say {what}')
+    def is_number(key, default, low, high): return isinstance(o := meta.get(key, default), (int, float)) and low <= o <= high
+    if not isinstance(meta, dict): meta = {}
     labels,size = meta.get('labels'),meta.get('size')
-    if not (isinstance(labels, list) and len(labels) > 1 and all(isinstance(o, str) for o in labels)):
-        raise ModelError(f'{file}: does not say which labels it knows')
-    if not (isinstance(size, int) and 8 <= size <= meta.get('resize_to', 0) <= 4096):
-        raise ModelError(f'{file}: does not say which size its pictures have')
+    check(isinstance(labels, list) and len(labels) > 1 and all(isinstance(o, str) and o for o in labels) and len(set(labels)) == len(labels),
+          'which labels it knows')
+    check(isinstance(size, int) and is_number('resize_to', 0, size, 4096) and size >= 8, 'which size its pictures have')
+    check(is_number('temperature', 1, 1e-3, 1e3) and is_number('neither', 0, 0, 1), 'how to read its scores')
+    check(is_number('error', 0, 0, 1) and is_number('n_pictures', 0, 0, 1e12), 'how good it is')
     inputs = {o.name: (o.type, o.shape[1:]) for o in session.get_inputs()}
     outputs = {o.name: o.shape[1:] for o in session.get_outputs()}
     if inputs != {'pixels': ('tensor(uint8)', [size, size, 3])} or outputs.get('logits') != [len(labels)]:
         raise ModelError(f'{file}: its inputs {inputs} and outputs {outputs} do not fit its {len(labels)} labels')
     return meta
 
-# %% ../nbs/05_predict.ipynb #89c5217c
+def _check_answers(session, meta, file):
+    "`ModelError` unless `session` gives finite scores about a black picture"
+    try: logits, = session.run(['logits'], {'pixels': np.zeros((1, meta['size'], meta['size'], 3), 'uint8')})
+    except Exception as e: raise ModelError(f'{file}: fails at the first picture ({str(e).splitlines()[0][:150]})') from None
+    if logits.shape != (1, len(meta['labels'])) or not np.isfinite(logits).all():
+        raise ModelError(f'{file}: its scores for a black picture are no numbers; it is damaged')
+
+# %% ../nbs/05_predict.ipynb #de6f7d07
 def _pixels(src, size, resize_to):
     "`src` as the network wants it: uint8 of shape (`size`,`size`,3), the middle of the picture squeezed to `resize_to`"
-    img = open_image(src).resize((resize_to, resize_to), Image.Resampling.BILINEAR)
+    img = open_image(src, max_side=4*resize_to).resize((resize_to, resize_to), Image.Resampling.BILINEAR)
     start = (resize_to - size)//2
     return np.asarray(img)[start:start+size, start:start+size]
 
@@ -80,7 +97,7 @@ def _softmax(x):
     e = np.exp(x - x.max(1, keepdims=True))
     return e/e.sum(1, keepdims=True)
 
-# %% ../nbs/05_predict.ipynb #8d095705
+# %% ../nbs/05_predict.ipynb #6c8c8334
 def shipped_model() -> Path: # Its folder
     "The model that comes with the package"
     return Path(str(package_files('catdog')/'pretrained'))
@@ -98,13 +115,13 @@ def find_models() -> dict: # Name -> folder, the one to start with first
     "`$CATDOG_MODEL`, the models below `models/`, newest first, and the one that ships; those trained on drawings come last"
     chosen,shipped = os.environ.get('CATDOG_MODEL'),shipped_model()
     opened = {o: c for o in _model_folders() if (c := _open_or_warn(o))}
-    photographs = [o for o,c in opened.items() if c.meta['trained_on'] == 'photographs']
+    photographs = [o for o,c in opened.items() if c.meta.get('trained_on') == 'photographs']
     paths = [*([Path(chosen).resolve()] if chosen else []), *photographs, shipped, *opened]
     return {_model_name(o, shipped): o for o in dict.fromkeys(paths)}
 
 def _model_name(path, shipped): return 'catdog (ships with the package)' if path == shipped else os.path.relpath(path)
 
-# %% ../nbs/05_predict.ipynb #a5818275
+# %% ../nbs/05_predict.ipynb #607374c4
 class Classifier:
     "Tells pictures apart with an exported model; safe to call from several threads"
     def __init__(self,
@@ -112,8 +129,9 @@ class Classifier:
     ):
         "Open and check the model at `path`; `ModelError` says what is wrong with it"
         file = _model_file(next(iter(find_models().values())) if path is None else path)
-        self.path,self.session = file.parent,_open_session(file)
+        self.path,self.file,self.session = file.parent,file,_open_session(file)
         self.meta = _read_meta(self.session, file)
+        _check_answers(self.session, self.meta, file)
         self.labels = self.meta['labels']
 
     def __repr__(self): return f'Classifier({self.summary})'
@@ -130,88 +148,194 @@ class Classifier:
         img # A path, bytes, a binary file, an array (h,w,3) or a picture
     ) -> Prediction:
         "What is on `img`; `BadImage` when it is no picture"
-        return self._answers([self._pixels(img)])[0]
+        return self.answers([self.pixels(img)])[0]
 
     def predict_batch(self,
         imgs, # Iterable of what `predict` takes
-        bs:int=32 # Pictures that pass the network together
+        bs:int=32 # Pictures that are opened ahead
     ) -> list: # A `Prediction` each
-        "What is on each of `imgs`, `bs` at a time; `BadImage` when one of them is no picture"
-        imgs,answers = iter(imgs),[]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            while batch := list(islice(imgs, bs)): answers += self._answers(list(pool.map(self._pixels, batch)))
-        return answers
+        "What is on each of `imgs`; `BadImage` when one of them is no picture"
+        return [o for opened in _ahead(self.pixels, imgs, bs) for o in self.answers(opened)]
 
-    def _pixels(self, img): return _pixels(img, self.meta['size'], self.meta['resize_to'])
+    def pixels(self,
+        img # What `predict` takes
+    ) -> np.ndarray: # uint8, shape (size,size,3)
+        "`img` as the network wants it; `BadImage` when it is no picture"
+        return _pixels(img, self.meta['size'], self.meta['resize_to'])
 
-    def _answers(self, pixels):
-        "A `Prediction` for each of `pixels`, arrays as the network wants them"
-        logits, = self.session.run(['logits'], {'pixels': np.stack(pixels)})
-        rows = _softmax(logits.astype('float64')/self.meta.get('temperature', 1.0))
-        return [Prediction(self.labels[o.argmax()], float(o.max()), dict(zip(self.labels, o.tolist()))) for o in rows]
+    def answers(self,
+        pixels:list # Arrays from `pixels`
+    ) -> list: # A `Prediction` each
+        "What is on each of the pictures that `pixels` holds"
+        # Four at a time: what lies between the layers then still fits into the processor's cache
+        logits = [self.session.run(['logits'], {'pixels': np.stack(pixels[i:i+4])})[0] for i in range(0, len(pixels), 4)]
+        if not logits: return []
+        rows = _softmax(np.concatenate(logits).astype('float64')/self.meta.get('temperature', 1.0))
+        return [self._prediction(o) for o in rows]
 
-# %% ../nbs/05_predict.ipynb #2516aa1c
+    def _prediction(self, row):
+        best = float(row.max())
+        return Prediction(self.labels[row.argmax()], best, dict(zip(self.labels, row.tolist())), best >= self.meta.get('neither', 0))
+
+    def explain(self,
+        img, # What `predict` takes
+        label:str=None, # The label to explain; None: the most probable
+        n:int=8 # Places a side
+    ) -> np.ndarray: # float32, shape (n,n), 0 to 1: how much each place spoke for `label`
+        "Where `img` looks like `label`: how far its score falls when a place is covered"
+        pixels = self.pixels(img)
+        scores = np.log(np.array([list(o.probabilities.values()) for o in self.answers([pixels, *_covered(pixels, n)])]) + 1e-9)
+        i = self.labels.index(label) if label else scores[0].argmax()
+        odds = scores[:, i] - np.delete(scores, i, 1).max(1)   # against the strongest other label
+        fall = (odds[0] - odds[1:]).clip(0).reshape(n, n)
+        return (fall/max(fall.max(), 1e-9)).astype('float32')
+
+    def why(self,
+        img, # What `predict` takes
+        label:str=None, # The label to explain; None: the most probable
+        max_side:int=480 # Longer side of the result, in pixels
+    ) -> Image.Image: # Bright where the picture speaks for `label`, dark and grey elsewhere
+        "`img`, at most `max_side`, with what `explain` says about `label`"
+        img,share = open_image(img, max_side=4*self.meta['resize_to']),self.meta['size']/self.meta['resize_to']
+        heat = Image.fromarray((255*self.explain(img, label)).astype('uint8'))
+        img = open_image(img, max_side=max_side)
+        w,h = (max(1, round(o*share)) for o in img.size)   # the network sees the middle
+        mask = Image.new('L', img.size)
+        mask.paste(heat.resize((w, h), Image.Resampling.BICUBIC), ((img.width - w)//2, (img.height - h)//2))
+        return Image.composite(img, img.convert('L').point(lambda o: o*2//5).convert('RGB'), mask)
+
+def _ahead(do, items, bs):
+    "Yield `do` of `items` in lists of `bs`, while threads do the next list"
+    items = iter(items)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        def start(): return [pool.submit(do, o) for o in islice(items, bs)]
+        batch = start()
+        while batch:
+            following = start()
+            yield [o.result() for o in batch]
+            batch = following
+
+def _covered(pixels, n):
+    "`n`*`n` copies of `pixels`, each with another place under a grey square, one and a half places wide"
+    size,grey = len(pixels),pixels.mean((0, 1)).astype('uint8')
+    for y in range(n):
+        for x in range(n):
+            copy = pixels.copy()
+            top,bottom,left,right = (max(0, round(o*size/n)) for o in (y - .25, y + 1.25, x - .25, x + 1.25))
+            copy[top:bottom, left:right] = grey
+            yield copy
+
+# %% ../nbs/05_predict.ipynb #e8c65e79
 _SUFFIXES = {'.jpg', '.jpeg', '.png', '.gif', '.webp', '.avif', '.bmp', '.tif', '.tiff'}
 
 def _pictures(paths):
-    "The files that `paths`, files and folders, stand for"
+    "Yield the files that `paths`, files and folders, stand for, in an order that stays the same"
     for path in map(Path, paths):
         if not path.is_dir(): yield path
-        else: yield from sorted(o for o in path.rglob('*') if o.suffix.lower() in _SUFFIXES and not _hidden(o, path))
-
-def _hidden(file, root): return any(o.startswith('.') for o in file.relative_to(root).parts)
-
-def _open_or_reason(classifier, path):
-    try: return classifier._pixels(path)
-    except BadImage as e: return e
+        else:
+            for folder,folders,names in os.walk(path):
+                folders[:] = sorted(o for o in folders if not o.startswith('.'))
+                yield from (Path(folder)/o for o in sorted(names) if Path(o).suffix.lower() in _SUFFIXES and not o.startswith('.'))
 
 def _row(path, answer):
     "`answer` about the picture at `path`, a `Prediction` or a `BadImage`, as a flat dict"
     if isinstance(answer, BadImage): return dict(file=str(path), error=answer.reason)
     chances = {f'p_{label}': round(p, 6) for label,p in answer.probabilities.items()}
-    return dict(file=str(path), label=answer.label, probability=round(answer.probability, 6), **chances)
+    return dict(file=str(path), label=answer.label, probability=round(answer.probability, 6), sure=answer.sure, **chances)
 
 def _rows(classifier, paths, bs=32):
-    "Yield the `_row` of each of `paths`, `bs` pictures at a time"
-    paths = iter(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(islice(paths, bs)):
-            opened = list(pool.map(lambda o: _open_or_reason(classifier, o), batch))
-            good = [o for o in opened if not isinstance(o, BadImage)]
-            answers = iter(classifier._answers(good) if good else [])
-            yield from (_row(path, o if isinstance(o, BadImage) else next(answers)) for path,o in zip(batch, opened))
+    "Yield the `_row` of each of `paths`, while the next `bs` pictures are opened"
+    def opened(path):
+        try: return path,classifier.pixels(path)
+        except BadImage as e: return path,e
+    for batch in _ahead(opened, paths, bs):
+        answers = iter(classifier.answers([o for _,o in batch if not isinstance(o, BadImage)]))
+        yield from (_row(path, o if isinstance(o, BadImage) else next(answers)) for path,o in batch)
 
-# %% ../nbs/05_predict.ipynb #39b12dfc
-def _write_csv(rows, labels, out):
-    "Write `rows` to `out` as they come; under a temporary name until all are there"
-    out = Path(out)
-    temporary,columns = out.with_name(f'.{out.name}.part'),['file', 'label', 'probability', *(f'p_{o}' for o in labels), 'error']
-    with open(temporary, 'w', newline='', encoding='utf8') as f:
+# %% ../nbs/05_predict.ipynb #ee284f54
+def _columns(labels): return ['file', 'label', 'probability', 'sure', *(f'p_{o}' for o in labels), 'error']
+
+def _part_file(classifier, out):
+    "Where answers for `out` wait until all are there: another file for another model"
+    model = hashlib.sha256(classifier.file.read_bytes()).hexdigest()[:8]
+    return out.with_name(f'.{out.name}.{model}.part')
+
+def _continue(f, columns, paths):
+    "Keep the lines of `f` that are about the first of `paths`, cut off the rest; how many were kept. `paths` has moved on, too"
+    f.seek(0)
+    reader,n,end = csv.reader(iter(f.readline, '')),0,0
+    try: good = next(reader, None) == columns
+    except csv.Error: good = False
+    if not good:
+        f.seek(0); f.truncate()
+        csv.writer(f).writerow(columns)
+        return 0,paths
+    end = f.tell()
+    for path in paths:
+        try: row = next(reader, [])
+        except csv.Error: row = []
+        here = f.tell()
+        f.seek(max(here - 1, 0))
+        whole = len(row) == len(columns) and f.read(1) == '\n'   # the last line may have been cut off
+        if not whole or row[0] != str(path):
+            paths = chain([path], paths)
+            break
+        n,end = n + 1,here
+    f.seek(end); f.truncate()
+    return n,paths
+
+def _write_rows(classifier, paths, out, bar):
+    "Write the rows about `paths` to the file `out`, going on where an earlier run stopped; yield those that are new"
+    part,columns = _part_file(classifier, out),_columns(classifier.labels)
+    part.touch()
+    with open(part, 'r+', newline='', encoding='utf8', errors='surrogateescape') as f:
+        n,paths = _continue(f, columns, iter(paths))
+        if n: print(f'{part.name} has {n:,} answers: going on from there.', file=sys.stderr)
+        bar.update(n)
         writer = csv.DictWriter(f, columns, restval='')
-        writer.writeheader()
-        for row in rows:
+        for row in _rows(classifier, paths):
             writer.writerow(row)
+            bar.update()
             yield row
-    os.replace(temporary, out)
+    if out.suffix == '.parquet': part = _to_parquet(part, columns)
+    os.replace(part, out)
+
+def _to_parquet(part, columns):
+    "The CSV file `part` as a Parquet file, a block at a time"
+    from pyarrow import bool_, csv as arrow_csv, float64, parquet, string
+    types = {o: dict(file=string(), label=string(), error=string(), sure=bool_()).get(o, float64()) for o in columns}
+    new = part.with_suffix('.parquet')
+    reader = arrow_csv.open_csv(part, parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+                                convert_options=arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=True))
+    with reader, parquet.ParquetWriter(new, reader.schema) as writer:
+        for batch in reader: writer.write_batch(batch)
+    part.unlink()
+    return new
+
+def _out_file(out):
+    out = Path(out)
+    if out.suffix not in ('.csv', '.parquet'): raise CatdogError(f'{out}: give a name that ends in .csv or .parquet')
+    if out.suffix == '.parquet' and not find_spec('pyarrow'): raise CatdogError(f'{out}: for Parquet, pip install pyarrow; or give a name that ends in .csv')
+    if not out.parent.is_dir(): raise CatdogError(f'{out.parent}: there is no such folder')
+    return out
 
 def _print_row(row):
     if 'error' in row: print(f'{row["file"]}: {row["error"]}', file=sys.stderr)
-    else: print(f'{row["file"]}: {row["label"]} ({row["probability"]:.2%})')
+    else: print(f'{row["file"]}: {row["label"]} ({row["probability"]:.2%}{"" if row["sure"] else ", not sure"})')
 
 @command
 def predict_files(
     *paths:str, # Pictures, and folders of pictures
     model:str=None, # Model folder; the newest one that was trained on photographs, else the one that ships
-    out:str=None # CSV file to write
-) -> list: # A dict each: file, label, probability, the probability of every label; or file and error
-    "Say what is on each picture of `paths` with `model`; print it, or write it to `out`"
-    paths,classifier = list(_pictures(paths)),Classifier(model)
-    if not paths: raise CatdogError('no pictures: give some files, or a folder with pictures in it')
-    rows = _rows(classifier, paths)
-    if out: rows = tqdm(_write_csv(rows, classifier.labels, out), total=len(paths), unit='picture')
-    seen = []
-    for row in rows:
-        if is_cli(predict_files) and (not out or 'error' in row): _print_row(row)
-        seen.append(row)
-    bad = sum('error' in row for row in seen)
-    return 2*bool(bad) if is_cli(predict_files) else seen
+    out:str=None # File to write: .csv or .parquet
+): # Without `out` a list with a dict for each: file, label, probability, sure, the probability of every label; or file and error. Else the path of `out`
+    "Say what is on each picture of `paths` with `model`; print it, or write it to `out`, where an interrupted run goes on"
+    out,classifier = out and _out_file(out),Classifier(model)
+    if not any(True for _ in _pictures(paths)): raise CatdogError('no pictures: give some files, or a folder with pictures in it')
+    in_terminal,bad = is_cli(predict_files),0
+    if not out and not in_terminal: return list(_rows(classifier, _pictures(paths)))
+    with tqdm(total=sum(1 for _ in _pictures(paths)), unit='picture', disable=not out) as bar:
+        for row in _write_rows(classifier, _pictures(paths), out, bar) if out else _rows(classifier, _pictures(paths)):
+            if in_terminal and (not out or 'error' in row): _print_row(row)
+            bad += 'error' in row
+    return 2*bool(bad) if in_terminal else out
