@@ -915,7 +915,7 @@ def save_urls(
     return df
 
 # %% ../nbs/01_scrape.ipynb #28d2d476
-_SETTLED = ('ok', 'duplicate', 'near-duplicate', 'conflict')
+_SETTLED = ('ok', 'duplicate', 'near-duplicate', 'conflict', 'removed')   # removed: taken out by a person, in review
 
 def _kind(engine): return 'drawings of the sample web' if engine == 'sample' else 'photographs'
 
@@ -979,7 +979,9 @@ def scrape(
         print(f'{k} pictures were found under two labels, or are copies of one that was: '
               f'they are in {path}/.removed, and have the status conflict in the manifest.')
     if credits: print(f'Who made them: {write_credits(path)}')
-    if is_cli(scrape): print(count_outcomes(df).to_string())
+    if is_cli(scrape):
+        print(count_outcomes(df).to_string())
+        print(f'To look at them: {_save_sheet(path)}')
     return df
 
 # %% ../nbs/01_scrape.ipynb #da92c719
@@ -1016,6 +1018,12 @@ def contact_sheet(
             sheet.paste(img, (left + (side - img.width)//2, top + (side - img.height)//2))
         y += head + rows[o]*side
     return sheet
+
+def _save_sheet(path):
+    "Write the contact sheet of `path` beside it (in it, it would be a picture without a label)"
+    f = io.BytesIO()
+    contact_sheet(path).save(f, 'PNG')
+    return write_atomic(path.with_name(f'{path.name}_contact_sheet.png'), f.getvalue())
 
 # %% ../nbs/01_scrape.ipynb #2f23e7d6
 Moved = namedtuple('Moved', 'file to reason')

@@ -65,3 +65,13 @@ def test_predict_tells_a_picture_from_what_is_none(folders):
     assert done.returncode == 2
     assert done.stdout.startswith('one/cat/0.jpg: ') and len(done.stdout.splitlines()) == 1
     assert done.stderr == 'notes.txt: a text file, not a picture\n'
+
+def test_scrape_says_what_came_and_shows_it(tmp_path):
+    from catdog.data import check_folder
+    from catdog.images import open_image
+    done = run('catdog-scrape', 'cat', 'dog', '--n', '20', '--engine', 'sample', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = {o.split()[0]: o.split()[1:] for o in done.stdout.splitlines() if o.split()}
+    assert table['all'] == ['20', '20', '40'] and int(table['ok'][2]) > 20
+    assert open_image(tmp_path/'data'/'animals_contact_sheet.png').width > 500
+    assert sum(check_folder(tmp_path/'data'/'animals').values()) == int(table['ok'][2])
