@@ -204,7 +204,7 @@ def plot_calibration(
     ax.set(xlabel='how sure', ylabel='how often right', xlim=(.5*(len(learn.dls.vocab) == 2), 1.02), ylim=(0, 1.02))
     return ax
 
-# %% ../nbs/03_train.ipynb #49fbf4d0
+# %% ../nbs/03_train.ipynb #d27ac507
 def train(
     path:str|os.PathLike, # A folder with a sub-folder a label
     arch:str='resnet18', # Name of an architecture in `ARCHS`
@@ -221,9 +221,9 @@ def train(
     with faster(learn, size): learn.fine_tune(epochs)
     counts = confusion(learn)
     print(_percent(counts.sum() - np.trace(counts), counts.sum()))
-    if counts.sum() < 100: print('That is a small validation set, so the interval is wide: more pictures narrow it.')
     calibrate(learn)
-    print('Calibrated: expected calibration error {before:.1%} before, {after:.1%} after (temperature {temperature:.2f})'.format(**learn.calibration))
+    if counts.sum() < 100: print('That is a small validation set: more pictures narrow the interval, and say how sure the model may be.')
+    else: print('Expected calibration error {before:.1%}, {after:.1%} after dividing the scores by {temperature:.2f}.'.format(**learn.calibration))
     return learn
 
 # %% ../nbs/03_train.ipynb #c0f1b54d
@@ -310,7 +310,7 @@ def describe(
                 error=round(error, 4), error_interval=[round(low, 4), round(high, 4)], confusion=counts.tolist(),
                 date=date.today().isoformat(), versions={o: version(o) for o in ('catdog', 'fastai', 'torch', 'torchvision')})
 
-# %% ../nbs/03_train.ipynb #291385b3
+# %% ../nbs/03_train.ipynb #0651f158
 def _table(rows, head):
     "`rows` as a Markdown table under `head`"
     return '\n'.join('| ' + ' | '.join(map(str, row)) + ' |' for row in [head, ['---']*len(head), *rows])
@@ -318,8 +318,9 @@ def _table(rows, head):
 def _calibration_sentence(meta):
     c = meta['calibration']
     if not c: return '\nNot calibrated: it is probably surer than it is right.'
-    return (f'\nCalibrated on the validation pictures: the scores were divided by {c["temperature"]:.2f}, which brought the expected '
-            f'calibration error from {c["before"]:.1%} to {c["after"]:.1%}.')
+    few = '' if meta['n_valid'] >= 100 else ' With so few pictures neither number says much.'
+    return (f'\nCalibrated on the validation pictures: dividing the scores by {c["temperature"]:.2f} brought the expected calibration '
+            f'error from {c["before"]:.1%} to {c["after"]:.1%}.{few}')
 
 def model_card(
     meta:dict # From `describe`
