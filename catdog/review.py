@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Look', 'REMOVED', 'plot_confusion', 'scores', 'predictions', 'gradcam', 'looked_at', 'apply_choices', 'can_undo',
-           'undo_choices', 'Cleaner', 'suspects', 'compare']
+           'undo_choices', 'Cleaner', 'suspects', 'compare', 'report', 'saved_learner', 'write_report']
 
-# %% ../nbs/04_review.ipynb #dfe3c69a
-import io, json, os, re
+# %% ../nbs/04_review.ipynb #931e61fb
+import base64, io, json, os, re
 from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -19,8 +19,14 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+import onnx
+import onnxruntime
 import torch
 from fastai.callback.schedule import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import error_rate
+from fastai.vision.augment import Resize, ResizeMethod
+from fastai.vision.learner import create_head
 from fastai.vision.widgets import ImageClassifierCleaner, ImagesCleaner
 from fastcore.foundation import L
 from PIL import Image
@@ -29,10 +35,11 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 from tqdm.auto import tqdm
 
-from .data import image_files
-from .images import BadImage, CatdogError, jpeg_bytes, open_image
+from .data import get_dls, image_files
+from .images import BadImage, CatdogError, command, jpeg_bytes, open_image, write_atomic
 from .scrape import ALIKE, CLOSE, Moved, _bits, _colours, _phash
 from .train import _preprocessing, confusion, error_interval
 
@@ -633,7 +640,7 @@ def _label_errors(look):
 
 def _table(rows): return pd.DataFrame(list(rows), columns=['file', 'label', 'suggested', 'kind', 'score', 'reason'])
 
-# %% ../nbs/04_review.ipynb #2c598390
+# %% ../nbs/04_review.ipynb #e878586a
 def _outliers(look, limit=3):
     "The pictures of a `Look` that are like no others"
     t,n = look.table,len(look.table)
@@ -700,7 +707,9 @@ def suspects(
     learn:Learner # Trained, on pictures in folders that are their labels
 ) -> pd.DataFrame: # file, label, suggested (a label or '<Delete>'), kind, score (0 to 1), reason; worst first
     "The pictures of `learn` that are probably wrong (label, conflict, duplicate, outlier, quality), and what to do about each"
-    look = _look(learn)
+    return _suspects(_look(learn))
+
+def _suspects(look):
     wrong,given = _label_errors(look)
     seen = _examined(look.table.file)
     kinds = [wrong, _outliers(look), _low_quality(look.table, seen), _duplicates(look.table, seen, given)]
@@ -720,3 +729,153 @@ def compare(
         wrong = int((p.argmax(1) != truth).sum())
         rows[name] = dict(wrong=wrong, n=len(truth), **dict(zip(('error', 'low', 'high'), error_interval(wrong, len(truth)))))
     return pd.DataFrame.from_dict(rows, orient='index')
+
+# %% ../nbs/04_review.ipynb #74debf85
+_REPORT_STYLE = """
+:root {color-scheme:light dark} * {box-sizing:border-box}
+body {font:16px/1.5 system-ui,sans-serif; max-width:62rem; margin:0 auto; padding:1rem; overflow-wrap:anywhere}
+h1 {line-height:1.2; margin:.3em 0} h2 {margin:2.2em 0 .3em} p,li {max-width:44rem} .big {font-size:1.35rem} .quiet {opacity:.75}
+.wide {overflow-x:auto} table {border-collapse:collapse; margin:.8rem 0; font-variant-numeric:tabular-nums; overflow-wrap:normal}
+th,td {padding:.35rem .8rem; text-align:right; border-bottom:1px solid rgba(128,128,128,.35)} th:first-child {text-align:left} small {opacity:.75; white-space:nowrap}
+.cards {display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,13.5rem),1fr)); gap:.8rem; padding:0; list-style:none}
+.cards li {background:rgba(128,128,128,.12); border-radius:.5rem; padding:.5rem; font-size:.875rem; break-inside:avoid}
+.pictures {display:flex; gap:.3rem; margin-bottom:.3rem} .pictures img {flex:1 1 0; min-width:0; height:8.5rem; object-fit:contain; background:rgba(128,128,128,.12)}
+"""
+
+def _img(img, alt): return f'<img alt="{escape(alt)}" src="data:image/jpeg;base64,{base64.b64encode(img if isinstance(img, bytes) else jpeg_bytes(img, 80)).decode()}">'
+
+def _rows(head, rows):
+    "An HTML table: the first of each of `rows` is its heading; other cells are HTML, or pairs of HTML and a share that shades the cell"
+    def cell(o):
+        text,shade = o if isinstance(o, tuple) else (o, 0)
+        return f'<td style="background:rgba(40,120,220,{.55*shade:.2f})">{text}</td>'
+    top = ''.join(f'<th scope="col">{escape(str(o))}</th>' for o in head)
+    body = ''.join(f'<tr><th scope="row">{escape(str(name))}</th>{"".join(map(cell, cells))}</tr>' for name,*cells in rows)
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+
+def _cards(items):
+    "A grid of cards: pairs of pictures and HTML"
+    return '<ul class="cards">' + ''.join(f'<li><div class="pictures">{"".join(imgs)}</div>{text}</li>' for imgs,text in items) + '</ul>'
+
+def _interval(share, low, high): return '–' if np.isnan(share) else f'{share:.1%} <small>({low:.1%} to {high:.1%})</small>'
+
+# %% ../nbs/04_review.ipynb #c1a9f6e4
+def _section_data(table, counts, labels):
+    n = table.groupby(['label', 'dataset']).size().unstack(fill_value=0).reindex(index=labels, columns=['Train', 'Valid'], fill_value=0)
+    error = error_interval(int(counts.sum() - np.trace(counts)), int(counts.sum()))
+    return (f'<p class="big">{_interval(*error)} of {counts.sum():,} pictures that it had not been trained on were given the wrong label.</p>'
+            '<p>In brackets, here and below: the 95% interval. Were the same measured again on other pictures of this kind, expect a result in there.</p>'
+            '<h2>The pictures</h2>' + _rows(['label', 'to train on', 'kept back'], [(o, *(f'{v:,}' for v in n.loc[o])) for o in labels]))
+
+def _section_confusion(counts, labels):
+    rates = counts/np.maximum(counts.sum(1, keepdims=True), 1)
+    cells = [(label, *((f'{c} <small>{r:.0%}</small>', r) for c,r in zip(*row))) for label,*row in zip(labels, counts, rates)]
+    shares = [(o.Index, _interval(*o[2:5]), _interval(*o[5:8])) for o in _scores(counts, labels).itertuples()]
+    return ('<h2>What it confuses</h2><p>Each row is a folder; the columns are what the network said about its pictures that were kept back.</p>'
+            + _rows(['folder', *labels], cells) + '<p><b>Precision</b>: of those that it called so, how many were? <b>Recall</b>: of those that were, how many did it find?</p>'
+            + _rows(['label', 'precision', 'recall'], shares))
+
+def _section_losses(learn, table, n=8):
+    t = _worst_first(table[table.dataset == 'Valid']).head(n)
+    cards = [((_img(_thumb(o.file, 240, 240), f'filed under {o.label}'), _img(look, 'what the network looked at')),
+              f'network: <b>{escape(str(o.predicted))}</b> {o.probability:.0%}<br>folder: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br><small>{escape(o.file.name)}</small>')
+             for o,look in zip(t.itertuples(), looked_at(learn, t.file, 240))]
+    return ('<h2>Where it was most wrong</h2><p>The largest losses: wrong and sure of it, or right but unsure. Beside each picture what the network looked at: '
+            'bright where its answer comes from. Is that a good reason?</p>' + _cards(cards))
+
+def _section_suspects(df, n=24):
+    if not len(df): return '<h2>Pictures that look wrong</h2><p>None.</p>'
+    kinds = ', '.join(f'{n} {escape(k)}' for k,n in df.kind.value_counts().items())
+    cards = [((_img(_thumb(o.file, 240, 240), f'filed under {o.label}'),),
+              f'<b>{escape(str(o.label))}</b> → {"take out" if o.suggested == "<Delete>" else f"<b>{escape(str(o.suggested))}</b>"}? <small>{escape(o.kind)} {o.score:.2f}</small><br>'
+              f'{escape(o.reason)}<br><small>{escape(o.file.name)}</small>') for o in df.head(n).itertuples()]
+    return (f'<h2>Pictures that look wrong</h2><p>{len(df):,} suspects ({kinds}){f"; the worst {n} are shown" if len(df) > n else ""}. '
+            'These are suggestions; a person should look. The score goes from 0 to 1.</p>' + _cards(cards))
+
+def _matrix(table, labels):
+    "The confusion matrix by a table from `predictions`"
+    t = table[table.dataset == 'Valid']
+    return pd.crosstab(t.label.astype(str), t.predicted.astype(str)).reindex(index=labels, columns=labels, fill_value=0).to_numpy()
+
+def report(
+    learn:Learner, # Trained, or from `saved_learner`
+    out:str|os.PathLike='report.html' # The file to write
+) -> Path: # `out`
+    "Write `out`, one HTML file that says how good `learn` is and which of its pictures look wrong; it needs neither Python nor the web"
+    look,labels = _look(learn),list(map(str, learn.dls.vocab))
+    counts,title = _matrix(look.table, labels),escape(' or '.join(labels) + '?')
+    note = getattr(learn, 'note', '')
+    parts = [f'<h1>{title}</h1>', f'<p class="quiet">{len(look.table):,} pictures, {escape(getattr(learn, "arch_name", "a network"))}, {date.today().isoformat()}</p>',
+             f'<p><b>{escape(note)}</b></p>' if note else '', _section_data(look.table, counts, labels), _section_confusion(counts, labels),
+             _section_losses(learn, look.table), _section_suspects(_suspects(look))]
+    head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'">'
+            f'<title>{title}</title><style>{_REPORT_STYLE}</style>')
+    page = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
+    try: return write_atomic(out, page.encode())
+    except OSError as e: raise CatdogError(f'{out}: {e.strerror}; give another file to write') from e
+
+# %% ../nbs/04_review.ipynb #87ab13a0
+class _OnnxBody(nn.Module):
+    "The body of an exported model: from pictures (N,3,h,w), 0 to 1, to features (N,C,h,w)"
+    def __init__(self, session):
+        super().__init__()
+        self.session = session
+    def forward(self, x): return torch.from_numpy(self.session.run(['features'], {'pixels': _as_pixels(x)})[0])
+
+def _as_pixels(x): return np.ascontiguousarray((x*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+
+def _onnx_head(data):
+    "The head of the ONNX model in the bytes `data`"
+    weights = {o.name.removeprefix('head.'): torch.from_numpy(onnx.numpy_helper.to_array(o).copy()) for o in onnx.load_from_string(data).graph.initializer
+               if o.name.startswith('head.') and o.data_location != onnx.TensorProto.EXTERNAL}
+    linear = [weights[k] for k in sorted(weights, key=lambda o: int(o.split('.')[0])) if weights[k].ndim == 2]
+    head = create_head(linear[0].shape[1]//2, linear[-1].shape[0], [len(o) for o in linear[:-1]])
+    head.load_state_dict(weights, strict=False)
+    return head.eval()
+
+def _onnx_model(file):
+    "The network in the ONNX `file`, and what it says about itself"
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry('session.model_external_initializers_file_folder_path', os.devnull)   # the file may not refer to others
+    options.log_severity_level = 4
+    try:
+        data = file.read_bytes()
+        session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
+        meta = json.loads(session.get_modelmeta().custom_metadata_map['catdog'])
+        model,x = nn.Sequential(_OnnxBody(session), _onnx_head(data)),torch.rand(4, 3, meta['size'], meta['size'])
+        with torch.no_grad(): off = (model(x) - torch.from_numpy(session.run(['logits'], {'pixels': _as_pixels(x)})[0])).abs().max().item()
+        with torch.no_grad():
+            for o in model[1][-1].parameters(): o.div_(meta.get('temperature', 1))
+    except OSError as e: raise CatdogError(f'{file}: {e.strerror}; give a folder that catdog-build made') from None
+    except Exception as e:   # a strange file can raise nearly anything
+        raise CatdogError(f'{file}: is no model that catdog-build made ({str(e).splitlines()[0][:150] if str(e) else type(e).__name__})') from None
+    if not off < 1e-2: raise CatdogError(f'{file}: its head is not one of those that catdog-build makes')
+    return model,meta
+
+def saved_learner(
+    path:str|os.PathLike='data/animals', # A folder with a sub-folder a label
+    model:str|os.PathLike='models/animals' # A model folder
+) -> Learner: # To look at: for `predictions`, `suspects`, `Cleaner` and `report`
+    "A `Learner` with the network of `model` and the pictures in `path`, without running what may be in `export.pkl`"
+    network,meta = _onnx_model(Path(model)/'model.onnx')
+    size = meta['size']
+    dls = get_dls(path, size, item_tfms=None if meta.get('resize_to', 0) > size else Resize(size, ResizeMethod.Squish), device=torch.device('cpu'))
+    if list(map(str, dls.vocab)) != meta['labels']: raise CatdogError(f'{path}: has the labels {", ".join(map(str, dls.vocab))}, the model knows {", ".join(meta["labels"])}')
+    learn = Learner(dls, network, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
+    learn.arch_name,n = meta.get('arch', 'a network'),len(dls.train_ds) + len(dls.valid_ds)
+    if n != meta.get('n_pictures'):
+        learn.note = f'The folder has {n:,} pictures, and the model was made from {meta.get("n_pictures", 0):,}: some of those that count as kept back here may have been trained on, and the error may look too small.'
+    return learn
+
+@command
+def write_report(
+    path:str='data/animals', # Folder with a sub-folder a label
+    model:str='models/animals', # Model folder
+    out:str='report.html' # The file to write
+) -> Path: # `out`
+    "Write a report on the network in `model` and the pictures in `path`: one HTML file, `out`"
+    learn = saved_learner(path, model)
+    out = report(learn, out)
+    print(f'Wrote {out}; open it in a browser.')
+    return out

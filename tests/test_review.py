@@ -311,3 +311,70 @@ def test_cleaner_in_voila(page, lab, tmp_path):
     with serving(lab, 'voila', 'clean.ipynb', '--no-browser', '--Voila.log_level=ERROR') as port:
         page.goto(f'http://127.0.0.1:{port}/', timeout=240_000)
         review_with_clicks(page, lab, tmp_path)
+
+def test_cleaner_in_jupyterlab(page, lab, tmp_path):
+    set_timeouts(page)
+    page.set_viewport_size(dict(width=1600, height=1400))
+    quiet = [f'--ServerApp.{o}' for o in ('log_level=ERROR', 'port_retries=0', f'root_dir={lab}', 'open_browser=False')]
+    with serving(lab, 'jupyter', 'lab', '--allow-root', '--IdentityProvider.token=', *quiet, '--LabApp.news_url=None') as port:
+        page.goto(f'http://127.0.0.1:{port}/lab/tree/clean.ipynb', timeout=240_000)
+        page.locator('.jp-CodeCell .cm-content').first.click(timeout=240_000)
+        page.keyboard.press('Shift+Enter')
+        review_with_clicks(page, lab, tmp_path)
+
+# The report, as a person gets it
+
+def exported(folder, arch, size=64):
+    "Pictures in `folder`, and a model of `arch` that was trained on them"
+    from catdog.data import get_dls
+    from catdog.train import ARCHS, export
+    from fastai.vision.all import vision_learner
+    dls = get_dls(drawings(folder/'data'), size=size, bs=8, num_workers=0)
+    learn = vision_learner(dls, ARCHS[arch], pretrained=False)
+    learn.arch_name = arch
+    learn.fit(2, 1e-3)
+    return learn,export(learn, folder/'models'/'drawn')
+
+@pytest.mark.parametrize('arch', ['squeezenet1_0', 'resnet18'])
+def test_a_saved_learner_says_the_same(tmp_path, arch):
+    "Also where the export has merged batch normalisation into the body"
+    from catdog.review import gradcam, predictions, saved_learner
+    learn,model = exported(tmp_path, arch)
+    again = saved_learner(tmp_path/'data', model)
+    a,b = (predictions(o).set_index('file').sort_index() for o in (learn, again))
+    assert (a.loss - b.loss).abs().max() < 1e-3
+    assert abs(gradcam(learn, a.index[:6], ['cat']*6) - gradcam(again, a.index[:6], ['cat']*6)).max() < .02
+
+def review(folder, *args):
+    return subprocess.run([str(Path(sys.executable).with_name('catdog-review')), *args], cwd=folder, capture_output=True, text=True)
+
+def test_report_in_a_browser(page, tmp_path):
+    _,model = exported(tmp_path, 'squeezenet1_0')
+    # a pickle that leaves a trace when it is opened; what a stranger's might do is worse
+    (model/'export.pkl').write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
+    (tmp_path/'data'/'cat'/'07.jpg').rename(tmp_path/'data'/'cat'/'<img src=x onerror=alert(1)>.jpg')
+    done = review(tmp_path, '--path', 'data', '--model', 'models/drawn', '--out', 'r.html')
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == 'Wrote r.html; open it in a browser.', done
+    assert not (tmp_path/'opened').exists()
+    seen,said = [],[]
+    page.on('request', lambda o: seen.append(o.url))
+    page.on('console', lambda o: said.append(o.text))
+    page.set_viewport_size(dict(width=360, height=700))
+    page.goto((tmp_path/'r.html').as_uri())
+    assert [o for o in seen if not o.startswith('data:')] == [(tmp_path/'r.html').as_uri()] and not said   # nothing from elsewhere
+    assert page.evaluate('document.documentElement.scrollWidth') <= 360   # a phone need not scroll sideways
+    assert page.evaluate('[...document.images].every(o => o.naturalWidth > 0)') and page.locator('img').count() > 10
+    text = page.inner_text('body')
+    for o in ('cat or dog?', '28 pictures', 'Precision', 'Where it was most wrong', 'Pictures that look wrong'): assert o in text
+    rows = [o.inner_text().split('\t')[1:] for o in page.locator('table').nth(0).locator('tr').all()[1:]]
+    assert sum(int(n) for row in rows for n in row) == 28
+
+@pytest.mark.parametrize('args,words', [(['--model', 'nowhere'], 'catdog-build'), (['--path', 'nowhere'], 'no such folder'), (['--model', 'odd'], 'is no model')])
+def test_report_says_what_is_wrong(tmp_path, args, words):
+    from catdog.predict import shipped_model
+    drawings(tmp_path/'data', 6)
+    (tmp_path/'odd').mkdir()
+    (tmp_path/'odd'/'model.onnx').write_text('odd')
+    options = {'--path': 'data', '--model': str(shipped_model()), args[0]: args[1]}
+    done = review(tmp_path, *(o for pair in options.items() for o in pair))
+    assert done.returncode == 2 and words in done.stderr and 'Traceback' not in done.stderr
