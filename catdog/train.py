@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'get_learner', 'Bfloat16', 'speed_ups', 'faster', 'error_interval', 'confusion', 'calibration_error',
-           'calibrate', 'plot_calibration', 'train', 'describe', 'model_card', 'export', 'build']
+           'calibrate', 'plot_calibration', 'fit_head', 'train', 'describe', 'model_card', 'export', 'build']
 
-# %% ../nbs/03_train.ipynb #d3a5843d
+# %% ../nbs/03_train.ipynb #a64c5c3e
 import json, os, shutil, time, urllib.error
 from contextlib import contextmanager
 from copy import deepcopy
@@ -35,8 +35,11 @@ from fastai.vision.augment import RandomResizedCrop, Resize, ResizeMethod
 from fastai.vision.learner import model_meta, vision_learner
 
 from fastcore.imports import noop
+from fastprogress.fastprogress import progress_bar
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 
@@ -204,7 +207,52 @@ def plot_calibration(
     ax.set(xlabel='how sure', ylabel='how often right', xlim=(.5*(len(learn.dls.vocab) == 2), 1.02), ylim=(0, 1.02))
     return ax
 
-# %% ../nbs/03_train.ipynb #d27ac507
+# %% ../nbs/03_train.ipynb #b792c922
+class _ConcatPool(nn.Module):
+    "What fastai's `AdaptiveConcatPool2d` computes, in operations that older ONNX exporters know too"
+    def forward(self, x): return torch.cat([x.amax((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)], 1)
+
+def _features(learn, dl, fast=False):
+    "What the body of `learn` sees in the pictures of `dl`, in bfloat16 if `fast`: shape (n,channels), and labels, shape (n,)"
+    body,pool,rows,labels = learn.model[0],_ConcatPool(),[],[]
+    body.to(memory_format=torch.channels_last).eval()
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=fast):
+        for x,y in progress_bar(dl, leave=False):
+            rows.append(pool(body(x.to(memory_format=torch.channels_last)).float()).flatten(1).cpu())
+            labels.append(y.cpu())
+    return torch.cat(rows).numpy(),torch.cat(labels).numpy()
+
+def _training_views(learn, augmented):
+    "The training batches of `learn` in order: once as for validation, then `augmented` times as for training"
+    files = learn.dls.train_ds.items
+    return [learn.dls.test_dl(files, with_labels=True)] + [learn.dls.train.new(shuffle=False, drop_last=False)]*augmented
+
+def fit_head(
+    learn:Learner, # From `get_learner(..., lin_ftrs=[])`: pooling, batch norm, dropout and one `Linear`
+    augmented:int=2, # How often each picture is looked at augmented, besides once as it is
+    C:float=0.003 # Inverse regularisation of the logistic regression, on standardised features
+) -> Learner: # `learn`
+    "Fit the head of `learn` on features of its frozen body, by logistic regression on each picture and its `augmented` views"
+    head = learn.model[1]
+    if [type(o) for o in head[2:]] != [nn.BatchNorm1d, nn.Dropout, nn.Linear]:
+        raise CatdogError('fit_head needs a head of one layer: get_learner(dls, arch, lin_ftrs=[])')
+    fast = any(isinstance(o, Bfloat16) for o in speed_ups(learn, learn.dls.one_batch()[0].shape[-1]))
+    seen = [_features(learn, dl, fast) for dl in _training_views(learn, augmented)]
+    x,y = (np.concatenate(o) for o in zip(*seen))
+    scaler = StandardScaler().fit(x)
+    regression = LogisticRegression(C=C, max_iter=1000).fit(scaler.transform(x), y)
+    w,b = regression.coef_,regression.intercept_
+    if len(w) == 1: w,b = np.concatenate([-w, w])/2,np.concatenate([-b, b])/2   # scikit-learn keeps one row for two labels
+    norm,last = head[2],nn.Linear(x.shape[1], len(w)).to(next(head.parameters()).device)
+    with torch.no_grad():
+        for to,values in ((norm.running_mean, scaler.mean_), (norm.running_var, scaler.var_), (last.weight, w), (last.bias, b)):
+            to.copy_(torch.from_numpy(values))
+        norm.weight.fill_(1); norm.bias.fill_(0)
+    head[4] = last
+    learn.create_opt()
+    return learn
+
+# %% ../nbs/03_train.ipynb #060d7cb5
 def train(
     path:str|os.PathLike, # A folder with a sub-folder a label
     arch:str='resnet18', # Name of an architecture in `ARCHS`
@@ -213,12 +261,16 @@ def train(
     bs:int=64, # Pictures a batch
     valid_pct:float=0.2, # Share kept back for validation
     seed:int=42, # Which ones are kept back
+    recipe:str='classic', # 'classic' is fastai's `fine_tune(epochs)`; 'head' leaves the body as it is and fits the head once
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # Trained, without the callbacks that sped it up
-    "Fine-tune `arch` for `epochs` on the pictures below `path` and say how often it is wrong on those kept back"
+    "Train `arch` on the pictures below `path` by `recipe` and say how often it is wrong on those kept back"
     _arch(arch)
-    learn = get_learner(get_dls(path, size, bs, valid_pct, seed), arch, **kw)
-    with faster(learn, size): learn.fine_tune(epochs)
+    if recipe not in ('classic', 'head'): raise CatdogError(f"there is no recipe {recipe!r}: take 'classic' or 'head'")
+    learn = get_learner(get_dls(path, size, bs, valid_pct, seed), arch, **(dict(lin_ftrs=[]) if recipe == 'head' else {}), **kw)
+    if recipe == 'head': fit_head(learn)
+    else:
+        with faster(learn, size): learn.fine_tune(epochs)
     counts = confusion(learn)
     print(_percent(counts.sum() - np.trace(counts), counts.sum()))
     calibrate(learn)
@@ -226,11 +278,7 @@ def train(
     else: print('Expected calibration error {before:.1%}, {after:.1%} after dividing the scores by {temperature:.2f}.'.format(**learn.calibration))
     return learn
 
-# %% ../nbs/03_train.ipynb #c0f1b54d
-class _ConcatPool(nn.Module):
-    "What fastai's `AdaptiveConcatPool2d` computes, in operations that older ONNX exporters know too"
-    def forward(self, x): return torch.cat([x.amax((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)], 1)
-
+# %% ../nbs/03_train.ipynb #cf1084a3
 class _Pixels(nn.Module):
     "`model` with its normalisation inside: from uint8 pixels (N,H,W,3) to logits (N,labels) and features (N,C,h,w)"
     def __init__(self, model, mean, std):
@@ -379,7 +427,7 @@ def export(
     finally: shutil.rmtree(hidden)
     return path
 
-# %% ../nbs/03_train.ipynb #0a165aca
+# %% ../nbs/03_train.ipynb #b2dad855
 def _say(step, text): print(f'[{step}/4] {text}', flush=True)
 
 def _fetch(labels, path, n, engine, photos):
@@ -406,7 +454,8 @@ def build(
     photos:str=None, # A folder of photographs, a sub-folder a label, to search instead of the web
     arch:str='resnet18', # Architecture
     epochs:int=4, # Epochs of fine-tuning, after one for the head
-    size:int=224 # Side of the square that the network sees, in pixels
+    size:int=224, # Side of the square that the network sees, in pixels
+    recipe:str='classic' # 'classic' fine-tunes everything; 'head' fits the last layer alone, in a fraction of the time
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
     _arch(arch)
@@ -414,7 +463,7 @@ def build(
     _say(1, f'Searching and downloading pictures of {", ".join([labels] if isinstance(labels, str) else labels)} into {path}')
     _fetch(labels, path, n, engine, photos)
     _say(2, 'Training')
-    learn = train(path, arch, epochs, size)
+    learn = train(path, arch, epochs, size, recipe=recipe)
     _say(3, 'How good is it?')
     _report(learn)
     _say(4, f'Writing the model to {out}')

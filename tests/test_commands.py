@@ -8,7 +8,7 @@ def run(*args, cwd, **env):
     "Run a catdog command in the folder `cwd` with `env` added to the environment"
     args = [str(Path(sys.executable).with_name(args[0])), *map(str, args[1:])]
     clean = {k: v for k,v in os.environ.items() if not k.startswith(('CATDOG_', 'AZURE_'))}
-    return subprocess.run(args, cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(args, cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=300)
 
 @pytest.fixture
 def folders(tmp_path):
