@@ -1,15 +1,18 @@
 "The page and the JSON API: every format, every limit, several visitors at once, nothing on disk"
-import io, json, os, re, shlex, signal, socket, subprocess, sys, time
-from concurrent.futures import ThreadPoolExecutor
+import collections, io, json, os, re, shlex, signal, socket, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import flask, numpy as np, pytest, requests
+import flask, hypothesis, numpy as np, psutil, pytest, requests, schemathesis
+from hypothesis import strategies as st
 from PIL import Image
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from werkzeug.serving import make_server
 
 from catdog.images import FORMATS, jpeg_bytes
 from catdog.predict import Classifier, shipped_model
 from catdog.sample import draw
-from catdog.serve import MAX_BODY, MAX_FIELDS, MAX_FILES, create_app, sentence
+from catdog.serve import MAX_BODY, MAX_FIELDS, MAX_FILES, MAX_WAITING, create_app, sentence
 
 ROOT = Path(__file__).parent.parent
 BROWSER = 'text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8'
@@ -168,10 +171,10 @@ def test_the_page_is_closed_to_others(server):
 
 def test_the_description_is_right(server, pictures):
     spec = requests.get(f'{server[0]}/openapi.json').json()
-    assert set(spec['paths']) == {'/', '/predict', '/healthz', '/openapi.json'} and spec['openapi'].startswith('3.')
+    assert set(spec['paths']) == {'/', '/predict', '/healthz', '/metrics', '/openapi.json'} and spec['openapi'].startswith('3.')
     answer = spec['paths']['/predict']['post']['responses']['200']['content']['application/json']['schema']
     def fits(value, schema):
-        kind = {'string': str, 'number': (int, float), 'object': dict, 'array': list}[schema['type']]
+        kind = {'string': str, 'boolean': bool, 'number': (int, float), 'object': dict, 'array': list}[schema['type']]
         assert isinstance(value, kind)
         if kind is list: [fits(o, schema['items']) for o in value]
         if kind is dict:
@@ -210,3 +213,115 @@ def test_the_procfile_serves_the_api(pictures):
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=40)
+
+# Many at once
+
+def test_64_clients_with_64_pictures(server, classifier):
+    "2,000 requests: every answer is about its own picture; whoever is told to come back comes back"
+    data = [jpeg_bytes(draw(['cat', 'dog'][i%2], i, (120, 100))) for i in range(64)]
+    expected = [classifier.predict(o).probabilities for o in data]
+    assert len({round(o['cat'], 6) for o in expected}) > 56   # so that a mix-up shows
+    seen,sent = collections.Counter(),iter(range(2000))
+    def client(i):
+        with requests.Session() as session:
+            for n in sent:
+                name = f'{i}-{n}.jpg'
+                while (res := session.post(f'{server[0]}/predict', files={'file': (name, data[i])}, timeout=120)).status_code == 503:
+                    seen[503] += 1
+                    time.sleep(float(res.headers['Retry-After']))
+                assert res.status_code == 200, res.text
+                assert res.json()['predictions'][0]['file'] == name and res.json()['probabilities'] == pytest.approx(expected[i], abs=1e-4)
+                seen[200] += 1
+    with ThreadPoolExecutor(64) as pool: list(pool.map(client, range(64)))
+    assert seen[200] == 2000, seen
+
+def test_a_full_room_says_when_to_come_back(pictures):
+    "A network that hangs: as many as there is room for wait, the others are told at once; then all is well again"
+    let_go = threading.Event()
+    class Hanging(Classifier):
+        def answers(self, pixels):
+            let_go.wait(60)
+            return super().answers(pixels)
+    app = create_app(Hanging(shipped_model()))
+    here = make_server('127.0.0.1', 0, app, threaded=True)
+    threading.Thread(target=here.serve_forever, daemon=True).start()
+    url = f'http://127.0.0.1:{here.port}'
+    with ThreadPoolExecutor(MAX_WAITING + 8) as pool:
+        try:
+            asked = [pool.submit(post, [url], pictures[i%8]) for i in range(MAX_WAITING + 8)]
+            first = [o.result() for _,o in zip(range(8), as_completed(asked, 50))]
+            assert all(refused(o, 503, 'Too many') and int(o.headers['Retry-After']) >= 1 for o in first)
+            assert requests.get(f'{url}/healthz', timeout=20).status_code == 200   # it is busy, not dead
+            assert 'path="/predict",status="503"} 8.0' in requests.get(f'{url}/metrics', timeout=20).text
+        finally: let_go.set()
+        assert sorted(o.result().status_code for o in asked) == [200]*MAX_WAITING + [503]*8
+    assert post([url], pictures[0]).status_code == 200
+    here.shutdown()
+
+# Uploads that mean harm
+
+def memory(server):
+    "Megabytes of the server and its workers"
+    port = int(server[0].rsplit(':', 1)[1])
+    process = next(psutil.Process(o.pid) for o in psutil.net_connections('tcp') if o.pid and o.status == 'LISTEN' and o.laddr.port == port)
+    family = [process.parent(), *process.parent().children()] if 'gunicorn' in ' '.join(process.parent().cmdline()) else [process, *process.children()]
+    return sum(o.memory_info().rss for o in family)/2**20
+
+def hostile(pictures):
+    "A strategy of (content type, body)"
+    good = pictures[0]
+    bombs = [saved(Image.new('1', (20_000, 20_000)), 'PNG'), saved(Image.new('L', (7000, 7100)), 'GIF'), saved(Image.new('RGB', (12_000, 5000)), 'JPEG', quality=1)]
+    def changed(args):
+        data,places = bytearray(args[0]),args[1]
+        for place,value in places: data[int(place*(len(data) - 1))] = value
+        return bytes(data)
+    images = [saved(draw('cat', 5, (60, 50)), format) for format in FORMATS]
+    place = st.tuples(st.floats(0, 1), st.integers(0, 255))
+    files = st.one_of(st.binary(max_size=300), st.sampled_from(bombs + [bombs[0]]*9),
+        st.tuples(st.sampled_from(images), st.floats(0, 1)).map(lambda o: o[0][:int(len(o[0])*o[1])]),
+        st.tuples(st.sampled_from(images), st.lists(place, min_size=1, max_size=30)).map(changed),
+        st.tuples(st.sampled_from([b'GIF89a', b'%PDF-1.4', b'PK\3\4', b'<script>', b'\xff\xd8\xff', b'BM', b'II*\0']), st.sampled_from(images)).map(b''.join),
+        st.tuples(st.sampled_from(images), st.sampled_from([b'PK\3\4', b'<?php ?>', bytes(100_000)])).map(b''.join))
+    name = st.one_of(st.text(max_size=40), st.sampled_from(['../../etc/passwd', '\0.jpg', 'a'*5000, '"; name="x']))
+    def header(name, file): return f'Content-Disposition: form-data; name="{name}"; filename="{file}"\r\n\r\n'.encode('utf8', 'replace')
+    def body(args): return b''.join(b'--x\r\n' + header('file', name) + data + b'\r\n' for name,data in args) + b'--x--\r\n'
+    multipart = st.lists(st.tuples(name, files), min_size=1, max_size=4).map(body)
+    broken = st.tuples(multipart, st.floats(0, 1)).map(lambda o: o[0][:int(len(o[0])*o[1])])
+    fields = st.integers(60, 5000).map(lambda n: b''.join(b'--x\r\n' + header(f'f{i}', '') + b'1\r\n' for i in range(n)) + b'--x--\r\n')
+    kind = st.sampled_from(['multipart/form-data; boundary=x']*6 + ['multipart/form-data', 'multipart/form-data; boundary=', 'multipart/form-data; boundary=' + 'y'*300,
+        'multipart/form-data; boundary="x', 'application/json', 'image/jpeg', 'application/x-www-form-urlencoded', ''])
+    return st.tuples(kind, st.one_of(multipart, multipart, broken, fields, st.binary(max_size=2000)))
+
+def test_hostile_uploads(server, pictures):
+    "1,000 of them: each is answered with a reason, memory stays, and the next good request is answered"
+    assert post(server, pictures[0]).status_code == 200
+    statuses,before = collections.Counter(),[]
+    @hypothesis.settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck))
+    @hypothesis.given(hostile(pictures))
+    def attack(upload):
+        res = requests.post(f'{server[0]}/predict', data=upload[1], headers={'Content-Type': upload[0]}, timeout=60)
+        statuses[res.status_code] += 1
+        assert res.status_code in (200, 400, 413, 415) and 'Traceback' not in res.text and res.headers['Content-Type'] == 'application/json', res.text
+        assert res.status_code == 200 or res.json()['error']
+        if sum(statuses.values()) == 100: before.append(memory(server))   # by then it has opened large pictures
+    attack()
+    for _ in range(2):   # 100 MB; the server may close the line before it has read it all
+        try: assert post(server, bytes(100*2**20)).status_code == 413
+        except requests.ConnectionError: pass
+    assert sum(statuses.values()) >= 1000 and set(statuses) >= {200, 400, 413, 415}, statuses
+    assert memory(server) < before[0] + 100
+    assert post(server, pictures[0]).status_code == 200
+
+def test_the_server_keeps_to_its_description(server):
+    "schemathesis makes requests from the OpenAPI description and compares the answers with it"
+    # that bytes are a picture is more than a schema can say: a refusal of what fits the schema is no fault
+    left_out = [positive_data_acceptance]
+    operations,seen = schemathesis.openapi.from_url(f'{server[0]}/openapi.json').get_all_operations(),set()
+    for operation in operations:
+        @hypothesis.settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.given(operation.ok().as_strategy())
+        def ask(case):
+            seen.add(case.path)
+            case.call_and_validate(excluded_checks=left_out, timeout=60)
+        ask()
+    assert seen >= {'/', '/predict', '/healthz', '/metrics'}
