@@ -22,7 +22,7 @@ def _files(value):
     if isinstance(value, dict): return [(name, bytes(o['content'])) for name,o in value.items()]
     return [(o['name'], bytes(o['content'])) for o in value]
 
-# %% ../nbs/07_app.ipynb #74355880
+# %% ../nbs/07_app.ipynb #c7ab2e73
 def _static(name): return (package_files('catdog')/'static'/name).read_text(encoding='utf8')
 
 def _preview(data):
@@ -34,7 +34,8 @@ def _bar(label, p):
 
 def _card(name, picture, pred=None):
     "The `picture` called `name` and, once there is one, the prediction `pred`"
-    label = f'<p class="catdog-label">{escape(pred.label)}, {100*pred.probability:.2f} %</p>' if pred else ''
+    said = f'{pred.label}, {100*pred.probability:.2f} %' if pred and pred.sure else f'Not sure; {pred.label}?' if pred else ''
+    label = f'<p class="catdog-label">{escape(said)}</p>' if pred else ''
     bars = ''.join(_bar(*o) for o in pred.probabilities.items()) if pred else ''
     return (f'<div class="catdog-card"><img src="{picture}" alt="{escape(name)}">'
             f'<div>{label}{bars}<p class="catdog-soft">{escape(name)}</p></div></div>')
@@ -76,7 +77,7 @@ def _question(labels):
     text = ' or '.join(labels)
     return f'{text[:1].upper()}{text[1:]}?' if len(labels) <= 4 else 'What is in the picture?'
 
-# %% ../nbs/07_app.ipynb #767941d8
+# %% ../nbs/07_app.ipynb #80e6beed
 _MAX_FILES,_MAX_BYTES = 32,16*2**20   # pictures at once, and bytes each
 
 class App(VBox):
@@ -142,12 +143,12 @@ class App(VBox):
         "Show a card for each of `files`: the picture, or why it is none"
         self.pictures,cards = [],[]
         for name,data in files[:_MAX_FILES]:
-            card = HTML()
+            card = _Card()
             try:
                 if len(data) > _MAX_BYTES: raise BadImage(f'{len(data)/2**20:.0f} MB, more than the {_MAX_BYTES//2**20} MB that we open', 'too-large')
                 picture = _Picture(name, data, card)
                 self.pictures.append(picture)
-            except BadImage as e: card.value = _error(f'{name}: {e.reason}')
+            except BadImage as e: card.show(_error(f'{name}: {e.reason}'))
             cards.append(card)
         self.cards.children = cards
         self.button.disabled = not (self.pictures and self.classifier)
@@ -164,14 +165,33 @@ class App(VBox):
             self._say('')
         finally: self.button.disabled = False
 
+class _Card(VBox):
+    "A card, and beneath it a button that asks why once there is an answer"
+    def __init__(self):
+        self.html,self.button = HTML(),Button(description='Why?', tooltip='Show what the answer rests on').add_class('catdog-why')
+        self.button.on_click(lambda _: self.ask_why())
+        super().__init__([self.html])
+    def show(self, html, ask_why=None):
+        "Show `html`, and the button if there is something to call when it is pressed"
+        self.html.value,self.ask_why = html,ask_why
+        self.children = [self.html, self.button] if ask_why else [self.html]
+
 class _Picture:
     "A picture with its `card`"
     def __init__(self, name, data, card):
         self.name,self.data,self.card,self.asked = name,data,card,False
         self.small = _preview(data)
-        card.value = _card(name, self.small)
+        card.show(_card(name, self.small))
     def ask(self, classifier):
-        self.card.value,self.asked = _card(self.name, self.small, classifier.predict(self.data)),True
+        self.pred,self.asked = classifier.predict(self.data),True
+        self.card.show(_card(self.name, self.small, self.pred), lambda: self.why(classifier))
+    def why(self, classifier):
+        "Darken what the answer does not rest on"
+        self.card.button.disabled,self.card.button.description = True,'Looking ...'
+        try: picture = _preview(jpeg_bytes(classifier.why(self.data, self.pred.label)))
+        finally: self.card.button.disabled,self.card.button.description = False,'Why?'
+        note = f'<p class="catdog-soft">Bright: what spoke for {escape(self.pred.label)}. Where it is dark and grey, the answer would be the same without it.</p>'
+        self.card.show(_card(self.name, picture, self.pred) + note)
 
 # %% ../nbs/07_app.ipynb #ce4c82e3
 _csp = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "

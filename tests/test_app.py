@@ -171,6 +171,11 @@ def test_app(app_url, visitor, cat, drawings, classifier):
     assert visitor.locator('.catdog-label').all_inner_texts() == [f'{o.label}, {percent(o.probability)}' for o in preds]
     assert visitor.locator('.catdog-card').first.locator('.catdog-bar').count() == len(classifier.labels)
     assert visitor.get_by_role('alert').inner_text() == 'notes.txt: a text file, not a picture'
+    before = visitor.locator('.catdog-card img').first.get_attribute('src')
+    visitor.get_by_role('button', name='Why?').first.click()
+    visitor.get_by_text('what spoke for cat').wait_for()
+    assert visitor.locator('.catdog-card img').first.get_attribute('src') != before
+    assert visitor.get_by_role('button', name='Why?').count() == 1   # the other picture's
     assert sideways(visitor) <= 0
 
 def test_app_shows_the_app_alone(app_url, page, classifier):
