@@ -1,0 +1,177 @@
+"""Serving, beside the plain way each time. Alternating runs, ratio of medians.
+
+    python bench/serve.py single    # JPEG file to label, beside load_learner(...).predict
+    python bench/serve.py batch     # 512 photographs, beside learn.get_preds(dl=learn.dls.test_dl(files))
+    python bench/serve.py http      # 8 clients at once, beside Flask with the learner: loaded for each request, and held
+    python bench/serve.py voila     # from navigation to a usable upload button, and memory, beside a plain fastai app
+    python bench/serve.py           # all of it, about 15 minutes
+
+Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test. The Learner for the
+comparison is the same network as the model that ships, with the same weights; its export.pkl is made in a temporary folder.
+"""
+import os, random, statistics, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
+web,test = (sorted((shared/'photos'/o).glob('*/*.jpg')) for o in ('web', 'test'))
+sample = random.Random(1).sample(web, 200) if web else sys.exit(f'no photographs at {shared}: set CATDOG_SHARED')
+
+def make_learner(folder):
+    "Write `export.pkl` of a Learner with the network that ships, into `folder`"
+    import onnx, torch
+    from fastai.vision.augment import Resize
+    from catdog.data import get_dls
+    from catdog.predict import shipped_model
+    from catdog.train import get_learner
+    for file in web[:20] + web[-20:]:
+        (folder/'few'/file.parent.name).mkdir(parents=True, exist_ok=True)
+        (folder/'few'/file.parent.name/file.name).write_bytes(file.read_bytes())
+    learn = get_learner(get_dls(folder/'few', item_tfms=Resize(192, 'squish'), bs=8), 'squeezenet1_0', lin_ftrs=[])
+    weights = {o.name: torch.from_numpy(onnx.numpy_helper.to_array(o).copy()) for o in onnx.load(shipped_model()/'model.onnx').graph.initializer}
+    for name,part in (('body', learn.model[0]), ('head', learn.model[1])):
+        part.load_state_dict({k: weights.get(f'{name}.{k}', v) for k,v in part.state_dict().items()})
+    learn.export(folder/'export.pkl')
+    return folder/'export.pkl'
+
+def timed(do, *args):
+    "Seconds on the clock, seconds of processor time, and what `do` returns"
+    clock,cpu = time.perf_counter(),time.process_time()
+    res = do(*args)
+    return time.perf_counter() - clock,time.process_time() - cpu,res
+
+def beside(what, ours, plain, unit, scale=1, faster='faster'):
+    "Print the medians of `ours` and `plain`, lists of (clock, cpu) seconds, and their ratios"
+    a,b = ([statistics.median(o[i] for o in runs) for i in (0, 1)] for runs in (ours, plain))
+    print(f'{what}: ours {scale*a[0]:.2f} {unit}, plain {scale*b[0]:.2f} {unit}: {b[0]/a[0]:.1f} times {faster} (by processor time {b[1]/a[1]:.1f} times)', flush=True)
+
+def single(pkl):
+    from fastai.learner import load_learner
+    from catdog.predict import Classifier, shipped_model
+    learn,classifier = load_learner(pkl),Classifier(shipped_model())
+    def plain(file):
+        with learn.no_bar(), learn.no_logging(): return learn.predict(file)[0]
+    times,same = ([], []),0
+    for file in sample[:10]: plain(file); classifier.predict(file)
+    for file in sample:
+        *a,ours = timed(classifier.predict, file)
+        *b,theirs = timed(plain, file)
+        times[0].append(a); times[1].append(b)
+        same += ours.label == theirs
+    beside('one picture', *times, 'ms', 1000)
+    print(f'same label on {same} of {len(sample)}')
+    wrong = sum(o.label != f.parent.name for o,f in zip(classifier.predict_batch(test), test))
+    dl = learn.dls.test_dl(test)
+    with learn.no_bar(): wrong_plain = sum(learn.dls.vocab[o] != f.parent.name for o,f in zip(learn.get_preds(dl=dl)[0].argmax(1), test))
+    print(f'photos/test: ours {wrong} of {len(test)} wrong ({wrong/len(test):.2%}), plain {wrong_plain} ({wrong_plain/len(test):.2%})')
+
+def batch(pkl, n=512, times=3):
+    from fastai.learner import load_learner
+    from catdog.predict import Classifier, shipped_model
+    learn,classifier,files = load_learner(pkl),Classifier(shipped_model()),random.Random(2).sample(web, n)
+    def plain():
+        with learn.no_bar(): return learn.get_preds(dl=learn.dls.test_dl(files, bs=64))
+    runs = [(timed(classifier.predict_batch, files)[:2], timed(plain)[:2]) for _ in range(times)]
+    beside(f'{n} pictures', *zip(*runs), 's')
+    print(f'ours {n/statistics.median(o[0][0] for o in runs):.0f} pictures a second')
+
+PLAIN = '''
+import sys
+from io import BytesIO
+from fastai.vision.all import load_learner, PILImage
+from flask import Flask, request
+from werkzeug.serving import make_server
+app,held = Flask('plain'),load_learner(sys.argv[1]) if sys.argv[2] == 'held' else None
+@app.post('/predict')
+def predict():
+    learn = held or load_learner(sys.argv[1])
+    with learn.no_bar(), learn.no_logging(): label,_,p = learn.predict(PILImage.create(BytesIO(request.files['file'].read())))
+    return dict(label=label, probabilities=dict(zip(learn.dls.vocab, p.tolist())))
+server = make_server('127.0.0.1', 0, app, threaded=sys.argv[2] != 'held')   # a Learner cannot predict in two threads at once
+print(f'http://127.0.0.1:{server.port}/ is open', flush=True)
+server.serve_forever()
+'''
+
+def http(pkl, seconds=15):
+    "8 clients, each with a picture of its own, for `seconds` against each server"
+    import requests
+    from catdog.predict import Classifier, shipped_model
+    classifier,files = Classifier(shipped_model()),sample[:8]
+    expected,data = [o.probabilities['cat'] for o in map(classifier.predict, files)],[o.read_bytes() for o in files]
+    servers = {'learner loaded per request': [sys.executable, '-c', PLAIN, str(pkl), 'per request'],
+               'learner held': [sys.executable, '-c', PLAIN, str(pkl), 'held'],
+               'ours': [str(Path(sys.executable).with_name('catdog-serve')), '--port', '0']}
+    rates = {}
+    for name,command in servers.items():
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
+        url = process.stdout.readline().split()[0]
+        times,wrong,failed,end = [],[],[],time.perf_counter() + seconds
+        def client(i):
+            with requests.Session() as session:
+                while time.perf_counter() < end:
+                    start = time.perf_counter()
+                    res = session.post(f'{url}predict', files={'file': ('a.jpg', data[i])}, timeout=120)
+                    if res.status_code != 200: failed.append(res.status_code); continue
+                    times.append(time.perf_counter() - start)
+                    if abs(res.json()['probabilities']['cat'] - expected[i]) > .02: wrong.append(i)
+        start = time.perf_counter()
+        with ThreadPoolExecutor(8) as pool: list(pool.map(client, range(8)))
+        rates[name] = len(times)/(time.perf_counter() - start)
+        p = statistics.quantiles(times, n=100) if len(times) > 1 else [float('nan')]*99
+        print(f'{name}: {rates[name]:.1f} requests a second, median {1000*p[49]:.0f} ms, p99 {1000*p[98]:.0f} ms, {len(wrong)} answers about another picture, {len(failed)} refused', flush=True)
+        process.terminate(); process.wait(30)
+    for name in list(rates)[:2]: print(f'ours answers {rates["ours"]/rates[name]:.1f} times as many as: {name}')
+
+PLAIN_APP = '''from fastai.vision.all import *
+import ipywidgets as widgets
+learn = load_learner({!r})
+upload,out,label = widgets.FileUpload(description='Choose pictures'),widgets.Output(),widgets.Label()
+def clicked(_): label.value = str(learn.predict(PILImage.create(upload.data[-1]))[0])
+button = widgets.Button(description='Predict!')
+button.on_click(clicked)
+widgets.VBox([upload, button, out, label])'''
+
+def voila(pkl, visits=5):
+    "Median seconds from navigation to a button that can be pressed, and the memory of a visitor's kernel"
+    import shutil, socket, psutil
+    from nbformat import v4, write
+    from playwright.sync_api import sync_playwright
+    from catdog.predict import shipped_model
+    folder = pkl.parent
+    spec = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
+    write(v4.new_notebook(cells=[v4.new_code_cell(PLAIN_APP.format(str(pkl)))], metadata=spec), folder/'plain.ipynb')
+    os.chdir(root)
+    ours = ['nbs/07_app.ipynb']
+    options = {'ours, preheated': ours, 'ours': [*ours, '--VoilaConfiguration.preheat_kernel=False'],
+               'plain fastai app': [str(folder/'plain.ipynb'), '--VoilaConfiguration.preheat_kernel=False', '--RegexRemovePreprocessor.patterns=[]']}
+    medians = {}
+    with sync_playwright() as p:
+        chrome = next(filter(None, map(shutil.which, ('chromium', 'google-chrome'))), None)
+        browser = p.chromium.launch(args=['--no-sandbox', '--disable-gpu'], **({'executable_path': chrome} if chrome else {}))
+        for name,args in options.items():
+            with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
+            process = subprocess.Popen([str(Path(sys.executable).with_name('voila')), *args, '--no-browser', f'--port={port}', '--Voila.log_level=ERROR'],
+                                       env={**os.environ, 'CATDOG_MODEL': str(shipped_model())}, stderr=subprocess.DEVNULL)
+            while socket.socket().connect_ex(('127.0.0.1', port)): time.sleep(.2)
+            times,memory = [],[]
+            for _ in range(visits if name != 'plain fastai app' else 2):
+                time.sleep(6 if 'preheated' in name else 1)   # as between visitors, for the next kernel to get ready
+                page = browser.new_page()
+                start = time.perf_counter()
+                page.goto(f'http://127.0.0.1:{port}/', timeout=180_000)
+                page.get_by_role('button', name='Choose pictures').wait_for(timeout=180_000)
+                times.append(time.perf_counter() - start)
+                kernels = [o for o in psutil.Process(process.pid).children(recursive=True) if 'ipykernel_launcher' in ' '.join(o.cmdline())]
+                memory += [o.memory_full_info().pss/2**20 for o in kernels[:1]]
+                page.goto('about:blank'); page.close()
+            medians[name] = statistics.median(times)
+            print(f'{name}: {medians[name]:.2f} s to the upload button (median of {len(times)}), {statistics.median(memory):.0f} MB a visitor', flush=True)
+            process.terminate(); process.wait(30)
+    print(f'ours is {medians["plain fastai app"]/medians["ours"]:.1f} times faster, preheated {medians["plain fastai app"]/medians["ours, preheated"]:.1f} times')
+
+if __name__ == '__main__':
+    parts = {o.__name__: o for o in (single, batch, http, voila)}
+    with tempfile.TemporaryDirectory() as folder:
+        pkl = make_learner(Path(folder))
+        for name in sys.argv[1:] or parts: parts[name](pkl)
