@@ -219,7 +219,11 @@ def test_two_visitors_see_their_own(app_url, browser, classifier, drawings):
     for page,pred in zip(pages, preds): assert page.locator('.catdog-label').inner_text() == f'{pred.label}, {percent(pred.probability)}'
     for o in contexts: o.close()
 
-def kernels(process): return [o for o in psutil.Process(process.pid).children(recursive=True) if 'ipykernel_launcher' in ' '.join(o.cmdline())]
+def is_kernel(process):
+    try: return 'ipykernel_launcher' in ' '.join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess): return False   # it ended between the listing and the look
+
+def kernels(process): return [o for o in psutil.Process(process.pid).children(recursive=True) if is_kernel(o)]
 
 def test_kernels_end_with_their_visitors(browser, start):
     port = free_port()
