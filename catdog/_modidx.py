@@ -147,6 +147,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'catdog.review._follow': ('review.html#_follow', 'catdog/review.py'),
                                'catdog.review._forward': ('review.html#_forward', 'catdog/review.py'),
                                'catdog.review._free': ('review.html#_free', 'catdog/review.py'),
+                               'catdog.review._hurry': ('review.html#_hurry', 'catdog/review.py'),
                                'catdog.review._img': ('review.html#_img', 'catdog/review.py'),
                                'catdog.review._interval': ('review.html#_interval', 'catdog/review.py'),
                                'catdog.review._journal': ('review.html#_journal', 'catdog/review.py'),
