@@ -427,7 +427,7 @@ def export(
     finally: shutil.rmtree(hidden)
     return path
 
-# %% ../nbs/03_train.ipynb #b2dad855
+# %% ../nbs/03_train.ipynb #c178eea5
 def _say(step, text): print(f'[{step}/4] {text}', flush=True)
 
 def _fetch(labels, path, n, engine, photos):
@@ -453,9 +453,9 @@ def build(
     engine:str='auto', # Search engine: auto, bing, ddg, openverse, commons or sample
     photos:str=None, # A folder of photographs, a sub-folder a label, to search instead of the web
     arch:str='resnet18', # Architecture
-    epochs:int=4, # Epochs of fine-tuning, after one for the head
+    epochs:int=4, # Epochs of fine-tuning, after one for the head; for the recipe 'classic'
     size:int=224, # Side of the square that the network sees, in pixels
-    recipe:str='classic' # 'classic' fine-tunes everything; 'head' fits the last layer alone, in a fraction of the time
+    recipe:str='head' # 'head' fits the last layer alone, in a fraction of the time; 'classic' fine-tunes everything
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
     _arch(arch)
