@@ -15,8 +15,10 @@ setup(
     description=cfg['description'], keywords=cfg['keywords'].split(), python_requires='>=' + cfg['min_python'],
     long_description=(here/'README.md').read_text(encoding='utf8'), long_description_content_type='text/markdown',
     classifiers=[statuses[cfg['status']], 'Intended Audience :: Developers', 'Programming Language :: Python :: 3'],
-    packages=['catdog'], include_package_data=False, package_data={'catdog': ['pretrained/*', 'templates/*', 'static/*']},
+    packages=['catdog'], include_package_data=False,
+    package_data={'catdog': ['pretrained/*', 'templates/*', 'static/*']},
     install_requires=lines('requirements'),
-    extras_require={'train': lines('train_requirements'), 'dev': lines('train_requirements') + lines('dev_requirements')},
+    extras_require={'train': lines('train_requirements'),
+                    'dev': lines('train_requirements') + lines('dev_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['catdog=catdog._modidx:d']},
 )

@@ -3,8 +3,8 @@
     python bench/pretrained.py make       # about 15 minutes on 2 cores with bfloat16; writes catdog/pretrained/
     python bench/pretrained.py measure    # error and speed on photos/test
 
-Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/small to train on and photos/test to
-measure on, and SqueezeNet's ImageNet weights, which torch downloads or finds below TORCH_HOME.
+Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/small to train on and
+photos/test to measure on, and SqueezeNet's ImageNet weights, which torch downloads or finds below TORCH_HOME.
 """
 import os, sys, time
 from pathlib import Path
@@ -21,10 +21,11 @@ def make(path=root/'catdog'/'pretrained'):
     from catdog.data import get_dls
     from catdog.train import calibrate, export, faster, get_learner
     def learner(item_tfms):   # 1,000 of 12,000 pictures kept back; one linear layer as the head: under 4 MB
-        return get_learner(get_dls(shared/'photos'/'small', valid_pct=1/12, item_tfms=item_tfms), 'squeezenet1_0', lin_ftrs=[])
+        dls = get_dls(shared/'photos'/'small', valid_pct=1/12, item_tfms=item_tfms)
+        return get_learner(dls, 'squeezenet1_0', lin_ftrs=[])
     learn = learner(RandomResizedCrop(160, min_scale=0.5))
     with faster(learn, 160): learn.fine_tune(5)
-    # A network that was trained on zoomed crops sees things at the size that it is used to when the test picture is larger
+    # Trained on zoomed crops, it sees things at the size that it is used to when the test picture is larger
     larger = learner(Resize(SIZE, 'squish'))
     larger.model.load_state_dict(learn.model.state_dict())
     calibrate(larger)

@@ -39,10 +39,12 @@ def check_folder(
     files = image_files(path)
     if not files: raise CatdogError(f'{path}: there are no pictures in it; fetch some with catdog-scrape')
     loose = files.filter(lambda o: o.parent == path)
-    if loose: raise CatdogError(f'{loose[0]}: lies outside of any label; put each picture into a folder named after its label')
+    if loose: raise CatdogError(f'{loose[0]}: lies outside of any label; '
+                                'put each picture into a folder named after its label')
     counts = Counter(files.map(parent_label))
     if len(counts) < 2:
-        raise CatdogError(f'{path}: all pictures are labelled {next(iter(counts))!r}; a classifier needs two labels or more')
+        raise CatdogError(f'{path}: all pictures are labelled {next(iter(counts))!r}; '
+                          'a classifier needs two labels or more')
     few = [label for label,n in counts.items() if n < 5]
     if few: raise CatdogError(f'{path}: fewer than 5 pictures of {few[0]!r}; fetch more with catdog-scrape')
     return counts

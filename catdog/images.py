@@ -62,7 +62,8 @@ def _guess(data):
     if not data: return 'the file is empty'
     if b'<svg' in start: return 'an SVG drawing: save it as PNG or JPEG first'
     if start.startswith((b'<!doctype', b'<html', b'<head', b'<body', b'<?xml')): return 'a web page, not a picture'
-    if data[4:12] in (b'ftypheic', b'ftypheix', b'ftypmif1', b'ftypmsf1'): return 'a HEIC photograph: save it as JPEG first'
+    if data[4:8] == b'ftyp' and data[8:12] in (b'heic', b'heix', b'mif1', b'msf1'):
+        return 'a HEIC photograph: save it as JPEG first'
     if start.startswith(b'%pdf'): return 'a PDF document, not a picture'
     if start.startswith((b'pk\x03\x04', b'\x1f\x8b')): return 'an archive: unpack it first'
     if b'\0' not in start and _is_text(start): return 'a text file, not a picture'
@@ -112,11 +113,12 @@ def _array_image(a):
 def _finish(img, max_side):
     "`img` upright, RGB, at most `max_side` and with nothing but pixels left"
     img = _to_rgb(_upright(img))
-    if max_side and max(img.size) > max_side: img.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3)
+    if max_side and max(img.size) > max_side:
+        img.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3)
     return Image.frombytes('RGB', img.size, img.tobytes()) if img.info or type(img) is not Image.Image else img
 
 def open_image(
-    src:str|os.PathLike|bytes|io.IOBase|np.ndarray|Image.Image, # A path, the bytes, a binary file, an array or a picture
+    src:str|os.PathLike|bytes|io.IOBase|np.ndarray|Image.Image, # A path, bytes, a binary file, an array or a picture
     max_side:int=None, # Shrink so that neither side is longer than this, in pixels; None leaves the size
     max_pixels:int=50_000_000 # Refuse more than this many pixels (width times height)
 ) -> Image.Image: # Upright RGB picture without metadata

@@ -72,13 +72,15 @@ def get_learner(
     arch:str='resnet18', # Name of an architecture in `ARCHS`
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # Frozen but for its head
-    "fastai's `vision_learner` for `arch`, or for the body that ships with catdog where the weights of `arch` cannot be had"
+    "fastai's `vision_learner` for `arch`, or for the body that ships where the weights of `arch` cannot be had"
     function = _arch(arch)
     if _fetch_weights(function): learn = vision_learner(dls, function, metrics=error_rate, **kw)
     else:
-        print(f'The ImageNet weights of {arch} cannot be downloaded: starting from the SqueezeNet that ships with catdog.')
+        print(f'The ImageNet weights of {arch} cannot be downloaded: '
+              'starting from the SqueezeNet that ships with catdog.')
         function = ARCHS['squeezenet1_0']
-        dls.add_tfms([Normalize.from_stats(*imagenet_stats)], 'after_batch')   # fastai does so for downloaded weights only
+        # fastai does so for downloaded weights only
+        dls.add_tfms([Normalize.from_stats(*imagenet_stats)], 'after_batch')
         learn = vision_learner(dls, function, pretrained=False, metrics=error_rate, **kw)
         _load_shipped(learn.model[0])
         learn.freeze()
@@ -126,7 +128,7 @@ def faster(
     learn:Learner, # Will be trained on pictures of `size`
     size:int=224 # Side of the pictures, in pixels
 ):
-    "Within this, `learn` trains with its `speed_ups`; afterwards it predicts in float32, also when somebody pressed stop"
+    "Within this, `learn` trains with its `speed_ups`; afterwards it is as before, also when somebody pressed stop"
     cbs = speed_ups(learn, size)
     try:
         with learn.added_cbs(cbs): yield
@@ -160,7 +162,7 @@ def calibration_error(
     truth:np.ndarray, # Index of the right label, shape (n,)
     bins:int=15 # Bins of equal width
 ) -> float: # From 0 to 1
-    "Expected calibration error of `probabilities` (Guo et al., On Calibration of Modern Neural Networks, 2017), in `bins`"
+    "Expected calibration error of `probabilities` in `bins` (Guo et al. 2017, arXiv:1706.04599)"
     sure,right = probabilities.max(1),probabilities.argmax(1) == truth
     which = np.minimum((sure*bins).astype(int), bins - 1)
     return float(sum(abs(sure[which == i].sum() - right[which == i].sum()) for i in range(bins))/len(truth))
@@ -184,8 +186,8 @@ def calibrate(
     last = [o for o in learn.model[1].modules() if isinstance(o, nn.Linear)][-1]
     with torch.no_grad():
         for o in last.parameters(): o.div_(temperature)
-    learn.calibration = dict(temperature=temperature, **{name: calibration_error(x.softmax(1).numpy(), truth.numpy())
-                                                         for name,x in (('before', logits), ('after', logits/temperature))})
+    before,after = (calibration_error(o.softmax(1).numpy(), truth.numpy()) for o in (logits, logits/temperature))
+    learn.calibration = dict(temperature=temperature, before=before, after=after)
     return temperature
 
 # %% ../nbs/03_train.ipynb #9eb6cb73
@@ -203,7 +205,8 @@ def plot_calibration(
     ax.plot([0, 1], [0, 1], '--', color='grey')
     for group in np.array_split(sure.argsort().numpy(), groups):
         share,low,high = error_interval(int(right[group].sum()), len(group))
-        ax.errorbar(sure[group].mean().item(), share, [[share - low], [high - share]], fmt='o', color='tab:blue', capsize=3)
+        interval = [[share - low], [high - share]]
+        ax.errorbar(sure[group].mean().item(), share, interval, fmt='o', color='tab:blue', capsize=3)
     ax.set(xlabel='how sure', ylabel='how often right', xlim=(.5*(len(learn.dls.vocab) == 2), 1.02), ylim=(0, 1.02))
     return ax
 
@@ -213,7 +216,7 @@ class _ConcatPool(nn.Module):
     def forward(self, x): return torch.cat([x.amax((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)], 1)
 
 def _features(learn, dl, fast=False):
-    "What the body of `learn` sees in the pictures of `dl`, in bfloat16 if `fast`: shape (n,channels), and labels, shape (n,)"
+    "What the body of `learn` sees in `dl`, in bfloat16 if `fast`: shape (n,channels), and the labels, shape (n,)"
     body,pool,rows,labels = learn.model[0],_ConcatPool(),[],[]
     body.to(memory_format=torch.channels_last).eval()
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=fast):
@@ -224,15 +227,15 @@ def _features(learn, dl, fast=False):
 
 def _training_views(learn, augmented):
     "The training batches of `learn` in order: once as for validation, then `augmented` times as for training"
-    files = learn.dls.train_ds.items
-    return [learn.dls.test_dl(files, with_labels=True)] + [learn.dls.train.new(shuffle=False, drop_last=False)]*augmented
+    plain = learn.dls.test_dl(learn.dls.train_ds.items, with_labels=True)
+    return [plain] + [learn.dls.train.new(shuffle=False, drop_last=False)]*augmented
 
 def fit_head(
     learn:Learner, # From `get_learner(..., lin_ftrs=[])`: pooling, batch norm, dropout and one `Linear`
     augmented:int=2, # How often each picture is looked at augmented, besides once as it is
     C:float=0.003 # Inverse regularisation of the logistic regression, on standardised features
 ) -> Learner: # `learn`
-    "Fit the head of `learn` on features of its frozen body, by logistic regression on each picture and its `augmented` views"
+    "Fit the head of `learn` by logistic regression on what its body sees in each picture and its `augmented` views"
     head = learn.model[1]
     if [type(o) for o in head[2:]] != [nn.BatchNorm1d, nn.Dropout, nn.Linear]:
         raise CatdogError('fit_head needs a head of one layer: get_learner(dls, arch, lin_ftrs=[])')
@@ -242,11 +245,12 @@ def fit_head(
     scaler = StandardScaler().fit(x)
     regression = LogisticRegression(C=C, max_iter=1000).fit(scaler.transform(x), y)
     w,b = regression.coef_,regression.intercept_
-    if len(w) == 1: w,b = np.concatenate([-w, w])/2,np.concatenate([-b, b])/2   # scikit-learn keeps one row for two labels
+    # scikit-learn keeps one row for two labels
+    if len(w) == 1: w,b = np.concatenate([-w, w])/2,np.concatenate([-b, b])/2
     norm,last = head[2],nn.Linear(x.shape[1], len(w)).to(next(head.parameters()).device)
     with torch.no_grad():
-        for to,values in ((norm.running_mean, scaler.mean_), (norm.running_var, scaler.var_), (last.weight, w), (last.bias, b)):
-            to.copy_(torch.from_numpy(values))
+        for to,values in ((norm.running_mean, scaler.mean_), (norm.running_var, scaler.var_),
+                          (last.weight, w), (last.bias, b)): to.copy_(torch.from_numpy(values))
         norm.weight.fill_(1); norm.bias.fill_(0)
     head[4] = last
     learn.create_opt()
@@ -261,21 +265,24 @@ def train(
     bs:int=64, # Pictures a batch
     valid_pct:float=0.2, # Share kept back for validation
     seed:int=42, # Which ones are kept back
-    recipe:str='classic', # 'classic' is fastai's `fine_tune(epochs)`; 'head' leaves the body as it is and fits the head once
+    recipe:str='classic', # 'classic' is fastai's `fine_tune(epochs)`; 'head' leaves the body and fits the head once
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # Trained, without the callbacks that sped it up
     "Train `arch` on the pictures below `path` by `recipe` and say how often it is wrong on those kept back"
     _arch(arch)
     if recipe not in ('classic', 'head'): raise CatdogError(f"there is no recipe {recipe!r}: take 'classic' or 'head'")
-    learn = get_learner(get_dls(path, size, bs, valid_pct, seed), arch, **(dict(lin_ftrs=[]) if recipe == 'head' else {}), **kw)
+    if recipe == 'head': kw['lin_ftrs'] = []
+    learn = get_learner(get_dls(path, size, bs, valid_pct, seed), arch, **kw)
     if recipe == 'head': fit_head(learn)
     else:
         with faster(learn, size): learn.fine_tune(epochs)
     counts = confusion(learn)
     print(_percent(counts.sum() - np.trace(counts), counts.sum()))
     calibrate(learn)
-    if counts.sum() < 100: print('That is a small validation set: more pictures narrow the interval, and say how sure the model may be.')
-    else: print('Expected calibration error {before:.1%}, {after:.1%} after dividing the scores by {temperature:.2f}.'.format(**learn.calibration))
+    if counts.sum() < 100:
+        print('That is a small validation set: more pictures narrow the interval, and say how sure the model may be.')
+    else: print('Expected calibration error {before:.1%}, {after:.1%} after dividing the scores by {temperature:.2f}.'
+                .format(**learn.calibration))
     return learn
 
 # %% ../nbs/03_train.ipynb #cf1084a3
@@ -300,7 +307,8 @@ def _preprocessing(learn):
     crop = _transform(learn.dls.valid.after_item, (RandomResizedCrop, Resize))
     squeezes = isinstance(crop, RandomResizedCrop) or getattr(crop, 'method', None) == ResizeMethod.Squish
     if not squeezes or crop.size[0] != crop.size[1]:
-        raise CatdogError('the model can be exported when its pictures pass RandomResizedCrop or Resize(method="squish"), to a square')
+        raise CatdogError('the model can be exported when its pictures pass RandomResizedCrop '
+                          'or Resize(method="squish"), to a square')
     size = crop.size[0]
     extra = int(np.ceil(size*crop.val_xtra/8)*8) if isinstance(crop, RandomResizedCrop) else 0
     return dict(size=size, resize_to=size + extra)
@@ -315,8 +323,9 @@ def _write_onnx(learn, file, meta):
     "Write the network of `learn` to `file` with `meta` as its metadata"
     device = next(learn.model.parameters()).device
     pixels = torch.zeros(2, meta['size'], meta['size'], 3, dtype=torch.uint8)
-    torch.onnx.export(_pixels_model(learn), (pixels,), file, input_names=['pixels'], output_names=['logits', 'features'],
-                      dynamic_shapes=dict(pixels={0: torch.export.Dim('batch')}), external_data=False, dynamo=True, verbose=False)
+    torch.onnx.export(_pixels_model(learn), (pixels,), file, dynamo=True, external_data=False, verbose=False,
+                      input_names=['pixels'], output_names=['logits', 'features'],
+                      dynamic_shapes=dict(pixels={0: torch.export.Dim('batch')}))
     learn.model.to(device)
     model = onnx.load(file)
     for node in model.graph.node: node.ClearField('metadata_props')   # stack traces, with the paths of this machine
@@ -356,7 +365,8 @@ def describe(
                 n_pictures=len(learn.dls.train_ds) + n, n_train=len(learn.dls.train_ds), n_valid=n, n_wrong=wrong,
                 calibration={k: round(v, 4) for k,v in getattr(learn, 'calibration', {}).items()},
                 error=round(error, 4), error_interval=[round(low, 4), round(high, 4)], confusion=counts.tolist(),
-                date=date.today().isoformat(), versions={o: version(o) for o in ('catdog', 'fastai', 'torch', 'torchvision')})
+                date=date.today().isoformat(),
+                versions={o: version(o) for o in ('catdog', 'fastai', 'torch', 'torchvision')})
 
 # %% ../nbs/03_train.ipynb #0651f158
 def _table(rows, head):
@@ -367,8 +377,8 @@ def _calibration_sentence(meta):
     c = meta['calibration']
     if not c: return '\nNot calibrated: it is probably surer than it is right.'
     few = '' if meta['n_valid'] >= 100 else ' With so few pictures neither number says much.'
-    return (f'\nCalibrated on the validation pictures: dividing the scores by {c["temperature"]:.2f} brought the expected calibration '
-            f'error from {c["before"]:.1%} to {c["after"]:.1%}.{few}')
+    return (f'\nCalibrated on the validation pictures: dividing the scores by {c["temperature"]:.2f} brought '
+            f'the expected calibration error from {c["before"]:.1%} to {c["after"]:.1%}.{few}')
 
 def model_card(
     meta:dict # From `describe`
@@ -384,7 +394,8 @@ Tells pictures of {", ".join(labels)} apart. {meta["arch"]}, fine-tuned with cat
 
 ## Data
 
-{meta["n_train"]:,} {meta["trained_on"]} for training, {meta["n_valid"]:,} for validation (from: {", ".join(meta["engines"])}).
+{meta["n_train"]:,} {meta["trained_on"]} for training, {meta["n_valid"]:,} for validation
+(from: {", ".join(meta["engines"])}).
 
 ## How often it is wrong
 
@@ -397,11 +408,13 @@ Tells pictures of {", ".join(labels)} apart. {meta["arch"]}, fine-tuned with cat
 
 ## Limits
 
-It answers with one of its labels whatever it is shown, also for a picture that is none of them. The validation pictures come from the same source as the training pictures; expect more errors on others.
+It answers with one of its labels whatever it is shown, also for a picture that is none of them.
+The validation pictures come from the same source as the training pictures; expect more errors on others.
 
 ## Input
 
-`pixels`: uint8, N x {meta["size"]} x {meta["size"]} x 3, RGB. The upright picture is squeezed to {meta["resize_to"]} x {meta["resize_to"]} (bilinear) and the middle cut out.
+`pixels`: uint8, N x {meta["size"]} x {meta["size"]} x 3, RGB. The upright picture is squeezed to
+{meta["resize_to"]} x {meta["resize_to"]} (bilinear) and the middle cut out.
 
 ## Versions
 
@@ -413,7 +426,7 @@ def export(
     learn:Learner, # Trained
     path:str|os.PathLike='models/animals' # Folder for the model
 ) -> Path: # `path`
-    "Write `model.onnx`, `export.pkl` and `model_card.md` of `learn` into `path`, after checking that ONNX agrees with `learn`"
+    "Write `model.onnx`, `export.pkl` and `model_card.md` of `learn` into `path`, once ONNX agrees with `learn`"
     path,meta = Path(path),describe(learn)
     hidden = path.with_name(f'.{path.name}.{os.getpid()}.part')
     hidden.mkdir(parents=True)
@@ -441,8 +454,10 @@ def _report(learn):
     meta = describe(learn)
     width = max(map(len, meta['labels'])) + 2
     print('truth \\ answer'.ljust(16) + ''.join(o.rjust(width) for o in meta['labels']))
-    for label,row in zip(meta['labels'], meta['confusion']): print(label.ljust(16) + ''.join(str(o).rjust(width) for o in row))
-    if meta['trained_on'] == 'drawings': print('Trained on drawings: this shows how it works, and knows nothing about photographs.')
+    for label,row in zip(meta['labels'], meta['confusion']):
+        print(label.ljust(16) + ''.join(str(o).rjust(width) for o in row))
+    if meta['trained_on'] == 'drawings':
+        print('Trained on drawings: this shows how it works, and knows nothing about photographs.')
 
 @command
 def build(
@@ -460,7 +475,8 @@ def build(
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
     _arch(arch)
     path = Path(path or Path('data')/Path(out).name)
-    _say(1, f'Searching and downloading pictures of {", ".join([labels] if isinstance(labels, str) else labels)} into {path}')
+    words = [labels] if isinstance(labels, str) else labels
+    _say(1, f'Searching and downloading pictures of {", ".join(words)} into {path}')
     _fetch(labels, path, n, engine, photos)
     _say(2, 'Training')
     learn = train(path, arch, epochs, size, recipe=recipe)

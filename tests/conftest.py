@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-def pytest_addoption(parser): parser.addoption('--live', action='store_true', help='also run the tests that talk to services on the internet')
+def pytest_addoption(parser):
+    parser.addoption('--live', action='store_true', help='also run the tests that talk to services on the internet')
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption('--live'): return
@@ -15,7 +16,8 @@ def pytest_collection_modifyitems(config, items):
 def photos():
     "A folder of real photographs that is not part of the project; tests that need it are skipped without it"
     folder = Path(os.environ.get('CATDOG_SHARED', Path(__file__).parent.parent.parent/'shared'))
-    if not (folder/'photos').is_dir(): pytest.skip(f'no photographs at {folder}: set CATDOG_SHARED to a folder that has photos/')
+    if not (folder/'photos').is_dir():
+        pytest.skip(f'no photographs at {folder}: set CATDOG_SHARED to a folder that has photos/')
     return folder
 
 @pytest.fixture(scope='session')

@@ -48,12 +48,15 @@ def test_bad_input_is_a_sentence_and_exit_status_2(folders, args, words):
     assert words in done.stderr and 'Traceback' not in done.stderr + done.stdout
     assert set(before) <= set(folders.rglob('*'))   # nothing of the person's is gone
 
-@pytest.mark.parametrize('code,words', [('train("empty")', 'no pictures'), ('train("one")', "labelled 'cat'"), ('train("nowhere")', 'no such folder')])
+@pytest.mark.parametrize('code,words', [('train("empty")', 'no pictures'), ('train("one")', "labelled 'cat'"),
+                                        ('train("nowhere")', 'no such folder')])
 def test_training_says_what_is_wrong_with_a_folder(folders, code, words):
-    done = subprocess.run([sys.executable, '-c', f'from catdog.train import train; {code}'], cwd=folders, capture_output=True, text=True)
-    assert words in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith('catdog.images.CatdogError')
+    program = [sys.executable, '-c', f'from catdog.train import train; {code}']
+    said = subprocess.run(program, cwd=folders, capture_output=True, text=True).stderr.splitlines()[-1]
+    assert words in said and said.startswith('catdog.images.CatdogError')
 
-@pytest.mark.parametrize('command', ['catdog-scrape', 'catdog-build', 'catdog-predict', 'catdog-serve', 'catdog-app'])
+@pytest.mark.parametrize('command', ['catdog-scrape', 'catdog-build', 'catdog-review', 'catdog-predict', 'catdog-serve',
+                                     'catdog-app'])
 def test_help_says_what_each_parameter_is(command, tmp_path):
     done = run(command, '--help', cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith(f'usage: {command}')

@@ -64,7 +64,8 @@ train.export(learn, {str(folder)!r})'''
 
 def error_on(folder, model, out):
     "Share of the pictures below `folder`, in a sub-folder a label, that `catdog-predict` gets wrong"
-    subprocess.run([Path(sys.executable).with_name('catdog-predict'), folder, '--model', model, '--out', out], check=True)
+    command = Path(sys.executable).with_name('catdog-predict')
+    subprocess.run([command, folder, '--model', model, '--out', out], check=True)
     with open(out, newline='') as f: rows = list(csv.DictReader(f))
     assert len(rows) == 1998
     return np.mean([Path(o['file']).parent.name != o['label'] for o in rows])
@@ -74,9 +75,10 @@ def test_the_model_that_ships_knows_photographs(photos, tmp_path):
     assert error_on(photos/'photos'/'test', shipped_model(), tmp_path/'answers.csv') < .06
 
 def test_two_words_to_a_model_on_photographs(photos, tmp_path):
-    command = [Path(sys.executable).with_name('catdog-build'), 'cat', 'dog', '--photos', photos/'photos'/'web', '--arch', 'squeezenet1_0',
-               '--n', '500', '--out', 'models/photographs']
-    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env={**os.environ, 'TORCH_HOME': str(photos/'torch_home')})
+    command = [Path(sys.executable).with_name('catdog-build'), 'cat', 'dog', '--photos', photos/'photos'/'web',
+               '--arch', 'squeezenet1_0', '--n', '500', '--out', 'models/photographs']
+    env = {**os.environ, 'TORCH_HOME': str(photos/'torch_home')}
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env=env)
     assert done.returncode == 0, done.stderr
     assert '% error on ' in done.stdout
     model = tmp_path/'models'/'photographs'

@@ -8,8 +8,9 @@ from fastcore.docments import docments
 root = Path(__file__).resolve().parent.parent
 notebooks = sorted((root/'nbs').glob('*.ipynb'))
 # What each room may import of the others and of the heavy libraries; the design's one direction
-ROOMS = dict(images='', sample='images', scrape='images sample', data='images fastai torch', train='images data scrape sample fastai torch',
-             review='images data scrape train fastai torch', predict='images', serve='images predict', app='images predict sample')
+ROOMS = dict(images='', sample='images', scrape='images sample', data='images fastai torch',
+             train='images data scrape sample fastai torch', review='images data scrape train fastai torch',
+             predict='images', serve='images predict', app='images predict sample')
 
 def imported(module):
     "Names of the rooms of catdog, and whether torch and fastai, that `module` imports, at the top or within functions"
@@ -35,13 +36,13 @@ def test_what_is_public_is_documented(module):
     for name,o in public(module):
         assert inspect.getdoc(o), f'{name} has no docstring'
         if inspect.isclass(o) and '__init__' not in vars(o): continue
-        missing = [k for k,v in docments(o, full=True, returns=False).items()
-                   if not v.docment and k != 'self' and v.kind is not inspect.Parameter.VAR_KEYWORD]   # docments reads no comment on **kw
+        missing = [k for k,v in docments(o, full=True, returns=False).items()   # it reads no comment on **kw
+                   if not v.docment and k != 'self' and v.kind is not inspect.Parameter.VAR_KEYWORD]
         assert not missing, f'{name} does not say what {missing} are'
 
 @pytest.mark.parametrize('path', notebooks, ids=[o.stem for o in notebooks])
 def test_saved_outputs_are_about_the_project_alone(path):
-    "No path of the machine that ran it, no error, and no photograph: what comes from outside is drawn by the sample web"
+    "No path of the machine that ran it and no error"
     for cell in json.loads(path.read_text(encoding='utf8'))['cells']:
         for output in cell.get('outputs', []):
             assert output['output_type'] != 'error', output
