@@ -2,12 +2,13 @@
 
     python bench/serve.py single    # JPEG file to label, beside load_learner(...).predict
     python bench/serve.py batch     # 512 photographs, beside learn.get_preds(dl=learn.dls.test_dl(files))
-    python bench/serve.py http      # 8 clients at once, beside Flask with the learner: loaded for each request, and held
+    python bench/serve.py http      # 8 clients at once, beside Flask with the learner loaded for each request, and held
     python bench/serve.py voila     # from navigation to a usable upload button, and memory, beside a plain fastai app
     python bench/serve.py           # all of it, about 15 minutes
 
-Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test. The Learner for the
-comparison is the same network as the model that ships, with the same weights; its export.pkl is made in a temporary folder.
+Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test. The
+Learner for the comparison is the same network as the model that ships, with the same weights; its export.pkl is made
+in a temporary folder.
 """
 import os, random, statistics, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,8 @@ def make_learner(folder):
         (folder/'few'/file.parent.name).mkdir(parents=True, exist_ok=True)
         (folder/'few'/file.parent.name/file.name).write_bytes(file.read_bytes())
     learn = get_learner(get_dls(folder/'few', item_tfms=Resize(192, 'squish'), bs=8), 'squeezenet1_0', lin_ftrs=[])
-    weights = {o.name: torch.from_numpy(onnx.numpy_helper.to_array(o).copy()) for o in onnx.load(shipped_model()/'model.onnx').graph.initializer}
+    graph = onnx.load(shipped_model()/'model.onnx').graph
+    weights = {o.name: torch.from_numpy(onnx.numpy_helper.to_array(o).copy()) for o in graph.initializer}
     for name,part in (('body', learn.model[0]), ('head', learn.model[1])):
         part.load_state_dict({k: weights.get(f'{name}.{k}', v) for k,v in part.state_dict().items()})
     learn.export(folder/'export.pkl')
@@ -44,7 +46,8 @@ def timed(do, *args):
 def beside(what, ours, plain, unit, scale=1, faster='faster'):
     "Print the medians of `ours` and `plain`, lists of (clock, cpu) seconds, and their ratios"
     a,b = ([statistics.median(o[i] for o in runs) for i in (0, 1)] for runs in (ours, plain))
-    print(f'{what}: ours {scale*a[0]:.2f} {unit}, plain {scale*b[0]:.2f} {unit}: {b[0]/a[0]:.1f} times {faster} (by processor time {b[1]/a[1]:.1f} times)', flush=True)
+    print(f'{what}: ours {scale*a[0]:.2f} {unit}, plain {scale*b[0]:.2f} {unit}: {b[0]/a[0]:.1f} times {faster} '
+          f'(by processor time {b[1]/a[1]:.1f} times)', flush=True)
 
 def single(pkl):
     from fastai.learner import load_learner
@@ -63,8 +66,10 @@ def single(pkl):
     print(f'same label on {same} of {len(sample)}')
     wrong = sum(o.label != f.parent.name for o,f in zip(classifier.predict_batch(test), test))
     dl = learn.dls.test_dl(test)
-    with learn.no_bar(): wrong_plain = sum(learn.dls.vocab[o] != f.parent.name for o,f in zip(learn.get_preds(dl=dl)[0].argmax(1), test))
-    print(f'photos/test: ours {wrong} of {len(test)} wrong ({wrong/len(test):.2%}), plain {wrong_plain} ({wrong_plain/len(test):.2%})')
+    with learn.no_bar(): indices = learn.get_preds(dl=dl)[0].argmax(1)
+    wrong_plain = sum(learn.dls.vocab[o] != f.parent.name for o,f in zip(indices, test))
+    print(f'photos/test: ours {wrong} of {len(test)} wrong ({wrong/len(test):.2%}), '
+          f'plain {wrong_plain} ({wrong_plain/len(test):.2%})')
 
 def batch(pkl, n=512, times=3):
     from fastai.learner import load_learner
@@ -86,9 +91,11 @@ app,held = Flask('plain'),load_learner(sys.argv[1]) if sys.argv[2] == 'held' els
 @app.post('/predict')
 def predict():
     learn = held or load_learner(sys.argv[1])
-    with learn.no_bar(), learn.no_logging(): label,_,p = learn.predict(PILImage.create(BytesIO(request.files['file'].read())))
+    with learn.no_bar(), learn.no_logging():
+        label,_,p = learn.predict(PILImage.create(BytesIO(request.files['file'].read())))
     return dict(label=label, probabilities=dict(zip(learn.dls.vocab, p.tolist())))
-server = make_server('127.0.0.1', 0, app, threaded=sys.argv[2] != 'held')   # a Learner cannot predict in two threads at once
+# a Learner cannot predict in two threads at once
+server = make_server('127.0.0.1', 0, app, threaded=sys.argv[2] != 'held')
 print(f'http://127.0.0.1:{server.port}/ is open', flush=True)
 server.serve_forever()
 '''
@@ -104,7 +111,8 @@ def http(pkl, seconds=15):
                'ours': [str(Path(sys.executable).with_name('catdog-serve')), '--port', '0']}
     rates = {}
     for name,command in servers.items():
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                   env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
         url = process.stdout.readline().split()[0]
         times,wrong,failed,end = [],[],[],time.perf_counter() + seconds
         def client(i):
@@ -119,7 +127,8 @@ def http(pkl, seconds=15):
         with ThreadPoolExecutor(8) as pool: list(pool.map(client, range(8)))
         rates[name] = len(times)/(time.perf_counter() - start)
         p = statistics.quantiles(times, n=100) if len(times) > 1 else [float('nan')]*99
-        print(f'{name}: {rates[name]:.1f} requests a second, median {1000*p[49]:.0f} ms, p99 {1000*p[98]:.0f} ms, {len(wrong)} answers about another picture, {len(failed)} refused', flush=True)
+        print(f'{name}: {rates[name]:.1f} requests a second, median {1000*p[49]:.0f} ms, p99 {1000*p[98]:.0f} ms, '
+              f'{len(wrong)} answers about another picture, {len(failed)} refused', flush=True)
         process.terminate(); process.wait(30)
     for name in list(rates)[:2]: print(f'ours answers {rates["ours"]/rates[name]:.1f} times as many as: {name}')
 
@@ -144,15 +153,19 @@ def voila(pkl, visits=5):
     os.chdir(root)
     ours = ['nbs/07_app.ipynb']
     options = {'ours, preheated': ours, 'ours': [*ours, '--VoilaConfiguration.preheat_kernel=False'],
-               'plain fastai app': [str(folder/'plain.ipynb'), '--VoilaConfiguration.preheat_kernel=False', '--RegexRemovePreprocessor.patterns=[]']}
+               'plain fastai app': [str(folder/'plain.ipynb'), '--VoilaConfiguration.preheat_kernel=False',
+                                    '--RegexRemovePreprocessor.patterns=[]']}
     medians = {}
     with sync_playwright() as p:
         chrome = next(filter(None, map(shutil.which, ('chromium', 'google-chrome'))), None)
-        browser = p.chromium.launch(args=['--no-sandbox', '--disable-gpu'], **({'executable_path': chrome} if chrome else {}))
+        browser = p.chromium.launch(args=['--no-sandbox', '--disable-gpu'],
+                                    **({'executable_path': chrome} if chrome else {}))
         for name,args in options.items():
             with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
-            process = subprocess.Popen([str(Path(sys.executable).with_name('voila')), *args, '--no-browser', f'--port={port}', '--Voila.log_level=ERROR'],
-                                       env={**os.environ, 'CATDOG_MODEL': str(shipped_model())}, stderr=subprocess.DEVNULL)
+            command = [str(Path(sys.executable).with_name('voila')), *args]
+            process = subprocess.Popen([*command, '--no-browser', f'--port={port}', '--Voila.log_level=ERROR'],
+                                       env={**os.environ, 'CATDOG_MODEL': str(shipped_model())},
+                                       stderr=subprocess.DEVNULL)
             while socket.socket().connect_ex(('127.0.0.1', port)): time.sleep(.2)
             times,memory = [],[]
             for _ in range(visits if name != 'plain fastai app' else 2):
@@ -162,13 +175,16 @@ def voila(pkl, visits=5):
                 page.goto(f'http://127.0.0.1:{port}/', timeout=180_000)
                 page.get_by_role('button', name='Choose pictures').wait_for(timeout=180_000)
                 times.append(time.perf_counter() - start)
-                kernels = [o for o in psutil.Process(process.pid).children(recursive=True) if 'ipykernel_launcher' in ' '.join(o.cmdline())]
+                kernels = [o for o in psutil.Process(process.pid).children(recursive=True)
+                           if 'ipykernel_launcher' in ' '.join(o.cmdline())]
                 memory += [o.memory_full_info().pss/2**20 for o in kernels[:1]]
                 page.goto('about:blank'); page.close()
             medians[name] = statistics.median(times)
-            print(f'{name}: {medians[name]:.2f} s to the upload button (median of {len(times)}), {statistics.median(memory):.0f} MB a visitor', flush=True)
+            print(f'{name}: {medians[name]:.2f} s to the upload button (median of {len(times)}), '
+                  f'{statistics.median(memory):.0f} MB a visitor', flush=True)
             process.terminate(); process.wait(30)
-    print(f'ours is {medians["plain fastai app"]/medians["ours"]:.1f} times faster, preheated {medians["plain fastai app"]/medians["ours, preheated"]:.1f} times')
+    plain = medians['plain fastai app']
+    print(f'ours is {plain/medians["ours"]:.1f} times faster, preheated {plain/medians["ours, preheated"]:.1f} times')
 
 if __name__ == '__main__':
     parts = {o.__name__: o for o in (single, batch, http, voila)}

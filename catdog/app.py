@@ -30,11 +30,13 @@ def _preview(data):
     return 'data:image/jpeg;base64,' + base64.b64encode(jpeg_bytes(open_image(data, max_side=480), 85)).decode()
 
 def _bar(label, p):
-    return f'<div class="catdog-bar"><span>{escape(label)}</span><i><b style="width:{p:.2%}"></b></i><span>{100*p:.2f} %</span></div>'
+    return (f'<div class="catdog-bar"><span>{escape(label)}</span><i><b style="width:{p:.2%}"></b></i>'
+            f'<span>{100*p:.2f} %</span></div>')
 
 def _card(name, picture, pred=None):
     "The `picture` called `name` and, once there is one, the prediction `pred`"
-    said = f'{pred.label}, {100*pred.probability:.2f} %' if pred and pred.sure else f'Not sure; {pred.label}?' if pred else ''
+    said = ''
+    if pred: said = f'{pred.label}, {100*pred.probability:.2f} %' if pred.sure else f'Not sure; {pred.label}?'
     label = f'<p class="catdog-label">{escape(said)}</p>' if pred else ''
     bars = ''.join(_bar(*o) for o in pred.probabilities.items()) if pred else ''
     return (f'<div class="catdog-card"><img src="{picture}" alt="{escape(name)}">'
@@ -55,12 +57,13 @@ def _try_buttons(drawings, chosen):
         res = Button(description=name.rsplit(' ', 1)[0], tooltip=f'Predict {name}')
         res.add_class('catdog-try').add_class(f'catdog-try-{i}').on_click(lambda _: chosen(name, data))
         return res
-    style = ''.join(f'.catdog button.catdog-try-{i} {{background-image: url("{_preview(data)}")}}\n' for i,(_,data) in enumerate(drawings))
+    style = ''.join(f'.catdog button.catdog-try-{i} {{background-image: url("{_preview(data)}")}}\n'
+                    for i,(_,data) in enumerate(drawings))
     return [button(i, *o) for i,o in enumerate(drawings)],style
 
 # %% ../nbs/07_app.ipynb #9a24216d
 def _open_models(classifier=None):
-    "Name -> `Classifier`, or the reason why it cannot be opened; the one to start with first, `classifier` if it is given"
+    "Name -> `Classifier`, or the reason why it cannot be opened; the one to start with first, `classifier` if given"
     models = {} if classifier is None else {str(classifier.path): classifier}
     for name,path in find_models().items():
         if classifier is not None and Path(path).resolve() == Path(classifier.path).resolve(): continue
@@ -94,10 +97,13 @@ class App(VBox):
         self._drawings = _drawings()
         self.tries,style = _try_buttons(self._drawings, self.try_one)
         tries = Box(self.tries)
-        for o,name in [(self, 'catdog'), (self.menu, 'catdog-model'), (self.upload, 'catdog-upload'), (self.button, 'catdog-go'),
-                       (self.cards, 'catdog-cards'), (tries, 'catdog-tries')]: o.add_class(name)
-        super().__init__([HTML(f'<style>{_static("app.css")}{style}</style>'), self.head, Box([self.upload, self.button]).add_class('catdog-ask'),
-                          self.status, self.cards, HTML('<p class="catdog-soft catdog-hint">No picture at hand? Try one of these drawings:</p>'), tries, self.menu, self.about])
+        for o,name in [(self, 'catdog'), (self.menu, 'catdog-model'), (self.upload, 'catdog-upload'),
+                       (self.button, 'catdog-go'), (self.cards, 'catdog-cards'), (tries, 'catdog-tries')]:
+            o.add_class(name)
+        hint = HTML('<p class="catdog-soft catdog-hint">No picture at hand? Try one of these drawings:</p>')
+        super().__init__([HTML(f'<style>{_static("app.css")}{style}</style>'), self.head,
+                          Box([self.upload, self.button]).add_class('catdog-ask'),
+                          self.status, self.cards, hint, tries, self.menu, self.about])
         self.button.on_click(lambda _: self.predict())
         self.menu.observe(lambda _: self._switched(), 'value')
         # ipywidgets 7 keeps `value` when the same file comes again, but counts every upload
@@ -116,7 +122,9 @@ class App(VBox):
         "Say which model it is now, and ask it about the pictures that the last one was asked about"
         model = self.models[self.menu.value]
         question = _question(self.classifier.labels) if self.classifier else 'What is in the picture?'
-        self.head.value = f'<div class="catdog-head">{_static("icon.svg")}<div><h1>{escape(question)}</h1><p class="catdog-soft">Choose pictures, press Predict!, and read what they show.</p></div></div>'
+        self.head.value = (
+            f'<div class="catdog-head">{_static("icon.svg")}<div><h1>{escape(question)}</h1>'
+            '<p class="catdog-soft">Choose pictures, press Predict!, and read what they show.</p></div></div>')
         self.about.value = f'<p class="catdog-soft">{escape(model.summary)}</p>' if self.classifier else _error(model)
         self.button.disabled = not (self.pictures and self.classifier)
         if self.classifier and any(o.asked for o in self.pictures): self.predict()
@@ -126,7 +134,8 @@ class App(VBox):
     def _uploaded(self):
         "Show what came through the upload button"
         files = _files(self.upload.value)
-        if not self.upload.has_trait('_counter') and files: self.upload.value = ()   # so that the same file can come again
+        # so that the same file can come again
+        if not self.upload.has_trait('_counter') and files: self.upload.value = ()
         if files: self.choose(files)
 
     def try_one(self,
@@ -145,7 +154,9 @@ class App(VBox):
         for name,data in files[:_MAX_FILES]:
             card = _Card()
             try:
-                if len(data) > _MAX_BYTES: raise BadImage(f'{len(data)/2**20:.0f} MB, more than the {_MAX_BYTES//2**20} MB that we open', 'too-large')
+                if len(data) > _MAX_BYTES:
+                    mb,most = f'{len(data)/2**20:.0f} MB',f'{_MAX_BYTES//2**20} MB'
+                    raise BadImage(f'{mb}, more than the {most} that we open', 'too-large')
                 picture = _Picture(name, data, card)
                 self.pictures.append(picture)
             except BadImage as e: card.show(_error(f'{name}: {e.reason}'))
@@ -153,7 +164,8 @@ class App(VBox):
         self.cards.children = cards
         self.button.disabled = not (self.pictures and self.classifier)
         left_out = len(files) - len(cards)
-        self._say(f'{len(self.pictures)} picture{"s"*(len(self.pictures) != 1)} chosen' + f'; {left_out} left out, {_MAX_FILES} at once are enough'*bool(left_out))
+        self._say(f'{len(self.pictures)} picture{"s"*(len(self.pictures) != 1)} chosen'
+                  + f'; {left_out} left out, {_MAX_FILES} at once are enough'*bool(left_out))
 
     def predict(self):
         "Ask the chosen model about every picture"
@@ -168,7 +180,8 @@ class App(VBox):
 class _Card(VBox):
     "A card, and beneath it a button that asks why once there is an answer"
     def __init__(self):
-        self.html,self.button = HTML(),Button(description='Why?', tooltip='Show what the answer rests on').add_class('catdog-why')
+        self.html = HTML()
+        self.button = Button(description='Why?', tooltip='Show what the answer rests on').add_class('catdog-why')
         self.button.on_click(lambda _: self.ask_why())
         super().__init__([self.html])
     def show(self, html, ask_why=None):
@@ -190,15 +203,19 @@ class _Picture:
         self.card.button.disabled,self.card.button.description = True,'Looking ...'
         try: picture = _preview(jpeg_bytes(classifier.why(self.data, self.pred.label)))
         finally: self.card.button.disabled,self.card.button.description = False,'Why?'
-        note = f'<p class="catdog-soft">Bright: what spoke for {escape(self.pred.label)}. Where it is dark and grey, the answer would be the same without it.</p>'
+        note = (f'<p class="catdog-soft">Bright: what spoke for {escape(self.pred.label)}. '
+                'Where it is dark and grey, the answer would be the same without it.</p>')
         self.card.show(_card(self.name, picture, self.pred) + note)
 
 # %% ../nbs/07_app.ipynb #ce4c82e3
-_csp = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-        "font-src 'self' data:; connect-src 'self' ws: wss:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; frame-ancestors 'self'")
+_csp = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
+        "object-src 'none'; base-uri 'self'; frame-ancestors 'self'")
 _voila_config = {
     'VoilaConfiguration': {'preheat_kernel': True, 'default_pool_size': 1, 'strip_sources': True, 'file_allowlist': [],
-                           'extension_allowlist': ['@jupyter-widgets/jupyterlab-manager', '@voila-dashboards/widgets-manager7', '@voila-dashboards/widgets-manager8']},
+                           'extension_allowlist': ['@jupyter-widgets/jupyterlab-manager',
+                                                   '@voila-dashboards/widgets-manager7',
+                                                   '@voila-dashboards/widgets-manager8']},
     'RegexRemovePreprocessor': {'patterns': ['(?!# The app: )']},
     'MappingKernelManager': {'cull_idle_timeout': 1800, 'cull_interval': 120, 'cull_connected': True},
     'Voila': {'tornado_settings': {'websocket_max_message_size': 64*2**20, 'disable_check_xsrf': True, 'headers': {
@@ -214,14 +231,16 @@ def _app_notebook(folder):
     from nbformat import v4, write
     cell = _cell.replace('\n', f'\nimport os; os.chdir({os.getcwd()!r})   # where the models are\n', 1)
     spec = dict(name='python3', display_name='python3', language='python')
-    write(v4.new_notebook(cells=[v4.new_code_cell(cell)], metadata=dict(title='catdog', kernelspec=spec)), Path(folder)/'catdog.ipynb')
+    nb = v4.new_notebook(cells=[v4.new_code_cell(cell)], metadata=dict(title='catdog', kernelspec=spec))
+    write(nb, Path(folder)/'catdog.ipynb')
     return Path(folder)/'catdog.ipynb'
 
 def _check_port(host, port):
     "Raise if nobody can listen on `host` and `port`"
     try: socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET).close()
     except (OSError, OverflowError) as e:
-        raise CatdogError(f'cannot listen on {host} port {port} ({getattr(e, "strerror", None) or e}): give another --port') from None
+        reason = getattr(e, 'strerror', None) or e
+        raise CatdogError(f'cannot listen on {host} port {port} ({reason}): give another --port') from None
 
 def _run_voila(notebook, host, port, browser):
     "Serve `notebook` until a signal comes"
@@ -231,11 +250,12 @@ def _run_voila(notebook, host, port, browser):
     class Voila(voila.app.Voila):   # of the same name, which its options bear
         def listen(self):
             # when the loop runs, the port is taken
-            IOLoop.current().add_callback(lambda: print(f'http://{"localhost" if host == "0.0.0.0" else host}:{port}/ is open: Ctrl+C closes it.', flush=True))
+            url = f'http://{"localhost" if host == "0.0.0.0" else host}:{port}/'
+            IOLoop.current().add_callback(lambda: print(f'{url} is open: Ctrl+C closes it.', flush=True))
             super().listen()
     app = Voila(config=Config(_voila_config))
-    app.initialize([str(notebook), f'--port={port}', f'--Voila.ip={host}', '--Voila.port_retries=0', '--Voila.log_level=ERROR',
-                    f'--Voila.open_browser={bool(browser)}'])
+    app.initialize([str(notebook), f'--port={port}', f'--Voila.ip={host}', '--Voila.port_retries=0',
+                    '--Voila.log_level=ERROR', f'--Voila.open_browser={bool(browser)}'])
     app.start()
 
 @command

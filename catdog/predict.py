@@ -43,7 +43,8 @@ def _model_file(path):
     path = Path(path)
     file = path/'model.onnx' if path.is_dir() else path
     if not path.exists(): raise ModelError(f'{path}: there is no such model folder; make one with catdog-build')
-    if not file.is_file(): raise ModelError(f'{path}: is no model folder, there is no model.onnx in it; make one with catdog-build')
+    if not file.is_file():
+        raise ModelError(f'{path}: is no model folder, there is no model.onnx in it; make one with catdog-build')
     if file.suffix != '.onnx': raise ModelError(f'{path}: is no model; give the folder that catdog-build made')
     if file.stat().st_size > _MAX_BYTES: raise ModelError(f'{file}: is larger than {_MAX_BYTES/1e9:.0f} GB')
     return file
@@ -62,13 +63,16 @@ def _open_session(file):
 def _read_meta(session, file):
     "What the model says about itself, checked against its inputs and outputs"
     try: meta = json.loads(session.get_modelmeta().custom_metadata_map['catdog'])
-    except (KeyError, ValueError): raise ModelError(f'{file}: was not exported by catdog, it does not say which labels it knows') from None
+    except (KeyError, ValueError):
+        raise ModelError(f'{file}: was not exported by catdog, it does not say which labels it knows') from None
     def check(ok, what):
         if not ok: raise ModelError(f'{file}: does not say {what}')
-    def is_number(key, default, low, high): return isinstance(o := meta.get(key, default), (int, float)) and low <= o <= high
+    def is_number(key, default, low, high):
+        return isinstance(o := meta.get(key, default), (int, float)) and low <= o <= high
     if not isinstance(meta, dict): meta = {}
     labels,size = meta.get('labels'),meta.get('size')
-    check(isinstance(labels, list) and len(labels) > 1 and all(isinstance(o, str) and o for o in labels) and len(set(labels)) == len(labels),
+    check(isinstance(labels, list) and len(labels) > 1 and all(isinstance(o, str) and o for o in labels)
+          and len(set(labels)) == len(labels),
           'which labels it knows')
     check(isinstance(size, int) and is_number('resize_to', 0, size, 4096) and size >= 8, 'which size its pictures have')
     check(is_number('temperature', 1, 1e-3, 1e3) and is_number('neither', 0, 0, 1), 'how to read its scores')
@@ -82,7 +86,8 @@ def _read_meta(session, file):
 def _check_answers(session, meta, file):
     "`ModelError` unless `session` gives finite scores about a black picture"
     try: logits, = session.run(['logits'], {'pixels': np.zeros((1, meta['size'], meta['size'], 3), 'uint8')})
-    except Exception as e: raise ModelError(f'{file}: fails at the first picture ({str(e).splitlines()[0][:150]})') from None
+    except Exception as e:
+        raise ModelError(f'{file}: fails at the first picture ({str(e).splitlines()[0][:150]})') from None
     if logits.shape != (1, len(meta['labels'])) or not np.isfinite(logits).all():
         raise ModelError(f'{file}: its scores for a black picture are no numbers; it is damaged')
 
@@ -112,7 +117,7 @@ def _open_or_warn(path):
     except ModelError as e: warnings.warn(f'left out: {e}')
 
 def find_models() -> dict: # Name -> folder, the one to start with first
-    "`$CATDOG_MODEL`, the models below `models/`, newest first, and the one that ships; those trained on drawings come last"
+    "`$CATDOG_MODEL`, models below `models/`, newest first, and the one that ships; those trained on drawings come last"
     chosen,shipped = os.environ.get('CATDOG_MODEL'),shipped_model()
     opened = {o: c for o in _model_folders() if (c := _open_or_warn(o))}
     photographs = [o for o,c in opened.items() if c.meta.get('trained_on') == 'photographs']
@@ -142,7 +147,8 @@ class Classifier:
         m = self.meta
         source = f'{m.get("n_pictures", 0):,} {m.get("trained_on", "pictures")}'
         note = '; knows nothing about photographs' if m.get('trained_on') == 'drawings' else ''
-        return f'{" / ".join(self.labels)}: trained on {source}, {m.get("error", float("nan")):.1%} error on those kept back{note}'
+        error = f'{m.get("error", float("nan")):.1%} error on those kept back'
+        return f'{" / ".join(self.labels)}: trained on {source}, {error}{note}'
 
     def predict(self,
         img # A path, bytes, a binary file, an array (h,w,3) or a picture
@@ -168,14 +174,16 @@ class Classifier:
     ) -> list: # A `Prediction` each
         "What is on each of the pictures that `pixels` holds"
         # Four at a time: what lies between the layers then still fits into the processor's cache
-        logits = [self.session.run(['logits'], {'pixels': np.stack(pixels[i:i+4])})[0] for i in range(0, len(pixels), 4)]
+        logits = [self.session.run(['logits'], {'pixels': np.stack(pixels[i:i+4])})[0]
+                  for i in range(0, len(pixels), 4)]
         if not logits: return []
         rows = _softmax(np.concatenate(logits).astype('float64')/self.meta.get('temperature', 1.0))
         return [self._prediction(o) for o in rows]
 
     def _prediction(self, row):
         best = float(row.max())
-        return Prediction(self.labels[row.argmax()], best, dict(zip(self.labels, row.tolist())), best >= self.meta.get('neither', 0))
+        probabilities = dict(zip(self.labels, row.tolist()))
+        return Prediction(self.labels[row.argmax()], best, probabilities, best >= self.meta.get('neither', 0))
 
     def explain(self,
         img, # What `predict` takes
@@ -184,7 +192,8 @@ class Classifier:
     ) -> np.ndarray: # float32, shape (n,n), 0 to 1: how much each place spoke for `label`
         "Where `img` looks like `label`: how far its score falls when a place is covered"
         pixels = self.pixels(img)
-        scores = np.log(np.array([list(o.probabilities.values()) for o in self.answers([pixels, *_covered(pixels, n)])]) + 1e-9)
+        answers = self.answers([pixels, *_covered(pixels, n)])
+        scores = np.log(np.array([list(o.probabilities.values()) for o in answers]) + 1e-9)
         i = self.labels.index(label) if label else scores[0].argmax()
         odds = scores[:, i] - np.delete(scores, i, 1).max(1)   # against the strongest other label
         fall = (odds[0] - odds[1:]).clip(0).reshape(n, n)
@@ -235,13 +244,15 @@ def _pictures(paths):
         else:
             for folder,folders,names in os.walk(path):
                 folders[:] = sorted(o for o in folders if not o.startswith('.'))
-                yield from (Path(folder)/o for o in sorted(names) if Path(o).suffix.lower() in _SUFFIXES and not o.startswith('.'))
+                yield from (Path(folder)/o for o in sorted(names)
+                            if Path(o).suffix.lower() in _SUFFIXES and not o.startswith('.'))
 
 def _row(path, answer):
     "`answer` about the picture at `path`, a `Prediction` or a `BadImage`, as a flat dict"
     if isinstance(answer, BadImage): return dict(file=str(path), error=answer.reason)
     chances = {f'p_{label}': round(p, 6) for label,p in answer.probabilities.items()}
-    return dict(file=str(path), label=answer.label, probability=round(answer.probability, 6), sure=answer.sure, **chances)
+    return dict(file=str(path), label=answer.label, probability=round(answer.probability, 6), sure=answer.sure,
+                **chances)
 
 def _rows(classifier, paths, bs=32):
     "Yield the `_row` of each of `paths`, while the next `bs` pictures are opened"
@@ -261,7 +272,7 @@ def _part_file(classifier, out):
     return out.with_name(f'.{out.name}.{model}.part')
 
 def _continue(f, columns, paths):
-    "Keep the lines of `f` that are about the first of `paths`, cut off the rest; how many were kept. `paths` has moved on, too"
+    "Keep the lines of `f` about the first of `paths`, cut off the rest; how many were kept. `paths` has moved on, too"
     f.seek(0)
     reader,n,end = csv.reader(iter(f.readline, '')),0,0
     try: good = next(reader, None) == columns
@@ -315,7 +326,8 @@ def _to_parquet(part, columns):
 def _out_file(out):
     out = Path(out)
     if out.suffix not in ('.csv', '.parquet'): raise CatdogError(f'{out}: give a name that ends in .csv or .parquet')
-    if out.suffix == '.parquet' and not find_spec('pyarrow'): raise CatdogError(f'{out}: for Parquet, pip install pyarrow; or give a name that ends in .csv')
+    if out.suffix == '.parquet' and not find_spec('pyarrow'):
+        raise CatdogError(f'{out}: for Parquet, pip install pyarrow; or give a name that ends in .csv')
     if not out.parent.is_dir(): raise CatdogError(f'{out.parent}: there is no such folder')
     return out
 
@@ -328,10 +340,11 @@ def predict_files(
     *paths:str, # Pictures, and folders of pictures
     model:str=None, # Model folder; the newest one that was trained on photographs, else the one that ships
     out:str=None # File to write: .csv or .parquet
-): # Without `out` a list with a dict for each: file, label, probability, sure, the probability of every label; or file and error. Else the path of `out`
-    "Say what is on each picture of `paths` with `model`; print it, or write it to `out`, where an interrupted run goes on"
+): # The path of `out`; without it a list of dicts: file, label, probability, sure, p_ and each label; or file and error
+    "Say what is on each picture of `paths` with `model`; print it, or write it to `out`, where a stopped run goes on"
     out,classifier = out and _out_file(out),Classifier(model)
-    if not any(True for _ in _pictures(paths)): raise CatdogError('no pictures: give some files, or a folder with pictures in it')
+    if not any(True for _ in _pictures(paths)):
+        raise CatdogError('no pictures: give some files, or a folder with pictures in it')
     in_terminal,bad = is_cli(predict_files),0
     if not out and not in_terminal: return list(_rows(classifier, _pictures(paths)))
     with tqdm(total=sum(1 for _ in _pictures(paths)), unit='picture', disable=not out) as bar:

@@ -29,7 +29,8 @@ def sentence(
 ) -> str: # A sentence with the label and its probability in percent
     "What the page says about `pred`"
     if not pred.sure: return f'Not sure: this may be {_article(pred.label)} {pred.label}, or something else.'
-    return f'The uploaded picture is predicted to be {_article(pred.label)} {pred.label} with {100*pred.probability:.2f} % confidence !'
+    return (f'The uploaded picture is predicted to be {_article(pred.label)} {pred.label} '
+            f'with {100*pred.probability:.2f} % confidence !')
 
 # %% ../nbs/06_serve.ipynb #dca1d06b
 MAX_WAITING = 32   # requests with pictures at a time
@@ -43,7 +44,8 @@ class _Desk:
     @contextmanager
     def room(self):
         "Within this there is room for the request; `ServiceUnavailable` where there is none"
-        if not self.free.acquire(blocking=False): raise ServiceUnavailable('Too many pictures at the moment. Try again in a second.', retry_after=1)
+        if not self.free.acquire(blocking=False):
+            raise ServiceUnavailable('Too many pictures at the moment. Try again in a second.', retry_after=1)
         try: yield
         finally: self.free.release()
 
@@ -68,7 +70,8 @@ MAX_BODY,MAX_FILES,MAX_FIELDS = 16*2**20,16,64   # bytes, files and form fields 
 
 class _Request(flask.Request):
     "A request whose uploads never touch the disk"
-    def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None): return io.BytesIO()
+    def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
+        return io.BytesIO()
 
 def _uploads():
     "The files that this request brings in its field `file`, with the reason if there are none"
@@ -76,7 +79,8 @@ def _uploads():
         flask.abort(415, "Send the picture as multipart/form-data, in a field called 'file'.")
     files = [o for o in flask.request.files.getlist('file') if o.filename]
     if len(files) > MAX_FILES: flask.abort(413, f'{len(files)} files at once: send at most {MAX_FILES}.')
-    if not files: flask.abort(400, "Choose a picture first." if _wants_page() else "There is no file in the field 'file'.")
+    if not files:
+        flask.abort(400, "Choose a picture first." if _wants_page() else "There is no file in the field 'file'.")
     return files
 
 # %% ../nbs/06_serve.ipynb #b5f9fa4b
@@ -99,14 +103,15 @@ def _open(desk, upload):
 
 def _result(name, data, answer, with_picture=False):
     "What there is to say about the picture `data` as a dict: with `error` and `status` if it is none"
-    if isinstance(answer, BadImage): return dict(file=name, error=f'{name}: {answer.reason}', status=_statuses.get(answer.status, 415))
+    if isinstance(answer, BadImage):
+        return dict(file=name, error=f'{name}: {answer.reason}', status=_statuses.get(answer.status, 415))
     pred = answer.result(60)
-    res = dict(file=name, label=pred.label, probability=float(pred.probability), sure=bool(pred.sure), text=sentence(pred),
-               probabilities={k: float(v) for k,v in pred.probabilities.items()})
+    res = dict(file=name, label=pred.label, probability=float(pred.probability), sure=bool(pred.sure),
+               text=sentence(pred), probabilities={k: float(v) for k,v in pred.probabilities.items()})
     return {**res, 'picture': _data_url(data)} if with_picture else res
 
 def _look(desk, uploads, with_picture=False):
-    "The `_result` for each of `uploads`; all of them stand in the queue of `desk` before the first answer is waited for"
+    "`_result` for each of `uploads`; all of them stand in the queue of `desk` before the first answer is waited for"
     return [_result(*o, with_picture) for o in [_open(desk, o) for o in uploads]]
 
 # %% ../nbs/06_serve.ipynb #74331c4e
@@ -114,9 +119,11 @@ class _Figures:
     "What `/metrics` tells Prometheus; `watch` keeps it up to date for a Flask app"
     def __init__(self, desk):
         self.registry = prometheus_client.CollectorRegistry()
-        self.requests = prometheus_client.Counter('catdog_requests', 'Requests, by address and status', ['path', 'status'], registry=self.registry)
-        self.seconds = prometheus_client.Histogram('catdog_predict_seconds', 'How long POST /predict took', registry=self.registry)
-        waiting = prometheus_client.Gauge('catdog_waiting_pictures', 'Pictures that wait for the network', registry=self.registry)
+        kw = dict(registry=self.registry)
+        self.requests = prometheus_client.Counter(
+            'catdog_requests', 'Requests, by address and status', ['path', 'status'], **kw)
+        self.seconds = prometheus_client.Histogram('catdog_predict_seconds', 'How long POST /predict took', **kw)
+        waiting = prometheus_client.Gauge('catdog_waiting_pictures', 'Pictures that wait for the network', **kw)
         waiting.set_function(desk.queue.qsize)
 
     def watch(self, app):
@@ -125,12 +132,15 @@ class _Figures:
         def start(): flask.g.start = time.perf_counter()
         @app.after_request
         def count(response):
-            path = str(flask.request.url_rule or 'other')   # the rule and not the address: visitors could invent any number of those
+            # the rule and not the address: visitors could invent any number of those
+            path = str(flask.request.url_rule or 'other')
             self.requests.labels(path, response.status_code).inc()
             if path == '/predict': self.seconds.observe(time.perf_counter() - flask.g.start)
             return response
 
-    def text(self): return flask.Response(prometheus_client.generate_latest(self.registry), content_type=prometheus_client.CONTENT_TYPE_LATEST)
+    def text(self):
+        return flask.Response(prometheus_client.generate_latest(self.registry),
+                              content_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 # %% ../nbs/06_serve.ipynb #b5b49d43
 def _schema(required=(), **properties): return dict(type='object', required=list(required), properties=properties)
@@ -146,22 +156,29 @@ def _openapi():
     def refused(why): return dict(description=why, content=content(_schema(['error'], error=text)))
     field = dict(type='array', items=dict(type='string', format='binary'), minItems=1, maxItems=MAX_FILES)
     body = dict(required=True, content={'multipart/form-data': {'schema': _schema(['file'], file=field)}})
-    responses = {'200': dict(description='What each picture shows; label, probability and so on also at the top if there is one picture', content=content(answer)),
-                 '400': refused('No file, an empty or a damaged one'), '413': refused(f'More than {MAX_BODY} bytes, {MAX_FILES} files or the pixels that we open'),
+    seconds = dict(description='Seconds', schema=dict(type='integer'))
+    responses = {'200': dict(description='What each picture shows; label, probability and so on also at the top '
+                                         'if there is one picture', content=content(answer)),
+                 '400': refused('No file, an empty or a damaged one'),
+                 '413': refused(f'More than {MAX_BODY} bytes, {MAX_FILES} files or the pixels that we open'),
                  '415': refused('Not multipart/form-data, or not a picture'),
-                 '503': {**refused('Too many at the moment'), 'headers': {'Retry-After': dict(description='Seconds', schema=dict(type='integer'))}}}
-    def get(what, kind, schema): return dict(get=dict(summary=what, responses={'200': dict(description=what, content={kind: {'schema': schema}})}))
+                 '503': {**refused('Too many at the moment'), 'headers': {'Retry-After': seconds}}}
+    def get(what, kind, schema):
+        answer = dict(description=what, content={kind: {'schema': schema}})
+        return dict(get=dict(summary=what, responses={'200': answer}))
     return dict(openapi='3.0.3', info=dict(title='catdog', version='1', description='Tells pictures apart'), paths={
         '/': get('The page', 'text/html', text), '/metrics': get('Figures for Prometheus', 'text/plain', text),
         '/openapi.json': get('This description', 'application/json', dict(type='object')),
-        '/healthz': get('Which model is served', 'application/json', _schema(['status', 'labels', 'model'], status=text, model=text, labels=dict(type='array', items=text))),
+        '/healthz': get('Which model is served', 'application/json', _schema(
+            ['status', 'labels', 'model'], status=text, model=text, labels=dict(type='array', items=text))),
         '/predict': dict(post=dict(summary='What do these pictures show?', requestBody=body, responses=responses))})
 
 # %% ../nbs/06_serve.ipynb #d6b9e0d8
-_headers = {'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'same-origin', 'Cross-Origin-Opener-Policy': 'same-origin',
-            'Cross-Origin-Resource-Policy': 'same-origin', 'Permissions-Policy': 'camera=(), microphone=(), geolocation=()',
-            'Content-Security-Policy': "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-                                       "form-action 'self'; base-uri 'none'; frame-ancestors 'self'"}
+_headers = {
+    'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'same-origin', 'Cross-Origin-Opener-Policy': 'same-origin',
+    'Cross-Origin-Resource-Policy': 'same-origin', 'Permissions-Policy': 'camera=(), microphone=(), geolocation=()',
+    'Content-Security-Policy': "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+                               "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"}
 
 def _secure(response):
     "`response` with the headers that keep a page to itself; answers about pictures are kept by nobody"
@@ -169,16 +186,19 @@ def _secure(response):
     if flask.request.path == '/predict': response.headers.update({'Cache-Control': 'no-store', 'Vary': 'Accept'})
     return response
 
-def _title(labels): return f'Is it {" or ".join(f"{_article(o)} {o}" for o in labels)}?' if len(labels) <= 4 else 'What is in the picture?'
+def _title(labels):
+    if len(labels) > 4: return 'What is in the picture?'
+    return f'Is it {" or ".join(f"{_article(o)} {o}" for o in labels)}?'
 
 def _page(classifier, results=(), error=None):
     "The page, with `results` or an `error`"
     accept = ','.join(f'image/{o.lower()}' for o in FORMATS)
-    return flask.render_template('page.html', title=_title(classifier.labels), summary=classifier.summary, results=results, error=error,
-                                 accept=accept, max_bytes=MAX_BODY, max_files=MAX_FILES)
+    return flask.render_template('page.html', title=_title(classifier.labels), summary=classifier.summary,
+                                 results=results, error=error, accept=accept, max_bytes=MAX_BODY, max_files=MAX_FILES)
 
 # %% ../nbs/06_serve.ipynb #325a68ed
-_sentences = {404: 'There is no such page.', 405: 'This address does not answer that kind of request.', 500: 'Something went wrong here. Try again.',
+_sentences = {404: 'There is no such page.', 405: 'This address does not answer that kind of request.',
+              500: 'Something went wrong here. Try again.',
               413: f'That is too much at once: send at most {MAX_BODY//2**20} MB and {MAX_FILES} pictures.'}
 
 def _failed(classifier, e):
@@ -188,7 +208,8 @@ def _failed(classifier, e):
     if not known: flask.current_app.logger.error('%s %s', flask.request.method, flask.request.path, exc_info=e)
     status = e.code if known else 500
     # An `abort` of ours brings its own sentence; Werkzeug's are for programmers
-    reason = e.description if known and e.description != type(e).description else _sentences.get(status, 'This request was not understood.')
+    ours = known and e.description != type(e).description
+    reason = e.description if ours else _sentences.get(status, 'This request was not understood.')
     headers = {'Allow': ', '.join(e.valid_methods)} if getattr(e, 'valid_methods', None) else {}
     if getattr(e, 'retry_after', None): headers['Retry-After'] = str(e.retry_after)
     return (_page(classifier, error=reason) if _wants_page() else dict(error=reason)), status, headers
@@ -239,9 +260,11 @@ def create_app(
 # %% ../nbs/06_serve.ipynb #9852bf02
 def _listen(host, port):
     "A socket that listens on `host` and `port`"
-    try: return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET, backlog=64)
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    try: return socket.create_server((host, port), family=family, backlog=64)
     except (OSError, OverflowError) as e:
-        raise CatdogError(f'cannot listen on {host} port {port} ({getattr(e, "strerror", None) or e}): give another --port') from None
+        reason = getattr(e, 'strerror', None) or e
+        raise CatdogError(f'cannot listen on {host} port {port} ({reason}): give another --port') from None
 
 def _address(host, port):
     "What to type into a browser to reach a server on `host` and `port`"
@@ -258,7 +281,8 @@ def _gunicorn(sock, model):
     options = ['--bind', f'fd://{sock.fileno()}', '--threads', '64', '--log-level', 'warning']
     if os.path.isdir('/dev/shm'): options += ['--worker-tmp-dir', '/dev/shm']   # its heartbeat file: memory, not disk
     import gunicorn.config
-    if hasattr(gunicorn.config, 'ControlSocketDisable'): options.append('--no-control-socket')   # gunicorn 25.1 and later
+    # gunicorn 25.1 and later
+    if hasattr(gunicorn.config, 'ControlSocketDisable'): options.append('--no-control-socket')
     os.execv(sys.executable, [sys.executable, '-m', 'gunicorn', 'catdog.serve:create_app()', *options])
 
 def _run(sock, model):

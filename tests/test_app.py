@@ -55,7 +55,7 @@ def cat():
 
 @pytest.fixture(scope='module')
 def drawings(tmp_path_factory):
-    "A file that the model takes for a cat and one that it takes for a dog or the like: in any case two different answers"
+    "A file the model takes for a cat and one that it takes for a dog or the like: in any case two different answers"
     folder = tmp_path_factory.mktemp('drawings')
     for i in range(2): (folder/f'drawing{i}.jpg').write_bytes(jpeg_bytes(draw(['cat', 'dog'][i], i, (400, 300))))
     (folder/'notes.txt').write_text('buy cat food')
@@ -63,14 +63,16 @@ def drawings(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def page_url():
-    process = subprocess.Popen([script('catdog-serve'), '--port', '0'], stdout=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen([script('catdog-serve'), '--port', '0'],
+                               stdout=subprocess.PIPE, text=True, env=environment())
     yield process.stdout.readline().split()[0]
     assert ended(process) == (0, [])
 
 @pytest.fixture(scope='module')
 def app_url():
     "Voilà, started by the line of the `Procfile`"
-    port,line = free_port(),next(o for o in (ROOT/'Procfile').read_text().splitlines() if o.startswith('web:'))[4:].strip()
+    port = free_port()
+    line = next(o for o in (ROOT/'Procfile').read_text().splitlines() if o.startswith('web:'))[4:].strip()
     args = shlex.split(line.replace('$PORT', str(port)).replace('0.0.0.0', '127.0.0.1'))
     process = subprocess.Popen([script(args[0]), *args[1:], '--Voila.log_level=ERROR'], env=environment(), cwd=ROOT)
     yield until_open(process, port)
@@ -103,19 +105,24 @@ def test_page(page_url, visitor, cat, classifier):
     visitor.get_by_role('button', name='Predict!').click()
     pred = classifier.predict(cat)
     assert pred.label == 'cat'
-    assert visitor.locator('.sentence').inner_text() == f'The uploaded picture is predicted to be a cat with {percent(pred.probability)} confidence !'
+    assert visitor.locator('.sentence').inner_text() == (
+        f'The uploaded picture is predicted to be a cat with {percent(pred.probability)} confidence !')
     assert visitor.locator('.result img').evaluate('o => o.naturalWidth') > 0
-    assert visitor.locator('.result dl').inner_text().split('\n') == [o for k,v in pred.probabilities.items() for o in (k, percent(v))]
+    shown = [o for k,v in pred.probabilities.items() for o in (k, percent(v))]
+    assert visitor.locator('.result dl').inner_text().split('\n') == shown
     assert visitor.url == page_url and sideways(visitor) <= 0 and broken == []
 
 def test_page_drop(page_url, visitor, cat):
     visitor.goto(page_url)
     visitor.evaluate('window.dropped = new DataTransfer()')
-    visitor.evaluate('([bytes, name]) => dropped.items.add(new File([new Uint8Array(bytes)], name, {type: "image/jpeg"}))', [list(cat.read_bytes()), 'dropped.jpg'])
+    visitor.evaluate(
+        '([bytes, name]) => dropped.items.add(new File([new Uint8Array(bytes)], name, {type: "image/jpeg"}))',
+        [list(cat.read_bytes()), 'dropped.jpg'])
     data = visitor.evaluate_handle('dropped')
     for event in ('dragenter', 'dragover', 'drop'): visitor.dispatch_event('#drop', event, {'dataTransfer': data})
     visitor.get_by_role('button', name='Predict!').click()
-    assert 'a cat' in visitor.locator('.sentence').inner_text() and 'dropped.jpg' in visitor.locator('.result').inner_text()
+    assert 'a cat' in visitor.locator('.sentence').inner_text()
+    assert 'dropped.jpg' in visitor.locator('.result').inner_text()
 
 def test_page_errors(page_url, visitor, drawings):
     visitor.goto(page_url)
@@ -142,7 +149,8 @@ def press_and_choose(page, files):
     chooser.value.set_files(files)
 
 def test_page_by_keyboard(page_url, page, cat):
-    page.on('filechooser', lambda _: None)   # from now on, so that a key press cannot come before Playwright looks out for the dialog
+    # from now on, so that a key press cannot come before Playwright looks out for the dialog
+    page.on('filechooser', lambda _: None)
     page.goto(page_url)
     page.keyboard.press('Tab')
     page.wait_for_function('document.activeElement.id == "file"')
@@ -216,7 +224,8 @@ def test_two_visitors_see_their_own(app_url, browser, classifier, drawings):
     for page in pages: page.get_by_role('button', name='Predict!').click()
     preds = [classifier.predict(drawings/f'drawing{i}.jpg') for i in range(2)]
     assert percent(preds[0].probability) != percent(preds[1].probability)   # so that a mix-up shows
-    for page,pred in zip(pages, preds): assert page.locator('.catdog-label').inner_text() == f'{pred.label}, {percent(pred.probability)}'
+    for page,pred in zip(pages, preds):
+        assert page.locator('.catdog-label').inner_text() == f'{pred.label}, {percent(pred.probability)}'
     for o in contexts: o.close()
 
 def is_kernel(process):
@@ -227,7 +236,8 @@ def kernels(process): return [o for o in psutil.Process(process.pid).children(re
 
 def test_kernels_end_with_their_visitors(browser, start):
     port = free_port()
-    process = start([script('voila'), 'nbs/07_app.ipynb', '--no-browser', f'--port={port}'], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = start([script('voila'), 'nbs/07_app.ipynb', '--no-browser', f'--port={port}'],
+                    cwd=ROOT, stderr=subprocess.DEVNULL)
     url = until_open(process, port)
     for _ in range(4):
         page = browser.new_page()
@@ -254,7 +264,8 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     assert ended(process) == (0, []) and list(tmp_path.iterdir()) == []
 
 def test_only_the_app_is_reachable(app_url, page):
-    for path in ('voila/files/00_images.ipynb', 'voila/files/data/animals/manifest.jsonl', 'voila/files/07_app.ipynb', 'api/contents'):
+    for path in ('voila/files/00_images.ipynb', 'voila/files/data/animals/manifest.jsonl',
+                 'voila/files/07_app.ipynb', 'api/contents'):
         assert page.request.get(app_url + path).status in (403, 404), path
     policy = page.goto(app_url).headers['content-security-policy']
     assert "default-src 'self'" in policy and "frame-ancestors 'self'" in policy

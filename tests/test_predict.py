@@ -38,7 +38,9 @@ def write_album(folder, n):
         file.write_bytes(data[i%8])
     return n
 
-def start(folder, *args): return subprocess.Popen([script('catdog-predict'), *args], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+def start(folder, *args):
+    return subprocess.Popen([script('catdog-predict'), *args], cwd=folder, env=environment(),
+                            stderr=subprocess.PIPE, text=True)
 
 def test_a_killed_run_goes_on(tmp_path):
     n = write_album(tmp_path/'album', 600)
@@ -60,8 +62,10 @@ def test_a_killed_run_goes_on(tmp_path):
 
 def peak(folder, *args):
     "Peak memory in MB of `predict_files` with `args`, as Linux counts it"
-    code = 'import sys; from catdog.predict import predict_files; predict_files(sys.argv[1], out=sys.argv[2]); print(open("/proc/self/status").read())'
-    done = subprocess.run([sys.executable, '-c', code, *args], cwd=folder, env=environment(), capture_output=True, text=True, check=True)
+    code = ('import sys; from catdog.predict import predict_files; predict_files(sys.argv[1], out=sys.argv[2]); '
+            'print(open("/proc/self/status").read())')
+    done = subprocess.run([sys.executable, '-c', code, *args], cwd=folder, env=environment(),
+                          capture_output=True, text=True, check=True)
     return int(done.stdout.split('VmHWM:')[1].split()[0])/1024
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
@@ -79,7 +83,8 @@ def test_a_tampered_model_is_refused_or_answers(tmp_path, classifier):
         data = bytearray(whole)
         if i % 3 == 0: data = data[:rng.randrange(len(data))]
         else:
-            for _ in range(rng.choice([1, 20, 2000])): data[rng.randrange(head - 200 if i % 3 == 1 else 0, len(data))] = rng.randrange(256)
+            start = head - 200 if i % 3 == 1 else 0
+            for _ in range(rng.choice([1, 20, 2000])): data[rng.randrange(start, len(data))] = rng.randrange(256)
         (tmp_path/'model.onnx').write_bytes(data)
         try: answer = Classifier(tmp_path).predict(picture)
         except ModelError as e:

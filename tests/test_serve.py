@@ -34,7 +34,8 @@ def pictures(): return [jpeg_bytes(draw(['cat', 'dog'][i%2], i, (240, 200))) for
 def server(tmp_path_factory):
     "(url, its folder for temporary files) of a `catdog-serve` that runs in its own process"
     temporary = tmp_path_factory.mktemp('tmp')
-    process = subprocess.Popen([script('catdog-serve'), '--port', '0'], stdout=subprocess.PIPE, text=True, env=environment(TMPDIR=str(temporary)))
+    process = subprocess.Popen([script('catdog-serve'), '--port', '0'], stdout=subprocess.PIPE, text=True,
+                               env=environment(TMPDIR=str(temporary)))
     yield process.stdout.readline().split()[0].rstrip('/'), temporary
     process.terminate()
     assert process.wait(20) == 0
@@ -63,11 +64,13 @@ def test_several_pictures(server, classifier, pictures):
     seen = res.json()['predictions']
     assert res.status_code == 200 and [o['file'] for o in seen] == ['a.jpg', 'notes.txt', 'b.jpg']
     assert seen[1] == {'file': 'notes.txt', 'error': 'notes.txt: a text file, not a picture'}
-    for o,data in [(seen[0], pictures[0]), (seen[2], pictures[1])]: assert o['probability'] == pytest.approx(classifier.predict(data).probability, abs=1e-5)
+    for o,data in [(seen[0], pictures[0]), (seen[2], pictures[1])]:
+        assert o['probability'] == pytest.approx(classifier.predict(data).probability, abs=1e-5)
 
 @pytest.mark.parametrize('data,status,words', [
     (b'', 400, 'empty'), (b'buy cat food', 415, 'a text file'), (b'<!doctype html><p>404', 415, 'a web page'),
-    (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, 'SVG'), (bytes(range(256))*40, 415, 'no picture'), (b'%PDF-1.7 ...', 415, 'PDF')])
+    (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, 'SVG'), (bytes(range(256))*40, 415, 'no picture'),
+    (b'%PDF-1.7 ...', 415, 'PDF')])
 def test_not_pictures(server, data, status, words): refused(post(server, ('cat.jpg', data)), status, words)
 
 def test_damaged_pictures(server, pictures):
@@ -87,21 +90,24 @@ def test_no_file(server, pictures):
     refused(requests.post(url), 415, 'multipart/form-data')
     refused(requests.post(url, json={'file': 'cat.jpg'}), 415, 'multipart/form-data')
     refused(requests.post(url, data=pictures[0], headers={'Content-Type': 'image/jpeg'}), 415, 'multipart/form-data')
-    refused(requests.post(url, data=b'--x\r\nnonsense', headers={'Content-Type': 'multipart/form-data'}), 400, 'no file')
-    refused(requests.post(url, data=b'--y\r\n\r\n--y--', headers={'Content-Type': 'multipart/form-data; boundary=x'}), 400, 'no file')
+    def send(body, kind): return requests.post(url, data=body, headers={'Content-Type': kind})
+    refused(send(b'--x\r\nnonsense', 'multipart/form-data'), 400, 'no file')
+    refused(send(b'--y\r\n\r\n--y--', 'multipart/form-data; boundary=x'), 400, 'no file')
 
 def test_limits(server, pictures):
+    url = f'{server[0]}/predict'
     refused(post(server, *[pictures[0]]*(MAX_FILES + 1)), 413, f'at most {MAX_FILES}')
     assert len(post(server, *[pictures[0]]*MAX_FILES).json()['predictions']) == MAX_FILES
-    refused(requests.post(f'{server[0]}/predict', files=[(f'f{i}', b'1') for i in range(MAX_FIELDS + 1)]), 413, 'too much')
+    refused(requests.post(url, files=[(f'f{i}', b'1') for i in range(MAX_FIELDS + 1)]), 413, 'too much')
     refused(post(server, bytes(MAX_BODY)), 413, 'too much')
-    refused(requests.post(f'{server[0]}/predict', data={'text': 'x'*1_000_000}, files={'file': pictures[0]}), 413, 'too much')
+    refused(requests.post(url, data={'text': 'x'*1_000_000}, files={'file': pictures[0]}), 413, 'too much')
 
 def test_a_body_of_unknown_length_is_limited_too(server, pictures):
     def endless():
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="cat.jpg"\r\n\r\n'
         for _ in range(40): yield bytes(2**20)
-    try: status = requests.post(f'{server[0]}/predict', data=endless(), headers={'Content-Type': 'multipart/form-data; boundary=x'}).status_code
+    headers = {'Content-Type': 'multipart/form-data; boundary=x'}
+    try: status = requests.post(f'{server[0]}/predict', data=endless(), headers=headers).status_code
     except requests.ConnectionError: status = 413   # the server need not listen to the end
     assert status == 413
     assert post(server, pictures[0]).status_code == 200
@@ -118,11 +124,13 @@ def test_everyone_reads_about_their_own_picture(server, classifier, pictures):
         res = post(server, (f'{i}.jpg', pictures[i%8])).json()
         return res['predictions'][0]['file'],res['probabilities']
     with ThreadPoolExecutor(8) as pool: answers = list(pool.map(visit, range(96)))
-    for i,(name,probabilities) in enumerate(answers): assert name == f'{i}.jpg' and probabilities == pytest.approx(expected[i%8].probabilities, abs=1e-5)
+    for i,(name,probabilities) in enumerate(answers):
+        assert name == f'{i}.jpg' and probabilities == pytest.approx(expected[i%8].probabilities, abs=1e-5)
 
 _opened,_listening = [],[False]
 def _audit(event, args):
-    if _listening[0] and event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR): _opened.append(args[0])
+    if _listening[0] and event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR):
+        _opened.append(args[0])
 
 def opened_for_writing(do):
     "What Python opens for writing while `do` runs"
@@ -138,7 +146,8 @@ def test_nothing_is_written_to_disk(classifier, server):
     app,plain = create_app(classifier),create_app(classifier)
     plain.request_class = flask.Request
     def send(app):
-        body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="n.png"\r\n\r\n' + noise + b'\r\n--x--\r\n'
+        head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="n.png"\r\n\r\n'
+        body = head + noise + b'\r\n--x--\r\n'
         return lambda: app.test_client().post('/predict', data=body, content_type='multipart/form-data; boundary=x')
     assert opened_for_writing(send(app)) == []
     assert opened_for_writing(send(plain)) != []   # that is, we would notice
@@ -154,7 +163,8 @@ def test_people_get_the_page(server, classifier, pictures):
     assert wrong.status_code == 415 and 'cat.jpg: a text file, not a picture' in wrong.text and '<form' in wrong.text
     none = post(server, ('', b''), accept=BROWSER)
     assert none.status_code == 400 and 'Choose a picture first.' in none.text
-    assert requests.get(f'{server[0]}/nowhere', headers={'Accept': BROWSER}).headers['Content-Type'].startswith('text/html')
+    nowhere = requests.get(f'{server[0]}/nowhere', headers={'Accept': BROWSER})
+    assert nowhere.headers['Content-Type'].startswith('text/html')
 
 def test_programs_get_json(server, pictures):
     for accept in ('application/json', '*/*', 'application/json, text/plain;q=0.5'):
@@ -167,12 +177,16 @@ def test_the_page_is_closed_to_others(server):
         policy = headers['Content-Security-Policy']
         assert "default-src 'none'" in policy and 'unsafe' not in policy and "frame-ancestors 'self'" in policy
     html = requests.get(server[0], headers={'Accept': BROWSER}).text
-    assert not re.findall(r'(?:src|href|action)="(?:https?:)?//', html) and not re.search(r'\sstyle=|\son\w+=|<script>|<style', html)
+    assert not re.findall(r'(?:src|href|action)="(?:https?:)?//', html)
+    assert not re.search(r'\sstyle=|\son\w+=|<script>|<style', html)
 
 def test_the_description_is_right(server, pictures):
     spec = requests.get(f'{server[0]}/openapi.json').json()
-    assert set(spec['paths']) == {'/', '/predict', '/healthz', '/metrics', '/openapi.json'} and spec['openapi'].startswith('3.')
-    answer = spec['paths']['/predict']['post']['responses']['200']['content']['application/json']['schema']
+    assert set(spec['paths']) == {'/', '/predict', '/healthz', '/metrics', '/openapi.json'}
+    assert spec['openapi'].startswith('3.')
+    def schema(path, method):
+        return spec['paths'][path][method]['responses']['200']['content']['application/json']['schema']
+    answer = schema('/predict', 'post')
     def fits(value, schema):
         kind = {'string': str, 'boolean': bool, 'number': (int, float), 'object': dict, 'array': list}[schema['type']]
         assert isinstance(value, kind)
@@ -183,11 +197,12 @@ def test_the_description_is_right(server, pictures):
             for k,v in value.items(): fits(v, known[k] if k in known else other)
     fits(post(server, pictures[0]).json(), answer)
     fits(post(server, *pictures).json(), answer)
-    fits(requests.get(f'{server[0]}/healthz').json(), spec['paths']['/healthz']['get']['responses']['200']['content']['application/json']['schema'])
+    fits(requests.get(f'{server[0]}/healthz').json(), schema('/healthz', 'get'))
 
 def test_serving_needs_no_torch():
     code = 'import catdog.predict, catdog.serve, catdog.app, json, sys; print(json.dumps(sorted(sys.modules)))'
-    modules = json.loads(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    modules = json.loads(done.stdout)
     assert 'onnxruntime' in modules
     assert {'torch', 'fastai', 'torchvision', 'fastbook', 'pandas', 'matplotlib', 'nbdev'}.isdisjoint(modules)
 
@@ -195,9 +210,12 @@ def test_serving_needs_no_torch():
 def test_commands_say_what_is_wrong(command, tmp_path):
     (tmp_path/'model.onnx').write_bytes(b'no model')
     with socket.create_server(('127.0.0.1', 0)) as busy:
-        for args,words in [(['--model', tmp_path/'nothing'], 'no such model folder'), (['--model', tmp_path], 'cannot open it'),
-                           (['--port', busy.getsockname()[1]], 'give another --port'), (['--port', 70000], 'give another --port')]:
-            res = subprocess.run([script(command), *map(str, args)], capture_output=True, text=True, env=environment(), timeout=60)
+        taken = busy.getsockname()[1]
+        for args,words in [(['--model', tmp_path/'nothing'], 'no such model folder'),
+                           (['--model', tmp_path], 'cannot open it'),
+                           (['--port', taken], 'give another --port'), (['--port', 70000], 'give another --port')]:
+            res = subprocess.run([script(command), *map(str, args)], capture_output=True, text=True,
+                                 env=environment(), timeout=60)
             assert res.returncode == 2 and res.stderr.count('\n') == 1 and words in res.stderr, res
 
 def test_the_procfile_serves_the_api(pictures):
@@ -205,7 +223,8 @@ def test_the_procfile_serves_the_api(pictures):
     with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
     line = next(o for o in (ROOT/'Procfile').read_text().splitlines() if o.startswith('api:'))[4:].strip()
     args = shlex.split(line.replace('$PORT', str(port)).replace('0.0.0.0', '127.0.0.1'))
-    process = subprocess.Popen([script(args[0]), *args[1:]], stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT)
+    process = subprocess.Popen([script(args[0]), *args[1:]], stderr=subprocess.PIPE, text=True,
+                               env=environment(), cwd=ROOT)
     try:
         while 'Booting worker' not in (line := process.stderr.readline()): assert line
         res = requests.post(f'http://127.0.0.1:{port}/predict', files={'file': pictures[0]}, timeout=60)
@@ -226,11 +245,13 @@ def test_64_clients_with_64_pictures(server, classifier):
         with requests.Session() as session:
             for n in sent:
                 name = f'{i}-{n}.jpg'
-                while (res := session.post(f'{server[0]}/predict', files={'file': (name, data[i])}, timeout=120)).status_code == 503:
+                def ask(): return session.post(f'{server[0]}/predict', files={'file': (name, data[i])}, timeout=120)
+                while (res := ask()).status_code == 503:
                     seen[503] += 1
                     time.sleep(float(res.headers['Retry-After']))
                 assert res.status_code == 200, res.text
-                assert res.json()['predictions'][0]['file'] == name and res.json()['probabilities'] == pytest.approx(expected[i], abs=1e-4)
+                assert res.json()['predictions'][0]['file'] == name
+                assert res.json()['probabilities'] == pytest.approx(expected[i], abs=1e-4)
                 seen[200] += 1
     with ThreadPoolExecutor(64) as pool: list(pool.map(client, range(64)))
     assert seen[200] == 2000, seen
@@ -263,14 +284,17 @@ def test_a_full_room_says_when_to_come_back(pictures):
 def memory(server):
     "Megabytes of the server and its workers"
     port = int(server[0].rsplit(':', 1)[1])
-    process = next(psutil.Process(o.pid) for o in psutil.net_connections('tcp') if o.pid and o.status == 'LISTEN' and o.laddr.port == port)
-    family = [process.parent(), *process.parent().children()] if 'gunicorn' in ' '.join(process.parent().cmdline()) else [process, *process.children()]
+    process = next(psutil.Process(o.pid) for o in psutil.net_connections('tcp')
+                   if o.pid and o.status == 'LISTEN' and o.laddr.port == port)
+    if 'gunicorn' in ' '.join(process.parent().cmdline()): process = process.parent()
+    family = [process, *process.children()]
     return sum(o.memory_info().rss for o in family)/2**20
 
 def hostile(pictures):
     "A strategy of (content type, body)"
     good = pictures[0]
-    bombs = [saved(Image.new('1', (20_000, 20_000)), 'PNG'), saved(Image.new('L', (7000, 7100)), 'GIF'), saved(Image.new('RGB', (12_000, 5000)), 'JPEG', quality=1)]
+    bombs = [saved(Image.new('1', (20_000, 20_000)), 'PNG'), saved(Image.new('L', (7000, 7100)), 'GIF'),
+             saved(Image.new('RGB', (12_000, 5000)), 'JPEG', quality=1)]
     def changed(args):
         data,places = bytearray(args[0]),args[1]
         for place,value in places: data[int(place*(len(data) - 1))] = value
@@ -280,15 +304,19 @@ def hostile(pictures):
     files = st.one_of(st.binary(max_size=300), st.sampled_from(bombs + [bombs[0]]*9),
         st.tuples(st.sampled_from(images), st.floats(0, 1)).map(lambda o: o[0][:int(len(o[0])*o[1])]),
         st.tuples(st.sampled_from(images), st.lists(place, min_size=1, max_size=30)).map(changed),
-        st.tuples(st.sampled_from([b'GIF89a', b'%PDF-1.4', b'PK\3\4', b'<script>', b'\xff\xd8\xff', b'BM', b'II*\0']), st.sampled_from(images)).map(b''.join),
+        st.tuples(st.sampled_from([b'GIF89a', b'%PDF-1.4', b'PK\3\4', b'<script>', b'\xff\xd8\xff', b'BM', b'II*\0']),
+                  st.sampled_from(images)).map(b''.join),
         st.tuples(st.sampled_from(images), st.sampled_from([b'PK\3\4', b'<?php ?>', bytes(100_000)])).map(b''.join))
     name = st.one_of(st.text(max_size=40), st.sampled_from(['../../etc/passwd', '\0.jpg', 'a'*5000, '"; name="x']))
-    def header(name, file): return f'Content-Disposition: form-data; name="{name}"; filename="{file}"\r\n\r\n'.encode('utf8', 'replace')
-    def body(args): return b''.join(b'--x\r\n' + header('file', name) + data + b'\r\n' for name,data in args) + b'--x--\r\n'
+    def field(name, file, data):
+        head = f'Content-Disposition: form-data; name="{name}"; filename="{file}"\r\n\r\n'
+        return b'--x\r\n' + head.encode('utf8', 'replace') + data + b'\r\n'
+    def body(args): return b''.join(field('file', name, data) for name,data in args) + b'--x--\r\n'
     multipart = st.lists(st.tuples(name, files), min_size=1, max_size=4).map(body)
     broken = st.tuples(multipart, st.floats(0, 1)).map(lambda o: o[0][:int(len(o[0])*o[1])])
-    fields = st.integers(60, 5000).map(lambda n: b''.join(b'--x\r\n' + header(f'f{i}', '') + b'1\r\n' for i in range(n)) + b'--x--\r\n')
-    kind = st.sampled_from(['multipart/form-data; boundary=x']*6 + ['multipart/form-data', 'multipart/form-data; boundary=', 'multipart/form-data; boundary=' + 'y'*300,
+    fields = st.integers(60, 5000).map(lambda n: b''.join(field(f'f{i}', '', b'1') for i in range(n)) + b'--x--\r\n')
+    kind = st.sampled_from(['multipart/form-data; boundary=x']*6 + [
+        'multipart/form-data', 'multipart/form-data; boundary=', 'multipart/form-data; boundary=' + 'y'*300,
         'multipart/form-data; boundary="x', 'application/json', 'image/jpeg', 'application/x-www-form-urlencoded', ''])
     return st.tuples(kind, st.one_of(multipart, multipart, broken, fields, st.binary(max_size=2000)))
 
@@ -296,12 +324,14 @@ def test_hostile_uploads(server, pictures):
     "1,000 of them: each is answered with a reason, memory stays, and the next good request is answered"
     assert post(server, pictures[0]).status_code == 200
     statuses,before = collections.Counter(),[]
-    @hypothesis.settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck))
+    @hypothesis.settings(max_examples=1000, deadline=None, database=None,
+                         suppress_health_check=list(hypothesis.HealthCheck))
     @hypothesis.given(hostile(pictures))
     def attack(upload):
         res = requests.post(f'{server[0]}/predict', data=upload[1], headers={'Content-Type': upload[0]}, timeout=60)
         statuses[res.status_code] += 1
-        assert res.status_code in (200, 400, 413, 415) and 'Traceback' not in res.text and res.headers['Content-Type'] == 'application/json', res.text
+        assert res.status_code in (200, 400, 413, 415) and 'Traceback' not in res.text, res.text
+        assert res.headers['Content-Type'] == 'application/json', res.text
         assert res.status_code == 200 or res.json()['error']
         if sum(statuses.values()) == 100: before.append(memory(server))   # by then it has opened large pictures
     attack()
@@ -318,7 +348,8 @@ def test_the_server_keeps_to_its_description(server):
     left_out = [positive_data_acceptance]
     operations,seen = schemathesis.openapi.from_url(f'{server[0]}/openapi.json').get_all_operations(),set()
     for operation in operations:
-        @hypothesis.settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.settings(max_examples=40, deadline=None, database=None,
+                             suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(operation.ok().as_strategy())
         def ask(case):
             seen.add(case.path)
