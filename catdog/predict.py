@@ -94,7 +94,7 @@ def _check_answers(session, meta, file):
 # %% ../nbs/05_predict.ipynb #de6f7d07
 def _pixels(src, size, resize_to):
     "`src` as the network wants it: uint8 of shape (`size`,`size`,3), the middle of the picture squeezed to `resize_to`"
-    img = open_image(src, max_side=4*resize_to).resize((resize_to, resize_to), Image.Resampling.BILINEAR)
+    img = open_image(src).resize((resize_to, resize_to), Image.Resampling.BILINEAR)
     start = (resize_to - size)//2
     return np.asarray(img)[start:start+size, start:start+size]
 

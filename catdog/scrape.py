@@ -446,7 +446,9 @@ class _Clock:
 
     def _run(self):
         while not self.stopped.wait(.1): self._cut(time.monotonic())
-        self._cut(float('inf'))
+        while self.ends:   # again and again: one may have been about to connect when we stopped
+            self._cut(float('inf'))
+            time.sleep(.1)
 
     def _cut(self, now):
         for me,end in list(self.ends.items()):
