@@ -353,6 +353,8 @@ found = json.loads(open(sys.argv[2]).read())
 s.ENGINES['test'] = lambda term, n: [s.Photo(u, engine='test', term=term) for u in found.get(term, [])][:n]
 init = s._Fetcher.__init__
 s._Fetcher.__init__ = lambda self, workers, timeout: init(self, workers, 300)   # so that no stall ends by itself
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)   # ignored, where the tests run in the background
 sys.argv[1:] = [*found, '--path', sys.argv[1], '--engine', 'test']
 sys.exit(s.scrape())
 '''
