@@ -1,10 +1,11 @@
-"""How soon do 5,000 pictures stand in the cleaner; and how many pictures with swapped labels does each ranking find first?
+"""How soon do 5,000 pictures stand in the cleaner; and how many pictures with swapped labels does each ranking find?
 
     python bench/review.py [--photos ../shared/photos/web] [--cleanlab PYTHON]
 
-The first question is answered with drawings. The second, which needs photographs, is left out without them: it copies 1,000
-photographs, swaps the labels of 50, adds 30 drawings of neither, trains on all of it as a person would, and
-ranks. PYTHON is the interpreter of an environment of its own in which cleanlab is installed (catdog does not depend on it).
+The first question is answered with drawings. The second, which needs photographs, is left out without them: it copies
+1,000 photographs, swaps the labels of 50, adds 30 drawings of neither, trains on all of it as a person would, and
+ranks. PYTHON is the interpreter of an environment of its own in which cleanlab is installed (catdog does not depend
+on it).
 """
 import json, random, shutil, subprocess, tempfile, time
 from pathlib import Path
@@ -74,7 +75,8 @@ def open_many(n=5000):
         _,turned = timed(lambda: [cleaner.iw.show(i) for i in range(10)])
         more = (psutil.Process().memory_info().rss - before)/2**20
         assert len(cleaner.table) == n and len(cleaner.iw.widget.children) == 24
-        print(f'{n:,} pictures: predictions {took:.1f} s; then open in the cleaner after {opened:.2f} s, {turned/10:.2f} s a page; {more:.0f} MiB more memory')
+        print(f'{n:,} pictures: predictions {took:.1f} s; then open in the cleaner after {opened:.2f} s, '
+              f'{turned/10:.2f} s a page; {more:.0f} MiB more memory')
 
 @call_parse
 def main(
@@ -100,15 +102,21 @@ def main(
         t = look.table
         rows.append(measured('loss on plain pictures', list(t.file), t.loss, truth, took))
         info,took = timed(lambda: [o for i in (0, 1) for o in _get_iw_info(learn, i)])
-        rows.append(measured("fastai's cleaner (random crops)", [Path(o[0]) for o in info], [float(o[2]) for o in info], truth, took))
+        rows.append(measured("fastai's cleaner (random crops)", [Path(o[0]) for o in info],
+                             [float(o[2]) for o in info], truth, took))
         if cleanlab:
-            names = np.unique(t.label.astype(str))
-            for name,p in (("cleanlab, catdog's out-of-sample probabilities", _out_of_sample(look.features, t.label.astype(str).values)), ("cleanlab, the network's probabilities", look.probabilities)):
+            labels = t.label.astype(str).values
+            names,unseen = np.unique(labels),_out_of_sample(look.features, labels)
+            for name,p in (("cleanlab, catdog's out-of-sample probabilities", unseen),
+                           ("cleanlab, the network's probabilities", look.probabilities)):
                 given = json.dumps(dict(labels=np.searchsorted(names, t.label.astype(str)).tolist(), p=p.tolist()))
-                out,took = timed(lambda: subprocess.run([cleanlab, '-c', CLEANLAB], input=given, capture_output=True, text=True, check=True).stdout)
+                out,took = timed(lambda: subprocess.run([cleanlab, '-c', CLEANLAB], input=given, capture_output=True,
+                                                        text=True, check=True).stdout)
                 rows.append(measured(name, list(t.file), -np.array(json.loads(out)), truth, took))
         print(pd.DataFrame(rows).to_string(index=False))
         neither = {f for f,o in truth.items() if o == 'neither'}
-        kinds = df.groupby('kind').agg(rows=('file', 'size'), neither=('file', lambda o: o.isin(neither).sum()), swapped=('file', lambda o: sum(truth[f] == 'swapped' for f in o)))
+        kinds = df.groupby('kind').agg(rows=('file', 'size'), neither=('file', lambda o: o.isin(neither).sum()),
+                                       swapped=('file', lambda o: sum(truth[f] == 'swapped' for f in o)))
         print(kinds.to_string())
-        print('error of the network on its validation pictures:', round(1 - (t.label == t.predicted)[t.dataset == 'Valid'].mean(), 3))
+        wrong = 1 - (t.label == t.predicted)[t.dataset == 'Valid'].mean()
+        print('error of the network on its validation pictures:', round(wrong, 3))

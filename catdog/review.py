@@ -55,8 +55,10 @@ def plot_confusion(
     fig,axes = plt.subplots(1, 2, figsize=(2*side + .4, side), layout='constrained')
     for ax,title,text in zip(axes, ('counts', 'rates'), (counts.astype(str), np.vectorize('{:.0%}'.format)(rates))):
         ax.imshow(rates, cmap='Blues', vmin=0, vmax=1)
-        for (i,j),rate in np.ndenumerate(rates): ax.text(j, i, text[i, j], ha='center', va='center', color='white' if rate > .5 else 'black')
-        ax.set(title=title, xlabel='network', ylabel='folder', xticks=range(len(labels)), yticks=range(len(labels)), xticklabels=labels, yticklabels=labels)
+        for (i,j),rate in np.ndenumerate(rates):
+            ax.text(j, i, text[i, j], ha='center', va='center', color='white' if rate > .5 else 'black')
+        ax.set(title=title, xlabel='network', ylabel='folder', xticks=range(len(labels)), yticks=range(len(labels)),
+               xticklabels=labels, yticklabels=labels)
     return axes
 
 # %% ../nbs/04_review.ipynb #4b6afb30
@@ -66,12 +68,14 @@ def _share(name, n, of):
 
 def _scores(counts, labels):
     "Precision and recall by a confusion matrix"
-    return pd.DataFrame.from_dict({label: dict(pictures=int(counts[i].sum()), **_share('precision', counts[i, i], counts[:, i].sum()), **_share('recall', counts[i, i], counts[i].sum()))
-                                   for i,label in enumerate(labels)}, orient='index')
+    def _of_label(i):
+        return dict(pictures=int(counts[i].sum()), **_share('precision', counts[i, i], counts[:, i].sum()),
+                    **_share('recall', counts[i, i], counts[i].sum()))
+    return pd.DataFrame.from_dict({label: _of_label(i) for i,label in enumerate(labels)}, orient='index')
 
 def scores(
     learn:Learner # Trained
-) -> pd.DataFrame: # A row a label: pictures, precision and recall, each with the ends of its 95% interval (low, high); 0 to 1
+) -> pd.DataFrame: # A row a label: pictures, precision and recall, each with its 95% interval (low, high); 0 to 1
     "Precision and recall of `learn` on its validation pictures"
     return _scores(confusion(learn), list(map(str, learn.dls.vocab)))
 
@@ -79,7 +83,8 @@ def scores(
 @contextmanager
 def _pooled(body, rows):
     "Append what `body` sees in each batch to `rows`: average and maximum of each channel"
-    def _pool(module, inputs, features): rows.append(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1).float().cpu())
+    def _pool(module, inputs, features):
+        rows.append(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1).float().cpu())
     hook = body.register_forward_hook(_pool)
     try: yield
     finally: hook.remove()
@@ -92,21 +97,22 @@ def _files(learn):
 Look = namedtuple('Look', 'table features probabilities')
 
 def _look(learn, cbs=()):
-    "What `predictions` gives, not yet sorted, with features of shape (pictures,channels) and probabilities (pictures,labels)"
+    "What `predictions` gives, unsorted, with features of shape (pictures,channels), probabilities (pictures,labels)"
     files,sets = _files(learn)
     dl,vocab,rows = learn.dls.test_dl(files, with_labels=True),np.array(learn.dls.vocab),[]
     learn.model.to(memory_format=torch.channels_last)   # twice as fast on a CPU
-    with _pooled(learn.model[0], rows), learn.added_cbs(cbs): probabilities,truth,losses = learn.get_preds(dl=dl, with_loss=True)
+    with _pooled(learn.model[0], rows), learn.added_cbs(cbs):
+        probabilities,truth,losses = learn.get_preds(dl=dl, with_loss=True)
     p = probabilities.numpy()
-    df = pd.DataFrame(dict(file=list(files), label=vocab[truth.numpy()], dataset=list(sets), predicted=vocab[p.argmax(1)],
-                           probability=p.max(1), loss=losses.numpy().astype(float)))
+    df = pd.DataFrame(dict(file=list(files), label=vocab[truth.numpy()], dataset=list(sets),
+                           predicted=vocab[p.argmax(1)], probability=p.max(1), loss=losses.numpy().astype(float)))
     return Look(df, torch.cat(rows).numpy(), p)
 
 def _worst_first(table): return table.sort_values('loss', ascending=False, ignore_index=True)
 
 def predictions(
     learn:Learner # Trained, by `train` or any other `vision_learner`
-) -> pd.DataFrame: # file, label, dataset ('Train' or 'Valid'), predicted, probability (of that), loss; largest loss first
+) -> pd.DataFrame: # file, label, dataset ('Train', 'Valid'), predicted, probability (of that), loss; largest loss first
     "What `learn` says about each of its pictures, looked at as for validation"
     return _worst_first(_look(learn).table)
 
@@ -122,7 +128,8 @@ def gradcam(
     for i,batch in enumerate(dl := learn.dls.test_dl(list(map(Path, files)), bs=16, num_workers=0)):
         with torch.no_grad(): features = body(batch[0])
         outputs = head(features.requires_grad_())   # the gradient goes back through the head only
-        wanted = outputs.argmax(1) if labels is None else torch.tensor([learn.dls.vocab.o2i[o] for o in labels[16*i:16*i + 16]], device=outputs.device)
+        if labels is None: wanted = outputs.argmax(1)
+        else: wanted = torch.tensor([learn.dls.vocab.o2i[o] for o in labels[16*i:16*i + 16]], device=outputs.device)
         gradient, = torch.autograd.grad(outputs.gather(1, wanted[:, None]).sum(), features)
         heat = (features*gradient.mean((2, 3), keepdim=True)).sum(1).relu().detach()
         maps.append((heat/heat.amax((1, 2), keepdim=True).clamp(min=1e-9)).float().cpu().numpy())
@@ -135,14 +142,17 @@ def looked_at(
 ) -> list: # A PIL picture each: as it is where the answer comes from, dark and grey elsewhere
     "`files` with what `gradcam` says about the answer of `learn`"
     try: sizes = _preprocessing(learn)
-    except CatdogError: return [open_image(f, max_side) for f in files]   # other transforms: who knows where on the picture the map belongs
-    return [_overlay(open_image(f, max_side), heat, sizes['size']/sizes['resize_to']) for f,heat in zip(files, gradcam(learn, files))]
+    except CatdogError:   # other transforms: who knows where on the picture the map belongs
+        return [open_image(f, max_side) for f in files]
+    share = sizes['size']/sizes['resize_to']
+    return [_overlay(open_image(f, max_side), heat, share) for f,heat in zip(files, gradcam(learn, files))]
 
 def _overlay(img, heat, share):
     "`img`, grey and dark where `heat`, a map of the `share` of it in the middle, is 0"
     size = [max(1, round(o*share)) for o in img.size]
     mask = Image.new('L', img.size)
-    mask.paste(Image.fromarray((255*heat).astype('uint8')).resize(size, Image.Resampling.BICUBIC), tuple((a - b)//2 for a,b in zip(img.size, size)))
+    heat = Image.fromarray((255*heat).astype('uint8')).resize(size, Image.Resampling.BICUBIC)
+    mask.paste(heat, tuple((a - b)//2 for a,b in zip(img.size, size)))
     return Image.composite(img, img.convert('L').point(lambda o: o*2//5).convert('RGB'), mask)
 
 # %% ../nbs/04_review.ipynb #14e2ea18
@@ -157,7 +167,8 @@ class _Journal:
         if lines[-1]: f.write(b'\n')   # the last line was cut off: start a new one
         for line in lines:
             try: self._add(**json.loads(line))
-            except (ValueError, TypeError, KeyError, IndexError): pass   # a line cut off by a crash: what it announced has not begun
+            # a line cut off by a crash: what it announced has not begun
+            except (ValueError, TypeError, KeyError, IndexError): pass
 
     def _add(self, event, batch, moves=(), move=None, to=None, **_):
         "Take in one line"
@@ -202,13 +213,15 @@ def _journal(path):
             _flock(f)
             yield _Journal(path, f)
     except OSError as e:
-        raise CatdogError(f'{e.filename or path}: {e.strerror}. Nothing is lost: see to that and do the same again, or undo') from e
+        raise CatdogError(f'{e.filename or path}: {e.strerror}. '
+                          'Nothing is lost: see to that and do the same again, or undo') from e
 
 # %% ../nbs/04_review.ipynb #a7465060
 def _free(file, taken):
     "`file`, or with a number where there is one of that name, on the disk or in `taken`; added to `taken`"
     k,free = 2,file
-    while os.path.lexists(free) or str(free).casefold() in taken: k,free = k + 1,file.with_name(f'{file.stem}-{k}{file.suffix}')
+    while os.path.lexists(free) or str(free).casefold() in taken:
+        k,free = k + 1,file.with_name(f'{file.stem}-{k}{file.suffix}')
     taken.add(str(free).casefold())
     return free
 
@@ -220,7 +233,8 @@ def _rename(file, to):
 
 def _destination(path, file, choice, taken):
     "Where the picture `file` of the data set `path` goes by `choice`"
-    if not re.fullmatch(r'<Delete>|[^./\\][^/\\]*', choice): raise CatdogError(f'{choice!r} cannot be the name of a folder')
+    if not re.fullmatch(r'<Delete>|[^./\\][^/\\]*', choice):
+        raise CatdogError(f'{choice!r} cannot be the name of a folder')
     folder = path/REMOVED/file.parent.name if choice == '<Delete>' else file.parent.parent/choice
     return _free(folder/file.name, taken)
 
@@ -237,10 +251,11 @@ def _row(line):
 def _follow(row, to):
     "The manifest's `row` for a picture that is now at `to`"
     out = to.startswith(REMOVED + '/')
-    return dict(row, file=to, status='removed' if out else row.get('status'), reason='taken out in review' if out else f'moved here from {row.get("file")} in review')
+    return dict(row, file=to, status='removed' if out else row.get('status'),
+                reason='taken out in review' if out else f'moved here from {row.get("file")} in review')
 
 def _update_manifest(path, changes):
-    "Put the lines of `changes`, a dict from file to a function of its line, in place of those in the manifest of `path`"
+    "Put the lines of `changes`, a dict from file to a function of its line, in place of those in `path`'s manifest"
     old = _manifest_lines(path)
     new = [changes[file](line) if (file := _row(line).get('file')) in changes else line for line in old]
     if new == old: return
@@ -252,8 +267,9 @@ def _forward(move):
     return lambda line: (json.dumps(_follow(_row(line), move['to']), ensure_ascii=False) + '\n').encode()
 
 def _backward(move):
-    if move['back'] != move['file']: return lambda line: (json.dumps(dict(json.loads(move['row']), file=move['back']), ensure_ascii=False) + '\n').encode()
-    return lambda line: move['row'].encode()
+    if move['back'] == move['file']: return lambda line: move['row'].encode()
+    return lambda line: (json.dumps(dict(json.loads(move['row']), file=move['back']),
+                                    ensure_ascii=False) + '\n').encode()
 
 # %% ../nbs/04_review.ipynb #1288c5d2
 def _settle(path, o):
@@ -273,7 +289,8 @@ def _carry_out(journal, batch):
             if not os.path.lexists(file): note = 'it is no longer there'
             else:
                 to = _free(to, set())
-                journal.write(batch=batch['number'], event='moving', move=i, file=o['file'], to=to.relative_to(path).as_posix())
+                journal.write(batch=batch['number'], event='moving', move=i, file=o['file'],
+                              to=to.relative_to(path).as_posix())
                 _rename(file, to)
         journal.write(batch=batch['number'], event='skipped' if note else 'moved', move=i)
         done.append(Moved(file, None if note else to, note))
@@ -302,7 +319,8 @@ def apply_choices(
     with _journal(path) as journal:
         batch = journal.last
         if batch and batch['state'] == 'undoing': _put_back(journal, batch)
-        left = [o for o in batch['moves'] if o['state'] in ('planned', 'moving')] if batch and batch['state'] == 'planned' else []
+        planned = batch['moves'] if batch and batch['state'] == 'planned' else []
+        left = [o for o in planned if o['state'] in ('planned', 'moving')]
         new = _plan(path, {Path(f): o for f,o in choices.items()})
         wanted = {o['file']: o['choice'] for o in new}
         for i,o in enumerate(batch['moves'] if left else []):   # the person has thought better of these
@@ -313,7 +331,9 @@ def apply_choices(
         if batch is None or batch['state'] != 'planned':
             if not new: return []
             batch = dict(number=len(journal.batches) + 1)
-        if new: journal.write(batch=batch['number'], event='planned', time=datetime.now().isoformat(timespec='seconds'), moves=new)
+        if new:
+            now = datetime.now().isoformat(timespec='seconds')
+            journal.write(batch=batch['number'], event='planned', time=now, moves=new)
         return _carry_out(journal, journal.batches[batch['number']])
 
 # %% ../nbs/04_review.ipynb #48017bab
@@ -324,11 +344,13 @@ def _put_back(journal, batch):
         _settle(path, o)
         if o['state'] not in ('moved', 'putting back'): continue
         now,back,note = path/o['to'],path/o['file'],''
-        if o['state'] == 'putting back' and not os.path.lexists(now) and os.path.lexists(path/o['back']): back = path/o['back']
+        begun = o['state'] == 'putting back' and os.path.lexists(path/o['back'])
+        if begun and not os.path.lexists(now): back = path/o['back']
         elif not os.path.lexists(now): note = 'it is no longer there'
         else:
             back = _free(back, set())
-            journal.write(batch=batch['number'], event='putting back', move=i, file=o['to'], to=back.relative_to(path).as_posix())
+            journal.write(batch=batch['number'], event='putting back', move=i, file=o['to'],
+                          to=back.relative_to(path).as_posix())
             _rename(now, back)
         journal.write(batch=batch['number'], event='lost' if note else 'put back', move=i)
         done.append(Moved(now, None if note else back, note))
@@ -339,7 +361,8 @@ def _put_back(journal, batch):
 def _unfinished(path):
     "How many moves of the last batch in `path` have not been made, because it broke off"
     batch = _read_journal(path).last
-    return sum(o['state'] in ('planned', 'moving') for o in batch['moves']) if batch and batch['state'] == 'planned' else 0
+    if not batch or batch['state'] != 'planned': return 0
+    return sum(o['state'] in ('planned', 'moving') for o in batch['moves'])
 
 def can_undo(
     path:str|os.PathLike # The folder of the data set
@@ -376,18 +399,23 @@ def _thumb(file, height, width):
 
 def _thumbs(files, height, width):
     "`_thumb` of each of `files`, several at once"
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(lambda f: _thumb(f, height, width), files))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda f: _thumb(f, height, width), files))
 
 # %% ../nbs/04_review.ipynb #164bfa37
 _STYLE = '''<style>
 .cd-card {margin:4px; padding:4px; border:3px solid transparent; border-radius:6px; background:rgba(128,128,128,.08)}
 .cd-card.cd-chosen {border-color:#c60} .cd-card.cd-suggested {border:3px dashed #69c}
-.cd-card .widget-html-content, .cd-card .jupyter-widgets-html-content {line-height:1.35; font-size:12px; overflow-wrap:anywhere}
-.cd-picture {position:relative; overflow:hidden; justify-content:center; align-items:center} .cd-picture img {object-fit:contain; margin:0}
+.cd-card .widget-html-content, .cd-card .jupyter-widgets-html-content {line-height:1.35; font-size:12px;
+  overflow-wrap:anywhere}
+.cd-picture {position:relative; overflow:hidden; justify-content:center; align-items:center}
+.cd-picture img {object-fit:contain; margin:0}
 .cd-picture button {position:absolute; left:0; top:0; width:100%; height:100%; margin:0; opacity:0; cursor:zoom-in}
 .cd-picture button:focus-visible {opacity:.35; outline:3px solid #06c}
-.cd-large {position:fixed; left:0; top:0; width:100vw; height:100vh; z-index:1000; background:rgba(0,0,0,.85); align-items:center; justify-content:center}
-.cd-large img {max-width:96vw; max-height:82vh; width:auto; height:auto; object-fit:contain} .cd-large .widget-html-content, .cd-large .widget-html-content * {color:#fff; text-align:center}
+.cd-large {position:fixed; left:0; top:0; width:100vw; height:100vh; z-index:1000; background:rgba(0,0,0,.85);
+  align-items:center; justify-content:center}
+.cd-large img {max-width:96vw; max-height:82vh; width:auto; height:auto; object-fit:contain}
+.cd-large .widget-html-content, .cd-large .widget-html-content * {color:#fff; text-align:center}
 </style>'''
 
 class _Card:
@@ -396,11 +424,13 @@ class _Card:
         self.pages,self.file,self.filling = pages,None,False
         self.image = widgets.Image(format='jpeg')
         zoom = widgets.Button(tooltip='Show it large')
-        picture = widgets.Box([self.image, zoom], layout=dict(width=f'{pages.width}px', height=f'{pages.height}px')).add_class('cd-picture')
+        size = dict(width=f'{pages.width}px', height=f'{pages.height}px')
+        picture = widgets.Box([self.image, zoom], layout=size).add_class('cd-picture')
         self.menu = widgets.Dropdown(options=pages.opts, layout=dict(width='auto'))
         self.agree = widgets.Button(description='✓', tooltip='Yes, as suggested', layout=dict(width='36px'))
         self.text = widgets.HTML()
-        self.box = widgets.VBox([picture, self.menu, self.agree, self.text], layout=dict(width=f'{pages.width + 16}px')).add_class('cd-card')
+        self.box = widgets.VBox([picture, self.menu, self.agree, self.text],
+                                layout=dict(width=f'{pages.width + 16}px')).add_class('cd-card')
         zoom.on_click(lambda _: pages.zoom(self.file))
         self.agree.on_click(lambda _: pages.choose(self.file, self.menu.value))
         self.menu.observe(lambda change: self.filling or pages.choose(self.file, change['new']), 'value')
@@ -451,7 +481,8 @@ class _Pages(ImagesCleaner):
         "Show `page`, counted from 0"
         self.page = min(max(page, 0), self.n_pages - 1)
         while len(self.cards) < len(self.shown): self.cards.append(_Card(self))
-        for card,file,thumb in zip(self.cards, self.shown, _thumbs(self.shown, self.height, self.width)): card.fill(file, thumb)
+        thumbs = _thumbs(self.shown, self.height, self.width)
+        for card,file,thumb in zip(self.cards, self.shown, thumbs): card.fill(file, thumb)
         self.widget.children = [o.box for o in self.cards[:len(self.shown)]]
         self.changed()
 
@@ -496,7 +527,8 @@ def _present(file, at):
 def _said(moves, verb):
     "`moves` as a sentence"
     skipped = [o for o in moves if o.reason]
-    text = f'{verb} {len(moves) - len(skipped)} of {len(moves)} pictures.' if skipped else f'{verb} {len(moves)} picture{"s"*(len(moves) != 1)}.'
+    if skipped: text = f'{verb} {len(moves) - len(skipped)} of {len(moves)} pictures.'
+    else: text = f'{verb} {len(moves)} picture{"s"*(len(moves) != 1)}.'
     return text + ''.join(f' {o.file.name}: {o.reason}.' for o in skipped[:3])
 
 # %% ../nbs/04_review.ipynb #331846ce
@@ -509,7 +541,7 @@ def _button(text, what, **kw):
 def _line(*children): return widgets.HBox(children, layout=dict(flex_flow='row wrap', align_items='center'))
 
 class Cleaner(ImageClassifierCleaner):
-    "fastai's `ImageClassifierCleaner` for the pictures of `learn`, that keeps choices, shows all, and can `apply` and `undo`"
+    "fastai's `ImageClassifierCleaner` for the pictures of `learn`: it keeps choices, shows all, can `apply` and `undo`"
     def __init__(self,
         learn:Learner, # Trained, on pictures in folders that are their labels
         suspects:pd.DataFrame=None, # From `suspects`: open on these, worst first, with what it suggests preselected
@@ -520,7 +552,8 @@ class Cleaner(ImageClassifierCleaner):
         self._label_index = {str(o): i for i,o in enumerate(learn.dls.vocab)}
         self.default = self.iw = _Pages(learn.dls.vocab, **kw)
         self._reasons = {} if suspects is None else dict(zip(suspects.file, suspects.reason))
-        if suspects is not None: self.iw.suggestions = {f: o for f,o in zip(suspects.file, suspects.suggested) if o != '<Keep>'}
+        if suspects is not None:
+            self.iw.suggestions = {f: o for f,o in zip(suspects.file, suspects.suggested) if o != '<Keep>'}
         self._build(list(learn.dls.vocab))
         self.iw.describe,self.iw.zoom,self.iw.changed = self._describe,self.enlarge,self._tell
         self._sync()
@@ -530,33 +563,43 @@ class Cleaner(ImageClassifierCleaner):
     def _build(self, vocab):
         "Lay out the widget"
         self.dd_cats,self.dd_ds = widgets.Dropdown(options=vocab),widgets.Dropdown(options=('Train', 'Valid'))
-        self.dd_view = widgets.Dropdown(options=('All pictures',) if self.suspects is None else ('Worst first', 'All pictures'))
+        views = ('All pictures',) if self.suspects is None else ('Worst first', 'All pictures')
+        self.dd_view = widgets.Dropdown(options=views)
         if self.suspects is None: self.dd_view.layout.display = 'none'
-        self.bt_back,self.bt_next = _button('‹ Back', lambda: self.iw.show(self.iw.page - 1)),_button('Next ›', lambda: self.iw.show(self.iw.page + 1))
-        self.bt_agree = _button('✓ Yes to all on this page', self.iw.agree, tooltip='Choose what is suggested for these pictures')
-        self.bt_apply,self.bt_undo = _button('Apply', lambda: self._do(lambda: _said(self.apply(), 'Moved')), button_style='primary'),_button('Undo', lambda: self._do(lambda: _said(self.undo(), 'Put back')))
+        self.bt_back = _button('‹ Back', lambda: self.iw.show(self.iw.page - 1))
+        self.bt_next = _button('Next ›', lambda: self.iw.show(self.iw.page + 1))
+        self.bt_agree = _button('✓ Yes to all on this page', self.iw.agree,
+                                tooltip='Choose what is suggested for these pictures')
+        self.bt_apply = _button('Apply', lambda: self._do(lambda: _said(self.apply(), 'Moved')), button_style='primary')
+        self.bt_undo = _button('Undo', lambda: self._do(lambda: _said(self.undo(), 'Put back')))
         self.where,self.tally,self.message,self.caption = (widgets.HTML() for _ in range(4))
         self.picture = widgets.Image(format='jpeg')
-        self.large = widgets.VBox([self.picture, self.caption, _button('Close', self.shrink)], layout=dict(display='none')).add_class('cd-large')
-        self.widget = widgets.VBox([widgets.HTML(_STYLE), _line(self.dd_view, self.dd_cats, self.dd_ds).add_class('cd-top'), _line(self.bt_back, self.where, self.bt_next, self.bt_agree),
-                                    _line(self.bt_apply, self.bt_undo, self.tally), self.message, self.iw.widget, self.large])
+        self.large = widgets.VBox([self.picture, self.caption, _button('Close', self.shrink)],
+                                  layout=dict(display='none')).add_class('cd-large')
+        self.widget = widgets.VBox([
+            widgets.HTML(_STYLE), _line(self.dd_view, self.dd_cats, self.dd_ds).add_class('cd-top'),
+            _line(self.bt_back, self.where, self.bt_next, self.bt_agree),
+            _line(self.bt_apply, self.bt_undo, self.tally), self.message, self.iw.widget, self.large])
 
     @property
     def iwis(self):
         "As fastai has it: (file, label, loss) of the pictures for training, and of those for validation"
-        return tuple(L(zip(t.file, t.label, t.loss)) for t in (self.table[self.table.dataset == o] for o in ('Train', 'Valid')))
+        tables = (self.table[self.table.dataset == o] for o in ('Train', 'Valid'))
+        return tuple(L(zip(t.file, t.label, t.loss)) for t in tables)
 
     def on_change_ds(self, change=None):
         "Show the pictures of the chosen category and data set, largest loss first; or the suspects"
         worst,t = self.dd_view.value == 'Worst first',_worst_first(self.table)
         for o in (self.dd_cats, self.dd_ds): o.disabled = worst
-        if worst: self.iw.set_fns(f for f in self.suspects.file if f in self._rows)
-        else: self.iw.set_fns(f for f in t.file[(t.label == self.dd_cats.value) & (t.dataset == self.dd_ds.value)] if f in self._rows)
+        if worst: files = self.suspects.file
+        else: files = t.file[(t.label == self.dd_cats.value) & (t.dataset == self.dd_ds.value)]
+        self.iw.set_fns(f for f in files if f in self._rows)
 
     def _describe(self, file):
         "HTML below a picture"
         o = self._rows[file]
-        text = f'<b>{escape(str(o.label))}</b> · network: {escape(str(o.predicted))} {o.probability:.0%} · loss {abs(o.loss):.2f}'
+        text = (f'<b>{escape(str(o.label))}</b> · network: {escape(str(o.predicted))} {o.probability:.0%} · '
+                f'loss {abs(o.loss):.2f}')
         return text + (f'<br>{escape(self._reasons[file])}' if file in self._reasons else '')
 
     def _tell(self):
@@ -566,7 +609,9 @@ class Cleaner(ImageClassifierCleaner):
         self.bt_back.disabled,self.bt_next.disabled = iw.page == 0,iw.page == iw.n_pages - 1
         self.bt_agree.layout.display = '' if any(map(iw.open_suggestion, iw.shown)) else 'none'
         said = [f'{n} to delete' if o == '<Delete>' else f'{n} to {escape(o)}' for o,n in sorted(chosen.items())]
-        self.tally.value = ('Chosen: ' + ', '.join(said) if said else 'Nothing is chosen') + (f'; {self._left} left over from an application that broke off' if self._left else '')
+        text = 'Chosen: ' + ', '.join(said) if said else 'Nothing is chosen'
+        if self._left: text += f'; {self._left} left over from an application that broke off'
+        self.tally.value = text
 
     def _sync(self):
         "See where the pictures are now"
@@ -590,7 +635,9 @@ class Cleaner(ImageClassifierCleaner):
         "Move the pictures as chosen, wherever they were chosen"
         pending = self.iw.pending
         odd = next((f for f in pending if f.parent.name != str(self._rows[f].label)), None)
-        if odd: raise CatdogError(f'{odd} does not lie in a folder of the name of its label, so it cannot be moved to another')
+        if odd:
+            raise CatdogError(f'{odd} does not lie in a folder of the name of its label, '
+                              'so it cannot be moved to another')
         try: return apply_choices(self.path, pending)
         finally:
             self.iw.choices = {f: o for f,o in self.iw.choices.items() if f.exists()}
@@ -603,7 +650,8 @@ class Cleaner(ImageClassifierCleaner):
         "Move the pictures back that were applied last; the choices are there again"
         try:
             moves = undo_choices(self.path, everything)
-            self.iw.choices.update({o.to: '<Delete>' if REMOVED in o.file.parts else o.file.parent.name for o in moves if o.to})
+            self.iw.choices.update({o.to: '<Delete>' if REMOVED in o.file.parts else o.file.parent.name
+                                    for o in moves if o.to})
             return moves
         finally:
             self._sync()
@@ -624,10 +672,11 @@ class Cleaner(ImageClassifierCleaner):
 
 # %% ../nbs/04_review.ipynb #a86df4f4
 def _out_of_sample(features, labels, folds=5):
-    "Probabilities of shape (pictures,labels), each by a logistic regression that has not seen the picture; labels sorted"
+    "Probabilities (pictures,labels), each by a logistic regression that has not seen the picture; labels sorted"
     folds = max(2, min(folds, min(Counter(labels).values())))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=.001, max_iter=1000))
-    return cross_val_predict(model, features, labels, cv=StratifiedKFold(folds, shuffle=True, random_state=0), method='predict_proba')
+    parts = StratifiedKFold(folds, shuffle=True, random_state=0)
+    return cross_val_predict(model, features, labels, cv=parts, method='predict_proba')
 
 def _label_errors(look):
     "The pictures of a `Look` whose label is probably false; and how probable the label of each picture is"
@@ -649,7 +698,8 @@ def _outliers(look, limit=3):
     far = NearestNeighbors(n_neighbors=min(k + 1, n)).fit(angles).kneighbors(angles)[0][:, 1:].mean(1)
     usual = np.median(far)
     z = (far - usual)/max(1e-9, 1.4826*np.median(abs(far - usual)))   # robust standard deviations
-    return _table((o.file, o.label, '<Delete>', 'outlier', 1 - .5*limit/v, f'like no other picture ({v:.1f} deviations from the usual)')
+    return _table((o.file, o.label, '<Delete>', 'outlier', 1 - .5*limit/v,
+                   f'like no other picture ({v:.1f} deviations from the usual)')
                   for o,v in zip(t.itertuples(), z) if v > limit)
 
 def _examine(file):
@@ -659,15 +709,19 @@ def _examine(file):
     grey = img.convert('L')
     grey.thumbnail((256, 256))
     a = np.asarray(grey, 'float32')
-    edges = 4*a[1:-1, 1:-1] - a[:-2, 1:-1] - a[2:, 1:-1] - a[1:-1, :-2] - a[1:-1, 2:]   # Laplacian: nothing where nothing changes
-    return dict(size=img.size, sharpness=float(edges.var()) if edges.size else 0., contrast=float(a.std()), bits=_bits(_phash(img)), colours=_colours(img).ravel())
+    # Laplacian: nothing where nothing changes
+    edges = 4*a[1:-1, 1:-1] - a[:-2, 1:-1] - a[2:, 1:-1] - a[1:-1, :-2] - a[1:-1, 2:]
+    return dict(size=img.size, sharpness=float(edges.var()) if edges.size else 0., contrast=float(a.std()),
+                bits=_bits(_phash(img)), colours=_colours(img).ravel())
 
 def _examined(files):
     "`_examine` each of `files`, several at once"
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(_examine, files), total=len(files), desc='examine', unit=' pictures', delay=2, leave=False))
+        seen = pool.map(_examine, files)
+        return list(tqdm(seen, total=len(files), desc='examine', unit=' pictures', delay=2, leave=False))
 
-_LIMITS = dict(size=(64, 'tiny: {} x {} pixels'), contrast=(8, 'blank: nothing can be seen on it'), sharpness=(10, 'blurred'))
+_LIMITS = dict(size=(64, 'tiny: {} x {} pixels'), contrast=(8, 'blank: nothing can be seen on it'),
+               sharpness=(10, 'blurred'))
 
 def _low_quality(table, seen):
     "The tiny, blurred and blank ones"
@@ -675,7 +729,8 @@ def _low_quality(table, seen):
     for o,v in zip(table.itertuples(), seen):
         if not v: continue
         values = dict(v, size=min(v['size']))
-        bad = [(1 - .5*values[k]/limit, text.format(*v['size'])) for k,(limit,text) in _LIMITS.items() if values[k] < limit]
+        bad = [(1 - .5*values[k]/limit, text.format(*v['size']))
+               for k,(limit,text) in _LIMITS.items() if values[k] < limit]
         if bad: rows.append((o.file, o.label, '<Delete>', 'quality', *max(bad, key=lambda o: o[0])))
     return _table(rows)
 
@@ -700,11 +755,12 @@ def _duplicates(table, seen, given):
         worth = [(given[k],) if conflict else (np.prod(seen[k]['size']), str(table.file[k])) for k in (i, j)]
         out,kept = (a, b) if worth[0] < worth[1] else (b, a)
         kind,score = ('conflict', 1) if conflict else ('duplicate', .5)
-        rows.append((out.file, out.label, '<Delete>', kind, score*(1 - .5*float(differ)/CLOSE), f'the same picture as {kept.label}/{kept.file.name}'))
+        rows.append((out.file, out.label, '<Delete>', kind, score*(1 - .5*float(differ)/CLOSE),
+                     f'the same picture as {kept.label}/{kept.file.name}'))
     return _table(rows)
 
 def _hurry(learn, size=224):
-    "Callbacks with which `learn` looks at many pictures sooner: bfloat16, where a trial shows that this machine is faster with it"
+    "Callbacks with which `learn` looks at many pictures sooner: bfloat16, where a trial shows that it is faster here"
     body,times = learn.model[0],[]
     if (p := next(body.parameters(), None)) is None or p.is_cuda: return []
     x = torch.rand(8, 3, size, size).to(memory_format=torch.channels_last)
@@ -720,7 +776,7 @@ def _hurry(learn, size=224):
 def suspects(
     learn:Learner # Trained, on pictures in folders that are their labels
 ) -> pd.DataFrame: # file, label, suggested (a label or '<Delete>'), kind, score (0 to 1), reason; worst first
-    "The pictures of `learn` that are probably wrong (label, conflict, duplicate, outlier, quality), and what to do about each"
+    "The pictures of `learn` that are probably wrong (label, conflict, duplicate, outlier, quality), and what to do"
     return _suspects(_look(learn, _hurry(learn)))
 
 def _suspects(look):
@@ -741,89 +797,117 @@ def compare(
         dl = learn.dls.test_dl(image_files(path), with_labels=True)
         with learn.no_bar(): p,truth = learn.get_preds(dl=dl)
         wrong = int((p.argmax(1) != truth).sum())
-        rows[name] = dict(wrong=wrong, n=len(truth), **dict(zip(('error', 'low', 'high'), error_interval(wrong, len(truth)))))
+        interval = dict(zip(('error', 'low', 'high'), error_interval(wrong, len(truth))))
+        rows[name] = dict(wrong=wrong, n=len(truth), **interval)
     return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../nbs/04_review.ipynb #74debf85
 _REPORT_STYLE = """
 :root {color-scheme:light dark} * {box-sizing:border-box}
 body {font:16px/1.5 system-ui,sans-serif; max-width:62rem; margin:0 auto; padding:1rem; overflow-wrap:anywhere}
-h1 {line-height:1.2; margin:.3em 0} h2 {margin:2.2em 0 .3em} p,li {max-width:44rem} .big {font-size:1.35rem} .quiet {opacity:.75}
-.wide {overflow-x:auto} table {border-collapse:collapse; margin:.8rem 0; font-variant-numeric:tabular-nums; overflow-wrap:normal}
-th,td {padding:.35rem .8rem; text-align:right; border-bottom:1px solid rgba(128,128,128,.35)} th:first-child {text-align:left} small {opacity:.75; white-space:nowrap}
-.cards {display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,13.5rem),1fr)); gap:.8rem; padding:0; list-style:none}
+h1 {line-height:1.2; margin:.3em 0} h2 {margin:2.2em 0 .3em}
+p,li {max-width:44rem} .big {font-size:1.35rem} .quiet {opacity:.75}
+.wide {overflow-x:auto}
+table {border-collapse:collapse; margin:.8rem 0; font-variant-numeric:tabular-nums; overflow-wrap:normal}
+th,td {padding:.35rem .8rem; text-align:right; border-bottom:1px solid rgba(128,128,128,.35)}
+th:first-child {text-align:left} small {opacity:.75; white-space:nowrap}
+.cards {display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,13.5rem),1fr)); gap:.8rem; padding:0;
+  list-style:none}
 .cards li {background:rgba(128,128,128,.12); border-radius:.5rem; padding:.5rem; font-size:.875rem; break-inside:avoid}
-.pictures {display:flex; gap:.3rem; margin-bottom:.3rem} .pictures img {flex:1 1 0; min-width:0; height:8.5rem; object-fit:contain; background:rgba(128,128,128,.12)}
+.pictures {display:flex; gap:.3rem; margin-bottom:.3rem}
+.pictures img {flex:1 1 0; min-width:0; height:8.5rem; object-fit:contain; background:rgba(128,128,128,.12)}
 """
 
-def _img(img, alt): return f'<img alt="{escape(alt)}" src="data:image/jpeg;base64,{base64.b64encode(img if isinstance(img, bytes) else jpeg_bytes(img, 80)).decode()}">'
+def _img(img, alt):
+    data = img if isinstance(img, bytes) else jpeg_bytes(img, 80)
+    return f'<img alt="{escape(alt)}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
 
 def _rows(head, rows):
-    "An HTML table: the first of each of `rows` is its heading; other cells are HTML, or pairs of HTML and a share that shades the cell"
+    "An HTML table: the first of each of `rows` is its heading; other cells are HTML, or pairs of HTML and a shade"
     def cell(o):
         text,shade = o if isinstance(o, tuple) else (o, 0)
         return f'<td style="background:rgba(40,120,220,{.55*shade:.2f})">{text}</td>'
     top = ''.join(f'<th scope="col">{escape(str(o))}</th>' for o in head)
-    body = ''.join(f'<tr><th scope="row">{escape(str(name))}</th>{"".join(map(cell, cells))}</tr>' for name,*cells in rows)
+    body = ''.join(f'<tr><th scope="row">{escape(str(name))}</th>{"".join(map(cell, cells))}</tr>'
+                   for name,*cells in rows)
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 def _cards(items):
     "A grid of cards: pairs of pictures and HTML"
-    return '<ul class="cards">' + ''.join(f'<li><div class="pictures">{"".join(imgs)}</div>{text}</li>' for imgs,text in items) + '</ul>'
+    cards = (f'<li><div class="pictures">{"".join(imgs)}</div>{text}</li>' for imgs,text in items)
+    return '<ul class="cards">' + ''.join(cards) + '</ul>'
 
-def _interval(share, low, high): return '–' if np.isnan(share) else f'{share:.1%} <small>({low:.1%} to {high:.1%})</small>'
+def _interval(share, low, high):
+    return '–' if np.isnan(share) else f'{share:.1%} <small>({low:.1%} to {high:.1%})</small>'
 
 # %% ../nbs/04_review.ipynb #c1a9f6e4
 def _section_data(table, counts, labels):
-    n = table.groupby(['label', 'dataset']).size().unstack(fill_value=0).reindex(index=labels, columns=['Train', 'Valid'], fill_value=0)
+    n = table.groupby(['label', 'dataset']).size().unstack(fill_value=0)
+    n = n.reindex(index=labels, columns=['Train', 'Valid'], fill_value=0)
+    rows = [(o, *(f'{v:,}' for v in n.loc[o])) for o in labels]
     error = error_interval(int(counts.sum() - np.trace(counts)), int(counts.sum()))
-    return (f'<p class="big">{_interval(*error)} of {counts.sum():,} pictures that it had not been trained on were given the wrong label.</p>'
-            '<p>In brackets, here and below: the 95% interval. Were the same measured again on other pictures of this kind, expect a result in there.</p>'
-            '<h2>The pictures</h2>' + _rows(['label', 'to train on', 'kept back'], [(o, *(f'{v:,}' for v in n.loc[o])) for o in labels]))
+    return (f'<p class="big">{_interval(*error)} of {counts.sum():,} pictures that it had not been trained on '
+            'were given the wrong label.</p>'
+            '<p>In brackets, here and below: the 95% interval. Were the same measured again on other pictures '
+            'of this kind, expect a result in there.</p>'
+            '<h2>The pictures</h2>' + _rows(['label', 'to train on', 'kept back'], rows))
 
 def _section_confusion(counts, labels):
     rates = counts/np.maximum(counts.sum(1, keepdims=True), 1)
-    cells = [(label, *((f'{c} <small>{r:.0%}</small>', r) for c,r in zip(*row))) for label,*row in zip(labels, counts, rates)]
+    cells = [(label, *((f'{c} <small>{r:.0%}</small>', r) for c,r in zip(*row)))
+             for label,*row in zip(labels, counts, rates)]
     shares = [(o.Index, _interval(*o[2:5]), _interval(*o[5:8])) for o in _scores(counts, labels).itertuples()]
-    return ('<h2>What it confuses</h2><p>Each row is a folder; the columns are what the network said about its pictures that were kept back.</p>'
-            + _rows(['folder', *labels], cells) + '<p><b>Precision</b>: of those that it called so, how many were? <b>Recall</b>: of those that were, how many did it find?</p>'
+    return ('<h2>What it confuses</h2><p>Each row is a folder; the columns are what the network said about '
+            'its pictures that were kept back.</p>'
+            + _rows(['folder', *labels], cells) + '<p><b>Precision</b>: of those that it called so, how many were? '
+            '<b>Recall</b>: of those that were, how many did it find?</p>'
             + _rows(['label', 'precision', 'recall'], shares))
 
 def _section_losses(learn, table, n=8):
     t = _worst_first(table[table.dataset == 'Valid']).head(n)
     cards = [((_img(_thumb(o.file, 240, 240), f'filed under {o.label}'), _img(look, 'what the network looked at')),
-              f'network: <b>{escape(str(o.predicted))}</b> {o.probability:.0%}<br>folder: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br><small>{escape(o.file.name)}</small>')
+              f'network: <b>{escape(str(o.predicted))}</b> {o.probability:.0%}<br>'
+              f'folder: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br>'
+              f'<small>{escape(o.file.name)}</small>')
              for o,look in zip(t.itertuples(), looked_at(learn, t.file, 240))]
-    return ('<h2>Where it was most wrong</h2><p>The largest losses: wrong and sure of it, or right but unsure. Beside each picture what the network looked at: '
+    return ('<h2>Where it was most wrong</h2><p>The largest losses: wrong and sure of it, or right but unsure. '
+            'Beside each picture what the network looked at: '
             'bright where its answer comes from. Is that a good reason?</p>' + _cards(cards))
 
 def _section_suspects(df, n=24):
     if not len(df): return '<h2>Pictures that look wrong</h2><p>None.</p>'
     kinds = ', '.join(f'{n} {escape(k)}' for k,n in df.kind.value_counts().items())
+    def _advice(o): return 'take out' if o.suggested == '<Delete>' else f'<b>{escape(str(o.suggested))}</b>'
     cards = [((_img(_thumb(o.file, 240, 240), f'filed under {o.label}'),),
-              f'<b>{escape(str(o.label))}</b> → {"take out" if o.suggested == "<Delete>" else f"<b>{escape(str(o.suggested))}</b>"}? <small>{escape(o.kind)} {o.score:.2f}</small><br>'
+              f'<b>{escape(str(o.label))}</b> → {_advice(o)}? <small>{escape(o.kind)} {o.score:.2f}</small><br>'
               f'{escape(o.reason)}<br><small>{escape(o.file.name)}</small>') for o in df.head(n).itertuples()]
-    return (f'<h2>Pictures that look wrong</h2><p>{len(df):,} suspects ({kinds}){f"; the worst {n} are shown" if len(df) > n else ""}. '
+    return (f'<h2>Pictures that look wrong</h2><p>{len(df):,} suspects ({kinds})'
+            f'{f"; the worst {n} are shown" if len(df) > n else ""}. '
             'These are suggestions; a person should look. The score goes from 0 to 1.</p>' + _cards(cards))
 
 def _matrix(table, labels):
     "The confusion matrix by a table from `predictions`"
     t = table[table.dataset == 'Valid']
-    return pd.crosstab(t.label.astype(str), t.predicted.astype(str)).reindex(index=labels, columns=labels, fill_value=0).to_numpy()
+    counts = pd.crosstab(t.label.astype(str), t.predicted.astype(str))
+    return counts.reindex(index=labels, columns=labels, fill_value=0).to_numpy()
 
 def report(
     learn:Learner, # Trained, or from `saved_learner`
     out:str|os.PathLike='report.html' # The file to write
 ) -> Path: # `out`
-    "Write `out`, one HTML file that says how good `learn` is and which of its pictures look wrong; it needs neither Python nor the web"
+    "Write `out`, one HTML file on how good `learn` is and which of its pictures look wrong; needs no Python and no web"
     look,labels = _look(learn),list(map(str, learn.dls.vocab))
     counts,title = _matrix(look.table, labels),escape(' or '.join(labels) + '?')
     note = getattr(learn, 'note', '')
-    parts = [f'<h1>{title}</h1>', f'<p class="quiet">{len(look.table):,} pictures, {escape(getattr(learn, "arch_name", "a network"))}, {date.today().isoformat()}</p>',
-             f'<p><b>{escape(note)}</b></p>' if note else '', _section_data(look.table, counts, labels), _section_confusion(counts, labels),
+    arch = escape(getattr(learn, 'arch_name', 'a network'))
+    about = f'{len(look.table):,} pictures, {arch}, {date.today().isoformat()}'
+    parts = [f'<h1>{title}</h1>', f'<p class="quiet">{about}</p>',
+             f'<p><b>{escape(note)}</b></p>' if note else '',
+             _section_data(look.table, counts, labels), _section_confusion(counts, labels),
              _section_losses(learn, look.table), _section_suspects(_suspects(look))]
     head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src \'unsafe-inline\'">'
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+            'style-src \'unsafe-inline\'">'
             f'<title>{title}</title><style>{_REPORT_STYLE}</style>')
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
     try: return write_atomic(out, page.encode())
@@ -841,7 +925,8 @@ def _as_pixels(x): return np.ascontiguousarray((x*255).round().clamp(0, 255).byt
 
 def _onnx_head(data):
     "The head of the ONNX model in the bytes `data`"
-    weights = {o.name.removeprefix('head.'): torch.from_numpy(onnx.numpy_helper.to_array(o).copy()) for o in onnx.load_from_string(data).graph.initializer
+    weights = {o.name.removeprefix('head.'): torch.from_numpy(onnx.numpy_helper.to_array(o).copy())
+               for o in onnx.load_from_string(data).graph.initializer
                if o.name.startswith('head.') and o.data_location != onnx.TensorProto.EXTERNAL}
     linear = [weights[k] for k in sorted(weights, key=lambda o: int(o.split('.')[0])) if weights[k].ndim == 2]
     head = create_head(linear[0].shape[1]//2, linear[-1].shape[0], [len(o) for o in linear[:-1]])
@@ -851,19 +936,22 @@ def _onnx_head(data):
 def _onnx_model(file):
     "The network in the ONNX `file`, and what it says about itself"
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry('session.model_external_initializers_file_folder_path', os.devnull)   # the file may not refer to others
+    # the file may not refer to others
+    options.add_session_config_entry('session.model_external_initializers_file_folder_path', os.devnull)
     options.log_severity_level = 4
     try:
         data = file.read_bytes()
         session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
         meta = json.loads(session.get_modelmeta().custom_metadata_map['catdog'])
         model,x = nn.Sequential(_OnnxBody(session), _onnx_head(data)),torch.rand(4, 3, meta['size'], meta['size'])
-        with torch.no_grad(): off = (model(x) - torch.from_numpy(session.run(['logits'], {'pixels': _as_pixels(x)})[0])).abs().max().item()
+        logits, = session.run(['logits'], {'pixels': _as_pixels(x)})
+        with torch.no_grad(): off = (model(x) - torch.from_numpy(logits)).abs().max().item()
         with torch.no_grad():
             for o in model[1][-1].parameters(): o.div_(meta.get('temperature', 1))
     except OSError as e: raise CatdogError(f'{file}: {e.strerror}; give a folder that catdog-build made') from None
     except Exception as e:   # a strange file can raise nearly anything
-        raise CatdogError(f'{file}: is no model that catdog-build made ({str(e).splitlines()[0][:150] if str(e) else type(e).__name__})') from None
+        why = str(e).splitlines()[0][:150] if str(e) else type(e).__name__
+        raise CatdogError(f'{file}: is no model that catdog-build made ({why})') from None
     if not off < 1e-2: raise CatdogError(f'{file}: its head is not one of those that catdog-build makes')
     return model,meta
 
@@ -874,12 +962,17 @@ def saved_learner(
     "A `Learner` with the network of `model` and the pictures in `path`, without running what may be in `export.pkl`"
     network,meta = _onnx_model(Path(model)/'model.onnx')
     size = meta['size']
-    dls = get_dls(path, size, item_tfms=None if meta.get('resize_to', 0) > size else Resize(size, ResizeMethod.Squish), device=torch.device('cpu'))
-    if list(map(str, dls.vocab)) != meta['labels']: raise CatdogError(f'{path}: has the labels {", ".join(map(str, dls.vocab))}, the model knows {", ".join(meta["labels"])}')
+    item_tfms = None if meta.get('resize_to', 0) > size else Resize(size, ResizeMethod.Squish)
+    dls = get_dls(path, size, item_tfms=item_tfms, device=torch.device('cpu'))
+    if list(map(str, dls.vocab)) != meta['labels']:
+        raise CatdogError(f'{path}: has the labels {", ".join(map(str, dls.vocab))}, '
+                          f'the model knows {", ".join(meta["labels"])}')
     learn = Learner(dls, network, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
     learn.arch_name,n = meta.get('arch', 'a network'),len(dls.train_ds) + len(dls.valid_ds)
     if n != meta.get('n_pictures'):
-        learn.note = f'The folder has {n:,} pictures, and the model was made from {meta.get("n_pictures", 0):,}: some of those that count as kept back here may have been trained on, and the error may look too small.'
+        learn.note = (f'The folder has {n:,} pictures, and the model was made from {meta.get("n_pictures", 0):,}: '
+                      'some of those that count as kept back here may have been trained on, '
+                      'and the error may look too small.')
     return learn
 
 @command

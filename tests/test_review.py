@@ -19,9 +19,11 @@ def dataset(folder, n=15):
         (folder/label).mkdir(parents=True)
         for i in range(n):
             (folder/label/f'{i}.jpg').write_text(f'{label} {i}')
-            rows.append(dict(label=label, file=f'{label}/{i}.jpg', status='ok', reason='', url=f'http://127.0.0.1/{label}/{i}', title='Größe'))
+            rows.append(dict(label=label, file=f'{label}/{i}.jpg', status='ok', reason='',
+                             url=f'http://127.0.0.1/{label}/{i}', title='Größe'))
     # spaced as no program of ours would write it, so that a line that was made anew shows
-    (folder/'manifest.jsonl').write_text(''.join(json.dumps(o, separators=(' , ', ' :')) + '\n' for o in rows), encoding='utf8')
+    lines = ''.join(json.dumps(o, separators=(' , ', ' :')) + '\n' for o in rows)
+    (folder/'manifest.jsonl').write_text(lines, encoding='utf8')
     return folder
 
 def choices(folder, n=15):
@@ -29,7 +31,9 @@ def choices(folder, n=15):
     kinds = {'cat': ('dog', '<Delete>', '<Keep>'), 'dog': ('cat', '<Delete>', '<Keep>')}
     return {folder/label/f'{i}.jpg': kinds[label][i%3] for label in kinds for i in range(n)}
 
-def state(folder): return {o.relative_to(folder).as_posix(): o.read_bytes() for o in folder.rglob('*') if o.is_file() and o.parent.name != '.removed'}
+def state(folder):
+    return {o.relative_to(folder).as_posix(): o.read_bytes() for o in folder.rglob('*')
+            if o.is_file() and o.parent.name != '.removed'}
 def pictures(folder): return sorted(v for k,v in state(folder).items() if k.endswith('.jpg'))
 def check_manifest(folder):
     "Each row names a file that is there, and that is the picture it named at first"
@@ -71,7 +75,8 @@ def test_killed_while_applying(tmp_path, seed):
     assert pictures(folder) == everything
     check_manifest(folder)
     if seed%3 == 1:
-        assert {k for k in state(folder) if not k.startswith('dog')} == {k for k in state(counted) if not k.startswith('dog')}
+        left,expected = ({k for k in state(o) if not k.startswith('dog')} for o in (folder, counted))
+        assert left == expected
     undo_choices(folder)
     assert state(folder) == start
     assert not can_undo(folder)
@@ -153,7 +158,8 @@ def test_read_only_folder(tmp_path, locked):
     folder = dataset(tmp_path/'data')
     start,everything = state(folder),pictures(folder)
     for o in (tmp_path, *tmp_path.parents):
-        if o.stat().st_uid == os.getuid() and o != Path('/') and not o.stat().st_mode & 1: o.chmod(o.stat().st_mode | 0o11)
+        mode = o.stat().st_mode
+        if o.stat().st_uid == os.getuid() and o != Path('/') and not mode & 1: o.chmod(mode | 0o11)
     for o in (folder, folder/'cat', folder/'dog'): o.chmod(0o777)
     (folder/locked).chmod(0o555)
     said = as_nobody(lambda: apply_choices(folder, choices(folder)))
@@ -207,14 +213,17 @@ def drawings(folder, n=14):
     "`n` cats and `n` dogs; the first cat and the first two dogs lie in the wrong folder"
     for label,other,wrong in (('cat', 'dog', 1), ('dog', 'cat', 2)):
         (folder/label).mkdir(parents=True, exist_ok=True)
-        for i in range(n): draw(other if i < wrong else label, i, (128, 128)).save(folder/label/f'{i:02}.jpg', quality=95)
+        for i in range(n):
+            draw(other if i < wrong else label, i, (128, 128)).save(folder/label/f'{i:02}.jpg', quality=95)
     return folder
 
 @pytest.fixture
 def lab(tmp_path):
     "A folder with pictures and a notebook that shows a cleaner for them"
     drawings(tmp_path/'data')
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3'))), tmp_path/'clean.ipynb')
+    kernel = dict(name='python3', display_name='Python 3')
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)], metadata=dict(kernelspec=kernel))
+    nbformat.write(notebook, tmp_path/'clean.ipynb')
     return tmp_path
 
 def free_port():
@@ -316,7 +325,8 @@ def test_cleaner_in_jupyterlab(page, lab, tmp_path):
     set_timeouts(page)
     page.set_viewport_size(dict(width=1600, height=1400))
     quiet = [f'--ServerApp.{o}' for o in ('log_level=ERROR', 'port_retries=0', f'root_dir={lab}', 'open_browser=False')]
-    with serving(lab, 'jupyter', 'lab', '--allow-root', '--IdentityProvider.token=', *quiet, '--LabApp.news_url=None') as port:
+    options = ('--allow-root', '--IdentityProvider.token=', *quiet, '--LabApp.news_url=None')
+    with serving(lab, 'jupyter', 'lab', *options) as port:
         page.goto(f'http://127.0.0.1:{port}/lab/tree/clean.ipynb', timeout=240_000)
         page.locator('.jp-CodeCell .cm-content').first.click(timeout=240_000)
         page.keyboard.press('Shift+Enter')
@@ -346,7 +356,8 @@ def test_a_saved_learner_says_the_same(tmp_path, arch):
     assert abs(gradcam(learn, a.index[:6], ['cat']*6) - gradcam(again, a.index[:6], ['cat']*6)).max() < .02
 
 def review(folder, *args):
-    return subprocess.run([str(Path(sys.executable).with_name('catdog-review')), *args], cwd=folder, capture_output=True, text=True)
+    program = str(Path(sys.executable).with_name('catdog-review'))
+    return subprocess.run([program, *args], cwd=folder, capture_output=True, text=True)
 
 def test_report_in_a_browser(page, tmp_path):
     _,model = exported(tmp_path, 'squeezenet1_0')
@@ -361,15 +372,19 @@ def test_report_in_a_browser(page, tmp_path):
     page.on('console', lambda o: said.append(o.text))
     page.set_viewport_size(dict(width=360, height=700))
     page.goto((tmp_path/'r.html').as_uri())
-    assert [o for o in seen if not o.startswith('data:')] == [(tmp_path/'r.html').as_uri()] and not said   # nothing from elsewhere
+    fetched = [o for o in seen if not o.startswith('data:')]
+    assert fetched == [(tmp_path/'r.html').as_uri()] and not said   # nothing from elsewhere
     assert page.evaluate('document.documentElement.scrollWidth') <= 360   # a phone need not scroll sideways
     assert page.evaluate('[...document.images].every(o => o.naturalWidth > 0)') and page.locator('img').count() > 10
     text = page.inner_text('body')
-    for o in ('cat or dog?', '28 pictures', 'Precision', 'Where it was most wrong', 'Pictures that look wrong'): assert o in text
+    for o in ('cat or dog?', '28 pictures', 'Precision', 'Where it was most wrong', 'Pictures that look wrong'):
+        assert o in text
     rows = [o.inner_text().split('\t')[1:] for o in page.locator('table').nth(0).locator('tr').all()[1:]]
     assert sum(int(n) for row in rows for n in row) == 28
 
-@pytest.mark.parametrize('args,words', [(['--model', 'nowhere'], 'catdog-build'), (['--path', 'nowhere'], 'no such folder'), (['--model', 'odd'], 'is no model')])
+@pytest.mark.parametrize('args,words', [
+    (['--model', 'nowhere'], 'catdog-build'), (['--path', 'nowhere'], 'no such folder'),
+    (['--model', 'odd'], 'is no model')])
 def test_report_says_what_is_wrong(tmp_path, args, words):
     from catdog.predict import shipped_model
     drawings(tmp_path/'data', 6)
