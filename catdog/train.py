@@ -43,7 +43,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 
-from .data import get_dls
+from .data import get_dls, image_files
 from .images import CatdogError, command
 from .sample import SampleWeb
 from .scrape import read_manifest, scrape
@@ -444,9 +444,10 @@ def export(
 def _say(step, text): print(f'[{step}/4] {text}', flush=True)
 
 def _fetch(labels, path, n, engine, photos):
-    "Scrape `labels` into `path`, from the folder `photos` if there is one"
-    if photos is None: return scrape(labels, path=path, n=n, engine=engine)
+    "Scrape `n` of each of `labels` into `path`; of a folder `photos` all that it has, unless told `n`"
+    if photos is None: return scrape(labels, path=path, n=150 if n is None else n, engine=engine)
     if not Path(photos).is_dir(): raise CatdogError(f'{photos}: there is no such folder of photographs')
+    if n is None: n = max(1, len(image_files(photos)))
     with SampleWeb(photos=photos): return scrape(labels, path=path, n=n, engine='sample')
 
 def _report(learn):
@@ -464,7 +465,7 @@ def build(
     labels:Annotated[list, dict(nargs='+', type=str)], # Two words or more
     path:str=None, # Folder for the pictures; data/ and the name of the model
     out:str='models/animals', # Folder for the model
-    n:int=150, # Pictures a label
+    n:int=None, # Pictures a label; 150, or all that `photos` has
     engine:str='auto', # Search engine: auto, bing, ddg, openverse, commons or sample
     photos:str=None, # A folder of photographs, a sub-folder a label, to search instead of the web
     arch:str='resnet18', # Architecture
