@@ -19,6 +19,7 @@ setup(
     package_data={'catdog': ['pretrained/*', 'templates/*', 'static/*']},
     install_requires=lines('requirements'),
     extras_require={'train': lines('train_requirements'),
-                    'dev': lines('train_requirements') + lines('dev_requirements')},
+                    'distributed': lines('train_requirements') + lines('distributed_requirements'),
+                    'dev': lines('train_requirements') + lines('distributed_requirements') + lines('dev_requirements')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['catdog=catdog._modidx:d']},
 )
