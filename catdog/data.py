@@ -15,12 +15,12 @@ import numpy as np
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, RandomSplitter, get_image_files, parent_label
+from fastai.torch_basics import Transform
 from fastai.torch_core import to_np
 from fastai.vision.augment import RandomResizedCrop, aug_transforms
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
 from fastcore.foundation import L
-from fasttransform import Transform
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components

@@ -93,7 +93,8 @@ def get_learner(
               'starting from the SqueezeNet that ships with catdog.')
         function = ARCHS['squeezenet1_0']
         # fastai does so for downloaded weights only
-        if not _transform(dls.after_batch, Normalize): dls.add_tfms([Normalize.from_stats(*imagenet_stats)], 'after_batch')
+        if not _transform(dls.after_batch, Normalize):
+            dls.add_tfms([Normalize.from_stats(*imagenet_stats)], 'after_batch')
         learn = vision_learner(dls, function, pretrained=False, metrics=error_rate, **kw)
         _load_shipped(learn.model[0])
         learn.freeze()
@@ -116,7 +117,7 @@ class Bfloat16(Callback):
         if self.autocast is not None: self.autocast.__exit__(None, None, None)
         self.autocast = None
 
-def _step_time(model, dtype, size, n=8):
+def _step_time(model, dtype, size, n=4):
     "Seconds for one step forward and back on `n` random pictures, the better of two after a warm-up"
     x,times = torch.rand(n, 3, size, size).to(memory_format=torch.channels_last),[]
     for _ in range(3):
@@ -126,15 +127,20 @@ def _step_time(model, dtype, size, n=8):
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
+_bfloat16_helps = {}   # (parameters of the body, size) -> measured on this machine
+
 def speed_ups(
     learn:Learner, # Will be trained on pictures of `size`
     size:int=224 # Side of the pictures, in pixels
 ) -> list: # Callbacks for `fine_tune`
-    "The callbacks that make `learn` train faster on this machine, as measured for `size`"
+    "The callbacks that make `learn` train faster on this machine, as measured once for `size`"
     if next(learn.model.parameters()).is_cuda: return [ChannelsLast(), MixedPrecision()]
-    model = deepcopy(learn.model[0]).requires_grad_(True).to(memory_format=torch.channels_last).train()
-    slow,fast = (_step_time(model, dtype, size) for dtype in (torch.float32, torch.bfloat16))
-    return [ChannelsLast()] + ([Bfloat16()] if fast < slow else [])
+    key = sum(o.numel() for o in learn.model[0].parameters()),size
+    if key not in _bfloat16_helps:
+        model = deepcopy(learn.model[0]).requires_grad_(True).to(memory_format=torch.channels_last).train()
+        slow,fast = (_step_time(model, dtype, size) for dtype in (torch.float32, torch.bfloat16))
+        _bfloat16_helps[key] = fast < slow
+    return [ChannelsLast()] + [Bfloat16()]*_bfloat16_helps[key]
 
 @contextmanager
 def faster(
@@ -161,13 +167,22 @@ def _percent(wrong, n):
     error,low,high = error_interval(wrong, n)
     return f'{error:.1%} error on {n} validation pictures (95% interval {low:.1%} to {high:.1%})'
 
+def _logits(learn, dl=None):
+    "Scores and truth of the pictures in `dl`, those for validation if None: tensors of shape (n,labels) and (n,)"
+    learn.model.eval()
+    # Not `get_preds`: where several processes train, it would collect what each of them says about the same pictures
+    with torch.no_grad(): seen = [(learn.model(x), y) for x,y in dl or learn.dls.valid]
+    return tuple(torch.cat(o).as_subclass(torch.Tensor).cpu() for o in zip(*seen))
+
 def confusion(
     learn:Learner # Trained
 ) -> np.ndarray: # Counts of shape (labels,labels); rows are the truth, columns the answers
     "Confusion matrix of `learn` on its validation pictures"
-    with learn.no_bar(): probabilities,truth = learn.get_preds()
-    n = len(learn.dls.vocab)
-    return np.bincount(truth.numpy()*n + probabilities.argmax(1).numpy(), minlength=n*n).reshape(n, n)
+    return _counts(*_logits(learn))
+
+def _counts(logits, truth):
+    n = logits.shape[1]
+    return np.bincount(np.asarray(truth)*n + np.asarray(logits.argmax(1)), minlength=n*n).reshape(n, n)
 
 # %% ../nbs/03_train.ipynb #f24c43b7
 def calibration_error(
@@ -179,10 +194,6 @@ def calibration_error(
     sure,right = probabilities.max(1),probabilities.argmax(1) == truth
     which = np.minimum((sure*bins).astype(int), bins - 1)
     return float(sum(abs(sure[which == i].sum() - right[which == i].sum()) for i in range(bins))/len(truth))
-
-def _logits(learn):
-    "Scores and truth of the validation pictures of `learn`: tensors of shape (n,labels) and (n,)"
-    with learn.no_bar(): return learn.get_preds(act=noop)
 
 def _temperature(logits, truth):
     "The temperature that gives `truth` the best likelihood, with Platt's targets"
@@ -230,6 +241,11 @@ class _ConcatPool(nn.Module):
     "What fastai's `AdaptiveConcatPool2d` computes, in operations that older ONNX exporters know too"
     def forward(self, x): return torch.cat([x.amax((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)], 1)
 
+def _size(learn):
+    "Side of the pictures that `learn` sees, in pixels"
+    crop = _transform(learn.dls.train.after_item, (RandomResizedCrop, Resize))
+    return crop.size[0] if crop else learn.dls.one_batch()[0].shape[-1]
+
 def _features(learn, dl, fast=False, pool=_ConcatPool()):
     "What the body of `learn` sees in `dl`, at half the precision if `fast`: shape (n,channels), and the labels, (n,)"
     body,rows,labels = learn.model[0],[],[]
@@ -244,7 +260,8 @@ def _training_views(learn, augmented):
     "The training batches of `learn` in order: once as for validation, then `augmented` times as for training"
     share = range(rank_distrib(), len(learn.dls.train_ds), max(1, num_distrib()))   # each process looks at its own
     plain = learn.dls.test_dl([learn.dls.train_ds.items[i] for i in share], with_labels=True)
-    return [plain] + [learn.dls.train.new(shuffle=False, drop_last=False, n=len(share), get_idxs=lambda: list(share))]*augmented
+    view = learn.dls.train.new(shuffle=False, drop_last=False, n=len(share), get_idxs=lambda: list(share))
+    return [plain] + [view]*augmented
 
 def _last_layer(learn):
     "The last layer of a head from `lin_ftrs=[]`, with a bias, which fastai leaves out"
@@ -265,12 +282,12 @@ def _gather(rows):
 
 def fit_head(
     learn:Learner, # From `get_learner(..., lin_ftrs=[])`: pooling, batch norm, dropout and one `Linear`
-    augmented:int=2, # How often each picture is looked at augmented, besides once as it is
+    augmented:int=3, # How often each picture is looked at augmented, besides once as it is
     C:float=0.003 # Inverse regularisation of the logistic regression, on standardised features
 ) -> Learner: # `learn`
     "Fit the head of `learn` by logistic regression on what its body sees in each picture and its `augmented` views"
     norm,last = learn.model[1][2],_last_layer(learn)
-    fast = len(speed_ups(learn, learn.dls.one_batch()[0].shape[-1])) > 1
+    fast = len(speed_ups(learn, _size(learn))) > 1
     seen = [_features(learn, dl, fast) for dl in _training_views(learn, augmented)]
     x,y = _gather([np.concatenate(o) for o in zip(*seen)])
     scaler = StandardScaler().fit(x)
@@ -334,7 +351,8 @@ class Checkpoint(Callback):
 
     def _write(self):
         opt,f = self.opt.state_dict(),io.BytesIO()
-        opt = dict(state=[dict(o) for o in opt['state']], hypers=[{k: float(v) for k,v in o.items()} for o in opt['hypers']])
+        hypers = [{k: float(v) for k,v in o.items()} for o in opt['hypers']]   # plain numbers, for `weights_only`
+        opt = dict(state=[dict(o) for o in opt['state']], hypers=hypers)
         torch.save(dict(start=self.epoch + 1, loss=self.loss, best=self.best, opt=opt,
                         model=get_model(self.learn.model).state_dict()), f)
         try:
@@ -401,7 +419,7 @@ def _run_fast(learn, epochs, size, checkpoint):
         if checkpoint.best is None:
             fit_head(learn)
             if not epochs: return
-            with learn.no_bar(): checkpoint.consider(learn, learn.validate()[0])
+            checkpoint.consider(learn, F.cross_entropy(*_logits(learn)).item())
         learn.unfreeze()
         with faster(learn, size):
             learn.fit_one_cycle(epochs, slice(1e-5, 1e-3), pct_start=.3, div=5., start_epoch=checkpoint.start,
@@ -453,12 +471,14 @@ def train(
 ) -> Learner: # Trained, without the callbacks that sped it up
     "Train `arch` on the pictures below `path` by `recipe` and say how often it is wrong on those kept back"
     _arch(arch)
-    if recipe not in RECIPES: raise CatdogError(f'there is no recipe {recipe!r}: take {" or ".join(map(repr, RECIPES))}')
+    if recipe not in RECIPES:
+        raise CatdogError(f'there is no recipe {recipe!r}: take {" or ".join(map(repr, RECIPES))}')
     given = dict(epochs=epochs, size=size)
     epochs,size = (RECIPES[recipe][k] if v is None else v for k,v in given.items())
     fast = recipe == 'fast'
     tfms = dict(item_tfms=[RandomResizedCrop(size, min_scale=0.5), FlipItem()], batch_tfms=[]) if fast else {}
-    learn = get_learner(get_dls(path, size, bs, valid_pct, seed, **tfms), arch, **(dict(lin_ftrs=[]) if fast else {}), **kw)
+    if fast: kw['lin_ftrs'] = []
+    learn = get_learner(get_dls(path, size, bs, valid_pct, seed, **tfms), arch, **kw)
     if fast: _last_layer(learn)
     checkpoint = Checkpoint(_unfinished(learn, arch=arch, recipe=recipe, epochs=epochs, size=size, bs=bs))
     if resume:
@@ -487,23 +507,22 @@ def _distance(learn, most=1000):
     "`_Distance` by up to `most` training pictures of `learn`"
     files = learn.dls.train_ds.items[::-(-len(learn.dls.train_ds)//most)]
     dl = learn.dls.test_dl(files, with_labels=True)
-    fast = len(speed_ups(learn, dl.one_batch()[0].shape[-1])) > 1
+    fast = len(speed_ups(learn, _size(learn))) > 1
     return _Distance(*_features(learn, dl, fast, lambda o: o.mean((2, 3))))
 
 def _measure(learn, distance):
     "Scores, truth and `distance` of the validation pictures of `learn`: arrays of shape (n,labels), (n,) and (n,)"
-    far = []
-    hook = learn.model[0].register_forward_hook(lambda module, inputs, features: far.append(distance(features.float().cpu())))
-    try: logits,truth = _logits(learn)
-    finally: hook.remove()
-    return logits.numpy(),truth.numpy(),torch.cat(far).numpy()
+    learn.model.eval()
+    def _look(features, y): return learn.model[1](features),y,distance(features.float().cpu())
+    with torch.no_grad(): seen = [_look(learn.model[0](x), y) for x,y in learn.dls.valid]
+    return tuple(torch.cat(o).as_subclass(torch.Tensor).cpu().numpy() for o in zip(*seen))
 
 def neither_limits(
     probability:np.ndarray, # Of each answer about a validation picture, 0 to 1
     distance:np.ndarray, # Of each of these pictures
     keep:float=0.95 # Share of them that keeps its answer
 ) -> dict: # probability and distance: an answer that is less probable, or about a picture further off, is "not sure"
-    "The limits within which at least `keep` of the pictures lie, with equally many cut off by `probability` and `distance`"
+    "Limits within which at least `keep` of the pictures lie; `probability` and `distance` cut off equally many"
     def _limits(share): return np.quantile(probability, share),np.quantile(distance, 1 - share)
     def _kept(p, d): return ((probability >= p) & (distance <= d)).mean()
     share = max(o for o in np.linspace(0, 1 - keep, 101) if _kept(*_limits(o)) >= keep)
@@ -511,7 +530,7 @@ def neither_limits(
 
 # %% ../nbs/03_train.ipynb #cf1084a3
 class _Pixels(nn.Module):
-    "`model` with its normalisation inside: from uint8 pixels (N,H,W,3) to logits (N,labels), features (N,C,h,w), distance (N,)"
+    "`model` from uint8 pixels (N,H,W,3) to logits (N,labels), features (N,C,h,w) and `distance` (N,)"
     def __init__(self, model, mean, std, distance):
         super().__init__()
         self.body,self.distance = model[0],distance
@@ -543,8 +562,8 @@ def _write_onnx(learn, distance, file, meta):
 
 def _check_onnx(learn, file, n=64):
     "`CatdogError` unless the ONNX `file` gives the probabilities of `learn` on up to `n` validation pictures"
-    dl = learn.dls.test_dl(learn.dls.valid_ds.items[:n], bs=n, num_workers=0)
-    with learn.no_bar(): expected = learn.get_preds(dl=dl)[0]
+    dl = learn.dls.test_dl(learn.dls.valid_ds.items[:n], bs=n, num_workers=0, with_labels=True)
+    expected = _logits(learn, dl)[0].softmax(1)
     dl.before_iter()   # or the transforms would crop as in training
     pixels = torch.stack([dl.after_item((dl.dataset[i][0],))[0] for i in range(len(dl.dataset))]).permute(0, 2, 3, 1)
     session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
@@ -568,8 +587,7 @@ def describe(
 ) -> dict: # What goes into the model file; json can write it
     "What `learn` is: its labels, preprocessing, data, size, measured error, and (with `distance`) when it is not sure"
     logits,truth,far = _measure(learn, distance or _distance(learn))
-    n_labels,n = len(learn.dls.vocab),len(truth)
-    counts = np.bincount(truth*n_labels + logits.argmax(1), minlength=n_labels**2).reshape(n_labels, n_labels)
+    n,counts = len(truth),_counts(logits, truth)
     wrong = int(n - np.trace(counts))
     error,low,high = error_interval(wrong, n)
     limits = neither_limits(F.softmax(torch.from_numpy(logits), 1).numpy().max(1), far)
@@ -600,7 +618,7 @@ def model_card(
     meta:dict # From `describe`
 ) -> str: # Markdown
     "The model card that `meta` gives"
-    labels,low,high = meta['labels'],*meta['error_interval']
+    labels,limits,(low,high) = meta['labels'],meta['neither'],meta['error_interval']
     drawn = meta['trained_on'] == 'drawings'
     warning = '\n**Trained on drawings: what it says about photographs means nothing.**\n' if drawn else ''
     matrix = _table([[f'**{o}**', *row] for o,row in zip(labels, meta['confusion'])], ['truth \\ answer', *labels])
@@ -624,9 +642,9 @@ Tells pictures of {", ".join(labels)} apart. {meta["arch"]}, fine-tuned with cat
 
 ## Limits
 
-Whatever it is shown, its answer is one of its labels. Where the answer is less probable than {meta["neither"]["probability"]:.2f},
-or what it sees lies further than {meta["neither"]["distance"]:.2f} from all training pictures, it says that it is not sure; at most 5% of
-the validation pictures fall under that. It does not notice everything that is none of its labels.
+Whatever it is shown, its answer is one of its labels. It says that it is not sure where the answer is less probable
+than {limits["probability"]:.2f}, or where what it sees lies further than {limits["distance"]:.2f} from what it was
+trained on; that is so for at most 5% of the validation pictures. Much that is none of its labels escapes it.
 The validation pictures come from the same source as the training pictures; expect more errors on others.
 
 ## Input

@@ -8,7 +8,7 @@ from fastcore.docments import docments
 root = Path(__file__).resolve().parent.parent
 notebooks = sorted((root/'nbs').glob('*.ipynb'))
 # What each room may import of the others and of the heavy libraries; the design's one direction
-ROOMS = dict(images='', sample='images', scrape='images sample', data='images fastai torch',
+ROOMS = dict(images='', sample='images', scrape='images sample', data='images scrape fastai torch',
              train='images data scrape sample fastai torch', review='images data scrape train fastai torch',
              predict='images', serve='images predict', app='images predict sample')
 

@@ -46,9 +46,10 @@ def test_two_processes_share_the_work_and_agree(drawings, tmp_path):
     import torch
     from catdog.train import error_interval, train
     (tmp_path/'shared.py').write_text(SHARED)
-    launch = [script('accelerate'), 'launch', '--cpu', '--num_processes', '2', '--num_machines', '1',
+    launch = [script('accelerate'), 'launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
               '--mixed_precision', 'no', '--dynamo_backend', 'no', 'shared.py', str(drawings)]
-    done = subprocess.run(launch, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=500)
+    env = {**environment(), 'ACCELERATE_USE_CPU': 'true'}   # its own --cpu starts one process only
+    done = subprocess.run(launch, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count('validation pictures (95% interval') == 1   # one of them speaks
     first,second = (json.loads((tmp_path/f'{i}.json').read_text()) for i in (0, 1))
@@ -102,9 +103,10 @@ def test_a_killed_build_is_resumed(tmp_path):
     out = first.communicate()[0]
     assert out.startswith('Loading torch and fastai\n')
     assert not (tmp_path/'models'/'animals').exists()
-    other = subprocess.run([*build[:-1], '13', '--resume'], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    kw = dict(cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    other = subprocess.run([*build[:-1], '13', '--resume'], **kw)
     assert other.returncode == 2 and 'no unfinished training of these pictures with these settings' in other.stderr
-    second = subprocess.run([*build, '--resume'], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    second = subprocess.run([*build, '--resume'], **kw)
     assert second.returncode == 0, second.stderr[-3000:]
     went_on = int(second.stdout.split('Going on after epoch ')[1].split()[0])
     assert 1 <= went_on < 12
