@@ -779,7 +779,7 @@ def _outliers(look, limit=3.5):
     far = NearestNeighbors(n_neighbors=min(k + 1, n)).fit(angles).kneighbors(angles)[0][:, 1:].mean(1)
     usual = np.median(far)
     z = (far - usual)/max(1e-9, 1.4826*np.median(abs(far - usual)))   # robust standard deviations
-    return _table((o.file, o.label, '<Delete>', 'outlier', 1 - .5*limit/v,
+    return _table((o.file, o.label, '<Delete>', 'outlier', .5*(1 - .5*limit/v),
                    f'like no other picture ({v:.1f} deviations from the usual)')
                   for o,v in zip(t.itertuples(), z) if v > limit)
 
