@@ -124,7 +124,7 @@ def rank(photos, seed, size, recipe, epochs, cleanlab):
     return pd.DataFrame(rows),kinds
 
 def spoil(photos, folder, n=300, each=10, seed=0):
-    "Copy `n` of `photos` into `folder`, add `each` of six kinds of faults; from a file, or a pair of copies, to its kind"
+    "Copy `n` of `photos` into `folder`, add `each` of six faults; from a file, or a pair of copies, to its kind"
     r,truth = random.Random(seed),{}
     files = r.sample(sorted(Path(photos).rglob('*.jpg')), n + 5*each)
     for f in files[:n]:
