@@ -1,11 +1,12 @@
-"""How soon do 5,000 pictures stand in the cleaner; and how many pictures with swapped labels does each ranking find?
+"""How soon do 5,000 pictures stand in the cleaner; how many wrong pictures does each ranking, each program find?
 
-    python bench/review.py [--photos ../shared/photos/web] [--cleanlab PYTHON]
+    python bench/review.py [--photos ../shared/photos/web] [--seeds 3] [--cleanlab PYTHON] [--cleanvision PYTHON]
 
-The first question is answered with drawings. The second, which needs photographs, is left out without them: it copies
-1,000 photographs, swaps the labels of 50, adds 30 drawings of neither, trains on all of it as a person would, and
-ranks. PYTHON is the interpreter of an environment of its own in which cleanlab is installed (catdog does not depend
-on it).
+The first question is answered with drawings. The others, which need photographs, are left out without them. For the
+labels it copies 1,000 photographs, swaps the labels of 50, adds 30 drawings of neither, trains on all of it as a
+person would, and ranks. For the quality it copies 300 and adds copies, blurred, dark, blank and tiny pictures. PYTHON
+is the interpreter of an environment of its own in which cleanlab, or cleanvision, is installed (catdog depends on
+neither).
 """
 import json, random, shutil, subprocess, tempfile, time
 from pathlib import Path
@@ -15,19 +16,31 @@ import pandas as pd
 import psutil
 from fastai.vision.widgets import _get_iw_info
 from fastcore.script import call_parse
+from PIL import Image, ImageFilter
 from sklearn.metrics import average_precision_score
 
-from catdog import review
 from catdog.data import get_dls, image_files
-from catdog.review import Cleaner, _look, _out_of_sample, suspects
+from catdog.images import open_image
+from catdog.review import Cleaner, _look, _out_of_sample, predictions, suspects
 from catdog.sample import draw
-from catdog.train import get_learner, speed_ups
+from catdog.train import get_learner, train
 
 CLEANLAB = '''import json, sys
 import numpy as np
 from cleanlab.rank import get_label_quality_scores
 o = json.load(sys.stdin)
 json.dump(get_label_quality_scores(np.array(o['labels']), np.array(o['p'])).tolist(), sys.stdout)'''
+
+CLEANVISION = '''import contextlib, json, sys, time
+from cleanvision import Imagelab
+start = time.perf_counter()
+with contextlib.redirect_stdout(sys.stderr):
+    lab = Imagelab(data_path=sys.argv[1])
+    lab.find_issues(verbose=False)
+kinds = dict(odd_size='tiny', blurry='blurred', dark='dark', low_information='blank', light='light',
+             exact_duplicates='copies', near_duplicates='copies')
+found = [(str(f), v) for k,v in kinds.items() for f in lab.issues.index[lab.issues[f'is_{k}_issue']]]
+json.dump(dict(found=found, seconds=time.perf_counter() - start), sys.stdout)'''
 
 def plant(photos, folder, swap=50, neither=30, seed=0):
     "Copy `photos` into `folder` with mistakes; file -> 'ok', 'swapped' or 'neither'"
@@ -49,10 +62,11 @@ def plant(photos, folder, swap=50, neither=30, seed=0):
 
 def measured(name, files, score, truth, took):
     "A row of the result: higher `score`, worse picture"
-    order = [truth[files[i]] for i in np.argsort(-np.asarray(score), kind='stable')]
-    swapped = [truth[f] == 'swapped' for f in files]
-    return dict(ranking=name, swapped_in_100=order[:100].count('swapped'), neither_in_100=order[:100].count('neither'),
-                average_precision=round(average_precision_score(swapped, score), 3), seconds=round(took, 1))
+    def _is(*kinds): return [truth[f] in kinds for f in files]
+    first = [truth[files[i]] for i in np.argsort(-np.asarray(score), kind='stable')[:100]]
+    return dict(ranking=name, swapped_in_100=first.count('swapped'), neither_in_100=first.count('neither'),
+                ap_swapped=average_precision_score(_is('swapped'), score),
+                ap_both=average_precision_score(_is('swapped', 'neither'), score), seconds=took)
 
 def timed(f):
     start = time.perf_counter()
@@ -67,38 +81,29 @@ def open_many(n=5000):
             for i,o in enumerate(drawn): draw(label, i, (256, 256)).save(o)
             for i in range(50, n//2): shutil.copy(drawn[i%50], Path(d)/label/f'{i:05}.jpg')
         learn = get_learner(get_dls(d, 64), 'squeezenet1_0')
-        with learn.no_bar(): look,took = timed(lambda: _look(learn))
+        _,took = timed(lambda: predictions(learn))
         before = psutil.Process().memory_info().rss
-        review._look = lambda learn: look   # they are there
-        try: cleaner,opened = timed(lambda: Cleaner(learn))
-        finally: review._look = _look
+        cleaner,opened = timed(lambda: Cleaner(learn))
         _,turned = timed(lambda: [cleaner.iw.show(i) for i in range(10)])
         more = (psutil.Process().memory_info().rss - before)/2**20
         assert len(cleaner.table) == n and len(cleaner.iw.widget.children) == 24
         print(f'{n:,} pictures: predictions {took:.1f} s; then open in the cleaner after {opened:.2f} s, '
               f'{turned/10:.2f} s a page; {more:.0f} MiB more memory')
 
-@call_parse
-def main(
-    photos:str='', # A folder of photographs with a sub-folder a label
-    size:int=224, # Pixels
-    epochs:int=4, # Epochs of fine-tuning, after one for the head
-    seed:int=0, # Which ones are swapped
-    cleanlab:str=None # An interpreter that has cleanlab
-):
-    "Print how long the cleaner takes, and a table of the rankings"
-    open_many()
-    if not photos: return
+def rank(photos, seed, size, recipe, epochs, cleanlab):
+    "Plant wrong labels among `photos` by `seed`, train, and measure each ranking; also what each kind of suspect holds"
     with tempfile.TemporaryDirectory() as d:
         truth = plant(photos, Path(d), seed=seed)
-        learn = get_learner(get_dls(d, size), 'squeezenet1_0')
-        with learn.added_cbs(speed_ups(learn, size)): learn.fine_tune(epochs)
-        rows = []
+        learn,took = timed(lambda: train(d, 'squeezenet1_0', size=size, recipe=recipe, epochs=epochs))
+        print(f'trained in {took:.0f} s')
+        rows,files = [],list(map(Path, image_files(d)))
         df,took = timed(lambda: suspects(learn))
-        files = list(map(Path, image_files(d)))
-        score = dict(zip(df.file, df.score))
-        rows.append(measured('catdog suspects', files, [score.get(f, 0) for f in files], truth, took))
-        look,took = timed(lambda: _look(learn))
+        for name,some in (('catdog suspects, all kinds', df), ('catdog suspects, labels', df[df.kind == 'label'])):
+            score = dict(zip(some.file, some.score))
+            rows.append(measured(name, files, [score.get(f, 0) for f in files], truth, took))
+        _,again = timed(lambda: Cleaner(learn, suspects=df))
+        print(f'suspects in {took:.1f} s, then the Cleaner in {again:.1f} s')
+        look = _look(learn)
         t = look.table
         rows.append(measured('loss on plain pictures', list(t.file), t.loss, truth, took))
         info,took = timed(lambda: [o for i in (0, 1) for o in _get_iw_info(learn, i)])
@@ -109,14 +114,86 @@ def main(
             names,unseen = np.unique(labels),_out_of_sample(look.features, labels)
             for name,p in (("cleanlab, catdog's out-of-sample probabilities", unseen),
                            ("cleanlab, the network's probabilities", look.probabilities)):
-                given = json.dumps(dict(labels=np.searchsorted(names, t.label.astype(str)).tolist(), p=p.tolist()))
+                given = json.dumps(dict(labels=np.searchsorted(names, labels).tolist(), p=p.tolist()))
                 out,took = timed(lambda: subprocess.run([cleanlab, '-c', CLEANLAB], input=given, capture_output=True,
                                                         text=True, check=True).stdout)
                 rows.append(measured(name, list(t.file), -np.array(json.loads(out)), truth, took))
-        print(pd.DataFrame(rows).to_string(index=False))
-        neither = {f for f,o in truth.items() if o == 'neither'}
-        kinds = df.groupby('kind').agg(rows=('file', 'size'), neither=('file', lambda o: o.isin(neither).sum()),
+        kinds = df.groupby('kind').agg(rows=('file', 'size'),
+                                       neither=('file', lambda o: sum(truth[f] == 'neither' for f in o)),
                                        swapped=('file', lambda o: sum(truth[f] == 'swapped' for f in o)))
-        print(kinds.to_string())
-        wrong = 1 - (t.label == t.predicted)[t.dataset == 'Valid'].mean()
-        print('error of the network on its validation pictures:', round(wrong, 3))
+    return pd.DataFrame(rows),kinds
+
+def spoil(photos, folder, n=300, each=10, seed=0):
+    "Copy `n` of `photos` into `folder`, add `each` of six faults; from a file, or a pair of copies, to its kind"
+    r,truth = random.Random(seed),{}
+    files = r.sample(sorted(Path(photos).rglob('*.jpg')), n + 5*each)
+    for f in files[:n]:
+        to = folder/f.parent.name/f'{f.stem}.jpg'
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, to)
+    def _put(f, kind, img, quality=90):
+        to = folder/f.parent.name/f'{kind}-{f.stem}.jpg'
+        img.save(to, quality=quality)
+        return to
+    rest = iter(files[n:])
+    faults = dict(
+        blurred=lambda img: img.filter(ImageFilter.GaussianBlur(max(img.size)/60)),
+        dark=lambda img: img.point(lambda o: o//6),
+        blank=lambda img: Image.new('RGB', img.size, img.resize((1, 1)).getpixel((0, 0))),
+        tiny=lambda img: img.resize((40, 30)))
+    for kind,spoiled in faults.items():
+        for f in (next(rest) for _ in range(each)): truth[_put(f, kind, spoiled(open_image(f)))] = kind
+    for i,f in enumerate(files[:2*each]):
+        first = folder/f.parent.name/f'{f.stem}.jpg'
+        if i < each: second = Path(shutil.copy(f, first.with_name(f'exact-{f.stem}.jpg')))
+        else:
+            img = open_image(f)
+            second = _put(f, 'near', img.resize([o*2//3 for o in img.size]).point(lambda o: min(255, o + 12)), 60)
+        truth[first, second] = 'exact copies' if i < each else 'near copies'
+    return truth
+
+def counted(name, found, truth, took):
+    "A row of the result: how many of each kind are among `found`, pairs of file and kind; and how many others are"
+    row,files = dict(program=name),{(str(f),k) for f,k in found}
+    planted = set()
+    for o,kind in truth.items():
+        both,what = (o, 'copies') if isinstance(o, tuple) else ((o,), kind)
+        row[kind] = row.get(kind, 0) + any((str(f), what) in files for f in both)
+        planted |= set(map(str, both))
+    return {**row, 'others': len({f for f,_ in files} - planted), 'seconds': took}
+
+def quality(photos, size, cleanvision):
+    "What `suspects` and cleanvision find among `photos` with planted faults"
+    with tempfile.TemporaryDirectory() as d:
+        truth = spoil(photos, Path(d))
+        learn = get_learner(get_dls(d, size), 'squeezenet1_0')   # needs no training: copies and quality do not ask it
+        df,took = timed(lambda: suspects(learn))
+        words = 'tiny', 'blurred', 'dark', 'blank'
+        found = [(o.file, 'copies' if o.kind in ('duplicate', 'conflict') else
+                  next(w for w in words if o.reason.startswith(w)))
+                 for o in df.itertuples() if o.kind in ('duplicate', 'conflict', 'quality')]
+        rows = [counted('catdog suspects', found, truth, took)]
+        if cleanvision:
+            done = subprocess.run([cleanvision, '-c', CLEANVISION, d], capture_output=True, text=True)
+            if done.returncode: raise RuntimeError(done.stderr[-2000:])
+            out = json.loads(done.stdout)
+            rows.append(counted('cleanvision', out['found'], truth, out['seconds']))
+    return pd.DataFrame(rows)
+
+@call_parse
+def main(
+    photos:str='', # A folder of photographs with a sub-folder a label
+    size:int=224, # Pixels
+    recipe:str='fast', # How to train: 'fast' or 'classic'
+    epochs:int=None, # Epochs of fine-tuning; the recipe's own unless given
+    seeds:int=1, # How often to plant wrong labels and train, each time others
+    cleanlab:str=None, # An interpreter that has cleanlab
+    cleanvision:str=None # An interpreter that has cleanvision
+):
+    "Print how long the cleaner takes, what each ranking finds, and what is found of poor pictures and copies"
+    open_many()
+    if not photos: return
+    print(quality(photos, size, cleanvision).round(1).to_string(index=False), flush=True)
+    for seed in range(seeds):
+        rows,kinds = rank(photos, seed, size, recipe, epochs, cleanlab)
+        print(f'seed {seed}:', rows.round(3).to_string(index=False), kinds.to_string(), sep='\n', flush=True)

@@ -7,14 +7,15 @@ __all__ = ['Look', 'REMOVED', 'plot_confusion', 'scores', 'predictions', 'gradca
            'undo_choices', 'Cleaner', 'suspects', 'compare', 'report', 'saved_learner', 'write_report']
 
 # %% ../nbs/04_review.ipynb #6eb25a38
-import base64, io, json, os, re, time
-from collections import Counter, namedtuple
+import base64, hashlib, io, json, os, re, time
+from collections import Counter, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date, datetime
 from functools import lru_cache
 from html import escape
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import ipywidgets as widgets
 import numpy as np
@@ -79,6 +80,17 @@ def scores(
     "Precision and recall of `learn` on its validation pictures"
     return _scores(confusion(learn), list(map(str, learn.dls.vocab)))
 
+# %% ../nbs/04_review.ipynb #dd046b1c
+def _examine(img):
+    "Sides, sharpness, contrast and brightness of a picture, and what tells copies of it: hash and colours"
+    grey = img.convert('L')
+    grey.thumbnail((256, 256), reducing_gap=2)
+    a = np.asarray(grey, 'float32')
+    # Laplacian: nothing where nothing changes
+    edges = 4*a[1:-1, 1:-1] - a[:-2, 1:-1] - a[2:, 1:-1] - a[1:-1, :-2] - a[1:-1, 2:]
+    return dict(size=img.size, sharpness=float(edges.var()) if edges.size else 0., contrast=float(a.std()),
+                brightest=float(np.percentile(a, 99)), bits=_bits(_phash(img)), colours=_colours(img).ravel())
+
 # %% ../nbs/04_review.ipynb #aef07ca3
 @contextmanager
 def _pooled(body, rows):
@@ -94,19 +106,83 @@ def _files(learn):
     sets = [('Train', learn.dls.train_ds), ('Valid', learn.dls.valid_ds)]
     return L((Path(f),name) for name,ds in sets for f in ds.items if Path(f).exists()).zip()
 
-Look = namedtuple('Look', 'table features probabilities')
+def _ahead(f, items, n=16):
+    "`f` of each of `items`, in order, computed by several threads, at most `n` of them ahead"
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        waiting = deque()
+        for o in items:
+            waiting.append(pool.submit(f, o))
+            if len(waiting) > n: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
 
-def _look(learn, cbs=()):
-    "What `predictions` gives, unsorted, with features of shape (pictures,channels), probabilities (pictures,labels)"
+def _hurry(learn, size=224):
+    "Callbacks with which `learn` looks at many pictures sooner: bfloat16, where a trial shows that it is faster here"
+    body,times = learn.model[0],[]
+    if (p := next(body.parameters(), None)) is None or p.is_cuda: return []
+    x = torch.rand(8, 3, size, size).to(memory_format=torch.channels_last)
+    body.eval().to(memory_format=torch.channels_last)
+    for fast in (False, True):
+        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=fast):
+            body(x)
+            start = time.perf_counter()
+            body(x)
+        times.append(time.perf_counter() - start)
+    return [Bfloat16()] if times[1] < times[0] else []
+
+_Row = namedtuple('_Row', 'truth loss probabilities features seen')
+
+def _rows_of(learn, files, bar, cbs=()):
+    "A `_Row` for each of `files`: what `learn` says about it, and what `_examine` does"
+    seen,rows = {},[]
+    dl = learn.dls.test_dl(files, with_labels=True, num_workers=0)
+    def _open(i):
+        item = dl.create_item(i)
+        seen[i] = _examine(open_image(item[0]))
+        return item
+    def _items(idxs):
+        for o in _ahead(_open, idxs):
+            bar.update()
+            yield dl.after_item(o)
+    dl.create_batches = lambda idxs: map(dl.do_batch, dl.chunkify(_items(idxs)))
+    with _pooled(learn.model[0], rows), learn.added_cbs(cbs), learn.no_bar():
+        p,truth,losses = learn.get_preds(dl=dl, with_loss=True, reorder=False)
+    features,seen = torch.cat(rows).numpy(),[seen[i] for i in range(len(files))]
+    return list(map(_Row, truth.tolist(), losses.tolist(), p.numpy(), features, seen))
+
+_rows_seen = WeakKeyDictionary()
+
+def _known(learn):
+    "The rows of `learn` that are known already, by file; empty once its network or its data loaders are others"
+    digest = hashlib.blake2b()
+    for o in learn.model.state_dict().values(): digest.update(o.detach().float().cpu().contiguous().numpy())
+    now = learn.model,learn.dls,learn.loss_func,digest.digest()
+    if learn not in _rows_seen or _rows_seen[learn][0] != now: _rows_seen[learn] = now,{}
+    return _rows_seen[learn][1]
+
+def _stamp(file):
+    s = file.stat()
+    return file,s.st_mtime_ns,s.st_size
+
+Look = namedtuple('Look', 'table features probabilities seen', defaults=(None,))
+
+def _look(learn):
+    "What `predictions` gives, unsorted, features (pictures,channels), probabilities (pictures,labels), what was seen"
     files,sets = _files(learn)
-    dl,vocab,rows = learn.dls.test_dl(files, with_labels=True),np.array(learn.dls.vocab),[]
-    learn.model.to(memory_format=torch.channels_last)   # twice as fast on a CPU
-    with _pooled(learn.model[0], rows), learn.added_cbs(cbs):
-        probabilities,truth,losses = learn.get_preds(dl=dl, with_loss=True)
-    p = probabilities.numpy()
-    df = pd.DataFrame(dict(file=list(files), label=vocab[truth.numpy()], dataset=list(sets),
-                           predicted=vocab[p.argmax(1)], probability=p.max(1), loss=losses.numpy().astype(float)))
-    return Look(df, torch.cat(rows).numpy(), p)
+    if not files: raise CatdogError(f'{learn.dls.path}: none of the pictures that were trained on is there any more')
+    stamps,known = list(map(_stamp, files)),_known(learn)
+    new = [i for i,o in enumerate(stamps) if o not in known]
+    if new: learn.model.to(memory_format=torch.channels_last)   # twice as fast on a CPU
+    with tqdm(desc='looking', total=len(new), unit=' pictures', delay=2, leave=False) as bar:
+        for name in ('Train', 'Valid'):
+            some = [i for i in new if sets[i] == name]
+            if not some: continue
+            got = _rows_of(learn, [files[i] for i in some], bar, _hurry(learn) if name == 'Train' else ())
+            known.update(zip((stamps[i] for i in some), got))
+    truth,losses,p,features,seen = (list(o) for o in zip(*map(known.get, stamps)))
+    p,vocab = np.stack(p),np.array(learn.dls.vocab)
+    df = pd.DataFrame(dict(file=list(files), label=vocab[truth], dataset=list(sets),
+                           predicted=vocab[p.argmax(1)], probability=p.max(1), loss=losses))
+    return Look(df, np.stack(features), p, seen)
 
 def _worst_first(table): return table.sort_values('loss', ascending=False, ignore_index=True)
 
@@ -468,9 +544,13 @@ class _Pages(ImagesCleaner):
         here = set(self.view)
         return self.view + [f for f in self.pending if f not in here]
     @property
+    def wanted(self):
+        "What is chosen, other than to keep"
+        return {f: o for f,o in self.choices.items() if o not in ('<Keep>', f.parent.name)}
+    @property
     def pending(self):
-        "What is chosen, other than to keep, for files that are still there"
-        return {f: o for f,o in self.choices.items() if o not in ('<Keep>', f.parent.name) and f.exists()}
+        "What of `wanted` is about files that are still there"
+        return {f: o for f,o in self.wanted.items() if f.exists()}
 
     def set_fns(self, fns):
         "Show the first page of `fns`"
@@ -548,7 +628,8 @@ class Cleaner(ImageClassifierCleaner):
         **kw # `height` and `width` of a thumbnail in pixels (128, 180), `max_n` pictures a page (24)
     ):
         self.path,self.suspects = Path(learn.dls.path),suspects
-        self.table,_,self._probabilities = _look(learn)
+        look = _look(learn)
+        self.table,self._probabilities = look.table,look.probabilities
         self._label_index = {str(o): i for i,o in enumerate(learn.dls.vocab)}
         self.default = self.iw = _Pages(learn.dls.vocab, **kw)
         self._reasons = {} if suspects is None else dict(zip(suspects.file, suspects.reason))
@@ -633,12 +714,12 @@ class Cleaner(ImageClassifierCleaner):
 
     def apply(self) -> list: # `Moved`: file, to, reason
         "Move the pictures as chosen, wherever they were chosen"
-        pending = self.iw.pending
-        odd = next((f for f in pending if f.parent.name != str(self._rows[f].label)), None)
+        wanted = self.iw.wanted   # also what has vanished meanwhile: `apply_choices` says so
+        odd = next((f for f in wanted if f.parent.name != str(self._rows[f].label)), None)
         if odd:
             raise CatdogError(f'{odd} does not lie in a folder of the name of its label, '
                               'so it cannot be moved to another')
-        try: return apply_choices(self.path, pending)
+        try: return apply_choices(self.path, wanted)
         finally:
             self.iw.choices = {f: o for f,o in self.iw.choices.items() if f.exists()}
             self._sync()
@@ -671,10 +752,10 @@ class Cleaner(ImageClassifierCleaner):
         self.large.layout.display = 'none'
 
 # %% ../nbs/04_review.ipynb #a86df4f4
-def _out_of_sample(features, labels, folds=5):
+def _out_of_sample(features, labels, folds=10):
     "Probabilities (pictures,labels), each by a logistic regression that has not seen the picture; labels sorted"
     folds = max(2, min(folds, min(Counter(labels).values())))
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=.001, max_iter=1000))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=.003, max_iter=1000, tol=.01))
     parts = StratifiedKFold(folds, shuffle=True, random_state=0)
     return cross_val_predict(model, features, labels, cv=parts, method='predict_proba')
 
@@ -690,7 +771,7 @@ def _label_errors(look):
 def _table(rows): return pd.DataFrame(list(rows), columns=['file', 'label', 'suggested', 'kind', 'score', 'reason'])
 
 # %% ../nbs/04_review.ipynb #9294296f
-def _outliers(look, limit=3):
+def _outliers(look, limit=3.5):
     "The pictures of a `Look` that are like no others"
     t,n = look.table,len(look.table)
     angles = look.features/np.maximum(np.linalg.norm(look.features, axis=1, keepdims=True), 1e-9)
@@ -698,36 +779,17 @@ def _outliers(look, limit=3):
     far = NearestNeighbors(n_neighbors=min(k + 1, n)).fit(angles).kneighbors(angles)[0][:, 1:].mean(1)
     usual = np.median(far)
     z = (far - usual)/max(1e-9, 1.4826*np.median(abs(far - usual)))   # robust standard deviations
-    return _table((o.file, o.label, '<Delete>', 'outlier', 1 - .5*limit/v,
+    return _table((o.file, o.label, '<Delete>', 'outlier', .5*(1 - .5*limit/v),
                    f'like no other picture ({v:.1f} deviations from the usual)')
                   for o,v in zip(t.itertuples(), z) if v > limit)
 
-def _examine(file):
-    "Sides, sharpness and contrast of a picture, and what tells copies: hash and colours; None if it cannot be opened"
-    try: img = open_image(file)
-    except BadImage: return None
-    grey = img.convert('L')
-    grey.thumbnail((256, 256))
-    a = np.asarray(grey, 'float32')
-    # Laplacian: nothing where nothing changes
-    edges = 4*a[1:-1, 1:-1] - a[:-2, 1:-1] - a[2:, 1:-1] - a[1:-1, :-2] - a[1:-1, 2:]
-    return dict(size=img.size, sharpness=float(edges.var()) if edges.size else 0., contrast=float(a.std()),
-                bits=_bits(_phash(img)), colours=_colours(img).ravel())
-
-def _examined(files):
-    "`_examine` each of `files`, several at once"
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        seen = pool.map(_examine, files)
-        return list(tqdm(seen, total=len(files), desc='examine', unit=' pictures', delay=2, leave=False))
-
 _LIMITS = dict(size=(64, 'tiny: {} x {} pixels'), contrast=(8, 'blank: nothing can be seen on it'),
-               sharpness=(10, 'blurred'))
+               brightest=(80, 'dark'), sharpness=(10, 'blurred'))
 
 def _low_quality(table, seen):
-    "The tiny, blurred and blank ones"
+    "The tiny, blank, dark and blurred ones"
     rows = []
     for o,v in zip(table.itertuples(), seen):
-        if not v: continue
         values = dict(v, size=min(v['size']))
         bad = [(1 - .5*values[k]/limit, text.format(*v['size']))
                for k,(limit,text) in _LIMITS.items() if values[k] < limit]
@@ -735,16 +797,14 @@ def _low_quality(table, seen):
     return _table(rows)
 
 def _copies(seen):
-    "Pairs (i, j, bits that differ) of copies among what `_examined` gave"
-    have = [i for i,o in enumerate(seen) if o]
-    if not have: return
-    signs,colours = (np.stack([seen[i][k] for i in have]).astype('float32') for k in ('bits', 'colours'))
+    "Pairs (i, j, bits that differ) of copies among what `_examine` gave"
+    signs,colours = (np.stack([o[k] for o in seen]).astype('float32') for k in ('bits', 'colours'))
     signs = 2*signs - 1
-    for start in range(0, len(have), 1000):   # a thousand rows at a time bound the memory
+    for start in range(0, len(seen), 1000):   # a thousand rows at a time bound the memory
         differ = (signs.shape[1] - signs[start:start + 1000] @ signs.T)/2
         alike = (differ <= CLOSE) & (colours[start:start + 1000] @ colours.T >= ALIKE)
         for i,j in zip(*np.nonzero(alike)):
-            if i + start < j: yield have[i + start],have[j],differ[i, j]
+            if i + start < j: yield i + start,j,differ[i, j]
 
 def _duplicates(table, seen, given):
     "Of each pair of copies the one to take out: where the labels differ the less probable (`given`), else the smaller"
@@ -759,30 +819,15 @@ def _duplicates(table, seen, given):
                      f'the same picture as {kept.label}/{kept.file.name}'))
     return _table(rows)
 
-def _hurry(learn, size=224):
-    "Callbacks with which `learn` looks at many pictures sooner: bfloat16, where a trial shows that it is faster here"
-    body,times = learn.model[0],[]
-    if (p := next(body.parameters(), None)) is None or p.is_cuda: return []
-    x = torch.rand(8, 3, size, size).to(memory_format=torch.channels_last)
-    body.eval().to(memory_format=torch.channels_last)
-    for fast in (False, True):
-        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=fast):
-            body(x)
-            start = time.perf_counter()
-            body(x)
-        times.append(time.perf_counter() - start)
-    return [Bfloat16()] if times[1] < times[0] else []
-
 def suspects(
     learn:Learner # Trained, on pictures in folders that are their labels
 ) -> pd.DataFrame: # file, label, suggested (a label or '<Delete>'), kind, score (0 to 1), reason; worst first
     "The pictures of `learn` that are probably wrong (label, conflict, duplicate, outlier, quality), and what to do"
-    return _suspects(_look(learn, _hurry(learn)))
+    return _suspects(_look(learn))
 
 def _suspects(look):
     wrong,given = _label_errors(look)
-    seen = _examined(look.table.file)
-    kinds = [wrong, _outliers(look), _low_quality(look.table, seen), _duplicates(look.table, seen, given)]
+    kinds = [wrong, _outliers(look), _low_quality(look.table, look.seen), _duplicates(look.table, look.seen, given)]
     df = pd.concat([o for o in kinds if len(o)] or kinds[:1])
     return df.sort_values('score', ascending=False, kind='stable').drop_duplicates('file', ignore_index=True)
 
