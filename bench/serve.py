@@ -25,11 +25,12 @@ def make_learner(folder):
     from fastai.vision.augment import Resize
     from catdog.data import get_dls
     from catdog.predict import shipped_model
-    from catdog.train import get_learner
+    from catdog.train import _last_layer, get_learner
     for file in web[:20] + web[-20:]:
         (folder/'few'/file.parent.name).mkdir(parents=True, exist_ok=True)
         (folder/'few'/file.parent.name/file.name).write_bytes(file.read_bytes())
     learn = get_learner(get_dls(folder/'few', item_tfms=Resize(192, 'squish'), bs=8), 'squeezenet1_0', lin_ftrs=[])
+    _last_layer(learn)
     graph = onnx.load(shipped_model()/'model.onnx').graph
     weights = {o.name: torch.from_numpy(onnx.numpy_helper.to_array(o).copy()) for o in graph.initializer}
     for name,part in (('body', learn.model[0]), ('head', learn.model[1])):

@@ -1,6 +1,7 @@
 """Training, the fast recipe beside the classic one: how long, and how often wrong?
 
     python bench/train.py              # 3 splits of photos/web, each by both recipes; error on photos/test (25 minutes)
+    python bench/train.py epochs       # photos/web: does fine-tuning after the head help? (4 minutes)
     python bench/train.py stages       # ResNet-18 from random numbers, one epoch of each stage: time only
     python bench/train.py neither      # how many pictures of other things does the model that ships call "not sure"?
 
@@ -85,6 +86,13 @@ def recipes(seeds):
           f'{1 - mean(errors[1])/mean(errors[0]):.0%} lower')
     print(f'the floor is {least:.1f} s: fast takes {median(times[1])/least:.1f} times as long')
 
+def epochs(seed=0):
+    "Error after fitting the head, and after one and two epochs of fine-tuning"
+    for n in (0, 1, 2):
+        set_seed(seed)
+        learn,seconds = timed(train, web, 'squeezenet1_0', epochs=n, seed=seed)
+        print(f'{n} epochs: {seconds:.1f} s, {error_on_test(learn):.2%} error on {test.name}', flush=True)
+
 def stages():
     "ResNet-18 from random numbers: time for one frozen and one unfrozen epoch, beside fitting the head and one epoch"
     learn = vision_learner(classic_dls(0), resnet18, metrics=error_rate, pretrained=False)
@@ -114,9 +122,9 @@ def neither(n=100):
 
 @call_parse(pos=['what'])
 def main(
-    what:str='recipes', # recipes, stages or neither
+    what:str='recipes', # recipes, epochs, stages or neither
     seeds:int=3 # Splits
 ):
     "Measure training"
     if what == 'recipes': recipes(seeds)
-    else: dict(stages=stages, neither=neither)[what]()
+    else: dict(epochs=epochs, stages=stages, neither=neither)[what]()

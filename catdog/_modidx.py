@@ -82,6 +82,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'catdog.predict._columns': ('predict.html#_columns', 'catdog/predict.py'),
                                 'catdog.predict._continue': ('predict.html#_continue', 'catdog/predict.py'),
                                 'catdog.predict._covered': ('predict.html#_covered', 'catdog/predict.py'),
+                                'catdog.predict._limits': ('predict.html#_limits', 'catdog/predict.py'),
                                 'catdog.predict._model_file': ('predict.html#_model_file', 'catdog/predict.py'),
                                 'catdog.predict._model_folders': ('predict.html#_model_folders', 'catdog/predict.py'),
                                 'catdog.predict._model_name': ('predict.html#_model_name', 'catdog/predict.py'),

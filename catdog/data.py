@@ -9,6 +9,7 @@ __all__ = ['image_files', 'check_folder', 'UprightImage', 'Decoded', 'copies', '
 import os, shutil, tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,7 @@ from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
 from fastcore.foundation import L
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -109,13 +109,16 @@ def copies(
     files # Paths of pictures below it
 ) -> np.ndarray: # The number of a group for each of `files`; copies of one picture have the same
     "Group `files` below `path` by the picture that they show"
-    signs,pairs = 2*_hashes(path, files).astype('float32') - 1,[]
+    signs,groups = 2*_hashes(path, files).astype('float32') - 1,DisjointSet(range(len(files)))
+    @lru_cache(None)
+    def _colours_of(i): return _colours(open_image(files[i], 512))
     for start in range(0, len(files), 1000):   # a thousand rows at a time bound the memory
         near = (signs.shape[1] - signs[start:start + 1000] @ signs.T)/2 <= CLOSE
-        pairs += [(i + start, j) for i,j in zip(*np.nonzero(near)) if i + start < j]
-    pairs = [o for o in pairs if np.sum(np.prod([_colours(open_image(files[i], 512)) for i in o], 0)) >= ALIKE]
-    i,j = np.array(pairs or np.empty((0, 2)), int).T
-    return connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(len(files),)*2), directed=False)[1]
+        for i,j in zip(*np.nonzero(np.triu(near, start + 1))):
+            i += start
+            if not groups.connected(i, j) and (_colours_of(i)*_colours_of(j)).sum() >= ALIKE: groups.merge(i, j)
+    number = {i: k for k,o in enumerate(groups.subsets()) for i in o}
+    return np.array([number[i] for i in range(len(files))])
 
 # %% ../nbs/02_data.ipynb #e550d405
 def ApartSplitter(

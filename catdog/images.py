@@ -115,7 +115,9 @@ def _finish(img, max_side):
     img = _to_rgb(_upright(img))
     if max_side and max(img.size) > max_side:
         img.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3)
-    return Image.frombytes('RGB', img.size, img.tobytes()) if img.info or type(img) is not Image.Image else img
+    if type(img) is not Image.Image: img = img.copy()   # a file's picture knows where it came from; its copy does not
+    img.info = {}
+    return img
 
 def open_image(
     src:str|os.PathLike|bytes|io.IOBase|np.ndarray|Image.Image, # A path, bytes, a binary file, an array or a picture

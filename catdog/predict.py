@@ -60,6 +60,14 @@ def _open_session(file):
     except Exception as e:   # its exceptions have no common class but this
         raise ModelError(f'{file}: ONNX Runtime cannot open it ({str(e).splitlines()[0][:150]})') from None
 
+def _limits(meta):
+    "The least probability and the largest distance of an answer to rely on, by `meta`; None if it makes no sense"
+    o = meta.get('neither', {})
+    if not isinstance(o, dict): o = dict(probability=o)   # what older models have
+    limits = dict(dict(probability=0, distance=np.inf), **o)
+    def good(x, high): return isinstance(x, (int, float)) and 0 <= x <= high
+    return limits if good(limits['probability'], 1) and good(limits['distance'], np.inf) else None
+
 def _read_meta(session, file):
     "What the model says about itself, checked against its inputs and outputs"
     try: meta = json.loads(session.get_modelmeta().custom_metadata_map['catdog'])
@@ -75,10 +83,13 @@ def _read_meta(session, file):
           and len(set(labels)) == len(labels),
           'which labels it knows')
     check(isinstance(size, int) and is_number('resize_to', 0, size, 4096) and size >= 8, 'which size its pictures have')
-    check(is_number('temperature', 1, 1e-3, 1e3) and is_number('neither', 0, 0, 1), 'how to read its scores')
+    check(is_number('temperature', 1, 1e-3, 1e3), 'how to read its scores')
+    check(_limits(meta) is not None, 'when it is not sure')
     check(is_number('error', 0, 0, 1) and is_number('n_pictures', 0, 0, 1e12), 'how good it is')
     inputs = {o.name: (o.type, o.shape[1:]) for o in session.get_inputs()}
     outputs = {o.name: o.shape[1:] for o in session.get_outputs()}
+    if _limits(meta)['distance'] < np.inf and outputs.get('distance') != []:
+        raise ModelError(f'{file}: has a limit for the distance, but does not give it')
     if inputs != {'pixels': ('tensor(uint8)', [size, size, 3])} or outputs.get('logits') != [len(labels)]:
         raise ModelError(f'{file}: its inputs {inputs} and outputs {outputs} do not fit its {len(labels)} labels')
     return meta
@@ -137,7 +148,7 @@ class Classifier:
         self.path,self.file,self.session = file.parent,file,_open_session(file)
         self.meta = _read_meta(self.session, file)
         _check_answers(self.session, self.meta, file)
-        self.labels = self.meta['labels']
+        self.labels,self.limits = self.meta['labels'],_limits(self.meta)
 
     def __repr__(self): return f'Classifier({self.summary})'
 
@@ -173,17 +184,18 @@ class Classifier:
         pixels:list # Arrays from `pixels`
     ) -> list: # A `Prediction` each
         "What is on each of the pictures that `pixels` holds"
+        names = ['logits', 'distance'][:1 + (self.limits['distance'] < np.inf)]
         # Four at a time: what lies between the layers then still fits into the processor's cache
-        logits = [self.session.run(['logits'], {'pixels': np.stack(pixels[i:i+4])})[0]
-                  for i in range(0, len(pixels), 4)]
-        if not logits: return []
-        rows = _softmax(np.concatenate(logits).astype('float64')/self.meta.get('temperature', 1.0))
-        return [self._prediction(o) for o in rows]
+        runs = [self.session.run(names, {'pixels': np.stack(pixels[i:i+4])}) for i in range(0, len(pixels), 4)]
+        if not runs: return []
+        logits,*far = (np.concatenate(o) for o in zip(*runs))
+        rows = _softmax(logits.astype('float64')/self.meta.get('temperature', 1.0))
+        return [self._prediction(*o) for o in zip(rows, far[0] if far else np.zeros(len(rows)))]
 
-    def _prediction(self, row):
+    def _prediction(self, row, distance):
         best = float(row.max())
-        probabilities = dict(zip(self.labels, row.tolist()))
-        return Prediction(self.labels[row.argmax()], best, probabilities, best >= self.meta.get('neither', 0))
+        sure = bool(best >= self.limits['probability'] and distance <= self.limits['distance'])
+        return Prediction(self.labels[row.argmax()], best, dict(zip(self.labels, row.tolist())), sure)
 
     def explain(self,
         img, # What `predict` takes

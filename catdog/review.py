@@ -975,6 +975,9 @@ def _onnx_head(data):
                if o.name.startswith('head.') and o.data_location != onnx.TensorProto.EXTERNAL}
     linear = [weights[k] for k in sorted(weights, key=lambda o: int(o.split('.')[0])) if weights[k].ndim == 2]
     head = create_head(linear[0].shape[1]//2, linear[-1].shape[0], [len(o) for o in linear[:-1]])
+    for key,o in weights.items():   # fastai's last layer has no bias, one that `fit_head` made has
+        layer,_,name = key.rpartition('.')
+        if name == 'bias' and head.get_submodule(layer).bias is None: head.get_submodule(layer).bias = nn.Parameter(o)
     head.load_state_dict(weights, strict=False)
     return head.eval()
 

@@ -406,7 +406,7 @@ def _preprocessing(learn):
     return dict(size=size, resize_to=size + extra)
 
 # %% ../nbs/03_train.ipynb #060d7cb5
-RECIPES = dict(fast=dict(epochs=1, size=192), classic=dict(epochs=4, size=224))   # and their defaults
+RECIPES = dict(fast=192, classic=224)   # and the size of their pictures
 
 def _run_classic(learn, epochs, size, checkpoint):
     "fastai's `fine_tune`"
@@ -418,7 +418,7 @@ def _run_fast(learn, epochs, size, checkpoint):
     try:
         if checkpoint.best is None:
             fit_head(learn)
-            if not epochs: return
+            if not epochs: return   # nothing to compare with, and nothing to resume
             checkpoint.consider(learn, F.cross_entropy(*_logits(learn)).item())
         learn.unfreeze()
         with faster(learn, size):
@@ -460,7 +460,7 @@ def _tell(learn):
 def train(
     path:str|os.PathLike, # A folder with a sub-folder a label
     arch:str='resnet18', # Name of an architecture in `ARCHS`
-    epochs:int=None, # Epochs of fine-tuning once the head is there; None: 1 for 'fast', 4 for 'classic'
+    epochs:int=None, # Epochs of fine-tuning once the head is there; None: 4, or for 'fast' 1 per 3,000 pictures
     size:int=None, # Side of the square that the network sees, in pixels; None: 192 for 'fast', 224 for 'classic'
     bs:int=64, # Pictures a batch
     valid_pct:float=0.2, # Share kept back for validation
@@ -473,13 +473,12 @@ def train(
     _arch(arch)
     if recipe not in RECIPES:
         raise CatdogError(f'there is no recipe {recipe!r}: take {" or ".join(map(repr, RECIPES))}')
-    given = dict(epochs=epochs, size=size)
-    epochs,size = (RECIPES[recipe][k] if v is None else v for k,v in given.items())
-    fast = recipe == 'fast'
+    fast,size = recipe == 'fast',size or RECIPES[recipe]
     tfms = dict(item_tfms=[RandomResizedCrop(size, min_scale=0.5), FlipItem()], batch_tfms=[]) if fast else {}
     if fast: kw['lin_ftrs'] = []
     learn = get_learner(get_dls(path, size, bs, valid_pct, seed, **tfms), arch, **kw)
     if fast: _last_layer(learn)
+    if epochs is None: epochs = min(4, len(learn.dls.train_ds)//3000) if fast else 4
     checkpoint = Checkpoint(_unfinished(learn, arch=arch, recipe=recipe, epochs=epochs, size=size, bs=bs))
     if resume:
         checkpoint.read(learn)
@@ -706,7 +705,7 @@ def build(
     engine:str='auto', # Search engine: auto, bing, ddg, openverse, commons or sample
     photos:str=None, # A folder of photographs, a sub-folder a label, to search instead of the web
     arch:str='resnet18', # Architecture
-    epochs:int=None, # Epochs of fine-tuning once the head is there; 1, or 4 for the recipe 'classic'
+    epochs:int=None, # Epochs of fine-tuning once the head is there; 1 per 3,000 pictures, or 4 for 'classic'
     size:int=None, # Side of the square that the network sees, in pixels; 192, or 224 for 'classic'
     recipe:str='fast', # 'fast' fits the head at once, then fine-tunes a little; 'classic' is fastai's fine_tune
     resume:bool=False # Go on with a training that was stopped, after its last whole epoch

@@ -354,15 +354,18 @@ def test_cleaner_in_jupyterlab(page, lab, tmp_path):
 def exported(folder, arch, size=64):
     "Pictures in `folder`, and a model of `arch` that was trained on them"
     from catdog.data import get_dls
-    from catdog.train import ARCHS, export
+    from catdog.train import ARCHS, export, train
     from fastai.vision.all import vision_learner
+    if arch == 'as catdog-build trains':
+        learn = train(drawings(folder/'data'), 'squeezenet1_0', size=size, bs=8)
+        return learn,export(learn, folder/'models'/'drawn')
     dls = get_dls(drawings(folder/'data'), size=size, bs=8, num_workers=0)
     learn = vision_learner(dls, ARCHS[arch], pretrained=False)
     learn.arch_name = arch
     learn.fit(2, 1e-3)
     return learn,export(learn, folder/'models'/'drawn')
 
-@pytest.mark.parametrize('arch', ['squeezenet1_0', 'resnet18'])
+@pytest.mark.parametrize('arch', ['squeezenet1_0', 'resnet18', 'as catdog-build trains'])
 def test_a_saved_learner_says_the_same(tmp_path, arch, monkeypatch):
     "Also where the export has merged batch normalisation into the body"
     from catdog.review import gradcam, predictions, saved_learner
