@@ -189,6 +189,7 @@ class Classifier:
         runs = [self.session.run(names, {'pixels': np.stack(pixels[i:i+4])}) for i in range(0, len(pixels), 4)]
         if not runs: return []
         logits,*far = (np.concatenate(o) for o in zip(*runs))
+        if not np.isfinite(logits).all(): raise ModelError(f'{self.file}: its scores are no numbers; it is damaged')
         rows = _softmax(logits.astype('float64')/self.meta.get('temperature', 1.0))
         return [self._prediction(*o) for o in zip(rows, far[0] if far else np.zeros(len(rows)))]
 

@@ -642,8 +642,8 @@ Tells pictures of {", ".join(labels)} apart. {meta["arch"]}, fine-tuned with cat
 ## Limits
 
 Whatever it is shown, its answer is one of its labels. It says that it is not sure where the answer is less probable
-than {limits["probability"]:.2f}, or where what it sees lies further than {limits["distance"]:.2f} from what it was
-trained on; that is so for at most 5% of the validation pictures. Much that is none of its labels escapes it.
+than {limits["probability"]:.2f}, or where what it sees lies further than {limits["distance"]:.2f} standard deviations
+from what it was trained on; that is so for at most 5% of the validation pictures. Much that is none of its labels escapes it.
 The validation pictures come from the same source as the training pictures; expect more errors on others.
 
 ## Input
