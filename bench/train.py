@@ -14,7 +14,7 @@ once: decode all, and one pass forward at 224 pixels, in the fastest layout that
 Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test, and
 SqueezeNet's ImageNet weights, which torch downloads or finds below TORCH_HOME.
 """
-import os, sys, time
+import os, time
 from pathlib import Path
 from statistics import mean, median
 
@@ -28,8 +28,8 @@ from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, RandomResiz
                                vision_learner)
 from fastcore.script import call_parse
 
-from catdog.data import Decoded, decoded_dls, get_dls, image_files
-from catdog.train import Checkpoint, _preprocessing, _run_fast, get_learner, train
+from catdog.data import Decoded, get_dls, image_files
+from catdog.train import Checkpoint, _run_fast, train
 
 web,test = shared/'photos'/'web',shared/'photos'/'test'
 

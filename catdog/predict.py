@@ -6,7 +6,7 @@
 __all__ = ['Prediction', 'ModelError', 'shipped_model', 'find_models', 'Classifier', 'predict_files']
 
 # %% ../nbs/05_predict.ipynb #c36b0126
-import csv, hashlib, io, json, os, sys, warnings
+import csv, hashlib, json, os, sys, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files

@@ -29,7 +29,7 @@ import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-import fastai.callback.schedule, fastai.distributed   # give `Learner` its `fine_tune` and `distrib_ctx`
+import fastai.callback.schedule   # gives `Learner` its `fine_tune`
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.distributed import DistributedDL
@@ -643,7 +643,8 @@ Tells pictures of {", ".join(labels)} apart. {meta["arch"]}, fine-tuned with cat
 
 Whatever it is shown, its answer is one of its labels. It says that it is not sure where the answer is less probable
 than {limits["probability"]:.2f}, or where what it sees lies further than {limits["distance"]:.2f} standard deviations
-from what it was trained on; that is so for at most 5% of the validation pictures. Much that is none of its labels escapes it.
+from what it was trained on; that is so for at most 5% of the validation pictures.
+Much that is none of its labels escapes it.
 The validation pictures come from the same source as the training pictures; expect more errors on others.
 
 ## Input
