@@ -84,8 +84,8 @@ def batch(pkl, n=512, times=3):
 
 PLAIN = '''
 import sys
-from io import BytesIO
-from fastai.vision.all import load_learner, PILImage
+from fastai.vision.all import load_learner
+from catdog.data import UprightImage   # the type that its DataBlock has
 from flask import Flask, request
 from werkzeug.serving import make_server
 app,held = Flask('plain'),load_learner(sys.argv[1]) if sys.argv[2] == 'held' else None
@@ -93,7 +93,7 @@ app,held = Flask('plain'),load_learner(sys.argv[1]) if sys.argv[2] == 'held' els
 def predict():
     learn = held or load_learner(sys.argv[1])
     with learn.no_bar(), learn.no_logging():
-        label,_,p = learn.predict(PILImage.create(BytesIO(request.files['file'].read())))
+        label,_,p = learn.predict(UprightImage.create(request.files['file'].read()))
     return dict(label=label, probabilities=dict(zip(learn.dls.vocab, p.tolist())))
 # a Learner cannot predict in two threads at once
 server = make_server('127.0.0.1', 0, app, threaded=sys.argv[2] != 'held')
