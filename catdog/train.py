@@ -414,7 +414,8 @@ def _run_classic(learn, epochs, size, checkpoint):
 
 def _run_fast(learn, epochs, size, checkpoint):
     "Fit the head, then fine-tune everything, from pictures that were decoded once"
-    plain,learn.dls = learn.dls,decoded_dls(learn.dls, _preprocessing(learn)['resize_to'])
+    plain,growing = learn.dls,GrowingSize(size)
+    learn.dls = decoded_dls(plain, _preprocessing(learn)['resize_to'])
     try:
         if checkpoint.best is None:
             fit_head(learn)
@@ -423,9 +424,11 @@ def _run_fast(learn, epochs, size, checkpoint):
         learn.unfreeze()
         with faster(learn, size):
             learn.fit_one_cycle(epochs, slice(1e-5, 1e-3), pct_start=.3, div=5., start_epoch=checkpoint.start,
-                                cbs=[GrowingSize(size), checkpoint])
+                                cbs=[growing, checkpoint])
         checkpoint.restore(learn)
-    finally: learn.dls = plain
+    finally:
+        growing.leave()   # fastai calls no callback after a KeyboardInterrupt, and the crop is that of `plain`, too
+        learn.dls = plain
 
 def _unfinished(learn, **settings):
     "Where the `Checkpoint` of a training with these pictures and `settings` lies"

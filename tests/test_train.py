@@ -91,6 +91,7 @@ def test_ctrl_c_leaves_the_best_weights(drawings, tmp_path):
     assert process.returncode == 0, err[-3000:]
     assert 'Stopped. These are the best weights so far; resume=True goes on' in out and 'stopped: True' in out
     meta = Classifier(tmp_path/'models'/'stopped').meta
+    assert meta['size'] == 64   # and not the smaller one of the epoch in which it was stopped
     assert meta['n_wrong'] <= .25*meta['n_valid']   # not the state in the middle of a step, nor the beginning
 
 def test_a_killed_build_is_resumed(tmp_path):
