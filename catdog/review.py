@@ -499,21 +499,22 @@ class _Card:
     def __init__(self, pages):
         self.pages,self.file,self.filling = pages,None,False
         self.image = widgets.Image(format='jpeg')
-        zoom = widgets.Button(tooltip='Show it large')
+        self.zoom = widgets.Button()
         size = dict(width=f'{pages.width}px', height=f'{pages.height}px')
-        picture = widgets.Box([self.image, zoom], layout=size).add_class('cd-picture')
+        picture = widgets.Box([self.image, self.zoom], layout=size).add_class('cd-picture')
         self.menu = widgets.Dropdown(options=pages.opts, layout=dict(width='auto'))
         self.agree = widgets.Button(description='✓', tooltip='Yes, as suggested', layout=dict(width='36px'))
         self.text = widgets.HTML()
         self.box = widgets.VBox([picture, self.menu, self.agree, self.text],
                                 layout=dict(width=f'{pages.width + 16}px')).add_class('cd-card')
-        zoom.on_click(lambda _: pages.zoom(self.file))
+        self.zoom.on_click(lambda _: pages.zoom(self.file))
         self.agree.on_click(lambda _: pages.choose(self.file, self.menu.value))
         self.menu.observe(lambda change: self.filling or pages.choose(self.file, change['new']), 'value')
 
     def fill(self, file, thumb):
         "Show `file`"
         self.file,self.image.value,self.text.value = file,thumb,self.pages.describe(file)
+        self.zoom.tooltip = f'Show {file.parent.name}/{file.name} large'
         self.refresh()
 
     def refresh(self):
@@ -531,7 +532,7 @@ class _Pages(ImagesCleaner):
     "fastai's `ImagesCleaner` with pages, and choices that stay"
     def __init__(self, opts=(), height=128, width=180, max_n=24):
         self.opts,self.height,self.width,self.max_n = ('<Keep>', '<Delete>', *map(str, opts)),height,width,max_n
-        self.view,self.page,self.choices,self.suggestions,self.cards = L(),0,{},{},[]
+        self.view,self.page,self.choices,self.suggestions,self.cards,self.other_cards = L(),0,{},{},[],[]
         self.describe,self.zoom,self.changed = lambda f: escape(f.name),lambda f: None,lambda: None
         self.widget = widgets.Box([], layout=dict(flex_flow='row wrap', display='flex', width='100%'))
 
@@ -560,6 +561,8 @@ class _Pages(ImagesCleaner):
     def show(self, page):
         "Show `page`, counted from 0"
         self.page = min(max(page, 0), self.n_pages - 1)
+        # so a click that is under way while the page turns still counts for the picture that it was made on
+        self.cards,self.other_cards = self.other_cards,self.cards
         while len(self.cards) < len(self.shown): self.cards.append(_Card(self))
         thumbs = _thumbs(self.shown, self.height, self.width)
         for card,file,thumb in zip(self.cards, self.shown, thumbs): card.fill(file, thumb)
@@ -573,7 +576,7 @@ class _Pages(ImagesCleaner):
     def choose(self, file, choice):
         "Remember `choice` for `file`"
         self.choices[file] = choice
-        for o in self.cards:
+        for o in self.cards + self.other_cards:
             if o.file == file: o.refresh()
         self.changed()
 
@@ -671,10 +674,10 @@ class Cleaner(ImageClassifierCleaner):
     def on_change_ds(self, change=None):
         "Show the pictures of the chosen category and data set, largest loss first; or the suspects"
         worst,t = self.dd_view.value == 'Worst first',_worst_first(self.table)
-        for o in (self.dd_cats, self.dd_ds): o.disabled = worst
         if worst: files = self.suspects.file
         else: files = t.file[(t.label == self.dd_cats.value) & (t.dataset == self.dd_ds.value)]
         self.iw.set_fns(f for f in files if f in self._rows)
+        for o in (self.dd_cats, self.dd_ds): o.disabled = worst
 
     def _describe(self, file):
         "HTML below a picture"

@@ -295,7 +295,7 @@ def review_with_clicks(page, folder, shot):
     dataset_.select_option('Valid')
     shows('page 1 of 1')
     category.select_option('dog')
-    expect(menus.first).to_have_value('<Keep>')
+    expect(cards.first.get_by_title('Show dog/')).to_be_visible()
     menus.first.select_option('cat')
     shows('Chosen: 2 to delete, 1 to cat, 1 to dog')
     category.select_option('cat')
