@@ -6,11 +6,13 @@
 __all__ = ['App', 'serve_app']
 
 # %% ../nbs/07_app.ipynb #ba133d6c
-import base64, os, re, socket, tempfile
+import base64, json, os, re, socket, tempfile
+from collections import Counter
 from html import escape
 from importlib.resources import files as package_files
 from pathlib import Path
 
+from IPython.display import display
 from ipywidgets import HTML, Box, Button, Dropdown, FileUpload, VBox
 
 from .images import BadImage, CatdogError, command, jpeg_bytes, open_image
@@ -33,14 +35,16 @@ def _bar(label, p):
     return (f'<div class="catdog-bar"><span>{escape(label)}</span><i><b style="width:{p:.2%}"></b></i>'
             f'<span>{100*p:.2f} %</span></div>')
 
-def _card(name, picture, pred=None):
-    "The `picture` called `name` and, once there is one, the prediction `pred`"
-    said = ''
-    if pred: said = f'{pred.label}, {100*pred.probability:.2f} %' if pred.sure else f'Not sure; {pred.label}?'
-    label = f'<p class="catdog-label">{escape(said)}</p>' if pred else ''
-    bars = ''.join(_bar(*o) for o in pred.probabilities.items()) if pred else ''
+def _label(pred):
+    said = f'{pred.label}, {100*pred.probability:.2f} %' if pred.sure else f'Not sure; {pred.label}?'
+    return f'<p class="catdog-label{"" if pred.sure else " catdog-unsure"}">{escape(said)}</p>'
+
+def _card(name, picture, pred=None, note=''):
+    "The `picture` called `name` and, once there is one, the prediction `pred`, with a `note` beneath"
+    answer = _label(pred) + ''.join(_bar(*o) for o in pred.probabilities.items()) if pred else ''
+    note = f'<p class="catdog-soft">{escape(note)}</p>' if note else ''
     return (f'<div class="catdog-card"><img src="{picture}" alt="{escape(name)}">'
-            f'<div>{label}{bars}<p class="catdog-soft">{escape(name)}</p></div></div>')
+            f'<div>{answer}<p class="catdog-soft">{escape(name)}</p>{note}</div></div>')
 
 def _error(text): return f'<p class="catdog-error" role="alert">{escape(text)}</p>'
 
@@ -80,6 +84,16 @@ def _question(labels):
     text = ' or '.join(labels)
     return f'{text[:1].upper()}{text[1:]}?' if len(labels) <= 4 else 'What is in the picture?'
 
+# %% ../nbs/07_app.ipynb #e81f40b7
+_MAX_MESSAGE = 64*2**20   # bytes from a browser at once
+
+def _page_script():
+    "`app.js`, with its icon and the bytes that may be uploaded at once, as what `display` takes"
+    options = json.dumps(dict(icon=_static('icon.svg'), most=_MAX_MESSAGE - 4*2**20)).replace('</', '<\\/')
+    return {'text/html': f'<script>{_static("app.js")}({options})</script>'}
+
+def _in_voila(): return 'VOILA_BASE_URL' in os.environ
+
 # %% ../nbs/07_app.ipynb #80e6beed
 _MAX_FILES,_MAX_BYTES = 32,16*2**20   # pictures at once, and bytes each
 
@@ -98,7 +112,8 @@ class App(VBox):
         self.tries,style = _try_buttons(self._drawings, self.try_one)
         tries = Box(self.tries)
         for o,name in [(self, 'catdog'), (self.menu, 'catdog-model'), (self.upload, 'catdog-upload'),
-                       (self.button, 'catdog-go'), (self.cards, 'catdog-cards'), (tries, 'catdog-tries')]:
+                       (self.button, 'catdog-go'), (self.status, 'catdog-status'), (self.cards, 'catdog-cards'),
+                       (tries, 'catdog-tries')]:
             o.add_class(name)
         hint = HTML('<p class="catdog-soft catdog-hint">No picture at hand? Try one of these drawings:</p>')
         super().__init__([HTML(f'<style>{_static("app.css")}{style}</style>'), self.head,
@@ -109,6 +124,8 @@ class App(VBox):
         # ipywidgets 7 keeps `value` when the same file comes again, but counts every upload
         self.upload.observe(lambda _: self._uploaded(), '_counter' if self.upload.has_trait('_counter') else 'value')
         self._switched()
+        # not a widget of the app: it has to run even if no widget can reach its kernel
+        if _in_voila(): display(_page_script(), raw=True)
 
     def __repr__(self): return f'App({self.menu.value!r}, {len(self.pictures)} pictures)'
 
@@ -122,14 +139,15 @@ class App(VBox):
         "Say which model it is now, and ask it about the pictures that the last one was asked about"
         model = self.models[self.menu.value]
         question = _question(self.classifier.labels) if self.classifier else 'What is in the picture?'
+        icon = f'<span aria-hidden="true">{_static("icon.svg")}</span>'
         self.head.value = (
-            f'<div class="catdog-head">{_static("icon.svg")}<div><h1>{escape(question)}</h1>'
+            f'<div class="catdog-head">{icon}<div><h1>{escape(question)}</h1>'
             '<p class="catdog-soft">Choose pictures, press Predict!, and read what they show.</p></div></div>')
         self.about.value = f'<p class="catdog-soft">{escape(model.summary)}</p>' if self.classifier else _error(model)
         self.button.disabled = not (self.pictures and self.classifier)
         if self.classifier and any(o.asked for o in self.pictures): self.predict()
 
-    def _say(self, text): self.status.value = f'<p class="catdog-soft" role="status">{escape(text)}</p>' if text else ''
+    def _say(self, text): self.status.value = f'<p class="catdog-soft">{escape(text)}</p>'
 
     def _uploaded(self):
         "Show what came through the upload button"
@@ -174,20 +192,21 @@ class App(VBox):
             for i,o in enumerate(self.pictures, 1):
                 self._say(f'Looking at picture {i} of {len(self.pictures)} ...')
                 o.ask(self.classifier)
-            self._say('')
+            found = Counter(o.pred.label if o.pred.sure else 'not sure' for o in self.pictures)
+            self._say(', '.join(f'{n} {o}' for o,n in found.items()))
         finally: self.button.disabled = False
 
 class _Card(VBox):
     "A card, and beneath it a button that asks why once there is an answer"
     def __init__(self):
-        self.html = HTML()
-        self.button = Button(description='Why?', tooltip='Show what the answer rests on').add_class('catdog-why')
-        self.button.on_click(lambda _: self.ask_why())
+        self.html,self.button = HTML(),Button().add_class('catdog-why')
+        self.button.on_click(lambda _: self.press())
         super().__init__([self.html])
-    def show(self, html, ask_why=None):
-        "Show `html`, and the button if there is something to call when it is pressed"
-        self.html.value,self.ask_why = html,ask_why
-        self.children = [self.html, self.button] if ask_why else [self.html]
+        self.add_class('catdog-box')
+    def show(self, html, text='', press=None):
+        "Show `html`, and with `press` a button that says `text` and calls it"
+        self.html.value,self.button.description,self.press = html,text,press
+        self.children = [self.html, self.button] if press else [self.html]
 
 class _Picture:
     "A picture with its `card`"
@@ -197,15 +216,16 @@ class _Picture:
         card.show(_card(name, self.small))
     def ask(self, classifier):
         self.pred,self.asked = classifier.predict(self.data),True
-        self.card.show(_card(self.name, self.small, self.pred), lambda: self.why(classifier))
+        self.answer(classifier)
+    def answer(self, classifier):
+        self.card.show(_card(self.name, self.small, self.pred), 'Why?', lambda: self.why(classifier))
     def why(self, classifier):
         "Darken what the answer does not rest on"
-        self.card.button.disabled,self.card.button.description = True,'Looking ...'
-        try: picture = _preview(jpeg_bytes(classifier.why(self.data, self.pred.label)))
-        finally: self.card.button.disabled,self.card.button.description = False,'Why?'
-        note = (f'<p class="catdog-soft">Bright: what spoke for {escape(self.pred.label)}. '
-                'Where it is dark and grey, the answer would be the same without it.</p>')
-        self.card.show(_card(self.name, picture, self.pred) + note)
+        picture = _preview(jpeg_bytes(classifier.why(self.data, self.pred.label)))
+        note = (f'Bright: what spoke for {self.pred.label}. '
+                'Where it is dark and grey, the answer would be the same without it.')
+        # the button stays where it is, and with it the keyboard's focus
+        self.card.show(_card(self.name, picture, self.pred, note), 'Show all', lambda: self.answer(classifier))
 
 # %% ../nbs/07_app.ipynb #ce4c82e3
 _csp = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -217,8 +237,9 @@ _voila_config = {
                                                    '@voila-dashboards/widgets-manager7',
                                                    '@voila-dashboards/widgets-manager8']},
     'RegexRemovePreprocessor': {'patterns': ['(?!# The app: )']},
-    'MappingKernelManager': {'cull_idle_timeout': 1800, 'cull_interval': 120, 'cull_connected': True},
-    'Voila': {'tornado_settings': {'websocket_max_message_size': 64*2**20, 'disable_check_xsrf': True, 'headers': {
+    'MappingKernelManager': {'cull_idle_timeout': 1800, 'cull_interval': 600, 'cull_connected': True},
+    'KernelRestarter': {'restart_limit': 0},
+    'Voila': {'tornado_settings': {'websocket_max_message_size': _MAX_MESSAGE, 'disable_check_xsrf': True, 'headers': {
         'Content-Security-Policy': _csp, 'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'same-origin'}}}}
 
 # %% ../nbs/07_app.ipynb #ba5c5779

@@ -1,5 +1,5 @@
 "The page and the widget app in a real browser: choose, press Predict!, read the label"
-import importlib.util, json, os, re, shlex, socket, subprocess, sys, time
+import importlib.util, json, os, re, shlex, signal, socket, subprocess, sys, time
 from pathlib import Path
 
 import nbformat, psutil, pytest
@@ -185,6 +185,10 @@ def test_app(app_url, visitor, cat, drawings, classifier):
     visitor.get_by_text('what spoke for cat').wait_for()
     assert visitor.locator('.catdog-card img').first.get_attribute('src') != before
     assert visitor.get_by_role('button', name='Why?').count() == 1   # the other picture's
+    assert visitor.evaluate('document.activeElement.innerText') == 'Show all'
+    visitor.keyboard.press('Enter')
+    visitor.get_by_text('what spoke for cat').wait_for(state='hidden')
+    assert visitor.locator('.catdog-card img').first.get_attribute('src') == before
     assert sideways(visitor) <= 0
 
 def test_app_shows_the_app_alone(app_url, page, classifier):
@@ -193,7 +197,7 @@ def test_app_shows_the_app_alone(app_url, page, classifier):
     assert page.title() == 'Cat or dog?' and page.locator('h1').all_inner_texts() == ['Cat or dog?']
     text = page.locator('body').inner_text()
     assert classifier.summary in text and 'import' not in text and 'FileUpload' not in text
-    assert page.locator('.jp-OutputArea-output').count() == 1
+    assert page.locator('.jp-OutputArea-output .catdog').count() == 1 and page.locator('.jp-Cell').count() == 1
 
 def test_app_try_these(app_url, page, classifier):
     page.goto(app_url)
@@ -252,6 +256,78 @@ def test_kernels_end_with_their_visitors(browser, start):
     while len(kernels(process)) > 1 and time.monotonic() < end: time.sleep(.5)
     assert len(kernels(process)) == 1   # the one that waits for the next visitor
     assert ended(process) == (0, [])
+
+def serve_app(way, start, folder, *more):
+    "(process, url) of Voilà, as the `Procfile` starts it in the project, or of `catdog-app` in an empty `folder`"
+    port = free_port()
+    args,cwd = {'voila': ([script('voila'), 'nbs/07_app.ipynb', '--no-browser', f'--port={port}', *more], ROOT),
+                'catdog-app': ([script('catdog-app'), '--port', str(port)], folder)}[way]
+    process = start(args, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return process,until_open(process, port)
+
+def kernel_of(page, process):
+    "The kernel of the visitor who sees `page`"
+    id = json.loads(page.locator('#jupyter-config-data').text_content())['kernelId']
+    return next(o for o in kernels(process) if id in ' '.join(o.cmdline()))
+
+def gone(page):
+    "Wait until `page` says that the app is gone"
+    page.get_by_role('alert').filter(has_text='The connection to the app is gone.').wait_for()
+    assert all(page.locator('.catdog').evaluate_all('all => all.map(o => o.inert)'))
+
+def reload(page):
+    "Follow the link in the notice on `page`, and use the app"
+    page.get_by_role('link', name='Reload the page.').click()
+    page.get_by_role('button', name='drawn dog').first.click()
+    page.locator('.catdog-label').wait_for()
+    assert page.locator('.catdog-label').inner_text().startswith('dog, ')
+    assert page.get_by_role('alert').all_inner_texts() in ([], [''])
+
+@pytest.mark.parametrize('way', ['voila', 'catdog-app'])
+def test_a_kernel_is_killed_under_a_visitor(way, page, tmp_path, start):
+    process,url = serve_app(way, start, tmp_path)
+    page.goto(url)
+    page.get_by_role('button', name='Predict!').wait_for()
+    dead = kernel_of(page, process)
+    dead.send_signal(signal.SIGKILL)
+    gone(page)
+    reload(page)
+    assert kernel_of(page, process).pid != dead.pid
+
+def test_a_kernel_is_killed_while_it_waits_for_a_visitor(page, tmp_path, start):
+    process,url = serve_app('voila', start, tmp_path)
+    while not (waiting := kernels(process)): time.sleep(.1)
+    time.sleep(5)   # it runs the notebook
+    waiting[0].send_signal(signal.SIGKILL)
+    page.goto(url)
+    gone(page)
+    reload(page)
+
+def test_a_kernel_that_nobody_uses_is_ended(page, tmp_path, start):
+    more = ['--MappingKernelManager.cull_idle_timeout=4', '--MappingKernelManager.cull_interval=1']
+    process,url = serve_app('voila', start, tmp_path, *more)
+    page.goto(url)
+    page.get_by_role('button', name='Predict!').wait_for()
+    kernel_of(page, process).wait(30)
+    gone(page)
+
+def test_the_server_ends_under_a_visitor(page, tmp_path, start):
+    process,url = serve_app('catdog-app', start, tmp_path)
+    page.goto(url)
+    page.get_by_role('button', name='Predict!').wait_for()
+    process.terminate()
+    gone(page)
+
+def test_an_upload_that_is_too_large_for_one_message(app_url, page, tmp_path, cat):
+    "The page says so, and what is chosen next arrives"
+    for i in range(5): (tmp_path/f'{i}.jpg').write_bytes(cat.read_bytes() + bytes(15*2**20))
+    page.goto(app_url)
+    page.get_by_role('button', name='Predict!').wait_for()
+    upload(page, [*tmp_path.iterdir()])
+    page.get_by_role('alert').filter(has_text='76 MB are too much at once').wait_for()
+    upload(page, [*tmp_path.iterdir()][:3])
+    page.get_by_text('3 pictures chosen').wait_for()
+    assert page.get_by_role('alert').all_inner_texts() in ([], [''])
 
 def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     "As somebody has it who installed the package: `catdog-app` in any folder"
