@@ -20,6 +20,7 @@ setup(
     install_requires=lines('requirements'),
     extras_require={'train': lines('train_requirements'),
                     'distributed': lines('train_requirements') + lines('distributed_requirements'),
-                    'dev': lines('train_requirements') + lines('distributed_requirements') + lines('dev_requirements')},
+                    'cluster': lines('cluster_requirements'),
+                    'dev': [o for k in ('train', 'distributed', 'cluster', 'dev') for o in lines(f'{k}_requirements')]},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['catdog=catdog._modidx:d']},
 )

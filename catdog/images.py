@@ -122,7 +122,8 @@ def _finish(img, max_side):
 def open_image(
     src:str|os.PathLike|bytes|io.IOBase|np.ndarray|Image.Image, # A path, bytes, a binary file, an array or a picture
     max_side:int=None, # Shrink so that neither side is longer than this, in pixels; None leaves the size
-    max_pixels:int=50_000_000 # Refuse more than this many pixels (width times height)
+    max_pixels:int=50_000_000, # Refuse more than this many pixels (width times height)
+    min_side:int=None # Decode a JPEG at 1/2, 1/4 or 1/8 if neither side gets shorter than this, in pixels; None: as it is
 ) -> Image.Image: # Upright RGB picture without metadata
     "Open `src` as an upright RGB picture of at most `max_side`; `BadImage` says why it cannot be one"
     if isinstance(src, np.ndarray): src = _array_image(src)
@@ -133,7 +134,7 @@ def open_image(
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as img:
             _check_size(img, max_pixels)
-            if max_side: img.draft('RGB', (max_side, max_side))
+            if enough := max(max_side or 0, min_side or 0): img.draft('RGB', (enough, enough))
             img.load()
             return _finish(img, max_side)
     except BadImage: raise

@@ -33,7 +33,7 @@ import fastai.callback.schedule   # gives `Learner` its `fine_tune`
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.distributed import DistributedDL
-from fastai.layers import AdaptiveConcatPool2d
+from fastai.layers import AdaptiveConcatPool2d, Flatten
 from fastai.learner import Learner
 from fastai.metrics import error_rate
 from fastai.torch_core import get_model, num_distrib, rank_distrib, to_float
@@ -52,7 +52,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 
-from .data import decoded_dls, get_dls, image_files
+from .data import OpenUpright, decoded_dls, get_dls, image_files
 from .images import CatdogError, command, write_atomic
 from .sample import SampleWeb
 from .scrape import read_manifest, scrape
@@ -395,7 +395,7 @@ def distributed(
 
 # %% ../nbs/03_train.ipynb #a1ebe1f8
 def _preprocessing(learn):
-    "`size` and `resize_to` of the validation pictures of `learn`: squeezed to `resize_to`, then the middle `size`"
+    "How `learn` opens validation pictures: of a JPEG what `min_side` needs, squeezed to `resize_to`, the middle `size`"
     crop = _transform(learn.dls.valid.after_item, (RandomResizedCrop, Resize))
     squeezes = isinstance(crop, RandomResizedCrop) or getattr(crop, 'method', None) == ResizeMethod.Squish
     if not squeezes or crop.size[0] != crop.size[1]:
@@ -403,7 +403,8 @@ def _preprocessing(learn):
                           'or Resize(method="squish"), to a square')
     size = crop.size[0]
     extra = int(np.ceil(size*crop.val_xtra/8)*8) if isinstance(crop, RandomResizedCrop) else 0
-    return dict(size=size, resize_to=size + extra)
+    opened = _transform(learn.dls.valid_ds.tls[0].tfms, OpenUpright)
+    return dict(size=size, resize_to=size + extra, min_side=opened and opened.min_side)
 
 # %% ../nbs/03_train.ipynb #060d7cb5
 RECIPES = dict(fast=192, classic=224)   # and the size of their pictures
@@ -422,8 +423,9 @@ def _run_fast(learn, epochs, size, checkpoint):
             if not epochs: return   # nothing to compare with, and nothing to resume
             checkpoint.consider(learn, F.cross_entropy(*_logits(learn)).item())
         learn.unfreeze()
+        early = 1e-5*min(3, max(1, epochs/4))   # what they lose at the start, early layers win back in many epochs only
         with faster(learn, size):
-            learn.fit_one_cycle(epochs, slice(1e-5, 1e-3), pct_start=.3, div=5., start_epoch=checkpoint.start,
+            learn.fit_one_cycle(epochs, slice(early, 1e-3), pct_start=.3, div=5., start_epoch=checkpoint.start,
                                 cbs=[growing, checkpoint])
         checkpoint.restore(learn)
     finally:
@@ -477,7 +479,9 @@ def train(
     if recipe not in RECIPES:
         raise CatdogError(f'there is no recipe {recipe!r}: take {" or ".join(map(repr, RECIPES))}')
     fast,size = recipe == 'fast',size or RECIPES[recipe]
-    tfms = dict(item_tfms=[RandomResizedCrop(size, min_scale=0.5), FlipItem()], batch_tfms=[]) if fast else {}
+    # a GPU also turns, bends and lights the batches, as the classic recipe does; a CPU is better used otherwise
+    crop_and_flip = dict(item_tfms=[RandomResizedCrop(size, min_scale=0.5), FlipItem()], batch_tfms=[])
+    tfms = crop_and_flip if fast and not torch.cuda.is_available() else {}
     if fast: kw['lin_ftrs'] = []
     learn = get_learner(get_dls(path, size, bs, valid_pct, seed, **tfms), arch, **kw)
     if fast: _last_layer(learn)
@@ -531,8 +535,17 @@ def neither_limits(
     return dict(zip(('probability', 'distance'), map(float, _limits(share))))
 
 # %% ../nbs/03_train.ipynb #cf1084a3
+def _slopes(layers, inputs, labels):
+    "How each of `labels` scores changes with the first of `inputs`, (n,labels,channels); only `ReLU`s bend `layers`"
+    slopes = torch.eye(labels)[None]
+    for layer,x in reversed(list(zip(layers, inputs))):
+        if isinstance(layer, nn.Linear): slopes = slopes @ layer.weight
+        elif isinstance(layer, nn.BatchNorm1d): slopes = slopes*(layer.weight/(layer.running_var + layer.eps).sqrt())
+        elif isinstance(layer, nn.ReLU): slopes = slopes*(x > 0)[:, None]
+    return slopes
+
 class _Pixels(nn.Module):
-    "`model` from uint8 pixels (N,H,W,3) to logits (N,labels), features (N,C,h,w) and `distance` (N,)"
+    "`model` from uint8 pixels (N,H,W,3) to logits (N,labels), features (N,C,h,w), `distance` (N,), activation"
     def __init__(self, model, mean, std, distance):
         super().__init__()
         self.body,self.distance = model[0],distance
@@ -541,10 +554,24 @@ class _Pixels(nn.Module):
         self.register_buffer('std', std)
     def forward(self, pixels):
         features = self.body((pixels.permute(0, 3, 1, 2).float()/255 - self.mean)/self.std)
-        return self.head(features),features,self.distance(features)
+        steps = [features]
+        for layer in self.head: steps.append(layer(steps[-1]))
+        return steps[-1],features,self.distance(features),self.activation(steps)
+    def activation(self, steps):
+        "What each place adds to each score, (N,labels,h,w)"
+        features,slopes = steps[0],_slopes(self.head[2:], steps[2:-1], steps[-1].shape[1])
+        of_max,of_mean = slopes[..., :features.shape[1]],slopes[..., features.shape[1]:]
+        top = (features == features.amax((2, 3), keepdim=True)).float()
+        top = features*top/top.sum((2, 3), keepdim=True)
+        places = of_max @ top.flatten(2) + of_mean @ features.flatten(2)/(features.shape[2]*features.shape[3])
+        return places.unflatten(2, features.shape[2:])
+
+_head_layers = (AdaptiveConcatPool2d, Flatten, nn.BatchNorm1d, nn.Dropout, nn.Linear, nn.ReLU)   # of `vision_learner`
 
 def _pixels_model(learn, distance):
     "The network of `learn` as `_Pixels`, on the CPU, ready to predict"
+    if tuple(map(type, learn.model[1][:2])) != _head_layers[:2] or not all(type(o) in _head_layers for o in learn.model[1]):
+        raise CatdogError('the model can be exported when its head is one that vision_learner makes by itself')
     norm = _transform(learn.dls.valid.after_batch, Normalize)
     mean,std = (norm.mean, norm.std) if norm else (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
     return _Pixels(learn.model, mean.cpu(), std.cpu(), distance).cpu().eval()
@@ -554,7 +581,7 @@ def _write_onnx(learn, distance, file, meta):
     device = next(learn.model.parameters()).device
     pixels = torch.zeros(2, meta['size'], meta['size'], 3, dtype=torch.uint8)
     torch.onnx.export(_pixels_model(learn, distance), (pixels,), file, dynamo=True, external_data=False, verbose=False,
-                      input_names=['pixels'], output_names=['logits', 'features', 'distance'],
+                      input_names=['pixels'], output_names=['logits', 'features', 'distance', 'activation'],
                       dynamic_shapes=dict(pixels={0: torch.export.Dim('batch')}))
     learn.model.to(device)
     model = onnx.load(file)
