@@ -277,6 +277,8 @@ def _run_voila(notebook, host, port, browser):
     app = Voila(config=Config(_voila_config))
     app.initialize([str(notebook), f'--port={port}', f'--Voila.ip={host}', '--Voila.port_retries=0',
                     '--Voila.log_level=ERROR', f'--Voila.open_browser={bool(browser)}'])
+    # a Space of Hugging Face is shown in a frame of theirs
+    if 'SPACE_ID' in os.environ: app.tornado_settings['headers']['Content-Security-Policy'] += ' https://huggingface.co'
     app.start()
 
 @command

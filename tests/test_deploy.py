@@ -1,0 +1,280 @@
+"What people deploy: an environment from requirements-serve.txt alone, Procfile, Dockerfile, a Space, Binder"
+import importlib.metadata, importlib.util, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time, zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import parse_qs, urlparse
+
+import psutil, pytest, requests, yaml
+
+from catdog.predict import Classifier, shipped_model
+
+ROOT = Path(__file__).parent.parent
+
+def tracked():
+    names = subprocess.check_output(['git', 'ls-files', '-z'], cwd=ROOT, text=True).split('\0')
+    return [o for o in names if o and (ROOT/o).exists()]
+
+def copied(names, folder):
+    "The files `names` of the project, in `folder`"
+    for name in names:
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT/name, folder/name)
+    return folder
+
+@pytest.fixture(scope='session')
+def fresh(tmp_path_factory):
+    "An environment with what requirements-serve.txt asks for and nothing else: its bin folder, and the project there"
+    folder = tmp_path_factory.mktemp('fresh')
+    project = copied(tracked(), folder/'project')
+    subprocess.run([sys.executable, '-m', 'venv', folder/'venv'], check=True)
+    install = [folder/'venv'/'bin'/'python', '-m', 'pip', 'install', '-q', '-r', 'requirements-serve.txt']
+    res = subprocess.run(install, cwd=project, capture_output=True, text=True)
+    if res.returncode: pytest.fail(f'pip cannot install requirements-serve.txt (this needs an index):\n{res.stderr}')
+    return SimpleNamespace(folder=folder/'venv', bin=folder/'venv'/'bin', project=project)
+
+@pytest.fixture(scope='module')
+def cat():
+    "A real photograph of a cat, which comes with fastbook"
+    return Path(importlib.util.find_spec('fastbook').origin).parent/'images'/'cat.jpg'
+
+def environment(fresh, **kw):
+    "As in a new shell where the fresh environment is activated"
+    mine = {k: v for k,v in os.environ.items() if not k.startswith(('PYTHON', 'VIRTUAL_ENV', 'CATDOG', 'JUPYTER'))}
+    return {**mine, 'PATH': f'{fresh.bin}{os.pathsep}{mine["PATH"]}', **kw}
+
+@pytest.fixture
+def start(fresh):
+    "Start a command line by `sh`, in the fresh environment; whatever happens, it ends with the test"
+    started = []
+    def _start(line, folder, **kw):
+        started.append(subprocess.Popen(['sh', '-c', f'exec {line}'], cwd=folder, env=environment(fresh, **kw),
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return started[-1]
+    yield _start
+    for o in started:
+        o.terminate()
+        o.wait(30)
+
+def free_port():
+    with socket.create_server(('127.0.0.1', 0)) as sock: return str(sock.getsockname()[1])
+
+def until_open(process, port):
+    "Wait until `process` listens on `port`"
+    while process.poll() is None:
+        with socket.socket() as sock:
+            if sock.connect_ex(('127.0.0.1', int(port))) == 0: return f'http://127.0.0.1:{port}/'
+        time.sleep(.1)
+    raise AssertionError('the server has ended')
+
+def asked(url, cat):
+    "What the API at `url` says about the picture `cat`"
+    res = requests.post(f'{url}predict', files={'file': ('cat.jpg', cat.read_bytes())}, timeout=60)
+    assert res.status_code == 200, res.text
+    return res.json()
+
+def used(page, cat):
+    "Use the app on `page`: upload `cat`, press Predict!; what it says"
+    page.get_by_role('button', name='Predict!').wait_for(timeout=60_000)
+    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose pictures').click()
+    chooser.value.set_files(cat)
+    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_role('button', name='Predict!').click()
+    page.locator('.catdog-label').wait_for()
+    return page.locator('.catdog-label').inner_text()
+
+def expected(cat):
+    pred = Classifier(shipped_model()).predict(cat)
+    assert pred.label == 'cat' and pred.sure
+    return pred
+
+# The environment
+
+def test_serving_needs_little(fresh, capsys):
+    code = """if 1:
+        import catdog.app, catdog.serve, catdog.predict, importlib.metadata, importlib.util, json
+        names = 'torch torchvision fastai fastbook pandas matplotlib sklearn scipy nbdev jupyterlab notebook'.split()
+        print(json.dumps([[o for o in names if importlib.util.find_spec(o)], importlib.metadata.version('ipywidgets'),
+                          catdog.app.__file__]))"""
+    res = subprocess.run([fresh.bin/'python', '-c', code], capture_output=True, text=True, cwd=fresh.folder,
+                         env=environment(fresh))
+    assert res.returncode == 0, res.stderr
+    heavy,widgets,file = json.loads(res.stdout)
+    assert heavy == [] and Path(file).is_relative_to(fresh.folder)
+    # FileUpload.value differs between these two: here is the one, and test_app.py runs with the other
+    assert widgets.startswith('8.') and importlib.metadata.version('ipywidgets').startswith('7.8.')
+    size = sum(o.lstat().st_blocks*512 for o in fresh.folder.rglob('*'))/1e6
+    with capsys.disabled(): print(f'\nThe serving environment has {size:.0f} MB.')
+    assert size < 700
+
+@pytest.fixture(scope='module')
+def procfile(): return dict(o.split(': ', 1) for o in (ROOT/'Procfile').read_text().splitlines())
+
+def test_api_in_the_fresh_environment(fresh, start, procfile, cat):
+    port = free_port()
+    process = start(procfile['api'], fresh.project, PORT=port)
+    answer = asked(until_open(process, port), cat)
+    assert answer['label'] == 'cat' and answer['probability'] == pytest.approx(expected(cat).probability, abs=1e-4)
+
+def test_app_in_the_fresh_environment(fresh, start, procfile, cat, page):
+    port = free_port()
+    process = start(procfile['web'], fresh.project, PORT=port)
+    page.goto(until_open(process, port))
+    assert used(page, cat) == f'cat, {100*expected(cat).probability:.2f} %'
+
+def test_app_says_when_it_is_gone_with_these_widgets_too(fresh, start, tmp_path, page):
+    port = free_port()
+    process = start(f'catdog-app --port {port}', tmp_path)
+    page.goto(until_open(process, port))
+    page.get_by_role('button', name='Predict!').wait_for()
+    id = json.loads(page.locator('#jupyter-config-data').text_content())['kernelId']
+    children = psutil.Process(process.pid).children(recursive=True)
+    next(o for o in children if id in ' '.join(o.cmdline())).send_signal(signal.SIGKILL)
+    page.get_by_role('alert').filter(has_text='The connection to the app is gone.').wait_for()
+
+# The Dockerfile, as far as that goes without Docker
+
+def instructions():
+    "(instruction, rest) of the Dockerfile"
+    text = re.sub(r'^#.*\n', '', (ROOT/'Dockerfile').read_text(), flags=re.M).replace('\\\n', ' ')
+    return [o.split(maxsplit=1) for o in text.splitlines() if o.strip()]
+
+def stages():
+    "Name -> a dict of what holds in that stage of the Dockerfile: env, user, cmd, health, expose, copied"
+    res = {}
+    for word,rest in instructions():
+        if word == 'FROM':
+            image,_,name = rest.partition(' AS ')
+            stage = res[name] = {'env': {}, 'copied': [], **{k: v.copy() if hasattr(v, 'copy') else v
+                                                             for k,v in res.get(image, {}).items()}}
+        if word == 'COPY':
+            *sources,target = rest.split()
+            stage['copied'] += [(o, target) for o in sources]
+        if word == 'ENV': stage['env'].update(o.split('=', 1) for o in shlex.split(rest))
+        if word in ('USER', 'EXPOSE'): stage[word.lower()] = rest
+        if word == 'CMD': stage['cmd'] = json.loads(rest)
+        if word == 'HEALTHCHECK': stage['health'] = json.loads(rest.split('CMD ')[1])
+    return res
+
+def ignored(name):
+    "Does .dockerignore keep the file `name` from Docker? The last line that fits it or a folder above it decides"
+    res = False
+    for line in (ROOT/'.dockerignore').read_text().split():
+        pattern = re.escape(line.lstrip('!')).replace(r'\*\*/', '(.*/)?').replace(r'\*', '[^/]*')
+        if any(re.fullmatch(pattern, str(o)) for o in [Path(name), *Path(name).parents]): res = line[0] != '!'
+    return res
+
+@pytest.fixture(scope='session')
+def image(tmp_path_factory):
+    "The folder /app of the image: what the Dockerfile copies of what Docker gets to see"
+    folder = tmp_path_factory.mktemp('image')
+    seen = [o for o in tracked() if not ignored(o)]
+    for source,target in stages()['base']['copied']:
+        names = [o for o in seen if o == source or o.startswith(f'{source}/')]
+        assert names, f'the Dockerfile copies {source}, which is not there or hidden by .dockerignore'
+        assert target.rstrip('/') in ('.', source, str(Path(source).parent))   # so that it keeps its place
+        copied(names, folder)
+    return folder
+
+def test_dockerignore():
+    assert not ignored('catdog/app.py') and not ignored('nbs/07_app.ipynb')
+    for name in ('nbs/00_images.ipynb', 'data/animals/cat/1.jpg', '.git/config', 'catdog/__pycache__/a.pyc', '.venv/x'):
+        assert ignored(name)
+
+def test_the_image_has_what_pip_needs(fresh, image, tmp_path):
+    line = next(rest for word,rest in instructions() if word == 'RUN' and 'pip' in rest)
+    assert line == 'python -m pip install --no-cache-dir -r requirements-serve.txt'
+    line = line.replace('install', f'wheel -q --no-deps -w {tmp_path}')
+    subprocess.run(['sh', '-c', line], cwd=shutil.copytree(image, tmp_path/'app'), env=environment(fresh), check=True)
+    names = zipfile.ZipFile(next(tmp_path.glob('catdog-*.whl'))).namelist()
+    assert {'catdog/pretrained/model.onnx', 'catdog/static/app.js', 'catdog/templates/page.html'} <= set(names)
+
+@pytest.mark.parametrize('stage', ['app', 'api'])
+def test_the_image_runs(stage, fresh, image, start, cat, page):
+    it = stages()[stage]
+    assert it['user'] not in ('root', '0') and it['expose'] == it['env']['PORT']
+    port = free_port()
+    env = {**it['env'], 'PORT': port}   # as a host sets it
+    def healthy():
+        return subprocess.run(it['health'], env=environment(fresh, **env), capture_output=True).returncode == 0
+    assert not healthy()
+    process = start(shlex.join(it['cmd']), image, **env)
+    url = until_open(process, port)
+    assert healthy()
+    if stage == 'api': assert asked(url, cat)['label'] == 'cat'
+    else:
+        page.goto(url)
+        assert used(page, cat).startswith('cat, ')
+    process.terminate()
+    process.wait(30)
+    assert not healthy()
+
+# A Hugging Face Space
+
+def front_matter(text): return yaml.safe_load(re.match(r'---\n(.*?)\n---\n', text, re.S)[1])
+
+def test_the_space_is_described_as_spaces_want_it(tmp_path):
+    text = (ROOT/'space'/'README.md').read_text()
+    told,last = front_matter(text),list(stages().values())[-1]
+    colours = {'red', 'yellow', 'green', 'blue', 'indigo', 'purple', 'pink', 'gray'}
+    assert told['sdk'] == 'docker' and told['title'] and len(told['emoji']) == 1 and told['license'] == 'apache-2.0'
+    assert {told['colorFrom'], told['colorTo']} <= colours and len(told['short_description']) <= 60
+    assert str(told['app_port']) == last['env']['PORT'] == last['expose']
+    # what is to be typed makes a folder that a Space can build
+    *lines,upload = re.findall(r'^    (.+)$', text, re.M)
+    assert upload.startswith('hf upload ') and ' ../my-space .' in upload
+    clone = tmp_path/'clone'
+    subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)
+    copied(['space/README.md', 'Dockerfile'], clone)
+    subprocess.run(['sh', '-ec', '\n'.join(lines)], cwd=clone, check=True)
+    space = tmp_path/'my-space'
+    assert front_matter((space/'README.md').read_text()) == told
+    assert all((space/source).exists() for source,_ in last['copied']) and (space/'Dockerfile').exists()
+
+@pytest.mark.parametrize('where', [{'SPACE_ID': 'somebody/catdog'}, {}])
+def test_a_space_may_stand_in_the_frame_of_its_page(where, fresh, image, start, cat, page):
+    port = free_port()
+    process = start(f'catdog-app --port {port}', image, **where)
+    url = until_open(process, port)
+    page.route('https://somebody-catdog.hf.space/**', lambda o: o.abort())   # the page alone is enough here
+    page.route('https://somebody-catdog.hf.space/', lambda o: o.fulfill(response=o.fetch(url=url, timeout=60_000)))
+    html = '<iframe src="https://somebody-catdog.hf.space/"></iframe>'
+    page.route('https://huggingface.co/**', lambda o: o.fulfill(body=html, content_type='text/html'))
+    page.goto('https://huggingface.co/spaces/somebody/catdog')
+    assert (page.frames[1].title() == 'Cat or dog?') == bool(where)
+
+# Binder
+
+@pytest.fixture
+def binder_url(tmp_path):
+    "The address in .binder/README.md on a Jupyter server that was started as Binder does it"
+    env = {k: v for k,v in os.environ.items() if not k.startswith('CATDOG')}
+    env = {**env, 'NB_PYTHON_PREFIX': str(tmp_path), 'JUPYTER_CONFIG_PATH': str(tmp_path/'etc'/'jupyter')}
+    subprocess.run([ROOT/'.binder'/'postBuild'], cwd=ROOT, env=env, check=True)
+    port,jupyter = free_port(),Path(sys.executable).with_name('jupyter')
+    process = subprocess.Popen([jupyter, 'server', '--no-browser', '--allow-root', f'--port={port}',
+        '--ServerApp.base_url=/user/somebody/', '--IdentityProvider.token=secret'], cwd=ROOT, env=env,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = re.search(r'https://mybinder\S+', (ROOT/'.binder'/'README.md').read_text())[0]
+    path = parse_qs(urlparse(address).query)['urlpath'][0]
+    yield f'{until_open(process, port)}user/somebody/{path}?token=secret'
+    process.terminate()
+    process.wait(30)
+
+def test_binder_serves_the_app(binder_url, page, cat):
+    page.goto(binder_url)
+    assert used(page, cat).startswith('cat, ')
+    assert page.locator('.jp-Cell').count() == 1 and 'import' not in page.locator('body').inner_text()
+    # the page knows where its kernel is: below the address of that user
+    page.wait_for_timeout(6000)
+    assert page.get_by_role('alert').all_inner_texts() in ([], [''])
+
+def test_binder_installs_the_same(fresh, tmp_path):
+    "repo2docker runs pip in the project's folder, with the requirements of the folder .binder"
+    line = [fresh.bin/'python', '-m', 'pip', 'install', '-q', '--dry-run', '--force-reinstall', '--no-deps',
+            '--report', tmp_path/'report.json', '-r', '.binder/requirements.txt']
+    copied(['.binder/requirements.txt'], fresh.project)
+    subprocess.run(line, cwd=fresh.project, env=environment(fresh), check=True)
+    report = json.loads((tmp_path/'report.json').read_text())
+    assert [o['metadata']['name'] for o in report['install']] == ['catdog']
+    assert re.fullmatch(r'python-3\.1[0-9]', (ROOT/'.binder'/'runtime.txt').read_text().strip())
+    assert os.access(ROOT/'.binder'/'postBuild', os.X_OK)
