@@ -7,7 +7,7 @@ __all__ = ['Look', 'REMOVED', 'plot_confusion', 'scores', 'predictions', 'gradca
            'undo_choices', 'Cleaner', 'suspects', 'compare', 'report', 'saved_learner', 'write_report']
 
 # %% ../nbs/04_review.ipynb #6eb25a38
-import base64, hashlib, io, json, os, re, time
+import base64, hashlib, io, json, math, os, re, time
 from collections import Counter, deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -482,16 +482,18 @@ def _thumbs(files, height, width):
 _STYLE = '''<style>
 .cd-card {margin:4px; padding:4px; border:3px solid transparent; border-radius:6px; background:rgba(128,128,128,.08)}
 .cd-card.cd-chosen {border-color:#c60} .cd-card.cd-suggested {border:3px dashed #69c}
-.cd-card .widget-html-content, .cd-card .jupyter-widgets-html-content {line-height:1.35; font-size:12px;
-  overflow-wrap:anywhere}
+.cd-card .widget-html-content {line-height:1.35; font-size:12px; overflow-wrap:anywhere}
+.cd-card .widget-label {position:absolute; width:1px; min-width:0; overflow:hidden; clip-path:inset(50%)}
 .cd-picture {position:relative; overflow:hidden; justify-content:center; align-items:center}
 .cd-picture img {object-fit:contain; margin:0}
 .cd-picture button {position:absolute; left:0; top:0; width:100%; height:100%; margin:0; opacity:0; cursor:zoom-in}
 .cd-picture button:focus-visible {opacity:.35; outline:3px solid #06c}
-.cd-large {position:fixed; left:0; top:0; width:100vw; height:100vh; z-index:1000; background:rgba(0,0,0,.85);
+.cd-large {position:fixed; inset:0; z-index:1000; background:rgba(0,0,0,.85);
   align-items:center; justify-content:center}
-.cd-large img {max-width:96vw; max-height:82vh; width:auto; height:auto; object-fit:contain}
-.cd-large .widget-html-content, .cd-large .widget-html-content * {color:#fff; text-align:center}
+.cd-large img {max-width:96%; max-height:82%; width:auto; height:auto; object-fit:contain}
+.cd-large .widget-html-content, .cd-large .widget-html-content * {color:#fff; text-align:center; line-height:1.35}
+.cd-large button::after {content:''; position:fixed; inset:0; cursor:zoom-out}
+@media (max-width:480px) {.cd-card {width:calc(50% - 8px) !important} .cd-card .cd-picture {width:auto !important}}
 </style>'''
 
 class _Card:
@@ -502,7 +504,8 @@ class _Card:
         self.zoom = widgets.Button()
         size = dict(width=f'{pages.width}px', height=f'{pages.height}px')
         picture = widgets.Box([self.image, self.zoom], layout=size).add_class('cd-picture')
-        self.menu = widgets.Dropdown(options=pages.opts, layout=dict(width='auto'))
+        # the description is for those who hear the page; the style hides it
+        self.menu = widgets.Dropdown(options=pages.opts, description='Keep, delete or move', layout=dict(width='auto'))
         self.agree = widgets.Button(description='✓', tooltip='Yes, as suggested', layout=dict(width='36px'))
         self.text = widgets.HTML()
         self.box = widgets.VBox([picture, self.menu, self.agree, self.text],
@@ -533,7 +536,8 @@ class _Pages(ImagesCleaner):
     def __init__(self, opts=(), height=128, width=180, max_n=24):
         self.opts,self.height,self.width,self.max_n = ('<Keep>', '<Delete>', *map(str, opts)),height,width,max_n
         self.view,self.page,self.choices,self.suggestions,self.cards,self.other_cards = L(),0,{},{},[],[]
-        self.describe,self.zoom,self.changed = lambda f: escape(f.name),lambda f: None,lambda: None
+        self.describe,self.changed = lambda f: escape(f.name),lambda: None
+        self.zoom = self.missed = lambda f: None
         self.widget = widgets.Box([], layout=dict(flex_flow='row wrap', display='flex', width='100%'))
 
     @property
@@ -542,8 +546,8 @@ class _Pages(ImagesCleaner):
     def shown(self): return self.view[self.page*self.max_n:(self.page + 1)*self.max_n]
     @property
     def fns(self):
-        here = set(self.view)
-        return self.view + [f for f in self.pending if f not in here]
+        here = set(self.view)   # not `pending`: places stay the same while a loop over them moves files
+        return self.view + [f for f in self.wanted if f not in here]
     @property
     def wanted(self):
         "What is chosen, other than to keep"
@@ -553,10 +557,10 @@ class _Pages(ImagesCleaner):
         "What of `wanted` is about files that are still there"
         return {f: o for f,o in self.wanted.items() if f.exists()}
 
-    def set_fns(self, fns):
-        "Show the first page of `fns`"
+    def set_fns(self, fns, page=0):
+        "Show `page` of `fns`"
         self.view = L(fns)
-        self.show(0)
+        self.show(page)
 
     def show(self, page):
         "Show `page`, counted from 0"
@@ -575,7 +579,8 @@ class _Pages(ImagesCleaner):
 
     def choose(self, file, choice):
         "Remember `choice` for `file`"
-        self.choices[file] = choice
+        if file.exists(): self.choices[file] = choice
+        else: self.missed(file)   # it moved, or vanished, while the click was under way
         for o in self.cards + self.other_cards:
             if o.file == file: o.refresh()
         self.changed()
@@ -621,6 +626,10 @@ def _button(text, what, **kw):
     b.on_click(lambda _: what())
     return b
 
+def _menu(name, options):
+    return widgets.Dropdown(options=options, description=name, style=dict(description_width='initial'),
+                            layout=dict(width='auto'))
+
 def _line(*children): return widgets.HBox(children, layout=dict(flex_flow='row wrap', align_items='center'))
 
 class Cleaner(ImageClassifierCleaner):
@@ -639,25 +648,26 @@ class Cleaner(ImageClassifierCleaner):
         if suspects is not None:
             self.iw.suggestions = {f: o for f,o in zip(suspects.file, suspects.suggested) if o != '<Keep>'}
         self._build(list(learn.dls.vocab))
-        self.iw.describe,self.iw.zoom,self.iw.changed = self._describe,self.enlarge,self._tell
+        self.iw.describe,self.iw.changed,self.iw.zoom,self.iw.missed = self._describe,self._tell,self._zoom,self._missed
         self._sync()
         for o in (self.dd_cats, self.dd_ds, self.dd_view): o.observe(self.on_change_ds, 'value')
         self.on_change_ds()
 
     def _build(self, vocab):
         "Lay out the widget"
-        self.dd_cats,self.dd_ds = widgets.Dropdown(options=vocab),widgets.Dropdown(options=('Train', 'Valid'))
-        views = ('All pictures',) if self.suspects is None else ('Worst first', 'All pictures')
-        self.dd_view = widgets.Dropdown(options=views)
+        self.dd_cats,self.dd_ds = _menu('Label', vocab),_menu('Data set', ('Train', 'Valid'))
+        self.dd_view = _menu('Show', ('All pictures',) if self.suspects is None else ('Worst first', 'All pictures'))
         if self.suspects is None: self.dd_view.layout.display = 'none'
         self.bt_back = _button('‹ Back', lambda: self.iw.show(self.iw.page - 1))
         self.bt_next = _button('Next ›', lambda: self.iw.show(self.iw.page + 1))
         self.bt_agree = _button('✓ Yes to all on this page', self.iw.agree,
                                 tooltip='Choose what is suggested for these pictures')
-        self.bt_apply = _button('Apply', lambda: self._do(lambda: _said(self.apply(), 'Moved')), button_style='primary')
-        self.bt_undo = _button('Undo', lambda: self._do(lambda: _said(self.undo(), 'Put back')))
+        self.bt_apply = _button('Apply', lambda: self._do(self._said_apply), button_style='primary',
+                                tooltip='Move the pictures as chosen')
+        self.bt_undo = _button('Undo', lambda: self._do(lambda: _said(self.undo(), 'Put back')),
+                               tooltip='Put back what was moved last')
         self.where,self.tally,self.message,self.caption = (widgets.HTML() for _ in range(4))
-        self.picture = widgets.Image(format='jpeg')
+        self.picture,self._enlarged = widgets.Image(format='jpeg'),None
         self.large = widgets.VBox([self.picture, self.caption, _button('Close', self.shrink)],
                                   layout=dict(display='none')).add_class('cd-large')
         self.widget = widgets.VBox([
@@ -672,19 +682,26 @@ class Cleaner(ImageClassifierCleaner):
         return tuple(L(zip(t.file, t.label, t.loss)) for t in tables)
 
     def on_change_ds(self, change=None):
-        "Show the pictures of the chosen category and data set, largest loss first; or the suspects"
+        "A menu has changed"
+        self._show()
+
+    def _show(self, page=0):
+        "Show `page` of the pictures of the chosen category and data set, largest loss first; or of the suspects"
         worst,t = self.dd_view.value == 'Worst first',_worst_first(self.table)
         if worst: files = self.suspects.file
         else: files = t.file[(t.label == self.dd_cats.value) & (t.dataset == self.dd_ds.value)]
-        self.iw.set_fns(f for f in files if f in self._rows)
+        self.iw.set_fns((f for f in files if f in self._rows), page)
         for o in (self.dd_cats, self.dd_ds): o.disabled = worst
 
     def _describe(self, file):
         "HTML below a picture"
         o = self._rows[file]
-        text = (f'<b>{escape(str(o.label))}</b> · network: {escape(str(o.predicted))} {o.probability:.0%} · '
-                f'loss {abs(o.loss):.2f}')
+        text = (f'folder: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br>'
+                f'network: <b>{escape(str(o.predicted))}</b> {o.probability:.0%}')
         return text + (f'<br>{escape(self._reasons[file])}' if file in self._reasons else '')
+
+    @property
+    def _unanswered(self): return sum(f in self._rows and f not in self.iw.choices for f in self.iw.suggestions)
 
     def _tell(self):
         "Say what shows, and what is chosen"
@@ -694,6 +711,7 @@ class Cleaner(ImageClassifierCleaner):
         self.bt_agree.layout.display = '' if any(map(iw.open_suggestion, iw.shown)) else 'none'
         said = [f'{n} to delete' if o == '<Delete>' else f'{n} to {escape(o)}' for o,n in sorted(chosen.items())]
         text = 'Chosen: ' + ', '.join(said) if said else 'Nothing is chosen'
+        if n := self._unanswered: text += f'; {n} suggestion{"s"*(n > 1)} not answered yet'
         if self._left: text += f'; {self._left} left over from an application that broke off'
         self.tally.value = text
 
@@ -704,7 +722,8 @@ class Cleaner(ImageClassifierCleaner):
         for i,(f,was) in enumerate(zip(now, t.file)):
             if f == was: continue
             t.at[i, 'file'],t.at[i, 'label'] = f,f.parent.name
-            t.at[i, 'loss'] = -np.log(max(self._probabilities[i][self._label_index[f.parent.name]], 1e-12))
+            k = self._label_index.get(f.parent.name)   # None: somebody made it a label that the network does not know
+            t.at[i, 'loss'] = np.nan if k is None else -np.log(max(self._probabilities[i][k], 1e-12))
         self._rows = {o.file: o for o in t.itertuples() if REMOVED not in o.file.parts}
         self.bt_undo.disabled,self._left = not can_undo(self.path),_unfinished(self.path)
 
@@ -715,6 +734,15 @@ class Cleaner(ImageClassifierCleaner):
             self.message.value = f'<b>{escape(str(e))}</b>'
             if not isinstance(e, CatdogError): raise
 
+    def _said_apply(self):
+        "Apply, and what to tell about it"
+        if moves := self.apply(): return _said(moves, 'Moved')
+        hint = ' A suggestion counts once you agree: ✓.' if self._unanswered else ''
+        return 'Nothing is chosen, so nothing has moved.' + hint
+
+    def _missed(self, file):
+        self.message.value = escape(f'{file.name} is no longer in {file.parent.name}: this choice does not count')
+
     def apply(self) -> list: # `Moved`: file, to, reason
         "Move the pictures as chosen, wherever they were chosen"
         wanted = self.iw.wanted   # also what has vanished meanwhile: `apply_choices` says so
@@ -724,22 +752,23 @@ class Cleaner(ImageClassifierCleaner):
                               'so it cannot be moved to another')
         try: return apply_choices(self.path, wanted)
         finally:
-            self.iw.choices = {f: o for f,o in self.iw.choices.items() if f.exists()}
             self._sync()
-            self.on_change_ds()
+            self.iw.choices = {f: o for f,o in self.iw.choices.items() if f in self._rows and f.exists()}
+            self._show(self.iw.page)
 
     def undo(self,
         everything:bool=False # All that was ever applied here, or only the last time?
     ) -> list: # `Moved`: file, to, reason
         "Move the pictures back that were applied last; the choices are there again"
-        try:
-            moves = undo_choices(self.path, everything)
-            self.iw.choices.update({o.to: '<Delete>' if REMOVED in o.file.parts else o.file.parent.name
-                                    for o in moves if o.to})
-            return moves
+        moves = []
+        try: moves = undo_choices(self.path, everything)
         finally:
             self._sync()
-            self.on_change_ds()
+            # what was taken out before this learner read the folder shows on no page: its choice could not be changed
+            self.iw.choices.update({o.to: '<Delete>' if REMOVED in o.file.parts else o.file.parent.name
+                                    for o in moves if o.to in self._rows})
+            self._show(self.iw.page)
+        return moves
 
     def enlarge(self,
         file:Path # A picture
@@ -748,11 +777,16 @@ class Cleaner(ImageClassifierCleaner):
         try: self.picture.value = jpeg_bytes(open_image(file, max_side=1200))
         except BadImage as e: self.message.value = escape(str(e)); return
         self.caption.value = f'{self._describe(file)}<br>{escape(file.name)}'
-        self.large.layout.display = 'flex'
+        self.large.layout.display,self._enlarged = 'flex',file
 
     def shrink(self):
         "Back to the small ones"
-        self.large.layout.display = 'none'
+        self.large.layout.display,self._enlarged = 'none',None
+
+    def _zoom(self, file):
+        "Show `file` large, or small again: on the keyboard the key that opened it closes it"
+        if file == self._enlarged: self.shrink()
+        else: self.enlarge(file)
 
 # %% ../nbs/04_review.ipynb #a86df4f4
 def _out_of_sample(features, labels, folds=10):
@@ -768,7 +802,7 @@ def _label_errors(look):
     names,p = np.unique(t.label.astype(str)),_out_of_sample(look.features, t.label.astype(str).values)
     given,best = p[np.arange(len(t)), np.searchsorted(names, t.label.astype(str))],p.argmax(1)
     df = pd.DataFrame(dict(file=t.file, label=t.label, suggested=names[best], kind='label', score=1 - given))
-    df['reason'] = [f'looks like {o.suggested} to one who has not seen its label' for o in df.itertuples()]
+    df['reason'] = [f'a classifier that has not seen this label says {o.suggested}' for o in df.itertuples()]
     return df[df.suggested != df.label.astype(str)],given
 
 def _table(rows): return pd.DataFrame(list(rows), columns=['file', 'label', 'suggested', 'kind', 'score', 'reason'])
@@ -809,13 +843,18 @@ def _copies(seen):
         for i,j in zip(*np.nonzero(alike)):
             if i + start < j: yield i + start,j,differ[i, j]
 
+def _pixels(file):
+    "How many pixels `file` has; a `Look` may have opened it smaller than it is"
+    try: return math.prod(open_image(file).size)
+    except BadImage: return 0   # it vanished meanwhile
+
 def _duplicates(table, seen, given):
     "Of each pair of copies the one to take out: where the labels differ the less probable (`given`), else the smaller"
-    rows = []
+    rows,pictures,pixels = [],list(table.itertuples()),lru_cache(None)(_pixels)
     for i,j,differ in _copies(seen):
-        a,b = table.iloc[i],table.iloc[j]
+        a,b = pictures[i],pictures[j]
         conflict = a.label != b.label
-        worth = [(given[k],) if conflict else (np.prod(seen[k]['size']), str(table.file[k])) for k in (i, j)]
+        worth = [(given[k],) if conflict else (pixels(pictures[k].file), str(pictures[k].file)) for k in (i, j)]
         out,kept = (a, b) if worth[0] < worth[1] else (b, a)
         kind,score = ('conflict', 1) if conflict else ('duplicate', .5)
         rows.append((out.file, out.label, '<Delete>', kind, score*(1 - .5*float(differ)/CLOSE),

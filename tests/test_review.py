@@ -216,6 +216,51 @@ def test_journal_has_a_line_before_and_after(tmp_path):
     assert lines[1]['file'] == 'cat/0.jpg' and lines[1]['to'] == 'dog/0-2.jpg'
     assert (folder/'.removed/cat/1.jpg').read_text() == 'cat 1'
 
+def test_cleaner_killed_at_any_time(tmp_path):
+    "`Cleaner.apply` is killed in the middle; a new `Cleaner` finishes it, and takes it back: twenty times"
+    from catdog.data import get_dls
+    from catdog.review import Cleaner
+    from catdog.train import get_learner
+    data,r = drawings(tmp_path/'data', 120),random.Random(0)
+    rows = (dict(label=o.parent.name, file=o.relative_to(data).as_posix(), status='ok') for o in data.rglob('*.jpg'))
+    (data/'manifest.jsonl').write_text(''.join(json.dumps(o, separators=(' , ', ' :')) + '\n' for o in rows))
+    learn = get_learner(get_dls(data, size=32, num_workers=0), 'squeezenet1_0')
+    start,everything = state(data),pictures(data)
+    cleaner = Cleaner(learn, max_n=4)   # its choices are there in each process that is forked from this one
+    for i,f in enumerate(cleaner.table.file): cleaner.iw.choose(f, ('<Delete>', 'cat', 'dog')[i%3])
+    files = [cleaner.fns[i] for i in cleaner.delete()] + [cleaner.fns[i] for i,_ in cleaner.change()]
+
+    def left(): return sum(o.exists() for o in files)
+
+    def killed_with(n):
+        "Apply in a process of its own, and kill it once no more than `n` pictures are left to move"
+        pid = os.fork()
+        if not pid:
+            try: cleaner.apply()
+            finally: os._exit(0)
+        while left() > n: pass
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+    def finish_and_undo():
+        "As after a restart, with a `Cleaner` that knows no choices but those in the journal"
+        after = Cleaner(learn, max_n=4)
+        after.apply()
+        applied = state(data)
+        after.undo()
+        assert state(data) == start and after.bt_undo.disabled
+        (data/JOURNAL).unlink()
+        return applied
+
+    killed_with(0)
+    applied,in_the_middle = finish_and_undo(),0
+    assert len(files) == len(set(start) - set(applied)) > 100
+    while in_the_middle < 20:
+        killed_with(r.randint(1, len(files) - 1))
+        in_the_middle += left() > 0
+        assert pictures(data) == everything
+        assert finish_and_undo() == applied
+
 # The cleaner, in a browser
 
 NOTEBOOK = '''from catdog.data import get_dls
@@ -269,14 +314,20 @@ def review_with_clicks(page, folder, shot):
     view,category,dataset_ = (page.locator('.cd-top select').nth(i) for i in range(3))
     button = lambda name: page.get_by_role('button', name=name, exact=True)
     shows = lambda text: expect(page.get_by_text(text).first).to_be_visible()
+    def turn(what, *args):
+        "Do `what`, after which other cards show, and wait until those of before are gone and four others there"
+        cards.evaluate_all('cards => cards.forEach(o => o.dataset.before = "")')
+        what(*args)
+        expect(page.locator('.cd-card[data-before]')).to_have_count(0)
+        expect(cards).to_have_count(4)
     expect(cards.first).to_be_visible(timeout=240_000)
 
     # it opens on the suspects; what it suggests is preselected, but not chosen
     expect(menus.first).not_to_have_value('<Keep>')
     shows('Nothing is chosen')
     page.screenshot(path=shot/'suspects.png')
-    button('Apply').click()
-    shows('Moved 0 pictures.')
+    turn(button('Apply').click)
+    shows('Nothing is chosen, so nothing has moved. A suggestion counts once you agree')
     assert state(data) == start
     button('✓').first.click()
     expect(page.get_by_text('Chosen: 1 to')).to_be_visible()
@@ -284,12 +335,11 @@ def review_with_clicks(page, folder, shot):
     shows('Nothing is chosen')
 
     # choices in two categories and two data sets, on two pages
-    view.select_option('All pictures')
-    expect(category).to_be_enabled()
+    turn(view.select_option, 'All pictures')
     third = menus.nth(2).input_value()   # a suggestion, where that picture is a suspect
     menus.nth(0).select_option('<Delete>')
     menus.nth(1).select_option('dog')
-    button('Next ›').click()
+    turn(button('Next ›').click)
     shows('page 2 of')
     menus.nth(2).select_option('<Delete>')
     dataset_.select_option('Valid')
@@ -299,28 +349,34 @@ def review_with_clicks(page, folder, shot):
     menus.first.select_option('cat')
     shows('Chosen: 2 to delete, 1 to cat, 1 to dog')
     category.select_option('cat')
-    dataset_.select_option('Train')
+    expect(cards.first.get_by_title('Show cat/')).to_be_visible()
+    turn(dataset_.select_option, 'Train')
     for i,choice in enumerate(('<Delete>', 'dog', third)): expect(menus.nth(i)).to_have_value(choice)
-    button('Next ›').click()
+    turn(button('Next ›').click)
     shows('page 2 of')
     expect(menus.nth(2)).to_have_value('<Delete>')
     page.screenshot(path=shot/'choices.png')
 
-    # a click shows a picture large
-    cards.first.locator('.cd-picture button').click()
-    large = page.locator('.cd-large img')
+    # a click shows a picture large, a click anywhere closes it; on the keyboard the same key does both
+    zoom,large = cards.first.locator('.cd-picture button'),page.locator('.cd-large img')
+    zoom.click()
     expect(large).to_be_visible()
     page.screenshot(path=shot/'large.png')
     assert large.evaluate('o => o.naturalWidth') == 128
-    button('Close').click()
+    page.locator('.cd-large').click(position=dict(x=9, y=9))
+    expect(large).not_to_be_visible()
+    zoom.focus()
+    page.keyboard.press('Space')
+    expect(large).to_be_visible()
+    page.keyboard.press('Space')
     expect(large).not_to_be_visible()
 
-    button('Apply').click()
+    turn(button('Apply').click)
     shows('Moved 4 pictures.')
     now = state(data)
     assert sorted(now.values()) == sorted(start.values()) and len(list((data/'.removed'/'cat').iterdir())) == 2
     assert Counter(o.split('/')[0] for o in now if not o.startswith('.')) == dict(cat=12, dog=14)
-    button('Undo').click()
+    turn(button('Undo').click)
     shows('Put back 4 pictures.')
     assert state(data) == start
     expect(button('Undo')).to_be_disabled()
