@@ -260,9 +260,11 @@ def binder_url(tmp_path):
     process.terminate()
     process.wait(30)
 
-def test_binder_serves_the_app(binder_url, page, cat):
+def test_binder_serves_the_app(binder_url, page, tmp_path, cat):
     page.goto(binder_url)
-    assert used(page, cat).startswith('cat, ')
+    large = tmp_path/'large.jpg'
+    large.write_bytes(cat.read_bytes() + bytes(12*2**20))   # more than Jupyter lets through when it is told nothing
+    assert used(page, large).startswith('cat, ')
     assert page.locator('.jp-Cell').count() == 1 and 'import' not in page.locator('body').inner_text()
     # the page knows where its kernel is: below the address of that user
     page.wait_for_timeout(6000)
