@@ -293,7 +293,7 @@ def free_port():
 def serving(folder, *args):
     "Run a Jupyter server on `folder`, yield its port, and end what was started"
     port = free_port()
-    process = subprocess.Popen([str(Path(sys.executable).with_name(args[0])), *args[1:], f'--port={port}'], cwd=folder)
+    process = psutil.Popen([str(Path(sys.executable).with_name(args[0])), *args[1:], f'--port={port}'], cwd=folder)
     try:
         while process.poll() is None:
             with socket.socket() as sock:
@@ -301,10 +301,10 @@ def serving(folder, *args):
             time.sleep(.1)
         yield port
     finally:
-        family = [process, *psutil.Process(process.pid).children(recursive=True)]
+        family = [process, *process.children(recursive=True)]
         for o in family: o.terminate()
-        psutil.wait_procs(family[1:], 20)
-        process.wait(20)
+        for o in psutil.wait_procs(family, 20)[1]: o.kill()
+        process.wait()
 
 def review_with_clicks(page, folder, shot):
     "What a person does in the `Cleaner`: the same in Voilà and in JupyterLab"
@@ -320,7 +320,7 @@ def review_with_clicks(page, folder, shot):
         what(*args)
         expect(page.locator('.cd-card[data-before]')).to_have_count(0)
         expect(cards).to_have_count(4)
-    expect(cards.first).to_be_visible(timeout=240_000)
+    expect(cards.first).to_be_visible(timeout=600_000)
 
     # it opens on the suspects; what it suggests is preselected, but not chosen
     expect(menus.first).not_to_have_value('<Keep>')
@@ -382,7 +382,7 @@ def review_with_clicks(page, folder, shot):
     expect(button('Undo')).to_be_disabled()
     shows('Chosen: 2 to delete, 1 to cat, 1 to dog')   # to change one and apply again
 
-def set_timeouts(page, ms=60_000):
+def set_timeouts(page, ms=120_000):
     from playwright.sync_api import expect
     page.set_default_timeout(ms)
     expect.set_options(timeout=ms)
@@ -390,7 +390,7 @@ def set_timeouts(page, ms=60_000):
 def test_cleaner_in_voila(page, lab, tmp_path):
     set_timeouts(page)
     with serving(lab, 'voila', 'clean.ipynb', '--no-browser', '--Voila.log_level=ERROR') as port:
-        page.goto(f'http://127.0.0.1:{port}/', timeout=240_000)
+        page.goto(f'http://127.0.0.1:{port}/', timeout=600_000)
         review_with_clicks(page, lab, tmp_path)
 
 def test_cleaner_in_jupyterlab(page, lab, tmp_path):
@@ -399,7 +399,7 @@ def test_cleaner_in_jupyterlab(page, lab, tmp_path):
     quiet = [f'--ServerApp.{o}' for o in ('log_level=ERROR', 'port_retries=0', f'root_dir={lab}', 'open_browser=False')]
     options = ('--allow-root', '--IdentityProvider.token=', *quiet, '--LabApp.news_url=None')
     with serving(lab, 'jupyter', 'lab', *options) as port:
-        page.goto(f'http://127.0.0.1:{port}/lab/tree/clean.ipynb', timeout=240_000)
+        page.goto(f'http://127.0.0.1:{port}/lab/tree/clean.ipynb', timeout=600_000)
         page.locator('.jp-CodeCell .cm-content').first.click(timeout=240_000)
         page.get_by_text('| Idle').wait_for(timeout=240_000)   # a cell that is run before there is a kernel is forgotten
         page.keyboard.press('Shift+Enter')
