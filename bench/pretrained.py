@@ -1,6 +1,6 @@
 """Make the model that ships with the package, and measure it.
 
-    python bench/pretrained.py make       # about 50 minutes on 2 cores with bfloat16; writes catdog/pretrained/
+    python bench/pretrained.py make       # about 30 minutes on 2 cores with bfloat16; writes catdog/pretrained/
     python bench/pretrained.py            # error, calibration and rate on photos/test and photos/web
     python bench/pretrained.py card       # the same, written into catdog/pretrained/model_card.md
 
@@ -24,7 +24,7 @@ def make(path=root/'catdog'/'pretrained'):
     "Fine-tune SqueezeNet on photos/small and export it to `path`"
     from catdog.train import train
     # Trained on zoomed crops, it sees things at the size that it is used to when the test picture is a seventh larger
-    learn = train(shared/'photos'/'small', 'squeezenet1_0', epochs=22, size=168, valid_pct=BACK)
+    learn = train(shared/'photos'/'small', 'squeezenet1_0', epochs=13, size=168, valid_pct=BACK)
     export_larger(learn.model.state_dict(), path)
     card()
 
@@ -86,7 +86,7 @@ arXiv:1602.07360; BSD 2-clause), trained on ImageNet. The photographs are from t
 "Dogs vs. Cats"), given by PetFinder.com for research; none of them is part of the package.
 ''', encoding='utf8')
 
-@call_parse
+@call_parse(pos=['what'])
 def main(
     what:str='measure' # measure, card or make
 ):

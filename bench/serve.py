@@ -29,7 +29,8 @@ def make_learner(folder):
     for file in web[:20] + web[-20:]:
         (folder/'few'/file.parent.name).mkdir(parents=True, exist_ok=True)
         (folder/'few'/file.parent.name/file.name).write_bytes(file.read_bytes())
-    learn = get_learner(get_dls(folder/'few', item_tfms=Resize(192, 'squish'), bs=8), 'squeezenet1_0', lin_ftrs=[])
+    dls = get_dls(folder/'few', 192, item_tfms=Resize(192, 'squish'), bs=8)
+    learn = get_learner(dls, 'squeezenet1_0', lin_ftrs=[])
     _last_layer(learn)
     graph = onnx.load(shipped_model()/'model.onnx').graph
     weights = {o.name: torch.from_numpy(onnx.numpy_helper.to_array(o).copy()) for o in graph.initializer}

@@ -423,9 +423,8 @@ def _run_fast(learn, epochs, size, checkpoint):
             if not epochs: return   # nothing to compare with, and nothing to resume
             checkpoint.consider(learn, F.cross_entropy(*_logits(learn)).item())
         learn.unfreeze()
-        early = 1e-5*min(3, max(1, epochs/4))   # what they lose at the start, early layers win back in many epochs only
         with faster(learn, size):
-            learn.fit_one_cycle(epochs, slice(early, 1e-3), pct_start=.3, div=5., start_epoch=checkpoint.start,
+            learn.fit_one_cycle(epochs, slice(1e-5, 1e-3), pct_start=.3, div=5., start_epoch=checkpoint.start,
                                 cbs=[growing, checkpoint])
         checkpoint.restore(learn)
     finally:

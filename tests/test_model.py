@@ -37,6 +37,19 @@ def test_onnx_agrees_with_the_learner_on_drawings(trained):
     assert len(files) == 100
     agree(learn, Classifier(folder), files)
 
+def test_onnx_agrees_on_photographs_of_many_pixels(trained, tmp_path):
+    "JPEG files that both sides decode at a half, a quarter and an eighth of their size, upright and turned"
+    from catdog.sample import draw
+    from PIL import Image
+    learn,folder = trained
+    assert Classifier(folder).meta['min_side'] == 2*96
+    exif = Image.Exif()
+    exif[0x112] = 6
+    files = [tmp_path/f'{i}.jpg' for i in range(12)]
+    for i,(w,h) in enumerate([(500, 400), (900, 1000), (3000, 2000)]*4):
+        draw(['cat', 'dog'][i%2], 2000 + i, (w, h)).save(files[i], exif=exif if i%4 else b'')
+    agree(learn, Classifier(folder), files)
+
 def test_onnx_agrees_with_the_exported_pickle(trained):
     from fastai.learner import load_learner
     learn,folder = trained

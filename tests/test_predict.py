@@ -1,5 +1,6 @@
 "The classifier on real photographs, many pictures in constant memory, runs that are killed, model files that lie"
 import csv, os, random, signal, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,30 @@ def test_a_killed_run_goes_on(tmp_path):
     assert [o['file'] for o in rows] == [f'album/{i//500:02}/{i:05}.jpg' for i in range(n)]
     by_picture = {i: {(o['label'], o['probability'][:6]) for o in rows[i::8]} for i in range(8)}
     assert all(len(o) == 1 for o in by_picture.values()) and part() is None
+
+def test_dask_says_the_same_though_a_worker_is_killed(tmp_path, classifier, monkeypatch):
+    "On Dask's cluster of this machine: two processes, one of which gets SIGKILL while it works"
+    import pandas as pd
+    from dask.distributed import Client, LocalCluster
+    from catdog import predict
+    monkeypatch.setattr(predict, '_A_TASK', 100)
+    n = write_album(tmp_path/'album', 600)
+    (tmp_path/'album'/'broken.jpg').write_bytes(b'<html>')
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        workers = client.run(os.getpid)
+        assert len(set(workers.values()) - {os.getpid()}) == 2
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(predict.predict_bucket, tmp_path/'album', tmp_path/'answers', shipped_model())
+            while not any(client.processing().values()): assert not asked.done(); time.sleep(.05)
+            os.kill(next(iter(workers.values())), signal.SIGKILL)
+            asked.result(120)
+        assert workers != client.run(os.getpid)
+    table = pd.read_parquet(tmp_path/'answers')
+    rows = sorted(predict.predict_files(tmp_path/'album', model=shipped_model()), key=lambda o: o['file'])
+    assert list(table.file) == [Path(o['file']).as_uri() for o in rows] and len(rows) == n + 1
+    assert table.error.notna().sum() == 1
+    for row,o in zip(table.to_dict('records'), rows):
+        assert row['error'] == o['error'] if 'error' in o else row['p_cat'] == pytest.approx(o['p_cat'], abs=1e-5)
 
 def peak(folder, *args):
     "Peak memory in MB of `predict_files` with `args`, as Linux counts it"
