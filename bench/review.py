@@ -8,8 +8,11 @@ person would, and ranks. For the quality it copies 300 and adds copies, blurred,
 is the interpreter of an environment of its own in which cleanlab, or cleanvision, is installed (catdog depends on
 neither).
 """
-import ctypes, gc, json, random, re, shutil, subprocess, tempfile, time
+import ctypes, gc, json, os, random, re, shutil, subprocess, tempfile, time
 from pathlib import Path
+
+shared = Path(os.environ.get('CATDOG_SHARED', Path(__file__).resolve().parent.parent.parent/'shared'))
+if (shared/'torch_home').is_dir(): os.environ.setdefault('TORCH_HOME', str(shared/'torch_home'))
 
 import numpy as np
 import pandas as pd
