@@ -222,8 +222,7 @@ class _Picture:
     def why(self, classifier):
         "Darken what the answer does not rest on"
         picture = _preview(jpeg_bytes(classifier.why(self.data, self.pred.label)))
-        note = (f'Bright: what spoke for {self.pred.label}. '
-                'Dark and grey: what did not.')
+        note = f'Bright: what spoke for {self.pred.label}. Dark and grey: what did not.'
         # the button stays where it is, and with it the keyboard's focus
         self.card.show(_card(self.name, picture, self.pred, note), 'Show all', lambda: self.answer(classifier))
 

@@ -569,7 +569,8 @@ _head_layers = (AdaptiveConcatPool2d, Flatten, nn.BatchNorm1d, nn.Dropout, nn.Li
 
 def _pixels_model(learn, distance):
     "The network of `learn` as `_Pixels`, on the CPU, ready to predict"
-    if tuple(map(type, learn.model[1][:2])) != _head_layers[:2] or not all(type(o) in _head_layers for o in learn.model[1]):
+    head = tuple(map(type, learn.model[1]))
+    if head[:2] != _head_layers[:2] or not set(head) <= set(_head_layers):
         raise CatdogError('the model can be exported when its head is one that vision_learner makes by itself')
     norm = _transform(learn.dls.valid.after_batch, Normalize)
     mean,std = (norm.mean, norm.std) if norm else (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
