@@ -57,7 +57,8 @@ def measured():
         error,low,high = error_interval(wrong, len(files))
         ece,unsure = calibration_error(probabilities, truth),np.mean([not o.sure for o in answers])
         print(f'photos/{folder}: {wrong} of {len(files)} wrong, {error:.2%} (95% interval {low:.2%} to {high:.2%}); '
-              f'expected calibration error {ece:.2%}; not sure of {unsure:.1%}; {rate:.0f} pictures a second', flush=True)
+              f'expected calibration error {ece:.2%}; not sure of {unsure:.1%}; {rate:.0f} pictures a second',
+              flush=True)
         yield f'{len(files):,}',f'{error:.2%} ({low:.2%} to {high:.2%})',f'{ece:.2%}',f'{unsure:.1%}'
 
 HEADING = '## On photographs that it has not seen'
@@ -81,9 +82,9 @@ Measured by `python bench/pretrained.py`, which can also make the model again.
 
 ## Licence
 
-The model, like the package, is under the Apache licence 2.0. It was fine-tuned from SqueezeNet 1.0 (Iandola et al., 2016,
-arXiv:1602.07360; BSD 2-clause), trained on ImageNet. The photographs are from the Asirra set (Elson et al., 2007; Kaggle's
-"Dogs vs. Cats"), given by PetFinder.com for research; none of them is part of the package.
+The model, like the package, is under the Apache licence 2.0. It was fine-tuned from SqueezeNet 1.0 (Iandola et al.,
+2016, arXiv:1602.07360; BSD 2-clause), trained on ImageNet. The photographs are from the Asirra set (Elson et al., 2007;
+Kaggle's "Dogs vs. Cats"), given by PetFinder.com for research; none of them is part of the package.
 ''', encoding='utf8')
 
 @call_parse(pos=['what'])

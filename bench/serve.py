@@ -61,7 +61,7 @@ def single(pkl):
     times,labels = ([], []),([], [])
     # In turns of twenty: the threads of one library spin for a while when it is done, in the way of the other
     for i in range(0, len(sample), 20):
-        for do,t,said in ((lambda file: classifier.predict(file).label, times[0], labels[0]), (plain, times[1], labels[1])):
+        for do,t,said in zip((lambda file: classifier.predict(file).label, plain), times, labels):
             for file in sample[i:i+20]:
                 *seconds,label = timed(do, file)
                 t.append(seconds); said.append(label)

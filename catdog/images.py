@@ -123,7 +123,7 @@ def open_image(
     src:str|os.PathLike|bytes|io.IOBase|np.ndarray|Image.Image, # A path, bytes, a binary file, an array or a picture
     max_side:int=None, # Shrink so that neither side is longer than this, in pixels; None leaves the size
     max_pixels:int=50_000_000, # Refuse more than this many pixels (width times height)
-    min_side:int=None # Decode a JPEG at 1/2, 1/4 or 1/8 if neither side gets shorter than this, in pixels; None: as it is
+    min_side:int=None # Decode a JPEG at 1/2, 1/4 or 1/8 while no side gets shorter than this, in pixels; None: at 1
 ) -> Image.Image: # Upright RGB picture without metadata
     "Open `src` as an upright RGB picture of at most `max_side`; `BadImage` says why it cannot be one"
     if isinstance(src, np.ndarray): src = _array_image(src)

@@ -401,7 +401,7 @@ def test_cleaner_in_jupyterlab(page, lab, tmp_path):
     with serving(lab, 'jupyter', 'lab', *options) as port:
         page.goto(f'http://127.0.0.1:{port}/lab/tree/clean.ipynb', timeout=600_000)
         page.locator('.jp-CodeCell .cm-content').first.click(timeout=240_000)
-        page.get_by_text('| Idle').wait_for(timeout=240_000)   # a cell that is run before there is a kernel is forgotten
+        page.get_by_text('| Idle').wait_for(timeout=600_000)   # without a kernel, a cell that is run is forgotten
         page.keyboard.press('Shift+Enter')
         review_with_clicks(page, lab, tmp_path)
 
