@@ -49,9 +49,10 @@ def _model_file(path):
     if file.stat().st_size > _MAX_BYTES: raise ModelError(f'{file}: is larger than {_MAX_BYTES/1e9:.0f} GB')
     return file
 
-def _open_session(file, data):
-    "ONNX Runtime's session for the bytes `data` of `file`, which may not refer to other files"
+def _open_session(file, data, threads):
+    "ONNX Runtime's session with `threads` for the bytes `data` of `file`, which may not refer to other files"
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
     options.log_severity_level = 4   # what it has to say arrives as an exception
     options.add_session_config_entry('session.model_external_initializers_file_folder_path', os.devnull)
     # Its threads would wait for each other in a busy loop, which takes the cores from whatever else runs here
@@ -142,14 +143,15 @@ def _model_name(path, shipped): return 'catdog (ships with the package)' if path
 class Classifier:
     "Tells pictures apart with an exported model; safe to call from several threads"
     def __init__(self,
-        path:str|os.PathLike=None # Model folder, or its `model.onnx`; None: the first of `find_models`
+        path:str|os.PathLike=None, # Model folder, or its `model.onnx`; None: the first of `find_models`
+        threads:int=None # Cores that compute one answer; None: all. With 1 most answers are given in all
     ):
         "Open and check the model at `path`; `ModelError` says what is wrong with it"
         file = _model_file(next(iter(find_models().values())) if path is None else path)
-        self._open(file, file.read_bytes())
+        self._open(file, file.read_bytes(), threads)
 
-    def _open(self, file, data):
-        self.path,self.file,self.session = file.parent,file,_open_session(file, data)
+    def _open(self, file, data, threads=None):
+        self.path,self.file,self.session = file.parent,file,_open_session(file, data, threads)
         self.meta = _read_meta(self.session, file)
         _check_answers(self.session, self.meta, file)
         self.labels,self.limits = self.meta['labels'],_limits(self.meta)

@@ -8,7 +8,7 @@ __all__ = ['MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_FIELDS', 'sentence', 'cr
 # %% ../nbs/06_serve.ipynb #985600c0
 import base64, io, os, queue, re, socket, sys, threading, time
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 
 import flask, prometheus_client
@@ -36,10 +36,10 @@ def sentence(
 MAX_WAITING = 32   # requests with pictures at a time
 
 class _Desk:
-    "One thread that shows the pictures of all requests to `classifier`, up to `n` at a time; at most `room` requests"
-    def __init__(self, classifier, n=8, room=MAX_WAITING):
+    "`clerks` threads that show the pictures of all requests to `classifier`, each up to `n` at a time; `room` requests"
+    def __init__(self, classifier, n=4, room=MAX_WAITING, clerks=os.cpu_count()):
         self.classifier,self.n,self.queue,self.free = classifier,n,queue.SimpleQueue(),threading.BoundedSemaphore(room)
-        threading.Thread(target=self._work, daemon=True).start()
+        for _ in range(clerks): threading.Thread(target=self._work, daemon=True).start()
 
     @contextmanager
     def room(self):
@@ -58,7 +58,8 @@ class _Desk:
     def _work(self):
         while True:
             waiting = [self.queue.get()]
-            while len(waiting) < self.n and not self.queue.empty(): waiting.append(self.queue.get())
+            with suppress(queue.Empty):   # another clerk may be quicker
+                while len(waiting) < self.n: waiting.append(self.queue.get_nowait())
             pixels,answers = zip(*waiting)
             try:
                 for answer,pred in zip(answers, self.classifier.answers(list(pixels))): answer.set_result(pred)
@@ -225,10 +226,10 @@ def _answer(classifier, results):
 
 # %% ../nbs/06_serve.ipynb #808ea55b
 def create_app(
-    classifier:Classifier=None # What looks at the pictures; the default is `Classifier()`
+    classifier:Classifier=None # What looks at the pictures; the default is `Classifier(threads=1)`
 ) -> flask.Flask: # The WSGI app
     "A web app around `classifier`: `GET /`, `POST /predict`, `GET /healthz`, `GET /metrics` and `GET /openapi.json`"
-    classifier = classifier or Classifier()
+    classifier = classifier or Classifier(threads=1)
     desk = _Desk(classifier)
     figures = _Figures(desk)
     app = flask.Flask('catdog')
@@ -261,10 +262,13 @@ def create_app(
 def _listen(host, port):
     "A socket that listens on `host` and `port`"
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    try: return socket.create_server((host, port), family=family, backlog=64)
+    try: sock = socket.create_server((host, port), family=family, backlog=64)
     except (OSError, OverflowError) as e:
         reason = getattr(e, 'strerror', None) or e
         raise CatdogError(f'cannot listen on {host} port {port} ({reason}): give another --port') from None
+    # Visitors who come before the server is up shall not wait, either, for the rest of an answer (Nagle's algorithm)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 def _address(host, port):
     "What to type into a browser to reach a server on `host` and `port`"
@@ -289,7 +293,8 @@ def _run(sock, model):
     "Serve `model` on `sock` with the best server there is"
     if is_cli() and os.name == 'posix' and find_spec('gunicorn'): _gunicorn(sock, model)
     from werkzeug.serving import make_server
-    make_server(*sock.getsockname()[:2], create_app(Classifier(model)), threaded=True, fd=sock.fileno()).serve_forever()
+    app = create_app(Classifier(model, threads=1))
+    make_server(*sock.getsockname()[:2], app, threaded=True, fd=sock.fileno()).serve_forever()
 
 @command
 def serve(

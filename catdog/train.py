@@ -44,6 +44,7 @@ from fastai.vision.learner import model_meta, vision_learner
 from fastcore.basics import patch
 from fastcore.imports import noop
 from fastprogress.fastprogress import progress_bar
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.decomposition import PCA
@@ -70,10 +71,20 @@ def _fetch_weights(arch):
     try: return bool(arch(weights='DEFAULT'))
     except (urllib.error.URLError, OSError): return False
 
+def _weights(data):
+    "The weights in the bytes `data` of an exported model, name -> tensor; also of one that keeps them in 8 bits"
+    graph = onnx.load_from_string(data).graph
+    weights = {o.name: onnx.numpy_helper.to_array(o) for o in graph.initializer}
+    for node in graph.node:
+        if node.op_type == 'DequantizeLinear' and node.input[0] in weights:
+            steps,scale,zero = (weights[o].astype('float32') for o in node.input)
+            scale,zero = (o.reshape(-1, *[1]*(steps.ndim - 1)) for o in (scale, zero))   # one for each channel
+            weights[node.input[0].removesuffix('_quantized')] = (steps - zero)*scale
+    return {name: torch.from_numpy(o.copy()) for name,o in weights.items()}
+
 def _load_shipped(body):
     "Put the weights of the body that ships with the package into `body`, a SqueezeNet 1.0"
-    graph = onnx.load_from_string(package_files('catdog').joinpath('pretrained/model.onnx').read_bytes()).graph
-    weights = {o.name: torch.from_numpy(onnx.numpy_helper.to_array(o).copy()) for o in graph.initializer}
+    weights = _weights(package_files('catdog').joinpath('pretrained/model.onnx').read_bytes())
     body.load_state_dict({k: weights[f'body.{k}'] for k in body.state_dict()})
 
 def _transform(pipeline, kinds):
@@ -549,10 +560,10 @@ class _Pixels(nn.Module):
         super().__init__()
         self.body,self.distance = model[0],distance
         self.head = nn.Sequential(*[_ConcatPool() if isinstance(o, AdaptiveConcatPool2d) else o for o in model[1]])
-        self.register_buffer('mean', mean)
-        self.register_buffer('std', std)
+        self.register_buffer('scale', 1/(255*std))
+        self.register_buffer('shift', mean/std)
     def forward(self, pixels):
-        features = self.body((pixels.permute(0, 3, 1, 2).float()/255 - self.mean)/self.std)
+        features = self.body(pixels.permute(0, 3, 1, 2)*self.scale - self.shift)
         steps = [features]
         for layer in self.head: steps.append(layer(steps[-1]))
         return steps[-1],features,self.distance(features),self.activation(steps)
@@ -584,19 +595,31 @@ def _write_onnx(learn, distance, file, meta):
                       input_names=['pixels'], output_names=['logits', 'features', 'distance', 'activation'],
                       dynamic_shapes=dict(pixels={0: torch.export.Dim('batch')}))
     learn.model.to(device)
+    _put_meta(file, meta)
+
+def _put_meta(file, meta):
+    "Let the ONNX `file` have `meta` as its only metadata"
     model = onnx.load(file)
     for node in model.graph.node: node.ClearField('metadata_props')   # stack traces, with the paths of this machine
     onnx.helper.set_model_props(model, {'catdog': json.dumps(meta)})
     onnx.save(model, file)
 
+def _as_seen(learn, files):
+    "`files` as the network of `learn` gets them for validation: uint8 of shape (n,size,size,3)"
+    dl = learn.dls.test_dl(files, num_workers=0)
+    dl.before_iter()   # or the transforms would crop as in training
+    pixels = torch.stack([dl.after_item((dl.dataset[i][0],))[0] for i in range(len(dl.dataset))])
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1))
+
+def _run_onnx(file, names, pixels):
+    "The outputs `names` of the ONNX `file` for `pixels`"
+    return onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider']).run(names, {'pixels': pixels})
+
 def _check_onnx(learn, file, n=64):
     "`CatdogError` unless the ONNX `file` gives the probabilities of `learn` on up to `n` validation pictures"
-    dl = learn.dls.test_dl(learn.dls.valid_ds.items[:n], bs=n, num_workers=0, with_labels=True)
-    expected = _logits(learn, dl)[0].softmax(1)
-    dl.before_iter()   # or the transforms would crop as in training
-    pixels = torch.stack([dl.after_item((dl.dataset[i][0],))[0] for i in range(len(dl.dataset))]).permute(0, 2, 3, 1)
-    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
-    logits = session.run(['logits'], {'pixels': np.ascontiguousarray(pixels)})[0]
+    files = learn.dls.valid_ds.items[:n]
+    expected = _logits(learn, learn.dls.test_dl(files, bs=n, num_workers=0, with_labels=True))[0].softmax(1)
+    logits, = _run_onnx(file, ['logits'], _as_seen(learn, files))
     off = (torch.from_numpy(logits).softmax(1) - expected).abs().max().item()
     # usually 3e-6; rounding reaches 1e-4 where scores are extreme, and a wrong transform is off by far more than 1e-3
     if off > 1e-3: raise CatdogError(f'the ONNX model differs from the Learner by {off:.2g}; it was not put in place')
@@ -615,16 +638,21 @@ def describe(
     distance:nn.Module=None # From feature maps to distances; None: by its training pictures
 ) -> dict: # What goes into the model file; json can write it
     "What `learn` is: its labels, preprocessing, data, size, measured error, and (with `distance`) when it is not sure"
-    logits,truth,far = _measure(learn, distance or _distance(learn))
+    return _describe(learn, *_measure(learn, distance or _distance(learn)))
+
+def _describe(learn, logits, truth, far):
+    "`describe` by the scores, truth and distance of the validation pictures"
     n,counts = len(truth),_counts(logits, truth)
     wrong = int(n - np.trace(counts))
     error,low,high = error_interval(wrong, n)
-    limits = neither_limits(F.softmax(torch.from_numpy(logits), 1).numpy().max(1), far)
+    probabilities = F.softmax(torch.from_numpy(logits), 1).numpy()
+    limits,calibration = neither_limits(probabilities.max(1), far),getattr(learn, 'calibration', {})
+    if calibration: calibration = dict(calibration, after=calibration_error(probabilities, truth))
     return dict(format=1, labels=list(map(str, learn.dls.vocab)), **_preprocessing(learn), temperature=1.0,
                 neither={k: _round_down(v) if k == 'probability' else -_round_down(-v) for k,v in limits.items()},
                 arch=getattr(learn, 'arch_name', 'unknown'), **_provenance(learn.dls.path),
                 n_pictures=len(learn.dls.train_ds) + n, n_train=len(learn.dls.train_ds), n_valid=n, n_wrong=wrong,
-                calibration={k: round(v, 4) for k,v in getattr(learn, 'calibration', {}).items()},
+                calibration={k: round(v, 4) for k,v in calibration.items()},
                 error=round(error, 4), error_interval=[round(low, 4), round(high, 4)], confusion=counts.tolist(),
                 date=date.today().isoformat(),
                 versions={o: version(o) for o in ('catdog', 'fastai', 'torch', 'torchvision')})
@@ -650,10 +678,11 @@ def model_card(
     labels,limits,(low,high) = meta['labels'],meta['neither'],meta['error_interval']
     drawn = meta['trained_on'] == 'drawings'
     warning = '\n**Trained on drawings: what it says about photographs means nothing.**\n' if drawn else ''
+    int8 = '\nIts body computes with 8-bit integers.' if meta.get('int8') else ''
     matrix = _table([[f'**{o}**', *row] for o,row in zip(labels, meta['confusion'])], ['truth \\ answer', *labels])
     return f'''# {" or ".join(labels)}?
 {warning}
-Tells pictures of {", ".join(labels)} apart. {meta["arch"]}, fine-tuned with catdog on {meta["date"]}.
+Tells pictures of {", ".join(labels)} apart. {meta["arch"]}, fine-tuned with catdog on {meta["date"]}.{int8}
 
 ## Data
 
@@ -687,20 +716,57 @@ The validation pictures come from the same source as the training pictures; expe
 {", ".join(f"{k} {v}" for k,v in meta["versions"].items())}
 '''
 
+# %% ../nbs/03_train.ipynb #36c75272
+class _Calibration(CalibrationDataReader):
+    "Gives ONNX Runtime one picture of `pixels`, (n,size,size,3), after the other"
+    def __init__(self, pixels): self.rows = iter(pixels[:, None])
+    def get_next(self):
+        row = next(self.rows, None)
+        return None if row is None else dict(pixels=row)
+
+def _quantize(learn, file, n=200):
+    "Let the body in the ONNX `file` compute with 8-bit integers, in the ranges that about `n` training pictures show"
+    model = onnx.load(file)
+    body = model.graph.node[:[list(o.output) for o in model.graph.node].index(['features']) + 1]
+    nodes = [o.name for o in body if o.op_type in ('Conv', 'Relu', 'MaxPool', 'Concat', 'Add')]
+    files = learn.dls.train_ds.items[::-(-len(learn.dls.train_ds)//n)]
+    # It would advise to infer shapes first; torch has written them into the graph
+    onnx.helper.set_model_props(model, {'onnx.quant.pre_process': 'onnxruntime.quant'})
+    quantize_static(model, file, _Calibration(_as_seen(learn, files)), nodes_to_quantize=nodes, per_channel=True,
+                    reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+
+def _to_int8(learn, file, labels, truth, bs=64):
+    "`_quantize` the ONNX `file` of `learn`, which gave `labels` for validation pictures, and say what it is now"
+    _quantize(learn, file)
+    files = learn.dls.valid_ds.items
+    seen = [_run_onnx(file, ['logits', 'distance'], _as_seen(learn, files[i:i+bs])) for i in range(0, len(files), bs)]
+    logits,far = (np.concatenate(o) for o in zip(*seen))
+    changed = (logits.argmax(1) != labels).sum()
+    if changed > max(1, len(files)//100):
+        raise CatdogError(f'in 8-bit integers the model changes its mind about {changed} of {len(files)} validation '
+                          'pictures; it was not put in place. Export it without int8')
+    meta = {**_describe(learn, logits, truth, far), 'int8': True}
+    _put_meta(file, meta)
+    return meta
+
+
 # %% ../nbs/03_train.ipynb #21f96ae1
 def export(
     learn:Learner, # Trained
-    path:str|os.PathLike='models/animals' # Folder for the model
+    path:str|os.PathLike='models/animals', # Folder for the model
+    int8:bool=False # Let the body in `model.onnx` compute with 8-bit integers
 ) -> Path: # `path`
     "Write `model.onnx`, `export.pkl` and `model_card.md` of `learn` into `path`, once ONNX agrees with `learn`"
     if rank_distrib(): return Path(path)   # of several processes the first one writes
     path,distance = Path(path),_distance(learn)
-    meta = describe(learn, distance)
+    logits,truth,far = _measure(learn, distance)
+    meta = _describe(learn, logits, truth, far)
     hidden = path.with_name(f'.{path.name}.{os.getpid()}.part')
     hidden.mkdir(parents=True)
     try:
-        _write_onnx(learn, distance, str(hidden/'model.onnx'), meta)
-        _check_onnx(learn, str(hidden/'model.onnx'))
+        _write_onnx(learn, distance, file := str(hidden/'model.onnx'), meta)
+        _check_onnx(learn, file)
+        if int8: meta = _to_int8(learn, file, logits.argmax(1), truth)
         learn.export((hidden/'export.pkl').absolute())
         (hidden/'model_card.md').write_text(model_card(meta), encoding='utf8')
         path.mkdir(exist_ok=True)
@@ -739,7 +805,8 @@ def build(
     epochs:int=None, # Epochs of fine-tuning once the head is there; 1 per 3,000 pictures, or 4 for 'classic'
     size:int=None, # Side of the square that the network sees, in pixels; 192, or 224 for 'classic'
     recipe:str='fast', # 'fast' fits the head at once, then fine-tunes a little; 'classic' is fastai's fine_tune
-    resume:bool=False # Go on with a training that was stopped, after its last whole epoch
+    resume:bool=False, # Go on with a training that was stopped, after its last whole epoch
+    int8:bool=False # Write a model that computes with 8-bit integers: a third of the size, about twice as fast
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
     _arch(arch)
@@ -753,4 +820,4 @@ def build(
     _say(3, 'How good is it?')
     _report(learn)
     _say(4, f'Writing the model to {out}')
-    return export(learn, out)
+    return export(learn, out, int8)

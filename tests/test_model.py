@@ -55,6 +55,20 @@ def test_onnx_agrees_with_the_exported_pickle(trained):
     learn,folder = trained
     agree(load_learner(folder/'export.pkl'), Classifier(folder), sorted(Path(learn.dls.path).rglob('*.png'))[:20])
 
+def test_in_8_bits_it_says_the_same_from_a_smaller_file(trained, tmp_path):
+    from catdog.train import export
+    learn,folder = trained
+    small = export(learn, tmp_path/'small', int8=True)
+    assert (small/'model.onnx').stat().st_size < .4*(folder/'model.onnx').stat().st_size
+    files = sorted(Path(learn.dls.path).rglob('*.png'))
+    exact,rounded = (Classifier(o) for o in (folder, small))
+    said = [(a.label, b.label, abs(a.probability - b.probability))
+            for a,b in zip(exact.predict_batch(files), rounded.predict_batch(files))]
+    assert sum(a != b for a,b,_ in said) <= 1 and max(o for *_,o in said) < .15
+    why = [o.explain(files[0], said[0][0]) for o in (exact, rounded)]
+    assert np.corrcoef(*[o.ravel() for o in why])[0, 1] > .9
+    assert rounded.meta['int8'] and rounded.meta['neither'] != exact.meta['neither']   # measured anew
+
 def test_the_model_file_is_about_this_model_and_no_machine(trained):
     learn,folder = trained
     data = (folder/'model.onnx').read_bytes()
