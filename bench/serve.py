@@ -1,6 +1,7 @@
 """Serving, beside the plain way each time. Alternating runs, ratio of medians.
 
     python bench/serve.py single    # JPEG file to label, beside load_learner(...).predict
+    python bench/serve.py int8      # the network alone, in 8-bit integers and in 32-bit numbers
     python bench/serve.py batch     # 512 photographs, beside learn.get_preds(dl=learn.dls.test_dl(files))
     python bench/serve.py http      # 8 clients at once, beside Flask with the learner loaded for each request, and held
     python bench/serve.py voila     # from navigation to a usable upload button, and memory, beside a plain fastai app
@@ -20,7 +21,7 @@ web,test = (sorted((shared/'photos'/o).glob('*/*.jpg')) for o in ('web', 'test')
 sample = random.Random(1).sample(web, 200) if web else sys.exit(f'no photographs at {shared}: set CATDOG_SHARED')
 
 def make_learner(folder):
-    "Write `export.pkl` of a Learner with the network that ships, into `folder`"
+    "A Learner with the network that ships, and forty pictures in `folder`"
     from fastai.vision.augment import Resize
     from catdog.data import get_dls
     from catdog.predict import shipped_model
@@ -34,8 +35,7 @@ def make_learner(folder):
     weights = _weights((shipped_model()/'model.onnx').read_bytes())
     for name,part in (('body', learn.model[0]), ('head', learn.model[1])):
         part.load_state_dict({k: weights.get(f'{name}.{k}', v) for k,v in part.state_dict().items()})
-    learn.export(folder/'export.pkl')
-    return folder/'export.pkl'
+    return learn
 
 def timed(do, *args):
     "Seconds on the clock, seconds of processor time, and what `do` returns"
@@ -72,6 +72,17 @@ def single(pkl):
     wrong_plain = sum(learn.dls.vocab[o] != f.parent.name for o,f in zip(indices, test))
     print(f'photos/test: ours {wrong} of {len(test)} wrong ({wrong/len(test):.2%}), '
           f'plain {wrong_plain} ({wrong_plain/len(test):.2%})')
+
+def int8(pkl):
+    from catdog.predict import Classifier
+    from catdog.train import export
+    learn = make_learner(pkl.parent)
+    rounded,exact = (Classifier(export(learn, pkl.parent/str(o), int8=o)) for o in (True, False))
+    pixels,times = [exact.pixels(o) for o in sample],([], [])
+    for i in range(0, len(sample), 20):
+        for classifier,t in zip((rounded, exact), times):
+            for o in pixels[i:i+20]: t.append(timed(classifier.answers, [o])[:2])
+    beside('the network alone, 8 bits beside 32', *times, 'ms', 1000)
 
 def batch(pkl, n=512, times=3):
     from fastai.learner import load_learner
@@ -192,7 +203,7 @@ def voila(pkl, visits=5):
     print(f'ours is {plain/medians["ours"]:.1f} times faster, preheated {plain/medians["ours, preheated"]:.1f} times')
 
 if __name__ == '__main__':
-    parts = {o.__name__: o for o in (single, batch, http, voila)}
+    parts = {o.__name__: o for o in (single, int8, batch, http, voila)}
     with tempfile.TemporaryDirectory() as folder:
-        pkl = make_learner(Path(folder))
+        make_learner(Path(folder)).export(pkl := Path(folder)/'export.pkl')
         for name in sys.argv[1:] or parts: parts[name](pkl)

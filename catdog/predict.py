@@ -144,7 +144,7 @@ class Classifier:
     "Tells pictures apart with an exported model; safe to call from several threads"
     def __init__(self,
         path:str|os.PathLike=None, # Model folder, or its `model.onnx`; None: the first of `find_models`
-        threads:int=None # Cores that compute one answer; None: all. With 1 most answers are given in all
+        threads:int=None # Cores that work on one answer; None: all. With many visitors 1 is faster
     ):
         "Open and check the model at `path`; `ModelError` says what is wrong with it"
         file = _model_file(next(iter(find_models().values())) if path is None else path)

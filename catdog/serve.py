@@ -37,7 +37,7 @@ MAX_WAITING = 32   # requests with pictures at a time
 
 class _Desk:
     "`clerks` threads that show the pictures of all requests to `classifier`, each up to `n` at a time; `room` requests"
-    def __init__(self, classifier, n=4, room=MAX_WAITING, clerks=os.cpu_count()):
+    def __init__(self, classifier, n=4, room=MAX_WAITING, clerks=min(8, os.cpu_count())):
         self.classifier,self.n,self.queue,self.free = classifier,n,queue.SimpleQueue(),threading.BoundedSemaphore(room)
         for _ in range(clerks): threading.Thread(target=self._work, daemon=True).start()
 

@@ -64,7 +64,7 @@ def test_in_8_bits_it_says_the_same_from_a_smaller_file(trained, tmp_path):
     exact,rounded = (Classifier(o) for o in (folder, small))
     said = [(a.label, b.label, abs(a.probability - b.probability))
             for a,b in zip(exact.predict_batch(files), rounded.predict_batch(files))]
-    assert sum(a != b for a,b,_ in said) <= 1 and max(o for *_,o in said) < .15
+    assert sum(a != b for a,b,_ in said) <= 1 and np.mean([o for *_,o in said]) < .1
     why = [o.explain(files[0], said[0][0]) for o in (exact, rounded)]
     assert np.corrcoef(*[o.ravel() for o in why])[0, 1] > .9
     assert rounded.meta['int8'] and rounded.meta['neither'] != exact.meta['neither']   # measured anew
