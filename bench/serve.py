@@ -5,7 +5,7 @@
     python bench/serve.py batch     # 512 photographs, beside learn.get_preds(dl=learn.dls.test_dl(files))
     python bench/serve.py http      # 8 clients at once, beside Flask with the learner loaded for each request, and held
     python bench/serve.py voila     # from navigation to a usable upload button, and memory, beside a plain fastai app
-    python bench/serve.py           # all of it, about 15 minutes
+    python bench/serve.py           # all of it, about 5 minutes
 
 Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test. The
 Learner for the comparison is the same network as the model that ships, with the weights that its file has; its
