@@ -1,7 +1,7 @@
 "Everything that setuptools asks for is written once, in settings.ini."
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=['='], interpolation=None)
@@ -15,7 +15,7 @@ setup(
     description=cfg['description'], keywords=cfg['keywords'].split(), python_requires='>=' + cfg['min_python'],
     long_description=(here/'README.md').read_text(encoding='utf8'), long_description_content_type='text/markdown',
     classifiers=[statuses[cfg['status']], 'Intended Audience :: Developers', 'Programming Language :: Python :: 3'],
-    packages=['catdog'], include_package_data=False,
+    packages=find_packages(include=['catdog', 'catdog.*']), include_package_data=False,
     package_data={'catdog': ['pretrained/*', 'templates/*', 'static/*']},
     install_requires=lines('requirements'),
     extras_require={'train': lines('train_requirements'),
