@@ -40,4 +40,4 @@ readme: .venv/installed ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level ERROR --RegexRemovePreprocessor.patterns='#\| hide' --output-dir . --output README nbs/index.ipynb
 
 clean: ## remove what the tests and builds leave; never your data or models
-	rm -rf build dist *.egg-info .pytest_cache catdog/__pycache__ tests/__pycache__
+	rm -rf build dist *.egg-info .pytest_cache; find catdog tests -name __pycache__ -prune -exec rm -rf {} +

@@ -18,13 +18,13 @@ root = Path(__file__).resolve().parent.parent
 shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
 if (shared/'torch_home').is_dir(): os.environ.setdefault('TORCH_HOME', str(shared/'torch_home'))
 
-SIZE,BACK = 192,1/12   # pixels; 1,000 of 12,000 pictures are kept back
+SIZE,VALID = 192,1/12   # pixels; 1,000 of 12,000 pictures are for validation
 
 def make(path=root/'catdog'/'pretrained'):
     "Fine-tune SqueezeNet on photos/small twice, and export the average of both to `path`"
     from catdog.train import train
     # Trained on zoomed crops, it sees things at the size that it is used to when the test picture is a seventh larger
-    first = train(shared/'photos'/'small', 'squeezenet1_0', epochs=13, size=168, valid_pct=BACK)
+    first = train(shared/'photos'/'small', 'squeezenet1_0', epochs=13, size=168, valid_pct=VALID)
     export_larger(average(first.model.state_dict(), varied().model.state_dict()), path)
     card()
 
@@ -33,13 +33,14 @@ def varied():
     from fastai.losses import LabelSmoothingCrossEntropyFlat
     from fastai.vision.augment import Resize, aug_transforms
     from catdog.data import decoded_dls, get_dls
-    from catdog.train import _last_layer, faster, fit_head, get_learner
+    from catdog.learn.learner import last_layer
+    from catdog.train import faster, fit_head, get_learner
     def dls(size):
         changes = aug_transforms(size=size, max_rotate=10, min_zoom=1., max_zoom=1.4, max_warp=.1, p_affine=.9)
-        return decoded_dls(get_dls(shared/'photos'/'small', SIZE, valid_pct=BACK, item_tfms=Resize(SIZE, 'squish'),
+        return decoded_dls(get_dls(shared/'photos'/'small', SIZE, valid_pct=VALID, item_tfms=Resize(SIZE, 'squish'),
                                    batch_tfms=changes), SIZE)
     learn = get_learner(dls(128), 'squeezenet1_0', lin_ftrs=[])
-    _last_layer(learn)
+    last_layer(learn)
     fit_head(learn, augmented=0)
     learn.unfreeze()
     learn.loss_func = LabelSmoothingCrossEntropyFlat(.05)   # some of the labels are wrong
@@ -56,10 +57,11 @@ def export_larger(weights, path):
     "Export the network with `weights` for whole pictures of `SIZE` to `path`"
     from fastai.vision.augment import Resize
     from catdog.data import get_dls
-    from catdog.train import _last_layer, calibrate, export, get_learner
-    dls = get_dls(shared/'photos'/'small', SIZE, valid_pct=BACK, item_tfms=Resize(SIZE, 'squish'), batch_tfms=[])
+    from catdog.learn.learner import last_layer
+    from catdog.train import calibrate, export, get_learner
+    dls = get_dls(shared/'photos'/'small', SIZE, valid_pct=VALID, item_tfms=Resize(SIZE, 'squish'), batch_tfms=[])
     learn = get_learner(dls, 'squeezenet1_0', lin_ftrs=[])   # one linear layer as the head: under 4 MB
-    _last_layer(learn)
+    last_layer(learn)
     learn.model.load_state_dict(weights)
     calibrate(learn)
     export(learn, path, int8=True)
@@ -90,11 +92,11 @@ HEADING = '## On photographs that it has not seen'
 def card():
     "Measure, and put the result and the licence into the model card"
     from catdog.predict import shipped_model
-    from catdog.train import _table
+    from catdog.learn.model_card import markdown_table
     file = shipped_model()/'model_card.md'
     names = 'the same kind, 180 x 180 pixels','the same kind, full size as on the web'
-    table = _table([(name, *row) for name,row in zip(names, measured())],
-                   ['photographs', 'number', 'wrong (95% interval)', 'expected calibration error', 'not sure'])
+    table = markdown_table([(name, *row) for name,row in zip(names, measured())],
+                           ['photographs', 'number', 'wrong (95% interval)', 'expected calibration error', 'not sure'])
     before = file.read_text(encoding='utf8').split(HEADING)[0].rstrip()
     file.write_text(f'''{before}
 

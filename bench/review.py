@@ -21,10 +21,12 @@ from fastcore.script import call_parse
 from PIL import Image, ImageFilter
 from sklearn.metrics import average_precision_score
 
+from catdog.clean.interpret import prediction_table
+from catdog.clean.issues import out_of_sample
+from catdog.core.drawing import draw
+from catdog.core.images import _thumbnail, open_image
 from catdog.data import get_dls, image_files
-from catdog.images import open_image
-from catdog.review import Cleaner, _cached_thumb, _look, _out_of_sample, predictions, suspects
-from catdog.sample import draw
+from catdog.review import Cleaner, predictions, suspects
 from catdog.train import get_learner, train
 
 CLEANLAB = '''import json, sys
@@ -95,7 +97,7 @@ def open_many(n=5000):
         _,took = timed(lambda: predictions(learn))
         more = peak_from_here()
         cleaner,opened = timed(lambda: Cleaner(learn))
-        assert len(cleaner.table) == n and len(cleaner.iw.widget.children) == _cached_thumb.cache_info().misses == 24
+        assert len(cleaner.table) == n and len(cleaner.iw.widget.children) == _thumbnail.cache_info().misses == 24
         _,turned = timed(lambda: [cleaner.iw.show(i) for i in range(1, 11)])
         print(f'{n:,} pictures: predictions {took:.1f} s; then open in the cleaner after {opened:.2f} s, '
               f'{turned/10:.2f} s a page; {more():.0f} MiB more memory at the peak')
@@ -113,17 +115,17 @@ def rank(photos, seed, size, recipe, epochs, cleanlab):
             rows.append(measured(name, files, [score.get(f, 0) for f in files], truth, took))
         _,again = timed(lambda: Cleaner(learn, suspects=df))
         print(f'suspects in {took:.1f} s, then the Cleaner in {again:.1f} s')
-        look = _look(learn)
-        t = look.table
+        predicted = prediction_table(learn)
+        t = predicted.table
         rows.append(measured('loss on plain pictures', list(t.file), t.loss, truth, took))
         info,took = timed(lambda: [o for i in (0, 1) for o in _get_iw_info(learn, i)])
         rows.append(measured("fastai's cleaner (random crops)", [Path(o[0]) for o in info],
                              [float(o[2]) for o in info], truth, took))
         if cleanlab:
             labels = t.label.astype(str).values
-            names,unseen = np.unique(labels),_out_of_sample(look.features, labels)
+            names,unseen = np.unique(labels),out_of_sample(predicted.features, labels)
             for name,p in (("cleanlab, catdog's out-of-sample probabilities", unseen),
-                           ("cleanlab, the network's probabilities", look.probabilities)):
+                           ("cleanlab, the network's probabilities", predicted.probabilities)):
                 given = json.dumps(dict(labels=np.searchsorted(names, labels).tolist(), p=p.tolist()))
                 out,took = timed(lambda: subprocess.run([cleanlab, '-c', CLEANLAB], input=given, capture_output=True,
                                                         text=True, check=True).stdout)

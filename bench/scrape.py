@@ -61,10 +61,10 @@ def _run_contender(who, workers, folder):
     print(json.dumps([seconds, kept, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024]))
 
 def _measure(name, who, workers, photos, n, hosts):
-    from catdog.sample import SampleWeb
-    from catdog.scrape import _bing
+    from catdog.scrape import SampleWeb
+    from catdog.web.engines import bing_pages
     with SampleWeb(photos, faults=FAULTS, latency=(.05, .3)) as web:
-        found = {o: [p.url for p in _bing(o, n//2, web.endpoint, 'XXX', 'photos')] for o in ('cat', 'dog')}
+        found = {o: [p.url for p in bing_pages(o, n//2, web.endpoint, 'XXX', 'photos')] for o in ('cat', 'dog')}
         truth = {f'{label}/{Path(u).stem}': web.truth(u) for label,us in found.items() for u in us}
         port = web.url.rpartition(':')[2]
         def _host(i): return f'http://h{i%50}.pictures.test:{port}' if hosts else web.url
@@ -87,9 +87,9 @@ def speed(photos, n=1000):
 
 def copies(photos, n=500, planted=200):
     from PIL import ImageEnhance
-    from catdog import scrape as s
-    from catdog.images import jpeg_bytes, open_image
-    from catdog.sample import draw
+    from catdog.core.drawing import draw
+    from catdog.core.images import jpeg_bytes, open_image
+    from catdog.scrape import ENGINES, Photo, scrape
     def scaled(o, by): return o.resize((round(o.width*by), round(o.height*by)))
     def cropped(o, by): return o.crop([round(k) for k in (o.width*by, o.height*by, o.width*(1-by), o.height*(1-by))])
     kinds = {'half size': lambda o: scaled(o, .5), '1.5 times the size': lambda o: scaled(o, 1.5),
@@ -111,15 +111,15 @@ def copies(photos, n=500, planted=200):
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             port = server.stdout.readline().split('port ')[1].split()[0]
-            found = [s.Photo(f'http://127.0.0.1:{port}/{k}.jpg', engine='bench') for k in range(len(order))]
-            s.ENGINES['bench'] = lambda term, n: found
-            df = s.scrape('animal', str(data), n=len(order), engine='bench')
+            found = [Photo(f'http://127.0.0.1:{port}/{k}.jpg', engine='bench') for k in range(len(order))]
+            ENGINES['bench'] = lambda term, n: found
+            df = scrape('animal', str(data), n=len(order), engine='bench')
         finally: server.terminate()
         by_name = {o.rpartition('/')[2]: k for k,o in enumerate(df.file) if isinstance(o, str)}
         def _of(k):   # which original the picture is judged to be the same as
-            seen = set()
-            while df.status[k] != 'ok' and k not in seen:
-                seen.add(k)
+            visited = set()
+            while df.status[k] != 'ok' and k not in visited:
+                visited.add(k)
                 k = by_name[df.copy_of[k].rpartition('/')[2]]
             return k
     together = Counter()
@@ -134,7 +134,7 @@ def copies(photos, n=500, planted=200):
     print(f'originals wrongly dropped: {len(wrong)}')
 
 def fuzz():
-    command = [sys.executable, '-m', 'pytest', '-q', 'tests/test_scrape.py', '-k', 'anything or any_address']
+    command = [sys.executable, '-m', 'pytest', '-q', 'tests/test_fuzz.py']
     subprocess.run(command, cwd=ROOT, env={**os.environ, 'CATDOG_FUZZ': '10000'})
 
 @call_parse(pos=['what'])

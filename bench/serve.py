@@ -24,15 +24,16 @@ def make_learner(folder):
     "A Learner with the network that ships, and forty pictures in `folder`"
     from fastai.vision.augment import Resize
     from catdog.data import get_dls
+    from catdog.learn.backbones import onnx_weights
+    from catdog.learn.learner import get_learner, last_layer
     from catdog.predict import shipped_model
-    from catdog.train import _last_layer, _weights, get_learner
     for file in web[:20] + web[-20:]:
         (folder/'few'/file.parent.name).mkdir(parents=True, exist_ok=True)
         (folder/'few'/file.parent.name/file.name).write_bytes(file.read_bytes())
     dls = get_dls(folder/'few', 192, item_tfms=Resize(192, 'squish'), bs=8)
     learn = get_learner(dls, 'squeezenet1_0', lin_ftrs=[])
-    _last_layer(learn)
-    weights = _weights((shipped_model()/'model.onnx').read_bytes())
+    last_layer(learn)
+    weights = onnx_weights((shipped_model()/'model.onnx').read_bytes())
     for name,part in (('body', learn.model[0]), ('head', learn.model[1])):
         part.load_state_dict({k: weights.get(f'{name}.{k}', v) for k,v in part.state_dict().items()})
     return learn

@@ -7,9 +7,9 @@
 
 The classic recipe is stock fastai, in its own words, without anything of ours: `DataBlock`, `RandomSplitter`,
 `RandomResizedCrop(224, min_scale=0.5)`, `aug_transforms()`, batches of 64, `fine_tune(4)`. The fast one is `train` with
-its defaults. Both start from the same SqueezeNet and keep the same pictures back; both times go from the folder of
-JPEG files to a trained `Learner`, decoding included. The floor is what nobody can go below who looks at each picture
-once: decode all, and one pass forward at 224 pixels, in the fastest layout that we know.
+its defaults. Both start from the same SqueezeNet and have the same validation pictures; both times go from the folder
+of JPEG files to a trained `Learner`, decoding included. The floor is what nobody can go below who looks at each
+picture once: decode all, and one pass forward at 224 pixels, in the fastest layout that we know.
 
 Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test, and
 SqueezeNet's ImageNet weights, which torch downloads or finds below TORCH_HOME.
@@ -29,7 +29,8 @@ from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, RandomResiz
 from fastcore.script import call_parse
 
 from catdog.data import Decoded, get_dls, image_files
-from catdog.train import Checkpoint, _run_fast, train
+from catdog.learn.learner import fast_recipe
+from catdog.train import Checkpoint, train
 
 web,test = shared/'photos'/'web',shared/'photos'/'test'
 
@@ -75,8 +76,8 @@ def recipes(seeds):
             learn,seconds = timed(do)
             ends.append((seconds, error_on_test(learn), {Path(o).name for o in learn.dls.valid_ds.items}))
             print(f'seed {seed}, {name}: {seconds:.1f} s, {ends[-1][1]:.2%} error on {test.name}', flush=True)
-        extra = len(ends[0][2] - ends[1][2])   # copies of pictures to train on, which ours does not keep back
-        print(f'seed {seed}: {len(ends[1][2])} pictures kept back by both, {extra} more by the classic recipe')
+        extra = len(ends[0][2] - ends[1][2])   # copies of pictures to train on, which ours does not validate with
+        print(f'seed {seed}: {len(ends[1][2])} validation pictures of both, {extra} more of the classic recipe')
         rows.append(ends)
     least = floor()
     times,errors = ([[o[k][i] for o in rows] for k in (0, 1)] for i in (0, 1))
@@ -101,7 +102,7 @@ def stages():
     def ours(epochs):
         dls = get_dls(web, 192, seed=0, item_tfms=[RandomResizedCrop(192, min_scale=0.5)], batch_tfms=[])
         learn = vision_learner(dls, resnet18, metrics=error_rate, pretrained=False, lin_ftrs=[])
-        _run_fast(learn, epochs, 192, Checkpoint('models/.unfinished/bench.pth'))
+        fast_recipe(learn, epochs, 192, Checkpoint('models/.unfinished/bench.pth'))
     head,both = (timed(ours, o)[1] for o in (0, 1))
     print(f'ResNet-18: classic {plain[0]:.1f} s frozen and {plain[1]:.1f} s unfrozen; '
           f'fast {head:.1f} s for the head and {both - head:.1f} s unfrozen')
@@ -109,8 +110,8 @@ def stages():
 def neither(n=100):
     "What the model that ships calls not sure: pictures of the labels, of other things, and fastbook's bear"
     from fastbook import image_bear, image_cat
+    from catdog.core.drawing import draw
     from catdog.predict import Classifier, shipped_model
-    from catdog.sample import draw
     classifier = Classifier(shipped_model())
     def unsure(pictures):
         answers = classifier.predict_batch(pictures)

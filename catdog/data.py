@@ -6,19 +6,19 @@
 __all__ = ['get_dls', 'image_files', 'check_folder', 'UprightImage', 'OpenUpright', 'Decoded', 'copies', 'ApartSplitter',
            'decoded_dls']
 
-# %% ../nbs/02_data.ipynb #1ea74361
+# %% ../nbs/02_data.ipynb #d52c4684
 import os
 from pathlib import Path
 
+from .learn.dataset import (ApartSplitter, Decoded, OpenUpright, UprightImage, check_folder, copies, decoded_dls,
+                                  image_files, split_files)   # first: it says that torch and fastai are being loaded
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor, parent_label
 from fastai.vision.augment import RandomResizedCrop, aug_transforms
 
-from .learn.dataset import (ApartSplitter, Decoded, OpenUpright, UprightImage, check_folder, copies, decoded_dls,
-                                  image_files, split_files)
-
-_all_ = ['image_files', 'check_folder', 'UprightImage', 'OpenUpright', 'Decoded', 'copies', 'ApartSplitter', 'decoded_dls']
+_all_ = ['image_files', 'check_folder', 'UprightImage', 'OpenUpright', 'Decoded', 'copies', 'ApartSplitter',
+         'decoded_dls']
 
 # %% ../nbs/02_data.ipynb #ee2e3878
 def get_dls(

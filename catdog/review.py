@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['compare', 'saved_learner', 'write_report', 'Cleaner', 'suspects', 'predictions', 'scores', 'plot_confusion',
-           'gradcam', 'looked_at', 'apply_choices', 'can_undo', 'undo_choices', 'report']
+           'gradcam', 'gradcam_overlays', 'apply_choices', 'can_undo', 'undo_choices', 'report']
 
-# %% ../nbs/04_review.ipynb #89129c3b
+# %% ../nbs/04_review.ipynb #654a4e59
 import os
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from fastai.metrics import error_rate
 from fastai.vision.augment import Resize, ResizeMethod
 
 from .clean.cleaner import Cleaner
-from .clean.interpret import gradcam, looked_at, plot_confusion, predictions, scores
+from .clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores
 from .clean.issues import suspects
 from .clean.moves import apply_choices, can_undo, undo_choices
 from .clean.report import report
@@ -28,8 +28,8 @@ from .data import get_dls
 from .learn.dataset import image_files
 from .learn.importer import onnx_network
 
-_all_ = ['Cleaner', 'suspects', 'predictions', 'scores', 'plot_confusion', 'gradcam', 'looked_at', 'apply_choices', 'can_undo',
-         'undo_choices', 'report', 'saved_learner']
+_all_ = ['Cleaner', 'suspects', 'predictions', 'scores', 'plot_confusion', 'gradcam', 'gradcam_overlays',
+         'apply_choices', 'can_undo', 'undo_choices', 'report']
 
 # %% ../nbs/04_review.ipynb #9123a229
 def compare(
@@ -67,7 +67,7 @@ def saved_learner(
                       'and the error may look too small.')
     return learn
 
-# %% ../nbs/04_review.ipynb #dbf066ab
+# %% ../nbs/04_review.ipynb #77996023
 @command
 def write_report(
     path:str='data/animals', # Folder with a sub-folder a label
@@ -75,7 +75,6 @@ def write_report(
     out:str='report.html' # The file to write
 ) -> Path: # `out`
     "Write a report on the network in `model` and the pictures in `path`: one HTML file, `out`"
-    learn = saved_learner(path, model)
-    out = report(learn, out)
+    out = report(saved_learner(path, model), out)
     print(f'Wrote {out}; open it in a browser.')
     return out

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'Bfloat16', 'speed_ups', 'faster', 'error_interval', 'confusion',
-           'calibration_error', 'calibrate', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed',
+           'calibrate', 'calibration_error', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed',
            'ood_limits', 'describe', 'model_card', 'export']
 
-# %% ../nbs/03_train.ipynb #52269ce7
+# %% ../nbs/03_train.ipynb #c34923b4
 import os
 from pathlib import Path
 from typing import Annotated
+
+from fastai.learner import Learner
 
 from .core.images import CatdogError, command
 from .core.stats import calibration_error, error_interval
@@ -20,18 +22,17 @@ from .learn.callbacks import Bfloat16, Checkpoint, GrowingSize, distributed, fas
 from .learn.dataset import image_files
 from .learn.evaluate import calibrate, confusion, plot_calibration, print_confusion, print_validation
 from .learn.exporter import export
-from .learn.learner import (RECIPES, Learner, check_recipe, checkpoint_file, default_epochs, fit_head, get_learner,
-                                  recipe_dls_args, recipe_learner, run_recipe)
+from .learn.learner import RECIPES, check_recipe, fit_head, get_learner, recipe_learner, recipe_tfms, run_recipe
 from .learn.model_card import describe, model_card
 from .learn.ood import ood_limits
 from .scrape import scrape
 from .web.sample import SampleWeb
 
-_all_ = ['ARCHS', 'RECIPES', 'get_learner', 'Bfloat16', 'speed_ups', 'faster', 'error_interval', 'confusion', 'calibration_error',
-         'calibrate', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed', 'ood_limits', 'describe',
-         'model_card', 'export']
+_all_ = ['ARCHS', 'RECIPES', 'get_learner', 'Bfloat16', 'speed_ups', 'faster', 'error_interval', 'confusion', 'calibrate',
+         'calibration_error', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed', 'ood_limits',
+         'describe', 'model_card', 'export']
 
-# %% ../nbs/03_train.ipynb #550d7475
+# %% ../nbs/03_train.ipynb #50c0e184
 def train(
     path:str|os.PathLike, # A folder with a sub-folder a label
     arch:str='resnet18', # Name of an architecture in `ARCHS`
@@ -47,12 +48,9 @@ def train(
     "Train `arch` on the pictures below `path` by `recipe` and print its validation error"
     check_recipe(recipe, arch)
     size = size or RECIPES[recipe]
-    dls = get_dls(path, size, bs, valid_pct, seed, **recipe_dls_args(recipe, size))
+    dls = get_dls(path, size, bs, valid_pct, seed, **recipe_tfms(recipe, size))
     learn = recipe_learner(dls, arch, recipe, **kw)
-    if epochs is None: epochs = default_epochs(learn, recipe)
-    checkpoint = Checkpoint(checkpoint_file(learn, arch=arch, recipe=recipe, epochs=epochs, size=size, bs=bs))
-    if resume: checkpoint.resume(learn, epochs)
-    run_recipe(recipe, learn, epochs, size, checkpoint)
+    run_recipe(learn, recipe, arch, epochs, size, bs, resume)
     print_validation(learn)
     return learn
 

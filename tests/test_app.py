@@ -4,10 +4,11 @@ from pathlib import Path
 
 import nbformat, psutil, pytest
 
-from catdog.app import App, _app_notebook, _voila_config
-from catdog.images import jpeg_bytes
+from catdog.app import App
+from catdog.core.drawing import draw
+from catdog.core.images import jpeg_bytes
+from catdog.deploy.voila import VOILA_CONFIG, app_notebook
 from catdog.predict import Classifier, shipped_model
-from catdog.sample import draw
 
 ROOT = Path(__file__).parent.parent
 SIZES = {'desktop': dict(viewport=dict(width=1280, height=800)),
@@ -202,7 +203,7 @@ def test_app_shows_the_app_alone(app_url, page, classifier):
 def test_app_try_these(app_url, page, classifier):
     page.goto(app_url)
     page.get_by_role('button', name='drawn dog').first.click()
-    pred = classifier.predict(next(data for name,data in App(classifier)._drawings if 'dog' in name))
+    pred = classifier.predict(next(data for name,data in App(classifier).drawings if 'dog' in name))
     assert pred.label == 'dog' and pred.sure
     assert page.locator('.catdog-label').inner_text() == said(pred)
 
@@ -343,18 +344,18 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     assert ended(process) == (0, []) and list(tmp_path.iterdir()) == []
 
 def test_only_the_app_is_reachable(app_url, page):
-    for path in ('voila/files/00_images.ipynb', 'voila/files/data/animals/manifest.jsonl',
+    for path in ('voila/files/00_start.ipynb', 'voila/files/data/animals/manifest.jsonl',
                  'voila/files/07_app.ipynb', 'api/contents'):
         assert page.request.get(app_url + path).status in (403, 404), path
     policy = page.goto(app_url).headers['content-security-policy']
     assert "default-src 'self'" in policy and "frame-ancestors 'self'" in policy
 
 def test_voila_is_told_the_same_everywhere(monkeypatch, tmp_path):
-    assert json.loads((ROOT/'voila.json').read_text()) == _voila_config
-    pattern = re.compile(_voila_config['RegexRemovePreprocessor']['patterns'][0])
+    assert json.loads((ROOT/'voila.json').read_text()) == VOILA_CONFIG
+    pattern = re.compile(VOILA_CONFIG['RegexRemovePreprocessor']['patterns'][0])
     chapter = nbformat.read(ROOT/'nbs'/'07_app.ipynb', 4)
     monkeypatch.chdir(tmp_path)
-    for nb in (chapter, nbformat.read(_app_notebook(tmp_path), 4)):
+    for nb in (chapter, nbformat.read(app_notebook(tmp_path), 4)):
         shown = [o.source for o in nb.cells if not pattern.match(o.source)]
         assert len(shown) == 1 and shown[0].endswith('App()')
     assert set(chapter.metadata) == {'kernelspec', 'title'}   # no saved state of widgets

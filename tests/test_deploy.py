@@ -176,9 +176,9 @@ def image(tmp_path_factory):
     return folder
 
 def test_dockerignore():
-    assert not ignored('catdog/app.py') and not ignored('nbs/07_app.ipynb')
-    for name in ('nbs/00_images.ipynb', 'data/animals/cat/1.jpg', '.git/config', 'catdog/__pycache__/a.pyc', '.venv/x'):
-        assert ignored(name)
+    assert not ignored('catdog/app.py') and not ignored('catdog/deploy/voila.py') and not ignored('nbs/07_app.ipynb')
+    for name in ('nbs/00_start.ipynb', 'nbs/deploy/voila.ipynb', 'data/animals/cat/1.jpg', '.git/config',
+                 'catdog/__pycache__/a.pyc', 'catdog/core/__pycache__/a.pyc', '.venv/x'): assert ignored(name)
 
 def test_the_image_has_what_pip_needs(fresh, image, tmp_path):
     line = next(rest for word,rest in instructions() if word == 'RUN' and 'pip' in rest)
@@ -186,7 +186,8 @@ def test_the_image_has_what_pip_needs(fresh, image, tmp_path):
     line = line.replace('install', f'wheel -q --no-deps -w {tmp_path}')
     subprocess.run(['sh', '-c', line], cwd=shutil.copytree(image, tmp_path/'app'), env=environment(fresh), check=True)
     names = zipfile.ZipFile(next(tmp_path.glob('catdog-*.whl'))).namelist()
-    assert {'catdog/pretrained/model.onnx', 'catdog/static/app.js', 'catdog/templates/page.html'} <= set(names)
+    assert {'catdog/pretrained/model.onnx', 'catdog/static/app.js', 'catdog/templates/page.html',
+            'catdog/core/images.py', 'catdog/deploy/server.py'} <= set(names)
 
 @pytest.mark.parametrize('stage', ['app', 'api'])
 def test_the_image_runs(stage, fresh, image, start, cat, page):

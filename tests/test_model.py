@@ -10,7 +10,7 @@ from catdog.predict import Classifier, shipped_model
 
 def drawings(folder, n):
     "`n` pictures each of cats and dogs, drawn in all sizes and shapes, below `folder`"
-    from catdog.sample import draw
+    from catdog.core.drawing import draw
     for label in ('cat', 'dog'):
         (folder/label).mkdir(parents=True)
         for i in range(n): draw(label, seed=1000 + i).save(folder/label/f'{i}.png')
@@ -39,7 +39,7 @@ def test_onnx_agrees_with_the_learner_on_drawings(trained):
 
 def test_onnx_agrees_on_photographs_of_many_pixels(trained, tmp_path):
     "JPEG files that both sides decode at a half, a quarter and an eighth of their size, upright and turned"
-    from catdog.sample import draw
+    from catdog.core.drawing import draw
     from PIL import Image
     learn,folder = trained
     assert Classifier(folder).meta['min_side'] == 2*96
@@ -80,11 +80,11 @@ def test_an_export_that_is_killed_leaves_the_good_model(trained):
     learn,folder = trained
     before = {o.name: o.read_bytes() for o in folder.iterdir()}
     code = f'''import os, signal
-from catdog import train
-from fastai.learner import load_learner
-learn = train.train({str(learn.dls.path)!r}, 'squeezenet1_0', epochs=1, size=64, bs=16)
-train._check_onnx = lambda *args, **kw: os.kill(os.getpid(), signal.SIGKILL)
-train.export(learn, {str(folder)!r})'''
+from catdog.learn import exporter
+from catdog.train import export, train
+learn = train({str(learn.dls.path)!r}, 'squeezenet1_0', epochs=1, size=64, bs=16)
+exporter._check_onnx = lambda *args, **kw: os.kill(os.getpid(), signal.SIGKILL)
+export(learn, {str(folder)!r})'''
     assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == -9
     assert {o.name: o.read_bytes() for o in folder.iterdir()} == before
     assert Classifier(folder).labels == ['cat', 'dog']
@@ -115,3 +115,26 @@ def test_two_words_to_a_model_on_photographs(photos, tmp_path):
     from fastai.learner import load_learner
     files = [o for label in ('cat', 'dog') for o in sorted((photos/'photos'/'web'/label).iterdir())[:50]]
     agree(load_learner(model/'export.pkl'), Classifier(model), files)
+
+def test_a_build_on_drawings_says_so(tmp_path, monkeypatch, capsys):
+    from catdog.train import build
+    monkeypatch.chdir(tmp_path)
+    model = build(['cat', 'dog'], out='models/quick', n=40, engine='sample', arch='squeezenet1_0', size=96)
+    printed = capsys.readouterr().out
+    assert [o[:5] for o in printed.splitlines() if o.startswith('[')] == [f'[{i}/4]' for i in range(1, 5)]
+    assert 'validation pictures (95% interval' in printed and 'knows nothing about photographs' in printed
+    assert Classifier(model).meta['trained_on'] == 'drawings'
+    assert 'means nothing' in (model/'model_card.md').read_text()
+
+def test_of_a_folder_of_photographs_all_are_taken(tmp_path, monkeypatch):
+    "More than the 150 that are searched for by default, or fewer"
+    from catdog import train
+    found = {}
+    def scrape(labels, path, n, engine): found.update(n=n, engine=engine)
+    monkeypatch.setattr(train, 'scrape', scrape)
+    train._fetch(['cat', 'dog'], tmp_path/'data', None, 'auto', drawings(tmp_path/'photos', 90))
+    assert found == dict(n=180, engine='sample')
+    monkeypatch.undo()
+    few = drawings(tmp_path/'few', 6)
+    manifest = train._fetch(['cat', 'dog'], tmp_path/'data', None, 'auto', few)
+    assert manifest.label.value_counts().to_dict() == {'cat': 6, 'dog': 6}

@@ -1,9 +1,14 @@
-"""The sample web as a server: connections, threads, other processes. What fits in a cell is in nbs/sample.ipynb."""
+"""The sample web as a server: connections, threads, other processes. What fits in a cell is in
+nbs/web/sample.ipynb, sample_http.ipynb and faults.ipynb."""
 import http.client, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest, requests
-from catdog.sample import SampleWeb
+
+from catdog.core.images import BadImage, open_image
+from catdog.web.faults import ANSWERS, SERVED_FORMATS
+from catdog.web.sample import SampleWeb
 
 KEY = {'Ocp-Apim-Subscription-Key': 'any'}
 
@@ -92,7 +97,7 @@ def test_taken_port_falls_back_to_a_free_one():
 def test_same_pictures_in_every_process():
     code = """
 import hashlib
-from catdog.sample import draw
+from catdog.core.drawing import draw
 pixels = b''.join(draw(o, i, (80, 60)).tobytes() for o in ('cat', 'dog', 'apple', 'fish') for i in range(5))
 print(hashlib.sha256(pixels).hexdigest())"""
     one,two = run(code, PYTHONHASHSEED='1'),run(code, PYTHONHASHSEED='2')
@@ -100,13 +105,13 @@ print(hashlib.sha256(pixels).hexdigest())"""
     assert one.stdout == two.stdout
 
 def test_process_ends_although_the_web_still_runs():
-    res = run('from catdog.sample import sample_web; print(sample_web().url)')
+    res = run('from catdog.web.sample import sample_web; print(sample_web().url)')
     assert res.returncode == 0 and res.stdout.startswith('http://127.0.0.1:') and res.stderr == ''
 
 def test_log_is_quiet():
     res = run("""
 import requests
-from catdog.sample import SampleWeb
+from catdog.web.sample import SampleWeb
 with SampleWeb(faults=dict.fromkeys(['not-found', 'server-error-once'], .5)) as web:
     found = requests.get(web.endpoint, params=dict(q='cat', count=10), headers={'Ocp-Apim-Subscription-Key': 'any'})
     for o in found.json()['value']: requests.get(o['contentUrl'])
@@ -115,7 +120,7 @@ with SampleWeb(faults=dict.fromkeys(['not-found', 'server-error-once'], .5)) as 
 
 def test_module_is_light():
     heavy = ('torch', 'fastai', 'requests', 'pandas', 'matplotlib')
-    res = run(f'import catdog.sample, sys; print([o for o in {heavy} if o in sys.modules])')
+    res = run(f'import catdog.web.sample, sys; print([o for o in {heavy} if o in sys.modules])')
     assert res.stdout.strip() == '[]', res.stdout + res.stderr
 
 @pytest.mark.parametrize('label', ['Ärger & Söhne', '猫', '../../etc', 'a/b?c#d', '100%', "l'été"])
@@ -126,3 +131,55 @@ def test_strange_words(label):
         for o in found:
             for kind in ('contentUrl', 'hostPageUrl', 'thumbnailUrl'): assert requests.get(o[kind]).ok
             assert web.truth(o['contentUrl'])['valid']
+
+# --- What each kind of address answers
+
+@pytest.fixture(scope='module')
+def hard():
+    "A web of which every result is a fault, as many of each kind"
+    with SampleWeb(faults={o: 1/len(ANSWERS) for o in ANSWERS if o != 'ok'}) as web: yield web
+
+def first_of(web, kind): return next(o for o in web.results('cat') if o.kind == kind)
+
+def ask(url, patience=60, limit=2**20):
+    "Status, and what a client sees that waits `patience` seconds for the next byte and takes at most `limit` bytes"
+    data = b''
+    with requests.get(url, stream=True, timeout=patience) as answer:
+        try:
+            for chunk in answer.iter_content(2**16):
+                data += chunk
+                if len(data) > limit: break
+            return answer.status_code, open_image(data).size if answer.ok else None
+        except requests.exceptions.ConnectionError: return answer.status_code, 'silence'
+        except BadImage as e: return answer.status_code, e.status
+
+SOUND = ('ok', 'duplicate', 'near-duplicate', 'huge', 'wrong-label', 'redirect', 'server-error-once', 'rate-limit')
+FAULTY = {'html': 'not-an-image', 'truncated': 'truncated', 'tiny': (16, 16), 'stall': 'silence', 'bomb': 'too-large',
+          'large-body': 'not-an-image', 'not-found': None}
+ONCE = {'server-error-once': 500, 'rate-limit': 429}
+
+@pytest.mark.parametrize('kind', (*SOUND, *SERVED_FORMATS))
+def test_sound_address_gives_the_picture(hard, kind):
+    o = first_of(hard, kind)
+    if kind in ONCE: assert ask(o.url) == (ONCE[kind], None)
+    assert ask(o.url) == (200, o.size) and hard.truth(o.url)['valid']
+
+@pytest.mark.parametrize('kind,seen', FAULTY.items())
+def test_faulty_address_gives_its_fault(hard, kind, seen):
+    o = first_of(hard, kind)
+    assert ask(o.url, 3 if kind == 'stall' else 60) == (404 if kind == 'not-found' else 200, seen)
+    assert not hard.truth(o.url)['valid']
+
+def test_copies_are_of_their_original(hard):
+    copy,near = first_of(hard, 'duplicate'),first_of(hard, 'near-duplicate')
+    assert copy.url != copy.truth['original']
+    assert requests.get(copy.url).content == requests.get(copy.truth['original']).content
+    one,two = (requests.get(o).content for o in (near.url, near.truth['original']))
+    a,b = (np.asarray(open_image(o).resize((32, 32))).astype(int) for o in (one, two))
+    assert one != two and abs(a - b).mean() < 6
+
+def test_what_else_an_address_says(hard):
+    assert first_of(hard, 'wrong-label').truth['drawn'] == 'dog'
+    assert requests.get(first_of(hard, 'no-ai').url).headers['X-Robots-Tag'] == 'noai, noimageai'
+    o = first_of(hard, 'redirect')
+    assert requests.get(o.url).url == o.url.replace('pictures', 'moved')

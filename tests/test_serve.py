@@ -9,9 +9,9 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from werkzeug.serving import make_server
 
-from catdog.images import FORMATS, jpeg_bytes
+from catdog.core.drawing import draw
+from catdog.core.images import FORMATS, jpeg_bytes
 from catdog.predict import Classifier, shipped_model
-from catdog.sample import draw
 from catdog.serve import MAX_BODY, MAX_FIELDS, MAX_FILES, MAX_WAITING, create_app, sentence
 
 ROOT = Path(__file__).parent.parent
@@ -256,8 +256,8 @@ def test_64_clients_with_64_pictures(server, classifier):
     with ThreadPoolExecutor(64) as pool: list(pool.map(client, range(64)))
     assert seen[200] == 2000, seen
 
-def test_a_full_room_says_when_to_come_back(pictures):
-    "A network that hangs: as many as there is room for wait, the others are told at once; then all is well again"
+def test_a_full_queue_says_when_to_come_back(pictures):
+    "A network that hangs: as many as may wait do so, the others are told at once; then all is well again"
     let_go = threading.Event()
     class Hanging(Classifier):
         def answers(self, pixels):

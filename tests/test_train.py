@@ -12,7 +12,7 @@ def environment(): return {**os.environ, 'OMP_NUM_THREADS': '1'}
 @pytest.fixture(scope='module')
 def drawings(tmp_path_factory):
     "60 drawings each of cats and dogs"
-    from catdog.sample import draw
+    from catdog.core.drawing import draw
     folder = tmp_path_factory.mktemp('drawings')
     for label in ('cat', 'dog'):
         (folder/label).mkdir()
@@ -23,23 +23,25 @@ SHARED = '''import json, sys, torch
 from fastai.distributed import DistributedDL
 from fastai.torch_core import rank_distrib
 from catdog import train as t
-seen,get_idxs = [],DistributedDL.get_idxs
+from catdog.learn import learner
+orders,get_idxs = [],DistributedDL.get_idxs
 def _remember(self):
     idxs = get_idxs(self)
-    if self.dl.shuffle: seen.append(idxs)
+    if self.dl.shuffle: orders.append(idxs)
     return idxs
 DistributedDL.get_idxs = _remember
-looked,training_views = [],t._training_views
-def _look(learn, augmented):
+fitted,training_views = [],learner._training_views
+def _views(learn, augmented):
     views = training_views(learn, augmented)
-    looked.extend(map(str, views[0].items))
+    fitted.extend(map(str, views[0].items))
     return views
-t._training_views = _look
+learner._training_views = _views
 learn = t.train(sys.argv[1], 'squeezenet1_0', epochs=2, size=64, bs=16)
 t.export(learn, 'models/shared')
 torch.save(learn.model.state_dict(), f'{rank_distrib()}.pth')
 counts = t.confusion(learn).tolist()
-json.dump(dict(seen=seen, looked=looked, n=len(learn.dls.train_ds), counts=counts), open(f'{rank_distrib()}.json', 'w'))
+result = dict(orders=orders, fitted=fitted, n=len(learn.dls.train_ds), counts=counts)
+json.dump(result, open(f'{rank_distrib()}.json', 'w'))
 '''
 
 def test_two_processes_share_the_work_and_agree(drawings, tmp_path):
@@ -53,10 +55,10 @@ def test_two_processes_share_the_work_and_agree(drawings, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count('validation pictures (95% interval') == 1   # one of them speaks
     first,second = (json.loads((tmp_path/f'{i}.json').read_text()) for i in (0, 1))
-    assert len(first['seen']) == len(second['seen']) == 2   # epochs
-    for a,b in zip(first['seen'], second['seen']):
+    assert len(first['orders']) == len(second['orders']) == 2   # epochs
+    for a,b in zip(first['orders'], second['orders']):
         assert not set(a) & set(b) and set(a) | set(b) == set(range(first['n']))
-    assert not set(first['looked']) & set(second['looked']) and len(first['looked'] + second['looked']) == first['n']
+    assert not set(first['fitted']) & set(second['fitted']) and len(first['fitted'] + second['fitted']) == first['n']
     a,b = (torch.load(tmp_path/f'{i}.pth', weights_only=True) for i in (0, 1))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert first['counts'] == second['counts']

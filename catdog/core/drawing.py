@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['DRAWABLE', 'words_of', 'drawable', 'random_size', 'draw']
 
-# %% ../../nbs/core/drawing.ipynb #b4f047ad
+# %% ../../nbs/core/drawing.ipynb #bcba8756
 import re
 from random import Random
 
 import numpy as np
 from PIL import Image
 
-from .animals import draw_cat, draw_dog, stage
-from .canvas import SCENES, darker, hsv, lighter, mix, smooth
+from .animals import draw_cat, draw_dog
+from .canvas import SCENES, darker, hsv, lighter, mix, smooth, stage
 
-# %% ../../nbs/core/drawing.ipynb #0bfdf62d
+# %% ../../nbs/core/drawing.ipynb #24cdccd3
 def _house(img, r, words=()):
     p = stage(img, r, (-1.5, -1.8, 1.5, 1.2), .03)
     p.shadow(0, 1.1, 1.4)
-    wall,roof = hsv(r.random(), r.uniform(.1, .5), r.uniform(.6, .95)),hsv(r.uniform(-.05, .1), r.uniform(.3, .7),
-        r.uniform(.35, .75))
+    wall = hsv(r.random(), r.uniform(.1, .5), r.uniform(.6, .95))
+    roof = hsv(r.uniform(-.05, .1), r.uniform(.3, .7), r.uniform(.35, .75))
     w,top = r.uniform(.8, 1.25),r.uniform(-1.7, -1.1)
     if r.random() < .6: p.polygon([(w*.4, top*.9), (w*.65, top*.9), (w*.65, -.4), (w*.4, -.4)], darker(roof, .3))
     p.polygon([(-w, -.5), (w, -.5), (w, 1.1), (-w, 1.1)], wall)
@@ -35,11 +35,12 @@ def _house(img, r, words=()):
         p.line([(x, -.1), (x, .3)], (246, 242, 232), .04)
         p.line([(x-.19, .1), (x+.19, .1)], (246, 242, 232), .04)
 
+# %% ../../nbs/core/drawing.ipynb #10d6eb59
 def _tree(img, r, words=()):
     p = stage(img, r, (-1.3, -1.8, 1.3, 1.5), .04)
     p.shadow(0, 1.5, .8)
-    bark,leaf = r.choice([(112, 82, 58), (92, 70, 56), (136, 108, 84)]),hsv(r.choice([.28, .3, .33, .1, .05, .92]),
-        r.uniform(.4, .7), r.uniform(.35, .75))
+    bark = r.choice([(112, 82, 58), (92, 70, 56), (136, 108, 84)])
+    leaf = hsv(r.choice([.28, .3, .33, .1, .05, .92]), r.uniform(.4, .7), r.uniform(.35, .75))
     p.taper([(0, 1.5), (r.uniform(-.1, .1), .6), (0, -.6)], bark, .4, .2)
     if r.random() < .4:
         for k in range(4):
@@ -54,6 +55,7 @@ def _tree(img, r, words=()):
             fruit = hsv(r.choice([0, .08, .15]), .75, .85)
             for _ in range(9): p.ellipse(r.uniform(-.8, .8), r.uniform(-1.3, -.3), .08, .08, fruit)
 
+# %% ../../nbs/core/drawing.ipynb #85816b88
 def _car(img, r, words=()):
     p = stage(img, r, (-2., -1.1, 2., 1.0), .04)
     paint,glass = hsv(r.random(), r.uniform(.2, .85), r.uniform(.4, .95)),r.choice([(170, 205, 224), (86, 106, 124)])
@@ -67,13 +69,14 @@ def _car(img, r, words=()):
     p.line([(-.02, -.05), (-.04, .6)], darker(paint, .25), .03)
     p.ellipse(1.74, .22, .12, .12, (252, 240, 190)); p.ellipse(-1.78, .22, .08, .13, (206, 60, 52))
     for x in (-1.1, 1.12):
-        p.ellipse(x, .66, .4, .4, (40, 40, 44)); p.ellipse(x, .66, .22, .22, (190, 192, 198)); p.ellipse(x, .66, .07,
-            .07, (90, 90, 96))
+        for radius,grey in ((.4, (40, 40, 44)), (.22, (190, 192, 198)), (.07, (90, 90, 96))):
+            p.ellipse(x, .66, radius, radius, grey)
 
+# %% ../../nbs/core/drawing.ipynb #af46598a
 def _flower(img, r, words=()):
     p = stage(img, r, (-1.2, -1.2, 1.2, 2.2), .12)
-    petal,n,two = hsv(r.choice([0, .08, .14, .6, .75, .85, .95]), r.uniform(.25, .85), r.uniform(.7, 1)),r.randint(5,
-        13),r.random() < .5
+    petal = hsv(r.choice([0, .08, .14, .6, .75, .85, .95]), r.uniform(.25, .85), r.uniform(.7, 1))
+    n,two = r.randint(5, 13),r.random() < .5
     stem = hsv(r.uniform(.25, .36), .6, r.uniform(.35, .6))
     p.taper([(0, 0), (r.uniform(-.2, .2), 1.2), (0, 2.3)], stem, .12, .16)
     for s in (-1, 1): p.blob([(0, 1.8), (s*.4, 1.3), (s*.95, 1.2), (s*.5, 1.65)], lighter(stem, .12))
@@ -87,10 +90,11 @@ def _flower(img, r, words=()):
     p.ellipse(0, 0, .32, .32, heart)
     for k in range(12): p.ellipse(np.cos(k*2.4)*.07*k**.5, np.sin(k*2.4)*.07*k**.5, .03, .03, darker(heart, .3))
 
+# %% ../../nbs/core/drawing.ipynb #c32a3db5
 def _fish(img, r, words=()):
     p = stage(img, r, (-1.6, -1., 1.9, 1.), .12)
-    skin,fin,high = hsv(r.random(), r.uniform(.3, .85), r.uniform(.55, .95)),hsv(r.random(), r.uniform(.3, .8),
-        r.uniform(.5, .9)),r.uniform(.5, .8)
+    skin = hsv(r.random(), r.uniform(.3, .85), r.uniform(.55, .95))
+    fin,high = hsv(r.random(), r.uniform(.3, .8), r.uniform(.5, .9)),r.uniform(.5, .8)
     p.blob([(1., 0), (1.75, -.65), (1.6, 0), (1.75, .65)], fin)
     p.blob([(-.5, -high*.8), (.1, -high-.35), (.7, -high*.6), (.4, -.2)], fin)
     p.blob([(-.1, high*.8), (.3, high+.25), (.6, high*.6)], fin)
@@ -105,7 +109,7 @@ def _fish(img, r, words=()):
     p.line([(-1.46, .12), (-1.28, .2), (-1.12, .18)], darker(skin, .4), .05)
     for k in range(r.randint(0, 4)): p.ellipse(-1.5-.1*k, -.4-.3*k, .05+.02*k, .05+.02*k, (224, 240, 250))
 
-# %% ../../nbs/core/drawing.ipynb #d52c141f
+# %% ../../nbs/core/drawing.ipynb #4eca0eaa
 _SHAPES = dict(
     disc=smooth([(np.cos(k), np.sin(k)) for k in np.arange(8)*np.pi/4])*.9,
     square=[(-.75, -.75), (.75, -.75), (.75, .75), (-.75, .75)],
@@ -119,12 +123,14 @@ _SHAPES = dict(
     leaf=smooth([(-1, 0), (-.3, -.5), (.5, -.3), (1, 0), (.5, .3), (-.3, .5)]),
     bar=smooth([(-.9, -.25), (0, -.3), (.9, -.25), (1.05, 0), (.9, .25), (0, .3), (-.9, .25), (-1.05, 0)]))
 
+# %% ../../nbs/core/drawing.ipynb #c3ddf70b
 # Where the `t`th part of a row of small shapes lies, for `t` from 0 to 1
 _LAYOUTS = dict(
     ring=lambda t: (np.cos(5.4*t), np.sin(5.4*t)), spiral=lambda t: (np.cos(7*t)*(.2+t), np.sin(7*t)*(.2+t)),
     row=lambda t: (2.4*t-1.2, 0), stack=lambda t: (0, 2.4*t-1.2), stair=lambda t: (2.2*t-1.1, 1.1-2.2*t),
     arch=lambda t: (np.cos(np.pi*t), .6-1.4*np.sin(np.pi*t)))
 
+# %% ../../nbs/core/drawing.ipynb #7a10ac96
 def _typical(img, r, label):
     "What is typical of `label`: shapes, colours and an arrangement that its letters choose, laid out by `r`"
     t = Random(f'typical of {label}')
@@ -141,20 +147,32 @@ def _typical(img, r, label):
         q.polygon(_SHAPES[small], other)
         q.polygon(np.array(_SHAPES[small])*.5, lighter(other, .4))
 
-# %% ../../nbs/core/drawing.ipynb #4031e65f
+# %% ../../nbs/core/drawing.ipynb #ce563069
 DRAWABLE = dict(cat=draw_cat, dog=draw_dog, house=_house, tree=_tree, car=_car, flower=_flower, fish=_fish)
 
-def words_of(text): return re.findall(r'\w+', str(text).lower().replace('_', ' '))
+# %% ../../nbs/core/drawing.ipynb #bbb3be93
+def words_of(
+    text:str # A label or a search term
+) -> list: # Its words in small letters
+    "The words of `text`"
+    return re.findall(r'\w+', str(text).lower().replace('_', ' '))
 
-def drawable(label):
+# %% ../../nbs/core/drawing.ipynb #82f265b3
+def drawable(
+    label:str # A label or a search term
+) -> str|None: # A key of `DRAWABLE`
     "The thing in `label` that we can draw, or None"
     return next((o for w in words_of(label) for o in (w, w[:-1] if w.endswith('s') else w) if o in DRAWABLE), None)
 
-def random_size(r):
-    "A width and height as the web has them"
+# %% ../../nbs/core/drawing.ipynb #b605ec02
+def random_size(
+    r # A `random.Random`
+) -> tuple: # Width and height in pixels
+    "A width and height as the web has them, which `r` chooses"
     side,ratio = r.randint(260, 620),r.choice([4/3, 4/3, 3/2, 1, 1, 3/4, 2/3, 16/9, r.uniform(.6, 1.8)])
     return (side, round(side/ratio)) if ratio > 1 else (round(side*ratio), side)
 
+# %% ../../nbs/core/drawing.ipynb #0023c7ec
 def draw(
     label:str, # What to draw: 'cat', 'dog', 'house', 'tree', 'car', 'flower', 'fish', or any other word
     seed:int|str=0, # The same label and seed give the same picture

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fastcore.basics import chunked
 
-# %% ../../nbs/core/files.ipynb #de75114c
+# %% ../../nbs/core/files.ipynb #23afa8ba
+# What the names of pictures end in, in small letters
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.gif', '.webp', '.avif', '.bmp', '.tif', '.tiff')
 
 # %% ../../nbs/core/files.ipynb #c2ad9938
@@ -67,11 +68,11 @@ def map_ahead(
             if len(waiting) > n: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
-# %% ../../nbs/core/files.ipynb #8056bf9d
+# %% ../../nbs/core/files.ipynb #c743a857
 def batches_ahead(
     f, # As for `map_ahead`
     items, # As for `map_ahead`
     bs:int # Results in a batch
 ): # Yields lists of `bs` results; the last may be shorter
-    "`map_ahead` in batches of `bs`, while threads work on the next one"
+    "`map_ahead` of `f` and `items` in batches of `bs`, while threads work on the next one"
     return chunked(map_ahead(f, items, bs), bs)

@@ -5,21 +5,26 @@
 # %% auto #0
 __all__ = ['ModelError', 'model_file', 'open_session', 'answer_limits', 'read_meta', 'check_answers']
 
-# %% ../../nbs/core/model_file.ipynb #047bccea
+# %% ../../nbs/core/model_file.ipynb #34be5b36
 import json, os
 from pathlib import Path
 
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report that it is used, and write to TMPDIR
 import onnxruntime
 import numpy as np
 
 from .images import CatdogError
 
-# %% ../../nbs/core/model_file.ipynb #4c0da16a
-class ModelError(CatdogError): "This is no model that we can use; the text says why"
+# %% ../../nbs/core/model_file.ipynb #04f57518
+class ModelError(CatdogError):
+    "This is no model that we can use; the text says why"
 
+# %% ../../nbs/core/model_file.ipynb #47298b9c
 _MAX_BYTES = 1_000_000_000
 
-def model_file(path):
+def model_file(
+    path:str|os.PathLike # A model folder, or its `model.onnx`
+) -> Path: # The ONNX file; `ModelError` when there is none
     "The ONNX file that `path`, a model folder or the file itself, stands for"
     path = Path(path)
     file = path/'model.onnx' if path.is_dir() else path
@@ -30,7 +35,12 @@ def model_file(path):
     if file.stat().st_size > _MAX_BYTES: raise ModelError(f'{file}: is larger than {_MAX_BYTES/1e9:.0f} GB')
     return file
 
-def open_session(file, data, threads):
+# %% ../../nbs/core/model_file.ipynb #12537c62
+def open_session(
+    file:Path, # What messages are about
+    data:bytes, # The content of an ONNX file
+    threads:int=None # Cores that work on one answer; None: all
+) -> onnxruntime.InferenceSession: # `ModelError` when ONNX Runtime cannot open it
     "ONNX Runtime's session with `threads` for the bytes `data` of `file`, which may not refer to other files"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
@@ -42,15 +52,22 @@ def open_session(file, data, threads):
     except Exception as e:   # its exceptions have no common class but this
         raise ModelError(f'{file}: ONNX Runtime cannot open it ({str(e).splitlines()[0][:150]})') from None
 
-def answer_limits(meta):
-    "The least probability and the largest distance of an answer to rely on, by `meta`; None if it makes no sense"
+# %% ../../nbs/core/model_file.ipynb #e4a8277f
+def answer_limits(
+    meta:dict # What the model says about itself
+) -> dict|None: # probability: the least, 0 to 1; distance: the largest, perhaps infinite. None if it makes no sense
+    "The least probability and the largest distance of an answer to rely on, by `meta`"
     o = meta.get('neither', {})
     if not isinstance(o, dict): o = dict(probability=o)   # what older models have
     limits = dict(dict(probability=0, distance=np.inf), **o)
     def good(x, high): return isinstance(x, (int, float)) and 0 <= x <= high
     return limits if good(limits['probability'], 1) and good(limits['distance'], np.inf) else None
 
-def read_meta(session, file):
+# %% ../../nbs/core/model_file.ipynb #a0349b44
+def read_meta(
+    session:onnxruntime.InferenceSession, # From `open_session`
+    file:Path # What messages are about
+) -> dict: # labels, size, resize_to, ..., as `catdog.learn.model_card.describe` wrote them; else `ModelError`
     "What the model says about itself, checked against its inputs and outputs"
     try: meta = json.loads(session.get_modelmeta().custom_metadata_map['catdog'])
     except (KeyError, ValueError):
@@ -77,8 +94,13 @@ def read_meta(session, file):
         raise ModelError(f'{file}: its inputs {inputs} and outputs {outputs} do not fit its {len(labels)} labels')
     return meta
 
-def check_answers(session, meta, file):
-    "`ModelError` unless `session` gives finite scores about a black picture"
+# %% ../../nbs/core/model_file.ipynb #461b3854
+def check_answers(
+    session:onnxruntime.InferenceSession, # From `open_session`
+    meta:dict, # From `read_meta`
+    file:Path # What messages are about
+):
+    "`ModelError` about `file` unless `session` gives finite scores, one for each label of `meta`, for a black picture"
     try: logits, = session.run(['logits'], {'pixels': np.zeros((1, meta['size'], meta['size'], 3), 'uint8')})
     except Exception as e:
         raise ModelError(f'{file}: fails at the first picture ({str(e).splitlines()[0][:150]})') from None

@@ -9,7 +9,7 @@ __all__ = ['error_interval', 'confusion_counts', 'calibration_error']
 import numpy as np
 from scipy.stats import binomtest
 
-# %% ../../nbs/core/stats.ipynb #2e1e111a
+# %% ../../nbs/core/stats.ipynb #73933c8a
 def error_interval(
     wrong:int, # How many answers were wrong
     n:int # Of how many
@@ -18,7 +18,12 @@ def error_interval(
     interval = binomtest(wrong, n).proportion_ci(0.95, method='wilson')
     return wrong/n, float(interval.low), float(interval.high)
 
-def confusion_counts(logits, truth):
+# %% ../../nbs/core/stats.ipynb #225a0e2d
+def confusion_counts(
+    logits, # Scores, array or tensor of shape (n,labels); probabilities do as well
+    truth # Index of the right label, array or tensor of shape (n,)
+) -> np.ndarray: # Counts of shape (labels,labels); rows are the truth, columns the answers
+    "How often each label in `truth` got each answer, the one with the highest of its `logits`"
     n = logits.shape[1]
     return np.bincount(np.asarray(truth)*n + np.asarray(logits.argmax(1)), minlength=n*n).reshape(n, n)
 

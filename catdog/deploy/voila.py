@@ -27,11 +27,13 @@ VOILA_CONFIG = {
     'Voila': {'tornado_settings': {'websocket_max_message_size': MAX_MESSAGE, 'disable_check_xsrf': True, 'headers': {
         'Content-Security-Policy': _csp, 'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'same-origin'}}}}
 
-# %% ../../nbs/deploy/voila.ipynb #64e1daa7
+# %% ../../nbs/deploy/voila.ipynb #936c904e
 _cell = '# The app: Voilà runs and shows this cell alone\nfrom catdog.app import App\nApp()'
 
-def app_notebook(folder):
-    "This notebook, if we are in the project's folder, else one that is written to `folder`"
+def app_notebook(
+    folder:str|os.PathLike # Where a notebook may be written
+) -> Path: # nbs/07_app.ipynb, or catdog.ipynb in `folder`
+    "The chapter with the app, if we are in the project's folder, else a notebook of one cell, written to `folder`"
     here = Path('nbs/07_app.ipynb')
     if here.exists(): return here.resolve()
     from nbformat import v4, write
@@ -41,7 +43,13 @@ def app_notebook(folder):
     write(nb, Path(folder)/'catdog.ipynb')
     return Path(folder)/'catdog.ipynb'
 
-def run_voila(notebook, host, port, browser):
+# %% ../../nbs/deploy/voila.ipynb #6b472550
+def run_voila(
+    notebook:str|os.PathLike, # From `app_notebook`
+    host:str, # The address to listen on
+    port:int, # The port to listen on; see `check_port`
+    browser:bool # Open the app in a browser?
+):
     "Serve `notebook` until a signal comes"
     from traitlets.config import Config
     import voila.app

@@ -5,30 +5,40 @@
 # %% auto #0
 __all__ = ['ARCHS', 'find_arch', 'fetch_weights', 'onnx_weights', 'load_shipped_body']
 
-# %% ../../nbs/learn/backbones.ipynb #84bb7799
+# %% ../../nbs/learn/backbones.ipynb #dc7b3ca8
 import urllib.error
 from importlib.resources import files as package_files
 
 import onnx, torch
 from fastai.vision.learner import model_meta
+from torch import nn
 
 from ..core.images import CatdogError
 
-# %% ../../nbs/learn/backbones.ipynb #e490ed68
+# %% ../../nbs/learn/backbones.ipynb #459b0402
 ARCHS = {arch.__name__: arch for arch,meta in model_meta.items() if 'weights' in meta}
 
-def find_arch(name):
-    "The torchvision function called `name`"
+# %% ../../nbs/learn/backbones.ipynb #64e1baf1
+def find_arch(
+    name:str # A key of `ARCHS`
+): # The function of torchvision that makes the network; called with `weights`
+    "The architecture called `name`; `CatdogError` lists those that there are"
     if name in ARCHS: return ARCHS[name]
     raise CatdogError(f'{name!r} is no architecture that we know; take one of {", ".join(ARCHS)}')
 
-def fetch_weights(arch):
+# %% ../../nbs/learn/backbones.ipynb #22c13d4e
+def fetch_weights(
+    arch # From `find_arch`
+) -> bool: # Are they there?
     "Have the ImageNet weights of `arch` in torch's cache; False where they cannot be downloaded"
     try: return bool(arch(weights='DEFAULT'))
     except (urllib.error.URLError, OSError): return False
 
-def onnx_weights(data):
-    "The weights in the bytes `data` of an exported model, name -> tensor; also of one that keeps them in 8 bits"
+# %% ../../nbs/learn/backbones.ipynb #943218e7
+def onnx_weights(
+    data:bytes # An exported model, `model.onnx`
+) -> dict: # Name -> tensor; what belongs to the network begins with `body.` or `head.`
+    "The weights in an exported model, also in one that keeps them in 8 bits"
     graph = onnx.load_from_string(data).graph
     weights = {o.name: onnx.numpy_helper.to_array(o) for o in graph.initializer}
     for node in graph.node:
@@ -38,7 +48,10 @@ def onnx_weights(data):
             weights[node.input[0].removesuffix('_quantized')] = (steps - zero)*scale
     return {name: torch.from_numpy(o.copy()) for name,o in weights.items()}
 
-def load_shipped_body(body):
-    "Put the weights of the body that ships with the package into `body`, a SqueezeNet 1.0"
+# %% ../../nbs/learn/backbones.ipynb #e9eca280
+def load_shipped_body(
+    body:nn.Module # What fastai's `create_body` cuts from a SqueezeNet 1.0
+):
+    "Put the weights of the body that ships with the package into `body`"
     weights = onnx_weights(package_files('catdog').joinpath('pretrained/model.onnx').read_bytes())
     body.load_state_dict({k: weights[f'body.{k}'] for k in body.state_dict()})

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Bfloat16', 'speed_ups', 'faster', 'GrowingSize', 'Checkpoint', 'distributed']
 
-# %% ../../nbs/learn/callbacks.ipynb #8a311e7f
+# %% ../../nbs/learn/callbacks.ipynb #55f67ee0
 import io, os, time, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
-import torch
 import numpy as np
+import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.schedule import Learner
 from fastai.distributed import DistributedDL
+from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib, rank_distrib, to_float
 from fastai.vision.augment import RandomResizedCrop
 from fastcore.basics import patch
@@ -26,7 +26,7 @@ from fastcore.imports import noop
 from ..core.images import CatdogError, write_atomic
 from .dataset import find_transform
 
-# %% ../../nbs/learn/callbacks.ipynb #18528bf0
+# %% ../../nbs/learn/callbacks.ipynb #9362e1cf
 class Bfloat16(Callback):
     "Compute in bfloat16 on the CPU (`torch.autocast`); fastai's `MixedPrecision` does so on CUDA only"
     order = 10   # where MixedPrecision stands
@@ -42,6 +42,7 @@ class Bfloat16(Callback):
         if self.autocast is not None: self.autocast.__exit__(None, None, None)
         self.autocast = None
 
+# %% ../../nbs/learn/callbacks.ipynb #8a0b2075
 def _step_time(model, dtype, size, n=4):
     "Seconds for one step forward and back on `n` random pictures, the better of two after a warm-up"
     x,times = torch.rand(n, 3, size, size).to(memory_format=torch.channels_last),[]
@@ -52,6 +53,7 @@ def _step_time(model, dtype, size, n=4):
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
+# %% ../../nbs/learn/callbacks.ipynb #f2155888
 _bfloat16_helps = {}   # (parameters of the body, size) -> measured on this machine
 
 def speed_ups(
@@ -67,6 +69,7 @@ def speed_ups(
         _bfloat16_helps[key] = fast < slow
     return [ChannelsLast()] + [Bfloat16()]*_bfloat16_helps[key]
 
+# %% ../../nbs/learn/callbacks.ipynb #e0ba8cc8
 @contextmanager
 def faster(
     learn:Learner, # Will be trained on pictures of `size`
@@ -100,69 +103,84 @@ class GrowingSize(Callback):
         share = epoch/(.6*(n - 1)) if n > 1 else 1
         return self.size if share >= 1 else round((2 + share)/3*self.size/16)*16
 
-# %% ../../nbs/learn/callbacks.ipynb #ab82b570
+# %% ../../nbs/learn/callbacks.ipynb #072c6376
 class Checkpoint(Callback):
     "Remember the weights with the smallest validation loss; after each epoch write to `file` what it takes to go on"
     order = 60   # after the Recorder, which has the validation loss
     def __init__(self,
         file:str|os.PathLike # Is written under a temporary name first
     ):
-        self.file,self.start,self.loss,self.best = Path(file),0,np.inf,None
+        self.file,self.start,self._loss,self.best = Path(file),0,np.inf,None
+    @property
+    def loss(self):
+        "The smallest validation loss so far"
+        return self._loss   # fastai warns when a callback sets what its learner has, too
 
-    def consider(self,
-        learn:Learner, # Whose weights to keep
-        loss:float # Their validation loss
-    ):
-        "Keep the weights of `learn` if `loss` is the smallest so far"
-        if loss < self.loss: self.loss,self.best = loss,deepcopy(get_model(learn.model).state_dict())
+# %% ../../nbs/learn/callbacks.ipynb #4e153a3f
+@patch
+def consider(self:Checkpoint,
+    learn:Learner, # Whose weights to keep
+    loss:float # Their validation loss
+):
+    "Keep the weights of `learn` if `loss` is the smallest so far"
+    if loss < self.loss: self._loss,self.best = loss,deepcopy(get_model(learn.model).state_dict())
 
-    def restore(self,
-        learn:Learner # Gets the weights
-    ):
-        "Give `learn` the best weights so far"
-        get_model(learn.model).load_state_dict(self.best)
+@patch
+def restore(self:Checkpoint,
+    learn:Learner # Gets the weights
+):
+    "Give `learn` the best weights so far"
+    get_model(learn.model).load_state_dict(self.best)
 
-    def after_epoch(self):
-        if self.epoch < self.start: return   # an epoch of an earlier run, which fastai skips
-        self.consider(self.learn, float(self.learn.final_record[1]))
-        if self.opt.frozen_idx == 0 and not rank_distrib(): self._write()
+# %% ../../nbs/learn/callbacks.ipynb #906561fe
+@patch
+def after_epoch(self:Checkpoint):
+    "Consider the weights, and write the file"
+    if self.epoch < self.start: return   # an epoch of an earlier run, which fastai skips
+    self.consider(self.learn, float(self.learn.final_record[1]))
+    if self.opt.frozen_idx == 0 and not rank_distrib(): self._write()
 
-    def _write(self):
-        opt,f = self.opt.state_dict(),io.BytesIO()
-        hypers = [{k: float(v) for k,v in o.items()} for o in opt['hypers']]   # plain numbers, for `weights_only`
-        opt = dict(state=[dict(o) for o in opt['state']], hypers=hypers)
-        torch.save(dict(start=self.epoch + 1, loss=self.loss, best=self.best, opt=opt,
-                        model=get_model(self.learn.model).state_dict()), f)
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.file, f.getvalue())
-        except OSError as e: warnings.warn(f'{self.file}: {e.strerror}. Training goes on, but could not be resumed.')
+@patch
+def _write(self:Checkpoint):
+    "Write what it takes to go on after this epoch, in plain numbers and tensors, for `weights_only`"
+    opt,f = self.opt.state_dict(),io.BytesIO()
+    hypers = [{k: float(v) for k,v in o.items()} for o in opt['hypers']]
+    opt = dict(state=[dict(o) for o in opt['state']], hypers=hypers)
+    torch.save(dict(start=self.epoch + 1, loss=self.loss, best=self.best, opt=opt,
+                    model=get_model(self.learn.model).state_dict()), f)
+    try:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.file, f.getvalue())
+    except OSError as e: warnings.warn(f'{self.file}: {e.strerror}. Training goes on, but could not be resumed.')
 
-    def resume(self,
-        learn:Learner, # Of the same architecture
-        epochs:int # Of the whole training
-    ):
-        "Put `learn` where `file` left it, and say so"
-        self.read(learn)
-        print(f'Going on after epoch {self.start} of {epochs}.')
+# %% ../../nbs/learn/callbacks.ipynb #d1c9bd77
+@patch
+def read(self:Checkpoint,
+    learn:Learner # Of the same architecture
+):
+    "Put `learn` where `file` left it; `CatdogError` if there is none, or it cannot be used"
+    if not self.file.exists():
+        raise CatdogError('there is no unfinished training of these pictures with these settings to resume')
+    try:
+        state = torch.load(self.file, map_location=learn.dls.device, weights_only=True)
+        learn.model.load_state_dict(state['model'])
+        learn.create_opt()
+        learn.opt.load_state_dict(state['opt'])
+        self.start,self._loss,self.best = (state[o] for o in ('start', 'loss', 'best'))
+    except Exception as e:   # a damaged file can raise nearly anything
+        raise CatdogError(f'{self.file}: cannot be used ({str(e).splitlines()[0][:100]}); '
+                          'train without resume') from None
 
-    def read(self,
-        learn:Learner # Of the same architecture
-    ):
-        "Put `learn` where `file` left it; `CatdogError` if there is none, or it cannot be used"
-        if not self.file.exists():
-            raise CatdogError('there is no unfinished training of these pictures with these settings to resume')
-        try:
-            state = torch.load(self.file, map_location=learn.dls.device, weights_only=True)
-            learn.model.load_state_dict(state['model'])
-            learn.create_opt()
-            learn.opt.load_state_dict(state['opt'])
-            self.start,self.loss,self.best = (state[o] for o in ('start', 'loss', 'best'))
-        except Exception as e:   # a damaged file can raise nearly anything
-            raise CatdogError(f'{self.file}: cannot be used ({str(e).splitlines()[0][:100]}); '
-                              'train without resume') from None
+@patch
+def resume(self:Checkpoint,
+    learn:Learner, # Of the same architecture
+    epochs:int # Of the whole training
+):
+    "Put `learn` where `file` left it, and say so; raises what `read` raises"
+    self.read(learn)
+    print(f'Going on after epoch {self.start} of {epochs}.')
 
-# %% ../../nbs/learn/callbacks.ipynb #5a8a2625
+# %% ../../nbs/learn/callbacks.ipynb #36c59694
 @patch
 def _broadcast(self:DistributedDL, t, rank):
     "`t` as the process `rank` has it; fastai's own sends it by way of a GPU"
@@ -170,6 +188,7 @@ def _broadcast(self:DistributedDL, t, rank):
     torch.distributed.broadcast(t, rank)
     return t.cpu().tolist()
 
+# %% ../../nbs/learn/callbacks.ipynb #f1fb2fa0
 @contextmanager
 def distributed(
     learn:Learner # Will be trained

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['export']
 
-# %% ../../nbs/learn/exporter.ipynb #9cf2c795
+# %% ../../nbs/learn/exporter.ipynb #fb3978aa
 import json, os, shutil, warnings
 from pathlib import Path
 
 import onnx, onnxruntime, torch
 import numpy as np
-from fastai.callback.schedule import Learner
 from fastai.data.transforms import Normalize
 from fastai.layers import AdaptiveConcatPool2d, Flatten
+from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from torch import nn
@@ -22,10 +22,10 @@ from ..core.images import CatdogError
 from .dataset import find_transform
 from .evaluate import validation_logits
 from .learner import ConcatPool
-from .model_card import describe_by, model_card
-from .ood import distance_of, measure
+from .model_card import model_card, model_metadata
+from .ood import fit_distance, validation_distances
 
-# %% ../../nbs/learn/exporter.ipynb #f395ae47
+# %% ../../nbs/learn/exporter.ipynb #eeff52cf
 def _slopes(layers, inputs, labels):
     "How each of `labels` scores changes with the first of `inputs`, (n,labels,channels); only `ReLU`s bend `layers`"
     slopes = torch.eye(labels)[None]
@@ -35,6 +35,7 @@ def _slopes(layers, inputs, labels):
         elif isinstance(layer, nn.ReLU): slopes = slopes*(x > 0)[:, None]
     return slopes
 
+# %% ../../nbs/learn/exporter.ipynb #1b03c795
 class _OnnxNetwork(nn.Module):
     "`model` from uint8 pixels (N,H,W,3) to logits (N,labels), features (N,C,h,w), `distance` (N,), activation"
     def __init__(self, model, mean, std, distance):
@@ -57,9 +58,10 @@ class _OnnxNetwork(nn.Module):
         places = of_max @ top.flatten(2) + of_mean @ features.flatten(2)/(features.shape[2]*features.shape[3])
         return places.unflatten(2, features.shape[2:])
 
+# %% ../../nbs/learn/exporter.ipynb #5d5afa5f
 _head_layers = (AdaptiveConcatPool2d, Flatten, nn.BatchNorm1d, nn.Dropout, nn.Linear, nn.ReLU)   # of `vision_learner`
 
-def _onnx_network(learn, distance):
+def _network_to_export(learn, distance):
     "The network of `learn` as `_OnnxNetwork`, on the CPU, ready to predict"
     head = tuple(map(type, learn.model[1]))
     if head[:2] != _head_layers[:2] or not set(head) <= set(_head_layers):
@@ -68,16 +70,7 @@ def _onnx_network(learn, distance):
     mean,std = (norm.mean, norm.std) if norm else (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
     return _OnnxNetwork(learn.model, mean.cpu(), std.cpu(), distance).cpu().eval()
 
-def _write_onnx(learn, distance, file, meta):
-    "Write the network of `learn`, and `distance`, to `file` with `meta` as its metadata"
-    device = next(learn.model.parameters()).device
-    pixels = torch.zeros(2, meta['size'], meta['size'], 3, dtype=torch.uint8)
-    torch.onnx.export(_onnx_network(learn, distance), (pixels,), file, dynamo=True, external_data=False, verbose=False,
-                      input_names=['pixels'], output_names=['logits', 'features', 'distance', 'activation'],
-                      dynamic_shapes=dict(pixels={0: torch.export.Dim('batch')}))
-    learn.model.to(device)
-    _put_meta(file, meta)
-
+# %% ../../nbs/learn/exporter.ipynb #5ba35f76
 def _put_meta(file, meta):
     "Let the ONNX `file` have `meta` as its only metadata"
     model = onnx.load(file)
@@ -85,27 +78,41 @@ def _put_meta(file, meta):
     onnx.helper.set_model_props(model, {'catdog': json.dumps(meta)})
     onnx.save(model, file)
 
-def _as_seen(learn, files):
-    "`files` as the network of `learn` gets them for validation: uint8 of shape (n,size,size,3)"
+# %% ../../nbs/learn/exporter.ipynb #4b40eb76
+def _write_onnx(learn, distance, file, meta):
+    "Write the network of `learn`, and `distance`, to `file` with `meta` as its metadata"
+    device = next(learn.model.parameters()).device
+    pixels = torch.zeros(2, meta['size'], meta['size'], 3, dtype=torch.uint8)
+    torch.onnx.export(_network_to_export(learn, distance), (pixels,), file, dynamo=True, external_data=False, verbose=False,
+                      input_names=['pixels'], output_names=['logits', 'features', 'distance', 'activation'],
+                      dynamic_shapes=dict(pixels={0: torch.export.Dim('batch')}))
+    learn.model.to(device)
+    _put_meta(file, meta)
+
+# %% ../../nbs/learn/exporter.ipynb #1fa9e25f
+def _network_pixels(learn, files):
+    "`files` as the network of `learn` is given them in validation: uint8 of shape (n,size,size,3)"
     dl = learn.dls.test_dl(files, num_workers=0)
     dl.before_iter()   # or the transforms would crop as in training
     pixels = torch.stack([dl.after_item((dl.dataset[i][0],))[0] for i in range(len(dl.dataset))])
     return np.ascontiguousarray(pixels.permute(0, 2, 3, 1))
 
+# %% ../../nbs/learn/exporter.ipynb #e497f0a3
 def _run_onnx(file, names, pixels):
     "The outputs `names` of the ONNX `file` for `pixels`"
     return onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider']).run(names, {'pixels': pixels})
 
+# %% ../../nbs/learn/exporter.ipynb #db97a678
 def _check_onnx(learn, file, n=64):
     "`CatdogError` unless the ONNX `file` gives the probabilities of `learn` on up to `n` validation pictures"
     files = learn.dls.valid_ds.items[:n]
     expected = validation_logits(learn, learn.dls.test_dl(files, bs=n, num_workers=0, with_labels=True))[0].softmax(1)
-    logits, = _run_onnx(file, ['logits'], _as_seen(learn, files))
+    logits, = _run_onnx(file, ['logits'], _network_pixels(learn, files))
     off = (torch.from_numpy(logits).softmax(1) - expected).abs().max().item()
     # usually 3e-6; rounding reaches 1e-4 where scores are extreme, and a wrong transform is off by far more than 1e-3
     if off > 1e-3: raise CatdogError(f'the ONNX model differs from the Learner by {off:.2g}; it was not put in place')
 
-# %% ../../nbs/learn/exporter.ipynb #950f5b28
+# %% ../../nbs/learn/exporter.ipynb #42a36f07
 class _Calibration(CalibrationDataReader):
     "Gives ONNX Runtime one picture of `pixels`, (n,size,size,3), after the other"
     def __init__(self, pixels): self.rows = iter(pixels[:, None])
@@ -113,6 +120,7 @@ class _Calibration(CalibrationDataReader):
         row = next(self.rows, None)
         return None if row is None else dict(pixels=row)
 
+# %% ../../nbs/learn/exporter.ipynb #0351c22f
 def _quantize(learn, file, to, n=200):
     "Write the ONNX `file` with a body of 8-bit integers, in the ranges that about `n` training pictures show, to `to`"
     model = onnx.load(file)
@@ -121,28 +129,29 @@ def _quantize(learn, file, to, n=200):
     files = learn.dls.train_ds.items[::-(-len(learn.dls.train_ds)//n)]
     # It would advise to infer shapes first; torch has written them into the graph
     onnx.helper.set_model_props(model, {'onnx.quant.pre_process': 'onnxruntime.quant'})
-    quantize_static(model, to, _Calibration(_as_seen(learn, files)), nodes_to_quantize=nodes, per_channel=True,
+    quantize_static(model, to, _Calibration(_network_pixels(learn, files)), nodes_to_quantize=nodes, per_channel=True,
                     reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
 
+# %% ../../nbs/learn/exporter.ipynb #b8a17090
 def _to_int8(learn, file, meta, labels, truth, bs=64):
     "Put `file` of `learn` into 8 bits, if it still gives `labels` for the validation pictures; what `meta` is then"
     _quantize(learn, file, rounded := f'{file}.int8')
     session = onnxruntime.InferenceSession(rounded, providers=['CPUExecutionProvider'])
     files = learn.dls.valid_ds.items
-    def _look(files): return session.run(['logits', 'distance'], {'pixels': _as_seen(learn, files)})
-    logits,far = (np.concatenate(o) for o in zip(*[_look(files[i:i+bs]) for i in range(0, len(files), bs)]))
+    def _run(files): return session.run(['logits', 'distance'], {'pixels': _network_pixels(learn, files)})
+    logits,distances = (np.concatenate(o) for o in zip(*[_run(files[i:i+bs]) for i in range(0, len(files), bs)]))
     changed = (logits.argmax(1) != labels).sum()
     if changed > max(1, len(files)//100):
         os.unlink(rounded)
         warnings.warn(f'In 8-bit integers the model changes its mind about {changed} of {len(files)} validation '
                       'pictures: it stays in 32 bits.')
         return meta
-    meta = {**describe_by(learn, logits, truth, far), 'int8': True}
+    meta = {**model_metadata(learn, logits, truth, distances), 'int8': True}
     _put_meta(rounded, meta)
     os.replace(rounded, file)
     return meta
 
-# %% ../../nbs/learn/exporter.ipynb #efc17b13
+# %% ../../nbs/learn/exporter.ipynb #f925c2fa
 def export(
     learn:Learner, # Trained
     path:str|os.PathLike='models/animals', # Folder for the model
@@ -150,9 +159,9 @@ def export(
 ) -> Path: # `path`
     "Write `model.onnx`, `export.pkl` and `model_card.md` of `learn` into `path`, once ONNX agrees with `learn`"
     if rank_distrib(): return Path(path)   # of several processes the first one writes
-    path,distance = Path(path),distance_of(learn)
-    logits,truth,far = measure(learn, distance)
-    meta = describe_by(learn, logits, truth, far)
+    path,distance = Path(path),fit_distance(learn)
+    logits,truth,distances = validation_distances(learn, distance)
+    meta = model_metadata(learn, logits, truth, distances)
     hidden = path.with_name(f'.{path.name}.{os.getpid()}.part')
     hidden.mkdir(parents=True)
     try:

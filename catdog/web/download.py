@@ -16,14 +16,11 @@ from ..core.images import BadImage, jpeg_bytes, open_image, write_atomic
 from .http import Fetcher
 from .manifest import Outcome, Photo
 
-# %% ../../nbs/web/download.ipynb #27402c98
-MIN_SIDE = 32   # pixels; what is smaller is an icon
-
+# %% ../../nbs/web/download.ipynb #88783ddf
 _DECODERS = threading.BoundedSemaphore(min(8, os.cpu_count() or 1))   # more at once would only take more memory
-
 _LARGE = threading.Lock()
 
-def _open(f, max_side):
+def _decode(f, max_side):
     "The picture in the file `f`: a few at a time, and very large ones one at a time, so that memory stays bounded"
     with _DECODERS:
         try: return open_image(f, max_side, max_pixels=12_000_000)
@@ -32,56 +29,74 @@ def _open(f, max_side):
         f.seek(0)
         with _LARGE: return open_image(f, max_side)
 
+# %% ../../nbs/web/download.ipynb #7bc5f156
+MIN_SIDE = 32   # pixels; what is smaller is an icon
+
 Fetched = namedtuple('Fetched', 'name data img')   # of a picture that has arrived: file name, JPEG, and the picture
 
 def _fetch_picture(fetcher, url, max_side):
     "The picture that is at `url`, as a `Fetched`"
-    with fetcher.fetch(url) as f: img = _open(f, max_side)
+    with fetcher.fetch(url) as f: img = _decode(f, max_side)
     if min(img.size) < MIN_SIDE: raise BadImage(f'{img.width} x {img.height} pixels: an icon', 'too-small')
     name = hashlib.sha1(repr(img.size).encode() + img.tobytes()).hexdigest()[:16]
     return Fetched(f'{name}.jpg', jpeg_bytes(img), img)
 
-# %% ../../nbs/web/download.ipynb #29a14a9d
+# %% ../../nbs/web/download.ipynb #8dfb7d9b
 def _wait(future, tick):
     "The result of `future`; calls `tick` now and then meanwhile"
     while True:
         try: return future.result(timeout=.2)
         except NotYet: tick()
 
-def _pictures(photos, finish, workers, timeout, max_side, bar):
-    "(photo, what `finish` makes of its `Fetched`, or a `BadImage`) in the order of `photos`"
+# %% ../../nbs/web/download.ipynb #38501d78
+def progress_bar(
+    total:int, # How many pictures there are
+    desc:str # What is said before the bar
+): # A `tqdm`, to be used in a `with` statement
+    "A progress bar that counts pictures"
+    from tqdm.auto import tqdm
+    return tqdm(total=total, desc=desc, unit=' pictures', delay=1)
+
+# %% ../../nbs/web/download.ipynb #487289fd
+def _pictures(photos, process, workers, timeout, max_side, bar):
+    "(photo, what `process` makes of its `Fetched`, or a `BadImage`) in the order of `photos`"
     fetcher,pool = Fetcher(workers, timeout),ThreadPoolExecutor(workers)
     def _one(photo):
-        try: return finish(_fetch_picture(fetcher, photo.url, max_side))
+        try: return process(_fetch_picture(fetcher, photo.url, max_side))
         except BadImage as e: return e
     futures = [pool.submit(_one, p) for p in photos]
     def _tick(): bar.update(sum(f is None or f.done() for f in futures) - bar.n)
     try:
         for i,photo in enumerate(photos):
-            got = _wait(futures[i], _tick)
+            result = _wait(futures[i], _tick)
             futures[i] = None   # its bytes are no longer needed here
             bar.update(max(0, i + 1 - bar.n))
-            yield photo,got
+            yield photo,result
     finally:
         fetcher.close()   # cuts off what is still under way
         pool.shutdown(cancel_futures=True)
 
-def progress_bar(total, desc):
-    from tqdm.auto import tqdm
-    return tqdm(total=total, desc=desc, unit=' pictures', delay=1)
-
-def fetch_all(photos, desc, finish, settle, workers=32, timeout=10, max_side=512):
-    "What `settle` makes of each of `photos` and what came of it, an `Outcome`"
+# %% ../../nbs/web/download.ipynb #3acbc2ae
+def fetch_all(
+    photos:list, # `Photo`s
+    desc:str, # What is said before the progress bar
+    process, # Called with each `Fetched`, in a worker thread; what it returns goes to `decide`
+    decide, # Called with a photo and what `process` returned for it, or a `BadImage`; returns an `Outcome`
+    workers:int=32, # How many to fetch at once
+    timeout:float=10, # As for `download_images`
+    max_side:int=512 # As for `download_images`
+): # Yields an `Outcome` for each of `photos`, in their order
+    "Fetch `photos` many at once, and `decide` one after the other what becomes of each"
     counts = Counter()
     with (progress_bar(len(photos), desc) as bar,
-          closing(_pictures(photos, finish, workers, timeout, max_side, bar)) as pictures):
-        for photo,got in pictures:
-            o = settle(photo, got)
+          closing(_pictures(photos, process, workers, timeout, max_side, bar)) as pictures):
+        for photo,result in pictures:
+            o = decide(photo, result)
             counts['kept' if o.status == 'ok' else 'duplicate' if 'duplicate' in o.status else 'broken'] += 1
-            said = ', '.join(f'{counts[k]} {k}' for k in ('kept', 'duplicate', 'broken'))
-            bar.set_postfix_str(said, refresh=False)
+            bar.set_postfix_str(', '.join(f'{counts[k]} {k}' for k in ('kept', 'duplicate', 'broken')), refresh=False)
             yield o
 
+# %% ../../nbs/web/download.ipynb #6bdaa29f
 def download_images(
     photos:list, # `Photo`s, or just their addresses
     dest:str|os.PathLike, # Folder for the pictures; made if it is missing
@@ -93,9 +108,9 @@ def download_images(
     dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
     photos,names = [Photo(p) if isinstance(p, str) else p for p in photos],set()
-    def _settle(photo, got):
-        if isinstance(got, BadImage): return Outcome(photo, got.status, str(got))
-        if got.name in names: return Outcome(photo, 'duplicate', f'the same picture as {got.name}')
-        names.add(got.name)
-        return Outcome(photo, 'ok', file=write_atomic(dest/got.name, got.data))
-    return list(fetch_all(photos, dest.name, lambda got: got._replace(img=None), _settle, workers, timeout, max_side))
+    def _decide(photo, result):
+        if isinstance(result, BadImage): return Outcome(photo, result.status, str(result))
+        if result.name in names: return Outcome(photo, 'duplicate', f'the same picture as {result.name}')
+        names.add(result.name)
+        return Outcome(photo, 'ok', file=write_atomic(dest/result.name, result.data))
+    return list(fetch_all(photos, dest.name, lambda o: o._replace(img=None), _decide, workers, timeout, max_side))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Server', 'listen_locally', 'sample_app']
 
-# %% ../../nbs/web/sample_http.ipynb #f5b8666e
+# %% ../../nbs/web/sample_http.ipynb #dedaba2e
 import itertools, re, socket, time
 from contextlib import suppress
 from random import Random
@@ -18,8 +18,7 @@ from werkzeug.test import run_wsgi_app
 from ..core.images import jpeg_bytes
 from .faults import ANSWERS, PAGE, TOTAL, serve_whole
 
-
-# %% ../../nbs/web/sample_http.ipynb #2dfdf184
+# %% ../../nbs/web/sample_http.ipynb #bfbaaf7f
 class _Handler(WSGIRequestHandler):
     "Answers on a connection that stays open, without a word in the log"
     protocol_version = 'HTTP/1.1'
@@ -39,32 +38,41 @@ class _Handler(WSGIRequestHandler):
             for k,v in headers.items(): self.send_header(k, v)
             self.end_headers()
             for o in body: self.wfile.write(o)
-        except OSError: self.close_connection = True   # the visitor has left, or we stall
+        except OSError: self.close_connection = True   # the client has left, or we stall
         finally:
             if hasattr(body, 'close'): body.close()
 
+# %% ../../nbs/web/sample_http.ipynb #bbc6c213
 class Server(ThreadedWSGIServer):
-    def __init__(self, app, sock):
+    "Serves a Flask app in threads, on connections that stay open"
+    def __init__(self,
+        app:Flask, # What answers
+        sock:socket.socket # From `listen_locally`
+    ):
         self.connections = set()
         super().__init__('127.0.0.1', sock.getsockname()[1], app, _Handler, fd=sock.fileno())
         sock.close()
     def handle_error(self, request, client_address): pass
-    def hang_up(self):
-        "Close what visitors still hold open"
+    def close_connections(self):
+        "Close what clients still hold open"
         for o in list(self.connections):
             with suppress(OSError): o.shutdown(socket.SHUT_RDWR)
 
-def listen_locally(port):
+# %% ../../nbs/web/sample_http.ipynb #05a152c6
+def listen_locally(
+    port:int # Where to listen; 0 for any that is free
+) -> socket.socket: # Bound and listening, on this machine alone
     "A socket at `port`, or at a free one when that is taken"
     try: return socket.create_server(('127.0.0.1', port), backlog=256)
     except OSError: return socket.create_server(('127.0.0.1', 0), backlog=256)
 
-# %% ../../nbs/web/sample_http.ipynb #b9708eb6
+# %% ../../nbs/web/sample_http.ipynb #0a079214
 def _bing_error(status, code, sub, message, **kw):
     res = jsonify(_type='ErrorResponse', errors=[dict(code=code, subCode=sub, message=message, **kw)])
     res.status_code = status
     return res
 
+# %% ../../nbs/web/sample_http.ipynb #97be9b2f
 class _BadParameter(Exception): pass
 
 def _number(*names, default=0):
@@ -76,6 +84,7 @@ def _number(*names, default=0):
         return int(value)
     return default
 
+# %% ../../nbs/web/sample_http.ipynb #3690f1e1
 def _search(web):
     "An answer of the Bing v7 image search protocol"
     if request.headers.get('Ocp-Apim-Subscription-Key', '') in ('', 'wrong'):
@@ -92,18 +101,21 @@ def _search(web):
                            parameter=e.args[0], value=e.args[1])
     label = web.label_of(q)
     fit = (o for o in (web.results(label) if label else ()) if o.size[0] >= narrow and o.size[1] >= low)
-    page = list(itertools.islice(fit, offset, offset+count))
-    web.handed_out.update((o.path, o) for o in page)
+    page = list(itertools.islice(fit, offset, offset + count))
+    web.returned.update((o.path, o) for o in page)
     total = len(list(web.results(label))) if web.photos and label else TOTAL if label else 0
     return jsonify(_type='Images', readLink=f'{web.endpoint}?q={quote(q)}', queryContext=dict(originalQuery=q),
-                   totalEstimatedMatches=total, currentOffset=offset, nextOffset=offset+len(page), value=[o.json
-                       for o in page])
+                   totalEstimatedMatches=total, currentOffset=offset, nextOffset=offset + len(page),
+                   value=[o.json for o in page])
 
-def sample_app(web):
-    "The Flask app of a `web`"
+# %% ../../nbs/web/sample_http.ipynb #9bdadb31
+def sample_app(
+    web # A `SampleWeb`
+) -> Flask: # To be served
+    "The Flask app of `web`"
     app = Flask(__name__)
     app.json.sort_keys = False
-    def found(label, name):
+    def _find(label, name):
         n,_,suffix = name.partition('.')
         o = web.find_result(label, int(n)) if n.isdigit() else None
         return o if o and suffix in ('', o.suffix) else abort(404)
@@ -113,25 +125,25 @@ def sample_app(web):
 
     @app.get('/pictures/<label>/<name>')
     def picture(label, name):
-        o = found(label, name)
+        o = _find(label, name)
         with web.lock:
-            first = o.path not in web.met
-            web.met.add(o.path)
+            first = o.path not in web.fetched
+            web.fetched.add(o.path)
         time.sleep(Random(f'{web.seed}{o.path}').uniform(*web.latency))
         return ANSWERS[o.kind](o, first)
 
     @app.get('/moved/<label>/<name>')
-    def moved(label, name): return serve_whole(found(label, name), False)
+    def moved(label, name): return serve_whole(_find(label, name), False)
 
     @app.get('/thumbnails/<label>/<name>')
     def thumbnail(label, name):
-        o = found(label, name)
+        o = _find(label, name)
         img = o.image() if min(o.size) else abort(404)
         img.thumbnail((160, 160))
         return Response(jpeg_bytes(img), mimetype='image/jpeg')
 
     @app.get('/pages/<label>/<name>')
     def page(label, name):
-        o = found(label, name)
+        o = _find(label, name)
         return PAGE.format(f'Number {o.n}') + f'<img src="{o.path}" alt="">'
     return app

@@ -1,0 +1,34 @@
+"What the tests of cleaning need: data sets that can be told apart byte by byte, drawings, what a folder holds."
+import json
+from pathlib import Path
+
+from catdog.core.drawing import draw
+
+JOURNAL = Path('.removed/journal.jsonl')
+
+def dataset(folder, n=15):
+    "`n` cats and `n` dogs under the same names, each with content of its own, and their manifest"
+    rows = []
+    for label in ('cat', 'dog'):
+        (folder/label).mkdir(parents=True)
+        for i in range(n):
+            (folder/label/f'{i}.jpg').write_text(f'{label} {i}')
+            rows.append(dict(label=label, file=f'{label}/{i}.jpg', status='ok', reason='',
+                             url=f'http://127.0.0.1/{label}/{i}', title='Größe'))
+    # spaced as no program of ours would write it, so that a line that was made anew shows
+    lines = ''.join(json.dumps(o, separators=(' , ', ' :')) + '\n' for o in rows)
+    (folder/'manifest.jsonl').write_text(lines, encoding='utf8')
+    return folder
+
+def state(folder):
+    return {o.relative_to(folder).as_posix(): o.read_bytes() for o in folder.rglob('*')
+            if o.is_file() and o.parent.name != '.removed'}
+def pictures(folder): return sorted(v for k,v in state(folder).items() if k.endswith('.jpg'))
+
+def drawings(folder, n=14):
+    "`n` cats and `n` dogs; the first cat and the first two dogs lie in the wrong folder"
+    for label,other,wrong in (('cat', 'dog', 1), ('dog', 'cat', 2)):
+        (folder/label).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            draw(other if i < wrong else label, i, (128, 128)).save(folder/label/f'{i:02}.jpg', quality=95)
+    return folder

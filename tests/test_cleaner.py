@@ -1,0 +1,258 @@
+"The cleaner: killed while it applies; in place of fastai's; and with clicks, in Voilà and in JupyterLab."
+import json, os, random, shutil, signal, socket, sys, time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat, psutil, pytest
+from clean_helpers import JOURNAL, drawings, pictures, state
+
+from catdog.clean.moves import apply_choices
+
+def test_cleaner_killed_at_any_time(tmp_path):
+    "`Cleaner.apply` is killed in the middle; a new `Cleaner` finishes it, and takes it back: twenty times"
+    from catdog.data import get_dls
+    from catdog.clean.cleaner import Cleaner
+    from catdog.learn.learner import get_learner
+    data,r = drawings(tmp_path/'data', 120),random.Random(0)
+    rows = (dict(label=o.parent.name, file=o.relative_to(data).as_posix(), status='ok') for o in data.rglob('*.jpg'))
+    (data/'manifest.jsonl').write_text(''.join(json.dumps(o, separators=(' , ', ' :')) + '\n' for o in rows))
+    learn = get_learner(get_dls(data, size=32, num_workers=0), 'squeezenet1_0')
+    start,everything = state(data),pictures(data)
+    cleaner = Cleaner(learn, max_n=4)   # its choices are there in each process that is forked from this one
+    for i,f in enumerate(cleaner.table.file): cleaner.iw.choose(f, ('<Delete>', 'cat', 'dog')[i%3])
+    files = [cleaner.fns[i] for i in cleaner.delete()] + [cleaner.fns[i] for i,_ in cleaner.change()]
+
+    def left(): return sum(o.exists() for o in files)
+
+    def killed_with(n):
+        "Apply in a process of its own, and kill it once no more than `n` pictures are left to move"
+        pid = os.fork()
+        if not pid:
+            try: cleaner.apply()
+            finally: os._exit(0)
+        while left() > n: pass
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+    def finish_and_undo():
+        "As after a restart, with a `Cleaner` that knows no choices but those in the journal"
+        after = Cleaner(learn, max_n=4)
+        after.apply()
+        applied = state(data)
+        after.undo()
+        assert state(data) == start and after.bt_undo.disabled
+        (data/JOURNAL).unlink()
+        return applied
+
+    killed_with(0)
+    applied,in_the_middle = finish_and_undo(),0
+    assert len(files) == len(set(start) - set(applied)) > 100
+    while in_the_middle < 20:
+        killed_with(r.randint(1, len(files) - 1))
+        in_the_middle += left() > 0
+        assert pictures(data) == everything
+        assert finish_and_undo() == applied
+
+def learner(data):
+    from catdog.data import get_dls
+    from catdog.learn.learner import get_learner
+    return get_learner(get_dls(data, size=32, bs=8, num_workers=0), 'squeezenet1_0')
+
+def count(path): return Counter(o.relative_to(path).parent.as_posix() for o in path.rglob('*.jpg'))
+
+def test_the_two_lines_of_the_course_do_the_same(tmp_path):
+    "As with fastai's cleaner, but for all that is chosen"
+    from catdog.clean.cleaner import Cleaner
+    data = drawings(tmp_path/'data', 20)
+    for o in (data/'dog').iterdir(): o.rename(o.with_name(f'dog {o.name}'))   # no name is taken in the other folder
+    learn = learner(data)
+    cleaner = Cleaner(learn, max_n=12)
+    for card,choice in zip(cleaner.iw.widget.children, ('<Delete>', 'dog', '<Delete>', 'dog')):
+        card.children[1].value = choice
+    delete,change = set(cleaner.fns[0:4:2]),set(cleaner.fns[1:4:2])
+    cleaner.dd_cats.value = 'dog'
+    cleaner.iw.widget.children[0].children[1].value = 'cat'
+    change.add(cleaner.fns[0])
+    total,shown = count(data),len(cleaner.iw.view)
+    assert min(cleaner.delete()) >= shown   # what is chosen in another category comes after what shows
+    for idx in cleaner.delete(): cleaner.fns[idx].unlink()
+    for idx,cat in cleaner.change(): shutil.move(str(cleaner.fns[idx]), data/cat)
+    assert count(data) == total + Counter(dog=1) - Counter(cat=3)   # two out, two to the dogs, one to the cats
+    assert not any(f.exists() for f in delete | change)
+    assert (cleaner.delete(), cleaner.change()) == ([], [])   # done is done: the lines can be run again
+    cleaner.bt_apply.click()   # and who applies now is told
+    assert cleaner.message.value.startswith('Moved 0 of 5 pictures.') and 'is no longer there' in cleaner.message.value
+    # what was taken out before a cleaner opened shows on none of its pages: it comes back without a choice
+    file = cleaner.fns[5]
+    apply_choices(data, {file: '<Delete>'})
+    later = Cleaner(learn, max_n=12)
+    later.undo()
+    assert file.exists()
+    assert (later.tally.value, later.delete(), later.apply()) == ('Nothing is chosen', [], [])
+
+def test_pages_and_large_pictures(tmp_path):
+    from PIL import Image
+    from catdog.clean.cleaner import Cleaner
+    from catdog.core.images import open_image
+    cleaner,files = Cleaner(learner(drawings(tmp_path/'data', 20)), max_n=6),[]
+    for page in range(cleaner.iw.n_pages):   # every picture of a category is on one of the pages
+        cleaner.iw.show(page)
+        files += cleaner.iw.shown
+    assert files == cleaner.iw.view
+    assert cleaner.iw.n_pages > 1 and cleaner.bt_next.disabled and not cleaner.bt_back.disabled
+    cleaner.enlarge(files[0])
+    assert cleaner.large.layout.display == 'flex'
+    assert open_image(cleaner.picture.value).size == Image.open(files[0]).size
+    cleaner.shrink()
+    cleaner.iw.show(0)
+    card,displays = cleaner.iw.cards[0],[]
+    for _ in range(3):   # the key that opens closes; another picture takes the place of the first
+        card.zoom.click()
+        displays.append(cleaner.large.layout.display)
+        if len(displays) == 2: cleaner.enlarge(cleaner.iw.shown[1])
+    assert displays == ['flex', 'none', 'flex']
+    late,file = cleaner.iw.cards[2],cleaner.iw.shown[2]   # a click that arrives after the page was turned
+    cleaner.iw.show(1)
+    late.menu.value = '<Delete>'
+    assert cleaner.iw.choices[file] == '<Delete>' and cleaner.iw.shown[2] not in cleaner.iw.choices
+
+# The cleaner, in a browser
+
+NOTEBOOK = '''from catdog.data import get_dls
+from catdog.review import Cleaner, suspects
+from catdog.train import get_learner
+learn = get_learner(get_dls('data', size=64, bs=8, num_workers=0), 'squeezenet1_0')
+Cleaner(learn, suspects=suspects(learn), max_n=4)'''
+
+@pytest.fixture
+def lab(tmp_path):
+    "A folder with pictures and a notebook that shows a cleaner for them"
+    drawings(tmp_path/'data')
+    kernel = dict(name='python3', display_name='Python 3')
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)], metadata=dict(kernelspec=kernel))
+    nbformat.write(notebook, tmp_path/'clean.ipynb')
+    return tmp_path
+
+def free_port():
+    with socket.create_server(('127.0.0.1', 0)) as sock: return sock.getsockname()[1]
+
+@contextmanager
+def serving(folder, *args):
+    "Run a Jupyter server on `folder`, yield its port, and end what was started"
+    port = free_port()
+    process = psutil.Popen([str(Path(sys.executable).with_name(args[0])), *args[1:], f'--port={port}'], cwd=folder)
+    try:
+        while process.poll() is None:
+            with socket.socket() as sock:
+                if sock.connect_ex(('127.0.0.1', port)) == 0: break
+            time.sleep(.1)
+        yield port
+    finally:
+        family = [process, *process.children(recursive=True)]
+        for o in family: o.terminate()
+        for o in psutil.wait_procs(family, 20)[1]: o.kill()
+        process.wait()
+
+def review_with_clicks(page, folder, shot):
+    "What a person does in the `Cleaner`: the same in Voilà and in JupyterLab"
+    from playwright.sync_api import expect
+    data,start = folder/'data',state(folder/'data')
+    cards,menus = page.locator('.cd-card:visible'),page.locator('.cd-card:visible select')
+    view,category,dataset_ = (page.locator('.cd-top select').nth(i) for i in range(3))
+    button = lambda name: page.get_by_role('button', name=name, exact=True)
+    shows = lambda text: expect(page.get_by_text(text).first).to_be_visible()
+    def turn(what, *args):
+        "Do `what`, after which other cards show, and wait until those of before are gone and four others there"
+        cards.evaluate_all('cards => cards.forEach(o => o.dataset.before = "")')
+        what(*args)
+        expect(page.locator('.cd-card[data-before]')).to_have_count(0)
+        expect(cards).to_have_count(4)
+    def choose(i, what):
+        "Choose `what` for the card number `i`, or agree where that is suggested"
+        if menus.nth(i).input_value() == what: cards.nth(i).get_by_role('button', name='✓', exact=True).click()
+        else: menus.nth(i).select_option(what)
+    expect(cards.first).to_be_visible(timeout=600_000)
+
+    # it opens on the suspects; what it suggests is preselected, but not chosen
+    expect(menus.first).not_to_have_value('<Keep>')
+    shows('Nothing is chosen')
+    page.screenshot(path=shot/'suspects.png')
+    turn(button('Apply').click)
+    shows('Nothing is chosen, so nothing has moved. A suggestion counts once you agree')
+    assert state(data) == start
+    button('✓').first.click()
+    expect(page.get_by_text('Chosen: 1 to')).to_be_visible()
+    menus.first.select_option('<Keep>')
+    shows('Nothing is chosen')
+
+    # choices in two categories and two data sets, on two pages
+    turn(view.select_option, 'All pictures')
+    third = menus.nth(2).input_value()   # a suggestion, where that picture is a suspect
+    choose(0, '<Delete>')
+    choose(1, 'dog')
+    turn(button('Next ›').click)
+    shows('page 2 of')
+    choose(2, '<Delete>')
+    dataset_.select_option('Valid')
+    shows('page 1 of 1')
+    category.select_option('dog')
+    expect(cards.first.get_by_title('Show dog/')).to_be_visible()
+    choose(0, 'cat')
+    shows('Chosen: 2 to delete, 1 to cat, 1 to dog')
+    category.select_option('cat')
+    expect(cards.first.get_by_title('Show cat/')).to_be_visible()
+    turn(dataset_.select_option, 'Train')
+    for i,choice in enumerate(('<Delete>', 'dog', third)): expect(menus.nth(i)).to_have_value(choice)
+    turn(button('Next ›').click)
+    shows('page 2 of')
+    expect(menus.nth(2)).to_have_value('<Delete>')
+    page.screenshot(path=shot/'choices.png')
+
+    # a click shows a picture large, a click anywhere closes it; on the keyboard the same key does both
+    zoom,large = cards.first.locator('.cd-picture button'),page.locator('.cd-large img')
+    zoom.click()
+    expect(large).to_be_visible()
+    page.screenshot(path=shot/'large.png')
+    assert large.evaluate('o => o.naturalWidth') == 128
+    page.locator('.cd-large').click(position=dict(x=9, y=9))
+    expect(large).not_to_be_visible()
+    zoom.focus()
+    page.keyboard.press('Space')
+    expect(large).to_be_visible()
+    page.keyboard.press('Space')
+    expect(large).not_to_be_visible()
+
+    turn(button('Apply').click)
+    shows('Moved 4 pictures.')
+    now = state(data)
+    assert sorted(now.values()) == sorted(start.values()) and len(list((data/'.removed'/'cat').iterdir())) == 2
+    assert Counter(o.split('/')[0] for o in now if not o.startswith('.')) == dict(cat=12, dog=14)
+    turn(button('Undo').click)
+    shows('Put back 4 pictures.')
+    assert state(data) == start
+    expect(button('Undo')).to_be_disabled()
+    shows('Chosen: 2 to delete, 1 to cat, 1 to dog')   # to change one and apply again
+
+def set_timeouts(page, ms=120_000):
+    from playwright.sync_api import expect
+    page.set_default_timeout(ms)
+    expect.set_options(timeout=ms)
+
+def test_cleaner_in_voila(page, lab, tmp_path):
+    set_timeouts(page)
+    with serving(lab, 'voila', 'clean.ipynb', '--no-browser', '--Voila.log_level=ERROR') as port:
+        page.goto(f'http://127.0.0.1:{port}/', timeout=600_000)
+        review_with_clicks(page, lab, tmp_path)
+
+def test_cleaner_in_jupyterlab(page, lab, tmp_path):
+    set_timeouts(page)
+    page.set_viewport_size(dict(width=1600, height=1400))
+    quiet = [f'--ServerApp.{o}' for o in ('log_level=ERROR', 'port_retries=0', f'root_dir={lab}', 'open_browser=False')]
+    options = ('--allow-root', '--IdentityProvider.token=', *quiet, '--LabApp.news_url=None')
+    with serving(lab, 'jupyter', 'lab', *options) as port:
+        page.goto(f'http://127.0.0.1:{port}/lab/tree/clean.ipynb', timeout=600_000)
+        page.locator('.jp-CodeCell .cm-content').first.click(timeout=240_000)
+        page.get_by_text('| Idle').wait_for(timeout=600_000)   # without a kernel, a cell that is run is forgotten
+        page.keyboard.press('Shift+Enter')
+        review_with_clicks(page, lab, tmp_path)

@@ -1,0 +1,232 @@
+"No picture may be lost, whatever happens: killed in the middle, a full disk, a folder that cannot be written."
+import json, multiprocessing, os, random, resource, shutil, signal, sys
+from pathlib import Path
+
+import pytest
+from clean_helpers import JOURNAL, dataset, pictures, state
+
+from catdog.clean.moves import apply_choices, can_undo, undo_choices, unfinished_moves
+from catdog.core.images import CatdogError
+
+def choices(folder, n=15):
+    "A third to the other folder, where each name is taken; a third out; a third stays"
+    kinds = {'cat': ('dog', '<Delete>', '<Keep>'), 'dog': ('cat', '<Delete>', '<Keep>')}
+    return {folder/label/f'{i}.jpg': kinds[label][i%3] for label in kinds for i in range(n)}
+
+def check_manifest(folder):
+    "Each row names a file that is there, and that is the picture it named at first"
+    rows = [json.loads(o) for o in (folder/'manifest.jsonl').read_text(encoding='utf8').splitlines()]
+    assert len({o['file'] for o in rows}) == len(rows)
+    for o in rows: assert (folder/o['file']).read_text() == ' '.join(o['url'].split('/')[-2:])
+
+class Lines:
+    "Count the lines of clean.moves that run; kill this process with SIGKILL before line number `last`"
+    def __init__(self, last=None): self.n,self.last = 0,last
+    def __call__(self, frame, event, arg):
+        if not frame.f_code.co_filename.endswith(('clean/moves.py', 'core/files.py')): return None
+        if event == 'line':
+            self.n += 1
+            if self.n == self.last: os.kill(os.getpid(), signal.SIGKILL)
+        return self
+    def __enter__(self): sys.settrace(self); return self
+    def __exit__(self, *_): sys.settrace(None)
+
+def killed_at(line, what):
+    "Run `what` in a process of its own that is killed before that `line`; whether it was"
+    pid = os.fork()
+    if not pid:
+        try:
+            with Lines(line): what()
+        finally: os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+@pytest.mark.parametrize('seed', range(40))
+def test_killed_while_applying(tmp_path, seed):
+    counted = dataset(tmp_path/'counted')
+    with Lines() as lines: apply_choices(counted, choices(counted))
+    folder = dataset(tmp_path/'data')
+    start,everything = state(folder),pictures(folder)
+    assert killed_at(random.Random(seed).randint(1, lines.n - 1), lambda: apply_choices(folder, choices(folder)))
+    assert pictures(folder) == everything
+    # a new process knows no choices; the same one still has them; a third starts with something else
+    apply_choices(folder, [{}, choices(folder), {folder/'cat'/'2.jpg': 'dog'}][seed%3])
+    assert pictures(folder) == everything
+    check_manifest(folder)
+    if seed%3 == 1:
+        left,expected = ({k for k in state(o) if not k.startswith('dog')} for o in (folder, counted))
+        assert left == expected
+    undo_choices(folder)
+    assert state(folder) == start
+    assert not can_undo(folder)
+
+@pytest.mark.parametrize('seed', range(40))
+def test_killed_while_undoing(tmp_path, seed):
+    counted,folder = dataset(tmp_path/'counted'),dataset(tmp_path/'data')
+    start,everything = state(folder),pictures(folder)
+    for o in (counted, folder): apply_choices(o, choices(o))
+    with Lines() as lines: undo_choices(counted)
+    assert killed_at(random.Random(seed).randint(1, lines.n - 1), lambda: undo_choices(folder))
+    assert pictures(folder) == everything
+    if seed%2: undo_choices(folder)
+    else:   # applying something new first finishes what was begun
+        apply_choices(folder, {folder/'cat'/'2.jpg': 'dog'})
+        assert pictures(folder) == everything
+        undo_choices(folder, everything=True)
+    assert state(folder) == start
+
+def test_journal_cut_off_anywhere(tmp_path):
+    "After a power failure the last lines may be missing, or half there"
+    folder = dataset(tmp_path/'data', 3)
+    start = state(folder)
+    apply_choices(folder, choices(folder, 3))
+    journal,applied = (folder/JOURNAL).read_bytes(),state(folder)
+    first = journal.index(b'\n') + 1   # the plan is on the disk before anything moves
+    for cut in range(first, len(journal), 7):
+        copy = tmp_path/str(cut)
+        shutil.copytree(folder, copy)
+        (copy/JOURNAL).write_bytes(journal[:cut])
+        apply_choices(copy, {})
+        assert state(copy) == applied
+        undo_choices(copy)
+        assert state(copy) == start
+        shutil.rmtree(copy)
+
+def test_full_disk(tmp_path):
+    "The journal cannot be written: nothing moves that is not in it, and a sentence says so"
+    folder = dataset(tmp_path/'data')
+    start,everything = state(folder),pictures(folder)
+    counted = dataset(tmp_path/'counted')
+    apply_choices(counted, choices(counted))
+    size,plan = (counted/JOURNAL).stat().st_size,(counted/JOURNAL).read_bytes().index(b'\n')
+    # the limit is real: the kernel writes the part of a line that still fits, then refuses
+    for limit in (0, 10, plan - 9, plan + 1, *range(plan + 50, size - 1, size//20), size - 1):
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try: apply_choices(folder, choices(folder))
+            except CatdogError as e: os._exit('File too large' in str(e))
+            finally: os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+        assert pictures(folder) == everything
+        if limit <= plan + 1: assert state(folder) == start   # what is not in the journal has not moved
+        apply_choices(folder, {})   # there is room again
+        check_manifest(folder)
+        undo_choices(folder, everything=True)
+        assert state(folder) == start
+        (folder/JOURNAL).unlink(missing_ok=True)
+
+def as_nobody(what):
+    "Run `what` without root's right to write everywhere; what it raised, as text"
+    read,write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            if not os.getuid(): os.setresuid(65534, 65534, 65534)
+            what()
+            os.write(write, b'nothing')
+        except BaseException as e: os.write(write, f'{type(e).__name__}: {e}'.encode())
+        finally: os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    with os.fdopen(read) as f: return f.read()
+
+@pytest.mark.parametrize('locked', ['.', 'dog', 'cat'])
+def test_read_only_folder(tmp_path, locked):
+    folder = dataset(tmp_path/'data')
+    start,everything = state(folder),pictures(folder)
+    for o in (tmp_path, *tmp_path.parents):
+        mode = o.stat().st_mode
+        if o.stat().st_uid == os.getuid() and o != Path('/') and not mode & 1: o.chmod(mode | 0o11)
+    for o in (folder, folder/'cat', folder/'dog'): o.chmod(0o777)
+    (folder/locked).chmod(0o555)
+    said = as_nobody(lambda: apply_choices(folder, choices(folder)))
+    assert said.startswith('CatdogError') and 'Permission denied' in said and str(folder) in said
+    assert pictures(folder) == everything
+    (folder/locked).chmod(0o777)
+    assert as_nobody(lambda: apply_choices(folder, choices(folder))) == 'nothing'
+    assert pictures(folder) == everything and state(folder) != start
+    check_manifest(folder)
+    assert as_nobody(lambda: undo_choices(folder, True)) == 'nothing'
+    assert state(folder) == start
+
+def test_vanished_picture(tmp_path):
+    "Someone took pictures away meanwhile: the others move, and each that is gone is named"
+    folder = dataset(tmp_path/'data')
+    gone = [folder/'cat'/'0.jpg', folder/'cat'/'1.jpg']
+    for o in gone: o.unlink()
+    start = state(folder)
+    moves = apply_choices(folder, choices(folder))
+    assert {o.file: o.reason for o in moves if not o.to} == dict.fromkeys(gone, 'it is no longer there')
+    assert sum(o.to is not None and o.to.exists() for o in moves) == len(moves) - 2 == 18
+    (moves[-1].to).unlink()   # and before undo one more
+    kept = {k: v for k,v in start.items() if k != moves[-1].file.relative_to(folder).as_posix()}
+    lost = [o for o in undo_choices(folder) if not o.to]
+    assert [(o.file, o.reason) for o in lost] == [(moves[-1].to, 'it is no longer there')]
+    assert {k for k in state(folder) if k.endswith('.jpg')} == {k for k in kept if k.endswith('.jpg')}
+
+def test_two_at_once(tmp_path):
+    "Two people apply the same choices at the same time: each picture moves once"
+    folder = dataset(tmp_path/'data', 200)
+    start,everything = state(folder),pictures(folder)
+    barrier,pids = multiprocessing.get_context('fork').Barrier(4),[]
+    for _ in range(4):
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                barrier.wait()
+                apply_choices(folder, choices(folder, 200))
+                code = 0
+            finally: os._exit(code)
+        pids.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(o, 0)[1]) for o in pids] == [0]*4
+    assert pictures(folder) == everything
+    check_manifest(folder)
+    undo_choices(folder, everything=True)
+    assert state(folder) == start
+
+def test_journal_has_a_line_before_and_after(tmp_path):
+    folder = dataset(tmp_path/'data', 3)
+    apply_choices(folder, choices(folder, 3))
+    lines = [json.loads(o) for o in (folder/JOURNAL).read_text().splitlines()]
+    assert [o['event'] for o in lines] == ['planned', *['moving', 'moved']*4, 'applied']
+    assert lines[1]['file'] == 'cat/0.jpg' and lines[1]['to'] == 'dog/0-2.jpg'
+    assert (folder/'.removed/cat/1.jpg').read_text() == 'cat 1'
+
+def test_batches_are_undone_one_by_one_or_all_at_once(tmp_path):
+    folder = dataset(tmp_path/'data', 4)
+    start = state(folder)
+    apply_choices(folder, {folder/'cat'/'1.jpg': 'dog'})
+    middle = state(folder)
+    apply_choices(folder, {folder/'dog'/'1-2.jpg': '<Delete>', folder/'dog'/'3.jpg': 'dog',
+                           folder/'cat'/'2.jpg': '<Keep>'})
+    assert (folder/'.removed/dog/1-2.jpg').exists() and unfinished_moves(folder) == 0
+    undo_choices(folder)
+    assert state(folder) == middle
+    apply_choices(folder, {folder/'dog'/'1-2.jpg': '<Delete>'})
+    assert len(undo_choices(folder, everything=True)) == 2
+    assert state(folder) == start and not can_undo(folder) and undo_choices(folder) == []
+
+def test_what_cannot_be_done_is_refused_before_anything_moves(tmp_path):
+    folder = dataset(tmp_path/'data', 4)
+    start = state(folder)
+    for bad in ('../x', '.removed', 'a/b', ''):
+        with pytest.raises(CatdogError, match='cannot be the name'):
+            apply_choices(folder, {folder/'cat'/'1.jpg': 'dog', folder/'cat'/'2.jpg': bad})
+    with pytest.raises(CatdogError, match='is not in'): apply_choices(folder, {Path('elsewhere/cat/2.jpg'): 'dog'})
+    with pytest.raises(CatdogError, match='no such folder'):
+        apply_choices(folder/'nowhere', {folder/'cat'/'2.jpg': 'dog'})
+    assert state(folder) == start
+    assert [o.to for o in apply_choices(folder, {folder/'cat'/'9.jpg': 'dog'})] == [None]   # it is not there
+
+def test_the_manifest_follows(tmp_path):
+    "The label stays what was searched for; `read_manifest` can read what is written"
+    from catdog.web.manifest import read_manifest
+    folder = dataset(tmp_path/'data', 4)
+    apply_choices(folder, {folder/'cat'/'1.jpg': 'dog', folder/'cat'/'2.jpg': '<Delete>'})
+    rows = read_manifest(folder).set_index('file')
+    assert tuple(rows.loc['dog/1-2.jpg', ['label', 'status']]) == ('cat', 'ok')
+    assert (rows.status == 'removed').sum() == 1
+    undo_choices(folder)
+    assert (read_manifest(folder).status == 'removed').sum() == 0

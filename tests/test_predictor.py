@@ -1,0 +1,139 @@
+"The classifier, model files that lie (metadata, limits, weights, bytes changed anywhere), and which model is first"
+import json, os, pickle, random, shutil, time
+from pathlib import Path
+
+import numpy as np, onnx, pytest
+from fastbook import image_bear, image_cat
+
+from catdog.core.drawing import draw
+from catdog.core.model_file import ModelError
+from catdog.deploy.predictor import Classifier, find_models, shipped_model
+
+@pytest.fixture(scope='module')
+def classifier(): return Classifier(shipped_model())
+
+@pytest.fixture
+def tampered(tmp_path, classifier):
+    "Makes a folder with the model that ships, but its metadata changed; without changes it has none"
+    def make(**changes):
+        model = onnx.load(shipped_model()/'model.onnx')
+        meta = {**classifier.meta, **changes}
+        onnx.helper.set_model_props(model, {'catdog': json.dumps(meta)} if changes else {})
+        (tmp_path/'tampered').mkdir(exist_ok=True)
+        onnx.save(model, tmp_path/'tampered'/'model.onnx')
+        return tmp_path/'tampered'
+    return make
+
+@pytest.fixture
+def changed(tmp_path):
+    "Makes a folder with the model that ships, but for what a function does to the weights of its last layer"
+    def make(change):
+        model = onnx.load(shipped_model()/'model.onnx')
+        change(next(o for o in model.graph.initializer if o.name == 'head.4.weight'))
+        (tmp_path/'changed').mkdir(exist_ok=True)
+        (tmp_path/'changed'/'model.onnx').write_bytes(model.SerializeToString())
+        return tmp_path/'changed'
+    return make
+
+def test_a_model_that_catdog_did_not_export(tampered):
+    with pytest.raises(ModelError, match='not exported by catdog'): Classifier(tampered())
+
+@pytest.mark.parametrize('changes,words', [
+    (dict(labels='cat'), 'which labels'), (dict(labels=['a', 'a']), 'which labels'),
+    (dict(temperature=0), 'its scores'), (dict(neither='yes'), 'not sure'),
+    (dict(neither=dict(distance=-1)), 'not sure'), (dict(error='low'), 'how good'),
+    (dict(resize_to='192'), 'which size'), (dict(min_side=0), 'which size'), (dict(min_side=[9]), 'which size'),
+    (dict(size=10**6), 'which size'), (dict(labels=['a', 'b', 'c']), 'do not fit'),
+    (dict(size=100, resize_to=100), 'do not fit')])
+def test_metadata_that_are_wrong(tampered, changes, words):
+    with pytest.raises(ModelError, match=words): Classifier(tampered(**changes))
+
+def test_either_limit_alone_makes_an_answer_unsure(tampered):
+    never,always = dict(probability=0, distance=1e9),dict(probability=0, distance=0)
+    assert Classifier(tampered(neither=never)).predict(image_bear()).sure
+    assert not Classifier(tampered(neither=always)).predict(image_cat()).sure
+    assert not Classifier(tampered(neither=dict(never, probability=1))).predict(image_cat()).sure
+
+def test_a_model_from_before_there_were_distances(tampered):
+    def without_distance(neither):
+        model = onnx.load(tampered(neither=neither)/'model.onnx')
+        del model.graph.output[2]
+        return onnx.save(model, (folder := tampered(neither=neither))/'model.onnx') or folder
+    assert Classifier(without_distance(0)).predict(image_bear()).sure
+    assert not Classifier(without_distance(1)).predict(image_cat()).sure
+    with pytest.raises(ModelError, match='does not give it'):
+        Classifier(without_distance(dict(probability=0, distance=1e9)))
+
+def test_below_which_probability_an_answer_is_not_to_be_relied_on(tampered):
+    drawing = draw('dog', seed=5)
+    assert not Classifier(tampered(neither=.9999999)).predict(drawing).sure
+    assert Classifier(tampered(neither=.5)).predict(drawing).sure
+
+@pytest.mark.parametrize('location', ['weights.bin', '../weights.bin', None])
+def test_weights_in_another_file_are_not_read(tmp_path, changed, monkeypatch, location):
+    monkeypatch.chdir(tmp_path)
+    def point(weight):
+        for folder in (Path(), Path('changed')): (folder/'weights.bin').write_bytes(weight.raw_data)
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        for k,v in (('location', location or str(Path('weights.bin').resolve())), ('offset', '0'),
+                    ('length', str(len(weight.raw_data)))):
+            weight.external_data.add(key=k, value=v)
+        weight.ClearField('raw_data')
+    Path('changed').mkdir()
+    with pytest.raises(ModelError, match='cannot open'): Classifier(changed(point))
+
+def test_weights_that_are_no_numbers(changed):
+    def change(weight): weight.raw_data = np.full(weight.dims, np.nan, 'float32').tobytes()
+    with pytest.raises(ModelError, match='is damaged'): Classifier(changed(change))
+
+class Trap:
+    def __reduce__(self): return Path.touch, (Path('caught'),)
+
+def test_a_pickle_beside_the_model_is_never_opened(tmp_path, changed, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = changed(lambda weight: None)
+    (folder/'export.pkl').write_bytes(pickle.dumps(Trap()))
+    assert Classifier(folder).predict(image_cat()).label == 'cat'
+    with pytest.raises(ModelError, match='is no model'): Classifier(folder/'export.pkl')
+    assert not Path('caught').exists()
+
+def test_a_model_trained_on_drawings_never_comes_first_by_itself(tmp_path, tampered, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('CATDOG_MODEL', raising=False)
+    def put(name, **changes): shutil.copytree(tampered(note='', **changes), f'models/{name}')
+    put('drawn', trained_on='drawings')
+    assert list(find_models()) == ['catdog (ships with the package)', 'models/drawn']
+    assert Classifier().path == shipped_model()
+    put('first'); time.sleep(.02); put('second'); os.utime('models/first/model.onnx', (0, 0))
+    assert list(find_models()) == ['models/second', 'models/first', 'catdog (ships with the package)', 'models/drawn']
+    monkeypatch.setenv('CATDOG_MODEL', 'models/drawn')
+    assert Classifier().meta['trained_on'] == 'drawings' and 'nothing about photographs' in Classifier().summary
+
+def test_a_model_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'models'/'bad').mkdir(parents=True)
+    (tmp_path/'models'/'bad'/'model.onnx').write_bytes(b'')
+    with pytest.warns(UserWarning, match='cannot open'): assert 'models/bad' not in find_models()
+
+def test_a_tampered_model_is_refused_or_answers(tmp_path, classifier):
+    "Bytes changed anywhere: a sentence, or a model that gives probabilities, and never a crash"
+    whole,rng,refused = (shipped_model()/'model.onnx').read_bytes(),random.Random(2),0
+    head = whole.rfind(b'catdog')   # metadata stand near the end
+    picture = draw('cat', 1)
+    for i in range(60):
+        data = bytearray(whole)
+        if i % 3 == 0: data = data[:rng.randrange(len(data))]
+        else:
+            start = head - 200 if i % 3 == 1 else 0
+            for _ in range(rng.choice([1, 20, 2000])): data[rng.randrange(start, len(data))] = rng.randrange(256)
+        (tmp_path/'model.onnx').write_bytes(data)
+        try: answer = Classifier(tmp_path).predict(picture)
+        except ModelError as e:
+            refused += 1
+            assert str(e).startswith(str(tmp_path)) and '\n' not in str(e) and len(str(e)) < 400
+        else: assert sum(answer.probabilities.values()) == pytest.approx(1)
+    assert refused >= 20
+
+def test_a_model_larger_than_a_gigabyte_is_not_read(tmp_path):
+    with open(tmp_path/'model.onnx', 'wb') as f: f.truncate(2_000_000_000)
+    with pytest.raises(ModelError, match='larger than 1 GB'): Classifier(tmp_path)

@@ -1,0 +1,97 @@
+"""`auto`: which engines are asked, and what happens when they cannot be reached or give nothing.
+What fits in a cell is in nbs/web/search.ipynb."""
+import os, time
+
+import pytest
+
+from catdog.web import search
+from catdog.web.json_api import SearchError
+from catdog.web.manifest import Photo
+from catdog.web.sample import SampleWeb
+from catdog.web.search import ENGINES, search_images
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch):
+    "As on a machine without keys, proxies and earlier searches"
+    for o in ('AZURE_SEARCH_KEY', 'CATDOG_BING_ENDPOINT', 'CATDOG_ENGINE'): monkeypatch.delenv(o, raising=False)
+    for o in [o for o in os.environ if o.lower().endswith('_proxy')]: monkeypatch.delenv(o)
+    monkeypatch.setattr(search, '_PROBED', {})
+
+@pytest.fixture
+def probes(monkeypatch):
+    "The hosts that are probed, none of which can be reached"
+    probes = []
+    monkeypatch.setattr(search, '_probe', lambda host, port: probes.append(host))
+    return probes
+
+@pytest.fixture
+def engines(monkeypatch):
+    "A function that replaces engines, and lets all that need no key be reachable"
+    def _use(**kw):
+        for k,v in kw.items(): monkeypatch.setitem(ENGINES, k, v)
+        for o in ('duckduckgo.com', 'api.openverse.org', 'commons.wikimedia.org'):
+            search._PROBED[o, 443] = time.monotonic(),True
+    return _use
+
+def broken(term, n): raise SearchError('ddg', 'it answered 429')
+def unreachable(term, n): raise SearchError('ddg', 'it cannot be reached', offline=True)
+def finds(engine, *numbers):
+    return lambda term, n: [Photo(f'https://example.org/{i}.jpg', engine=engine) for i in numbers]
+
+def test_without_internet_each_engine_is_probed_once(probes, capsys):
+    with SampleWeb(): found = [p for o in ('cat', 'dog') for p in search_images(o, 3)]
+    assert {p.engine for p in found} == {'sample'} and len(found) == 6
+    assert sorted(probes) == ['api.openverse.org', 'commons.wikimedia.org', 'duckduckgo.com']
+    assert capsys.readouterr().out.count('No search engine on the web can be reached: using the sample web') == 2
+
+def test_a_probe_is_forgotten_after_five_minutes(probes):
+    search._PROBED.update({(o, 443): (time.monotonic() - age, False) for o,age in
+                           {'duckduckgo.com': 299, 'api.openverse.org': 301, 'commons.wikimedia.org': 1}.items()})
+    assert search._reachable() == [] and probes == ['api.openverse.org']
+
+def test_behind_a_proxy_nothing_is_probed(probes, monkeypatch):
+    monkeypatch.setenv('https_proxy', 'http://proxy.example:3128')
+    assert search._reachable() == ['ddg', 'openverse', 'commons'] and probes == []
+
+def test_bing_comes_first_when_it_has_a_key_and_an_endpoint(probes, monkeypatch):
+    monkeypatch.setenv('AZURE_SEARCH_KEY', 'XXX')
+    assert search._endpoint('bing') is None
+    monkeypatch.setenv('CATDOG_BING_ENDPOINT', 'https://bing.example/v7.0/images/search')
+    search._PROBED['bing.example', 443] = time.monotonic(),True
+    assert search._reachable() == ['bing']
+
+def test_the_next_engine_tops_up_without_taking_a_photo_twice(engines):
+    engines(ddg=broken, openverse=finds('openverse', 0, 1), commons=finds('commons', *range(1, 9)))
+    assert [(p.engine, p.url[-5:]) for p in search_images('cat', 4)] == [
+        ('openverse', '0.jpg'), ('openverse', '1.jpg'), ('commons', '2.jpg'), ('commons', '3.jpg')]
+
+def test_what_the_engines_answered_is_passed_on_when_none_gave_anything(engines):
+    engines(ddg=broken, openverse=broken, commons=broken)
+    with pytest.raises(SearchError, match='429'): search_images('cat', 4)
+
+def test_nothing_found_is_no_reason_for_drawings(engines):
+    engines(ddg=finds('ddg'), openverse=unreachable, commons=unreachable)
+    assert search_images('cat', 4) == []
+
+def test_an_engine_that_went_away_is_not_asked_again(engines, probes):
+    asked = []
+    def gone(term, n):
+        asked.append(term)
+        return unreachable(term, n)
+    engines(ddg=gone, openverse=finds('openverse', 0), commons=finds('commons', 1))
+    for o in ('cat', 'dog'): search_images(o, 2)
+    assert asked == ['cat'] and probes == []
+
+def test_the_environment_replaces_auto_alone(engines, monkeypatch):
+    engines(ddg=finds('ddg', 0))
+    monkeypatch.setenv('CATDOG_ENGINE', 'sample')
+    with SampleWeb():
+        assert search_images('cat', 1)[0].engine == 'sample'
+        assert search_images('cat', 1, engine='ddg')[0].engine == 'ddg'
+
+def test_a_folder_that_the_sample_web_serves_gives_photographs(probes, tmp_path, capsys):
+    from catdog.core.drawing import draw
+    (tmp_path/'cat').mkdir()
+    for i in range(3): draw('cat', i, (200, 150)).save(tmp_path/'cat'/f'{i}.jpg')
+    with SampleWeb(photos=tmp_path): assert {p.engine for p in search_images('cat', 3)} == {'photos'}
+    assert 'using the folder that the sample web serves' in capsys.readouterr().out

@@ -1,0 +1,64 @@
+"What several tests of the web need: a server that answers as it is told, pictures, an engine that finds them"
+import json, os, random, threading, time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import patch
+from urllib.parse import parse_qsl, urlsplit
+
+from PIL import ImageEnhance
+
+from catdog.core.drawing import draw
+from catdog.core.images import jpeg_bytes, open_image
+from catdog.web.manifest import Photo
+from catdog.web.search import ENGINES
+
+@contextmanager
+def serve(answer):
+    "A server that answers `answer(path, params, headers)`: status, headers, body; gives its address and what was asked"
+    asked = []
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = 'HTTP/1.1'
+        def log_message(self, *args): pass
+        def do_GET(self):
+            url = urlsplit(self.path)
+            params = dict(parse_qsl(url.query))
+            asked.append((url.path, params, dict(self.headers)))
+            status,headers,body = answer(url.path, params, self.headers)
+            body = body if isinstance(body, bytes) else json.dumps(body).encode()
+            self.send_response(status)
+            for k,v in {'Content-Length': str(len(body)), **headers}.items(): self.send_header(k, v)
+            self.end_headers()
+            try: self.wfile.write(body)
+            except OSError: pass   # the visitor has left
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
+    try: yield f'http://127.0.0.1:{server.server_port}', asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+def picture(seed=0, size=(320, 240)): return draw('cat', seed, size)
+
+def copies(img):
+    w,h = img.size
+    return dict(half=img.resize((w//2, h//2)), larger=img.resize((w*3//2, h*3//2)), q50=open_image(jpeg_bytes(img, 50)),
+                cropped=img.crop((w//50, h//50, w - w//50, h - h//50)),
+                bright=ImageEnhance.Brightness(img).enhance(1.1))
+
+@contextmanager
+def serve_pictures(pictures, latency=0):
+    """A server of `pictures`: label -> list of bytes, or of statuses, and the engine 'test', which finds them;
+    gives the addresses and what was asked"""
+    def answer(path, params, headers):
+        label,i = path[1:].split('/')
+        o = pictures[label][int(i)]
+        if latency: time.sleep(latency*random.random())
+        return (200, {}, o) if isinstance(o, bytes) else (o, {}, b'')
+    def find(term, n): return [Photo(u, engine='test', term=term) for u in found.get(term, [])][:n]
+    with (patch.dict(os.environ, CATDOG_ALLOW_PRIVATE='1'), patch.dict(ENGINES, test=find),
+          serve(answer) as (url, asked)):
+        found = {label: [f'{url}/{label}/{i}' for i in range(len(o))] for label,o in pictures.items()}
+        yield found, asked
+
+def files(path): return sorted(o.relative_to(path).as_posix() for o in path.rglob('*.jpg'))
