@@ -46,13 +46,13 @@ def compare(
         rows[name] = dict(wrong=wrong, n=len(truth), **interval)
     return pd.DataFrame.from_dict(rows, orient='index')
 
-# %% ../nbs/04_review.ipynb #c584b9ef
+# %% ../nbs/04_review.ipynb #c25f3263
 def saved_learner(
     path:str|os.PathLike='data/animals', # A folder with a sub-folder a label
     model:str|os.PathLike='models/animals' # A model folder
 ) -> Learner: # To look at: for `predictions`, `suspects`, `Cleaner` and `report`
     "A `Learner` with the network of `model` and the pictures in `path`, without running what may be in `export.pkl`"
-    network,meta = onnx_network(Path(model)/'model.onnx')
+    network,meta = onnx_network(model)
     size = meta['size']
     item_tfms = None if meta.get('resize_to', 0) > size else Resize(size, ResizeMethod.Squish)
     dls = get_dls(path, size, item_tfms=item_tfms, device=torch.device('cpu'))

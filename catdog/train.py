@@ -7,7 +7,7 @@ __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'Bfloat16', 'spe
            'calibrate', 'calibration_error', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed',
            'ood_limits', 'describe', 'model_card', 'export']
 
-# %% ../nbs/03_train.ipynb #c34923b4
+# %% ../nbs/03_train.ipynb #713b5de7
 import os
 from pathlib import Path
 from typing import Annotated
@@ -28,8 +28,8 @@ from .learn.ood import ood_limits
 from .scrape import scrape
 from .web.sample import SampleWeb
 
-_all_ = ['ARCHS', 'RECIPES', 'get_learner', 'Bfloat16', 'speed_ups', 'faster', 'error_interval', 'confusion', 'calibrate',
-         'calibration_error', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed', 'ood_limits',
+_all_ = ['ARCHS', 'RECIPES', 'get_learner', 'Bfloat16', 'speed_ups', 'faster', 'error_interval', 'confusion',
+         'calibrate', 'calibration_error', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed', 'ood_limits',
          'describe', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #50c0e184

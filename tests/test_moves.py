@@ -74,6 +74,27 @@ def test_killed_while_undoing(tmp_path, seed):
         undo_choices(folder, everything=True)
     assert state(folder) == start
 
+@pytest.mark.parametrize('what', [lambda o: apply_choices(o, choices(o, 4)), undo_choices], ids=['applying', 'undoing'])
+def test_killed_between_a_move_and_the_line_that_says_so(tmp_path, what):
+    folder,rename = dataset(tmp_path/'data', 4),os.rename
+    start,everything = state(folder),pictures(folder)
+    for last in range(1, 7):   # the moves that it makes
+        if what is undo_choices: apply_choices(folder, choices(folder, 4))
+        pid = os.fork()
+        if not pid:
+            made = []
+            def rename_and_die(*args):
+                rename(*args)
+                made.append(args)
+                if len(made) == last: os.kill(os.getpid(), signal.SIGKILL)
+            os.rename = rename_and_die
+            try: what(folder)
+            finally: os._exit(0)
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]) and pictures(folder) == everything
+        if what is not undo_choices: apply_choices(folder, {})
+        undo_choices(folder, everything=True)
+        assert state(folder) == start
+
 def test_journal_cut_off_anywhere(tmp_path):
     "After a power failure the last lines may be missing, or half there"
     folder = dataset(tmp_path/'data', 3)

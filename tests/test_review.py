@@ -60,7 +60,7 @@ def test_report_in_a_browser(page, tmp_path):
 
 @pytest.mark.parametrize('args,words', [
     (['--model', 'nowhere'], 'catdog-build'), (['--path', 'nowhere'], 'no such folder'),
-    (['--model', 'odd'], 'is no model')])
+    (['--model', 'odd'], 'cannot open it')])
 def test_report_says_what_is_wrong(tmp_path, args, words):
     from catdog.predict import shipped_model
     drawings(tmp_path/'data', 6)

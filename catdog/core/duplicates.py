@@ -6,10 +6,9 @@
 __all__ = ['CLOSE', 'ALIKE', 'perceptual_hash', 'phash_bits', 'colour_signature', 'is_copy', 'near_pairs', 'group_copies',
            'DuplicateIndex']
 
-# %% ../../nbs/core/duplicates.ipynb #9878710d
+# %% ../../nbs/core/duplicates.ipynb #9ec2d2ea
 import numpy as np
 from PIL import Image
-from scipy.cluster.hierarchy import DisjointSet
 
 # %% ../../nbs/core/duplicates.ipynb #44f9158f
 def perceptual_hash(
@@ -56,12 +55,13 @@ def near_pairs(
         differ = (signs.shape[1] - signs[start:start + 1000] @ signs.T)/2
         for i,j in zip(*np.nonzero(np.triu(differ <= CLOSE, start + 1))): yield i + start,j,differ[i, j]
 
-# %% ../../nbs/core/duplicates.ipynb #6471a766
+# %% ../../nbs/core/duplicates.ipynb #c65df4ef
 def group_copies(
     bits, # Of many pictures, from `phash_bits`: array or list of shape (n,144)
     colours_of # Called with the index of a picture; returns what `colour_signature` does
 ) -> np.ndarray: # The number of a group for each picture, shape (n,); copies of one picture have the same
     "Group pictures by what they show, from their hashes `bits` and, where these are close, from `colours_of` them"
+    from scipy.cluster.hierarchy import DisjointSet
     groups,colours = DisjointSet(range(len(bits))),{}
     def _signature(i):
         if i not in colours: colours[i] = colours_of(i)

@@ -78,12 +78,13 @@ def _put_meta(file, meta):
     onnx.helper.set_model_props(model, {'catdog': json.dumps(meta)})
     onnx.save(model, file)
 
-# %% ../../nbs/learn/exporter.ipynb #4b40eb76
+# %% ../../nbs/learn/exporter.ipynb #46075a76
 def _write_onnx(learn, distance, file, meta):
     "Write the network of `learn`, and `distance`, to `file` with `meta` as its metadata"
     device = next(learn.model.parameters()).device
     pixels = torch.zeros(2, meta['size'], meta['size'], 3, dtype=torch.uint8)
-    torch.onnx.export(_network_to_export(learn, distance), (pixels,), file, dynamo=True, external_data=False, verbose=False,
+    network = _network_to_export(learn, distance)
+    torch.onnx.export(network, (pixels,), file, dynamo=True, external_data=False, verbose=False,
                       input_names=['pixels'], output_names=['logits', 'features', 'distance', 'activation'],
                       dynamic_shapes=dict(pixels={0: torch.export.Dim('batch')}))
     learn.model.to(device)

@@ -39,10 +39,10 @@ def _onnx_head(data):
     head.load_state_dict(weights, strict=False)
     return head.eval()
 
-# %% ../../nbs/learn/importer.ipynb #fc381f4b
+# %% ../../nbs/learn/importer.ipynb #98508113
 def onnx_network(
     file:str|os.PathLike # `model.onnx`, or the model folder
-) -> tuple: # (network, meta): an `nn.Module` from pictures (N,3,h,w), 0 to 1, to logits; what the model says about itself
+) -> tuple: # (network, meta): a module from pictures (N,3,h,w), 0 to 1, to logits; what the model says about itself
     "The network of an exported model and its metadata; `ModelError` says what is wrong with `file`"
     file = model_file(file)
     try: data = file.read_bytes()

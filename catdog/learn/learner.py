@@ -68,12 +68,12 @@ def picture_size(
     crop = find_transform(learn.dls.train.after_item, (RandomResizedCrop, Resize))
     return crop.size[0] if crop else learn.dls.one_batch()[0].shape[-1]
 
-# %% ../../nbs/learn/learner.ipynb #1fd00064
+# %% ../../nbs/learn/learner.ipynb #58b5dd63
 def body_features(
     learn:Learner, # Its body, `learn.model[0]`, is used
     dl:DataLoader, # Batches of pictures and labels
     fast:bool=False, # Compute in half the precision?
-    pool:nn.Module=ConcatPool() # From feature maps (n,channels,h,w) to what is returned; the default doubles the channels
+    pool:nn.Module=ConcatPool() # From feature maps (n,channels,h,w); the default gives twice the channels
 ) -> tuple: # (features, labels): arrays of shape (n,channels) and (n,)
     "What the body of `learn` computes from the pictures in `dl`, pooled"
     body,rows,labels = learn.model[0],[],[]

@@ -69,7 +69,7 @@ def _calibration_sentence(meta):
     return (f'\nCalibrated on the validation pictures: dividing the scores by {c["temperature"]:.2f} brought '
             f'the expected calibration error from {c["before"]:.1%} to {c["after"]:.1%}.{few}')
 
-# %% ../../nbs/learn/model_card.ipynb #0dfb986a
+# %% ../../nbs/learn/model_card.ipynb #314d34d9
 def model_card(
     meta:dict # From `describe`
 ) -> str: # Markdown
@@ -78,7 +78,8 @@ def model_card(
     drawn = meta['trained_on'] == 'drawings'
     warning = '\n**Trained on drawings: what it says about photographs means nothing.**\n' if drawn else ''
     int8 = '\nIts body computes with 8-bit integers.' if meta.get('int8') else ''
-    matrix = markdown_table([[f'**{o}**', *row] for o,row in zip(labels, meta['confusion'])], ['truth \\ answer', *labels])
+    rows = [[f'**{o}**', *row] for o,row in zip(labels, meta['confusion'])]
+    matrix = markdown_table(rows, ['truth \\ answer', *labels])
     return f'''# {" or ".join(labels)}?
 {warning}
 Tells pictures of {", ".join(labels)} apart. {meta["arch"]}, fine-tuned with catdog on {meta["date"]}.{int8}
