@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help app lab test test-notebooks test-python bench readme clean browser
+.PHONY: help app site lab test test-notebooks test-python bench readme clean browser
 
 help: ## this list
 	@grep -hE '^[a-zA-Z._-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' | expand -t 18
@@ -21,8 +21,12 @@ app: .venv/installed ## build a model if there is none, then serve the app and p
 	@ls models/*/model.onnx >/dev/null 2>&1 || $(BIN)/catdog-build cat dog
 	@$(BIN)/catdog-app
 
-lab: .venv/installed ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+site: .venv/installed ## the app as a page without a server, written to site/ and served on localhost
+	@$(BIN)/catdog-site
+	@$(BIN)/python -m http.server -b 127.0.0.1 -d site
+
+lab: .venv/installed ## JupyterLab on the notebooks; one message may have 64 MB, as in the app
+	$(BIN)/jupyter lab nbs --ServerApp.tornado_settings='{"websocket_max_message_size": 67108864}'
 
 test: test-notebooks test-python ## the notebooks' cells, then pytest; installs what they need, a browser included
 test-notebooks: .venv/installed
@@ -31,7 +35,7 @@ test-python: .venv/installed browser
 	$(BIN)/pytest
 
 browser: .venv/installed
-	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/get_browser
+	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/get_browser && tests/get_nginx
 
 bench: .venv/installed ## every measurement of bench/, one after the other (long)
 	for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

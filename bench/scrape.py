@@ -1,16 +1,20 @@
-"""Downloading and copies, measured: python bench/scrape.py [speed|copies|fuzz|all] [--photos FOLDER]
+"""Downloading and copies, measured: python bench/scrape.py [speed|copies|growth|fuzz|all] [--photos FOLDER]
 
 speed: 1,000 addresses of the sample web with 50 to 300 ms latency and faults in 30% of them, fetched by fastai's
   download_images and verify_images, and by ours, each in a process of its own. The addresses are spread over 50 host
   names, as search results are; the last line is ours with all of them at one host, which it asks for 8 at a time.
 copies: 500 photographs and 200 planted copies (half and 1.5 times the size, JPEG quality 50, 4% of each side cut off,
   brightened).
+growth: what one more picture costs beside 1,000, 10,000 and 100,000: its signatures, and to find its copies among the
+  others and add it (random hashes, so nearly no copies); all pairs of 10,000; opening a manifest of 100,000 lines.
 fuzz: 10,000 hostile inputs for each parser of an answer, for the addresses and for `open_image`.
 `--photos` is a folder with sub-folders cat and dog; without it the sample web draws, which is slow."""
-import json, os, random, resource, subprocess, sys, tempfile, time
+import json, os, random, resource, subprocess, sys, tempfile, time, timeit
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from fastcore.script import call_parse
 
 ROOT = Path(__file__).parent.parent
@@ -133,13 +137,62 @@ def copies(photos, n=500, planted=200):
     for kind in kinds: print(f'    {kind:20} {together[kind]} of {sum(o == kind for _,o in chosen)}')
     print(f'originals wrongly dropped: {len(wrong)}')
 
+def _least(f, repeat=5): return min(timeit.repeat(f, number=1, repeat=repeat))
+
+def _index_costs(sizes, n=500):
+    "ms to find and to add one of `n` more pictures in an index of each of `sizes`, by size"
+    from catdog.core.duplicates import DuplicateIndex
+    r,colours,costs = np.random.default_rng(0),np.full((8, 8, 3), 192**-.5, 'float32'),{}
+    def _hashes(n): return [r.bytes(18).hex() for _ in range(n)]
+    index = DuplicateIndex({}.get)
+    for size in sizes:
+        for o in _hashes(size - len(index)): index.add(o, o, colours)
+        new = _hashes(n)
+        def _find():
+            for o in new: index.find(o, colours)
+        find,add = _least(_find),_least(lambda: [index.add(o, o, colours) for o in new], 1)
+        costs[size] = (find + add)/n*1e3
+    return costs
+
+def _open_manifest(n):
+    "Seconds to open the data set whose manifest has `n` lines, and to read it as a table"
+    from catdog.web.collect import Collector
+    from catdog.web.manifest import Manifest, Photo, read_manifest
+    r = random.Random(0)
+    with tempfile.TemporaryDirectory() as d:
+        with (Path(d)/'manifest.jsonl').open('w') as f:
+            for i in range(n):
+                photo = Photo(f'https://pictures.example/{i}.jpg', 'A cat on a wall', f'https://pictures.example/{i}', 640, 480,
+                              'CC BY 4.0', 'somebody', 'openverse', 'cat')
+                f.write(json.dumps(dict(label='cat', file=f'cat/{i:016x}.jpg', status='ok', reason='', **asdict(photo),
+                                        phash=r.randbytes(18).hex(), area=640*480, copy_of=None)) + '\n')
+        return _least(lambda: Collector(Manifest(Path(d))), 3),_least(lambda: read_manifest(d), 3)
+
+def growth(photos):
+    from catdog.core.drawing import draw
+    from catdog.core.duplicates import colour_signature, near_pairs, perceptual_hash
+    from catdog.core.images import open_image
+    files = [o for label in ('cat', 'dog') for o in sorted((photos/label).iterdir())[:100]] if photos else []
+    pictures = [open_image(o, 512) for o in files] or [draw('cat', i, (480, 360)) for i in range(50)]
+    signatures = _least(lambda: [(perceptual_hash(o), colour_signature(o)) for o in pictures])/len(pictures)*1e3
+    costs = _index_costs((1000, 10_000, 100_000))
+    print(f'signatures of a picture: {signatures:.2f} ms')
+    for size,ms in costs.items():
+        print(f'beside {size:>7,} pictures: {ms:.3f} ms in the index, {signatures + ms:.2f} ms in all')
+    last,first = costs[100_000],costs[1000]
+    print(f'100,000 against 1,000: {(signatures + last)/(signatures + first):.2f} times in all; the index alone '
+          f'{last/first:.1f} times, {(last - first)*1e3/99:.1f} ns for each picture that is there')
+    bits = np.random.default_rng(1).random((10_000, 144)) < .5
+    print(f'all pairs of 10,000: {_least(lambda: list(near_pairs(bits)), 3):.2f} s')
+    print('a manifest of 100,000: opened in {:.1f} s, read as a table in {:.1f} s'.format(*_open_manifest(100_000)))
+
 def fuzz():
     command = [sys.executable, '-m', 'pytest', '-q', 'tests/test_fuzz.py']
     subprocess.run(command, cwd=ROOT, env={**os.environ, 'CATDOG_FUZZ': '10000'})
 
 @call_parse(pos=['what'])
 def main(
-    what:str='all', # speed, copies, fuzz or all
+    what:str='all', # speed, copies, growth, fuzz or all
     photos:str='', # A folder with sub-folders cat and dog; else photos/web in the shared folder, if there is one
     workers:int=32, # (for the processes that this starts)
     folder:str='' # (for the processes that this starts)
@@ -150,4 +203,5 @@ def main(
     photos = Path(photos) if photos else shared if shared.is_dir() else None
     if what in ('speed', 'all'): speed(photos)
     if what in ('copies', 'all'): copies(photos)
+    if what in ('growth', 'all'): growth(photos)
     if what in ('fuzz', 'all'): fuzz()

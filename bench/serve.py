@@ -7,9 +7,9 @@
     python bench/serve.py voila     # from navigation to a usable upload button, and memory, beside a plain fastai app
     python bench/serve.py           # all of it, about 5 minutes
 
-Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test. The
-Learner for the comparison is the same network as the model that ships, with the weights that its file has; its
-export.pkl is made in a temporary folder.
+The first line says how busy the machine was. Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the
+project) with photos/web and photos/test. The Learner for the comparison is the same network as the model that ships,
+with the weights that its file has; its export.pkl is made in a temporary folder.
 """
 import os, random, statistics, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -204,6 +204,8 @@ def voila(pkl, visits=5):
     print(f'ours is {plain/medians["ours"]:.1f} times faster, preheated {plain/medians["ours, preheated"]:.1f} times')
 
 if __name__ == '__main__':
+    # what else runs takes a share of the cores, and a Learner's threads wait for each other then
+    print('load average {:.2f}, {:.2f}, {:.2f} (1, 5, 15 minutes)'.format(*os.getloadavg()), f'on {os.cpu_count()} cores')
     parts = {o.__name__: o for o in (single, int8, batch, http, voila)}
     with tempfile.TemporaryDirectory() as folder:
         make_learner(Path(folder)).export(pkl := Path(folder)/'export.pkl')

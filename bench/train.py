@@ -5,10 +5,10 @@
     python bench/train.py stages       # ResNet-18 from random numbers, one epoch of each stage: time only
     python bench/train.py neither      # how many pictures of other things does the model that ships call "not sure"?
 
-The classic recipe is stock fastai, in its own words, without anything of ours: `DataBlock`, `RandomSplitter`,
-`RandomResizedCrop(224, min_scale=0.5)`, `aug_transforms()`, batches of 64, `fine_tune(4)`. The fast one is `train` with
-its defaults. Both start from the same SqueezeNet and have the same validation pictures; both times go from the folder
-of JPEG files to a trained `Learner`, decoding included. The floor is what nobody can go below who looks at each
+The classic recipe is stock fastai, in its own words: `DataBlock`, `RandomResizedCrop(224, min_scale=0.5)`,
+`aug_transforms()`, batches of 64, `fine_tune(4)`. The fast one is `train` with its defaults. Both start from the same
+SqueezeNet and have the same validation pictures, those of `split_files`; both times go from the folder of JPEG files to
+a trained `Learner`, decoding included, and for the fast one also the look at every file before the split. The floor is what nobody can go below who looks at each
 picture once: decode all, and one pass forward at 224 pixels, in the fastest layout that we know.
 
 Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test, and
@@ -23,13 +23,14 @@ shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
 if (shared/'torch_home').is_dir(): os.environ.setdefault('TORCH_HOME', str(shared/'torch_home'))
 
 import torch
-from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, RandomResizedCrop, RandomSplitter, aug_transforms,
+from fastai.vision.all import (CategoryBlock, DataBlock, FuncSplitter, ImageBlock, RandomResizedCrop, aug_transforms,
                                error_rate, get_image_files, parent_label, resnet18, set_seed, squeezenet1_0,
                                vision_learner)
 from fastcore.script import call_parse
 
 from catdog.data import Decoded, get_dls, image_files
 from catdog.learn.learner import fast_recipe
+from catdog.learn.split import split_files
 from catdog.train import Checkpoint, train
 
 web,test = shared/'photos'/'web',shared/'photos'/'test'
@@ -38,14 +39,14 @@ def timed(do, *args, **kw):
     start = time.perf_counter()
     return do(*args, **kw),time.perf_counter() - start
 
-def classic_dls(seed):
+def classic_dls(valid):
     block = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=lambda o: sorted(get_image_files(o)),
-                      splitter=RandomSplitter(0.2, seed=seed), get_y=parent_label,
+                      splitter=FuncSplitter({*valid}.__contains__), get_y=parent_label,
                       item_tfms=RandomResizedCrop(224, min_scale=0.5), batch_tfms=aug_transforms())
     return block.dataloaders(web, bs=64)
 
-def classic(seed, epochs=4):
-    learn = vision_learner(classic_dls(seed), squeezenet1_0, metrics=error_rate)
+def classic(valid, epochs=4):
+    learn = vision_learner(classic_dls(valid), squeezenet1_0, metrics=error_rate)
     learn.fine_tune(epochs)
     return learn
 
@@ -71,13 +72,13 @@ def recipes(seeds):
     rows = []
     for seed in range(seeds):
         ends = []
-        for name,do in (('classic', lambda: classic(seed)), ('fast', lambda: train(web, 'squeezenet1_0', seed=seed))):
+        valid = split_files(web, seed=seed).valid
+        for name,do in (('classic', lambda: classic(valid)), ('fast', lambda: train(web, 'squeezenet1_0', seed=seed))):
             set_seed(seed)
             learn,seconds = timed(do)
-            ends.append((seconds, error_on_test(learn), {Path(o).name for o in learn.dls.valid_ds.items}))
+            assert {*learn.dls.valid_ds.items} == {*valid}
+            ends.append((seconds, error_on_test(learn)))
             print(f'seed {seed}, {name}: {seconds:.1f} s, {ends[-1][1]:.2%} error on {test.name}', flush=True)
-        extra = len(ends[0][2] - ends[1][2])   # copies of pictures to train on, which ours does not validate with
-        print(f'seed {seed}: {len(ends[1][2])} validation pictures of both, {extra} more of the classic recipe')
         rows.append(ends)
     least = floor()
     times,errors = ([[o[k][i] for o in rows] for k in (0, 1)] for i in (0, 1))
@@ -96,7 +97,7 @@ def epochs(seed=0):
 
 def stages():
     "ResNet-18 from random numbers: time for one frozen and one unfrozen epoch, beside fitting the head and one epoch"
-    learn = vision_learner(classic_dls(0), resnet18, metrics=error_rate, pretrained=False)
+    learn = vision_learner(classic_dls(split_files(web, seed=0).valid), resnet18, metrics=error_rate, pretrained=False)
     learn.freeze()
     plain = timed(learn.fit_one_cycle, 1)[1],(learn.unfreeze(), timed(learn.fit_one_cycle, 1)[1])[1]
     def ours(epochs):

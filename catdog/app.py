@@ -17,16 +17,17 @@ from .deploy.widgets import App
 
 _all_ = ['App']
 
-# %% ../nbs/07_app.ipynb #cd62e16c
+# %% ../nbs/07_app.ipynb #19bca5e7
 @command
 def serve_app(
     model:str=None, # A model folder to start with; the default is the one that `Classifier()` takes
     port:int=8866, # The port to listen on
     host:str='127.0.0.1', # The address to listen on; 0.0.0.0 lets other machines in
-    browser:bool=False # Open the app in a browser?
+    browser:bool=False, # Open the app in a browser?
+    prefix:str='/' # A path before it that a proxy leaves in each request, such as /catdog/
 ):
-    "Serve the widget app with Voilà on `host` and `port`, starting with `model`"
+    "Serve the widget app with Voilà on `host` and `port`, starting with `model`, also below `prefix`"
     print(f'Model: {Classifier(model).summary}', flush=True)   # says now, in a sentence, what is wrong with it
     check_port(host, port)
     if model: os.environ['CATDOG_MODEL'] = str(Path(model).resolve())
-    with tempfile.TemporaryDirectory() as folder: run_voila(app_notebook(folder), host, port, browser)
+    with tempfile.TemporaryDirectory() as folder: run_voila(app_notebook(folder), host, port, browser, prefix)

@@ -4,38 +4,38 @@
 
 # %% auto #0
 __all__ = ['get_dls', 'image_files', 'check_folder', 'UprightImage', 'OpenUpright', 'Decoded', 'copies', 'ApartSplitter',
-           'decoded_dls']
+           'split_files', 'stratify', 'decoded_dls']
 
-# %% ../nbs/02_data.ipynb #d52c4684
+# %% ../nbs/02_data.ipynb #e374dad2
 import os
-from pathlib import Path
 
-from .learn.dataset import (ApartSplitter, Decoded, OpenUpright, UprightImage, check_folder, copies, decoded_dls,
-                                  image_files, split_files)   # first: it says that torch and fastai are being loaded
-from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
+from .learn.dataset import (Decoded, OpenUpright, UprightImage, decoded_dls, image_files,
+                                  split_dls)   # first: it says that torch and fastai are being loaded
+from .learn.split import ApartSplitter, check_folder, copies, split_files, stratify
+from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import IntToFloatTensor, parent_label
+from fastai.data.transforms import IntToFloatTensor
 from fastai.vision.augment import RandomResizedCrop, aug_transforms
 
 _all_ = ['image_files', 'check_folder', 'UprightImage', 'OpenUpright', 'Decoded', 'copies', 'ApartSplitter',
-         'decoded_dls']
+         'split_files', 'stratify', 'decoded_dls']
 
-# %% ../nbs/02_data.ipynb #ee2e3878
+# %% ../nbs/02_data.ipynb #1987a532
 def get_dls(
     path:str|os.PathLike, # A folder with a sub-folder a label
     size:int=224, # Side of the square that the network sees, in pixels
     bs:int=64, # Pictures a batch; fewer when there are not as many
-    valid_pct:float=0.2, # Share for validation
-    seed:int=42, # Which ones are for validation
+    valid_pct:float=0.2, # Share of each label for validation
+    seed:int=42, # Which ones are for validation, and all else that is drawn at random
     item_tfms=None, # What is done to each picture; None: a random crop of at least half of it
     batch_tfms=None, # What is done to each batch; None: fastai's `aug_transforms()`
+    labels:list=None, # Those that are meant; None: all that have a folder
+    n:int=None, # At most so many pictures of each label; None: all
     **kw # Passed on to `DataBlock.dataloaders`: `num_workers`, `device`, ...
 ) -> DataLoaders: # Training and validation batches of shape (`bs`,3,`size`,`size`)
     "`DataLoaders` for the pictures below `path`, labelled by their folder; `CatdogError` where they do not suffice"
-    splits = split_files(path, valid_pct, seed)
+    split = split_files(path, valid_pct, seed, labels, n)
     opened = TransformBlock(type_tfms=OpenUpright(2*size), batch_tfms=IntToFloatTensor)   # a crop may be half of it
-    block = DataBlock(blocks=(opened, CategoryBlock), get_items=image_files, get_y=parent_label,
-                      splitter=lambda files: splits,
-                      item_tfms=RandomResizedCrop(size, min_scale=0.5) if item_tfms is None else item_tfms,
-                      batch_tfms=aug_transforms() if batch_tfms is None else batch_tfms)
-    return block.dataloaders(Path(path), path=Path(path), bs=min(bs, len(splits[0])), **kw)
+    crop = RandomResizedCrop(size, min_scale=0.5) if item_tfms is None else item_tfms
+    lighter = aug_transforms() if batch_tfms is None else batch_tfms
+    return split_dls(split, (opened, CategoryBlock), crop, lighter, seed, bs=min(bs, len(split.train)), **kw)

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['predict_files', 'Prediction', 'ModelError', 'shipped_model', 'find_models', 'Classifier', 'predict_bucket']
 
-# %% ../nbs/05_predict.ipynb #06998b1d
+# %% ../nbs/05_predict.ipynb #be03e00c
 from fastcore.script import is_cli
 
 from .core.files import find_pictures
 from .core.images import CatdogError, command
 from .core.model_file import ModelError
-from .deploy.batch import answer_rows, check_out_file, predict_bucket, print_rows, write_file
+from .deploy.batch import answer_rows, check_out_file, check_paths, predict_bucket, print_rows, write_file
 from .deploy.predictor import Classifier, Prediction, find_models, shipped_model
 
 _all_ = ['Prediction', 'ModelError', 'shipped_model', 'find_models', 'Classifier', 'predict_bucket']
 
-# %% ../nbs/05_predict.ipynb #80ab42bc
+# %% ../nbs/05_predict.ipynb #ba2d41eb
 @command
 def predict_files(
     *paths:str, # Pictures, and folders of pictures
@@ -24,6 +24,7 @@ def predict_files(
     out:str=None # File to write: .csv or .parquet
 ): # The path of `out`; without it a list of dicts: file, label, probability, sure, p_ and each label; or file and error
     "Say what is on each picture of `paths` with `model`; print it, or write it to `out`, where a stopped run goes on"
+    check_paths(paths)
     out,classifier = out and check_out_file(out),Classifier(model)
     if not any(True for _ in find_pictures(paths)):
         raise CatdogError('no pictures: give some files, or a folder with pictures in it')

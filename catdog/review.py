@@ -6,75 +6,68 @@
 __all__ = ['compare', 'saved_learner', 'write_report', 'Cleaner', 'suspects', 'predictions', 'scores', 'plot_confusion',
            'gradcam', 'gradcam_overlays', 'apply_choices', 'can_undo', 'undo_choices', 'report']
 
-# %% ../nbs/04_review.ipynb #654a4e59
+# %% ../nbs/04_review.ipynb #8501ae12
 import os
 from pathlib import Path
 
 import pandas as pd
-import torch
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import error_rate
-from fastai.vision.augment import Resize, ResizeMethod
 
 from .clean.cleaner import Cleaner
 from .clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores
 from .clean.issues import suspects
 from .clean.moves import apply_choices, can_undo, undo_choices
-from .clean.report import report
+from .clean.report import error_sentences, report
+from .core.folder import PictureFolder
 from .core.images import CatdogError, command
 from .core.stats import error_interval
-from .data import get_dls
-from .learn.dataset import image_files
-from .learn.importer import onnx_network
+from .learn.importer import onnx_network, saved_dls
+from .learn.saved_split import saved_folders, saved_split
 
 _all_ = ['Cleaner', 'suspects', 'predictions', 'scores', 'plot_confusion', 'gradcam', 'gradcam_overlays',
          'apply_choices', 'can_undo', 'undo_choices', 'report']
 
-# %% ../nbs/04_review.ipynb #9123a229
+# %% ../nbs/04_review.ipynb #ec501a0c
 def compare(
     path:str|os.PathLike, # A folder with a sub-folder a label: pictures that none of the learners was trained on
     **learners # Name -> `Learner`
 ) -> pd.DataFrame: # wrong, n, error, low, high (95% interval); a row a learner
     "How often each of `learners` is wrong about the pictures in `path`"
-    rows = {}
+    folder,rows = PictureFolder(path),{}
     for name,learn in learners.items():
-        dl = learn.dls.test_dl(image_files(path), with_labels=True)
-        with learn.no_bar(): p,truth = learn.get_preds(dl=dl)
-        wrong = int((p.argmax(1) != truth).sum())
-        interval = dict(zip(('error', 'low', 'high'), error_interval(wrong, len(truth))))
-        rows[name] = dict(wrong=wrong, n=len(truth), **interval)
+        if odd := {*folder.labels} - {*learn.dls.vocab}: raise CatdogError(f'{path}: {name} does not know {sorted(odd)[0]!r}')
+        with learn.no_bar(): answers = learn.get_preds(dl=learn.dls.test_dl(folder.files))[0].argmax(1)
+        wrong = sum(learn.dls.vocab[i] != folder.label(f) for f,i in zip(folder.files, answers))
+        interval = dict(zip(('error', 'low', 'high'), error_interval(wrong, len(answers))))
+        rows[name] = dict(wrong=wrong, n=len(answers), **interval)
     return pd.DataFrame.from_dict(rows, orient='index')
 
-# %% ../nbs/04_review.ipynb #c25f3263
+# %% ../nbs/04_review.ipynb #85ca8a77
 def saved_learner(
-    path:str|os.PathLike='data/animals', # A folder with a sub-folder a label
-    model:str|os.PathLike='models/animals' # A model folder
+    path:str|os.PathLike=None, # A folder with a sub-folder a label; None: the one in `data` that is called as `model`
+    model:str|os.PathLike=None # A model folder; None: the newest in `models`
 ) -> Learner: # To look at: for `predictions`, `suspects`, `Cleaner` and `report`
     "A `Learner` with the network of `model` and the pictures in `path`, without running what may be in `export.pkl`"
+    path,model = saved_folders(path, model)
     network,meta = onnx_network(model)
-    size = meta['size']
-    item_tfms = None if meta.get('resize_to', 0) > size else Resize(size, ResizeMethod.Squish)
-    dls = get_dls(path, size, item_tfms=item_tfms, device=torch.device('cpu'))
-    if list(map(str, dls.vocab)) != meta['labels']:
-        raise CatdogError(f'{path}: has the labels {", ".join(map(str, dls.vocab))}, '
-                          f'the model knows {", ".join(meta["labels"])}')
-    learn = Learner(dls, network, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
-    learn.arch_name,n = meta.get('arch', 'a network'),len(dls.train_ds) + len(dls.valid_ds)
-    if n != meta.get('n_pictures'):
-        learn.note = (f'The folder has {n:,} pictures, and the model was made from {meta.get("n_pictures", 0):,}: '
-                      'some of those that count as validation pictures here may have been trained on, '
-                      'and the error may look too small.')
+    split = saved_split(path, model, meta['labels'])
+    learn = Learner(saved_dls(split, meta), network, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
+    learn.arch_name,learn.note = meta.get('arch', 'a network'),split.note()
     return learn
 
-# %% ../nbs/04_review.ipynb #77996023
+# %% ../nbs/04_review.ipynb #ef595f15
 @command
 def write_report(
-    path:str='data/animals', # Folder with a sub-folder a label
-    model:str='models/animals', # Model folder
+    path:str=None, # Folder with a sub-folder a label; the one in data/ that is called as the model
+    model:str=None, # Model folder; the newest in models/
     out:str='report.html' # The file to write
 ) -> Path: # `out`
     "Write a report on the network in `model` and the pictures in `path`: one HTML file, `out`"
-    out = report(saved_learner(path, model), out)
-    print(f'Wrote {out}; open it in a browser.')
+    path,model = saved_folders(path, model)
+    learn = saved_learner(path, model)
+    print(f'The network in {model}, and the pictures in {path}. {learn.note}')
+    out = report(learn, out)
+    print(*error_sentences(predictions(learn)), f'Wrote {out}; open it in a browser.', sep='\n')
     return out

@@ -7,13 +7,13 @@ __all__ = ['scrape', 'Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'sea
            'search_ddg', 'search_openverse', 'search_commons', 'search_sample', 'download_images', 'read_manifest',
            'count_outcomes', 'write_credits', 'save_urls', 'contact_sheet', 'set_aside', 'SampleWeb', 'sample_web']
 
-# %% ../nbs/01_scrape.ipynb #d2c12df8
+# %% ../nbs/01_scrape.ipynb #a9461f25
 from pathlib import Path
 from typing import Annotated
 
 from fastcore.script import is_cli
 
-from .core.files import Moved
+from .core.files import Moved, default_folder
 from .core.images import command
 from .web.collect import collect, print_conflicts
 from .web.download import download_images
@@ -27,26 +27,34 @@ _all_ = ['Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'search_images',
          'search_ddg', 'search_openverse', 'search_commons', 'search_sample', 'download_images', 'read_manifest',
          'count_outcomes', 'write_credits', 'save_urls', 'contact_sheet', 'set_aside', 'SampleWeb', 'sample_web']
 
-# %% ../nbs/01_scrape.ipynb #63c326e8
+# %% ../nbs/01_scrape.ipynb #163da2a8
+def _folder(labels, path):
+    "`path`, or the folder that is called after `labels`"
+    if path: return Path(path)
+    print(f'Pictures of {", ".join(labels)} go to {default_folder(labels)}')
+    return default_folder(labels)
+
+# %% ../nbs/01_scrape.ipynb #438f1c8c
 @command
 def scrape(
     labels:Annotated[str, dict(nargs='+')], # What to look for: a word, or several; each becomes a folder
-    path:str='data/animals', # Folder for the pictures
+    path:str=None, # Folder for the pictures; called after the words in data/ if you give none
     n:int=150, # How many photos to look for, for each label
     engine:str='auto', # bing, ddg, openverse, commons, sample, or auto: several in turn
     queries:Annotated[str, dict(nargs='+')]=None, # Terms to search with, {} for the label: "{} photo" "{} outdoors"
     retry:bool=False, # Try those again that failed in an earlier run?
     credits:bool=False, # Also write CREDITS.txt: who made each picture, and its licence
-    urls_only:str=None # Fetch nothing; write the addresses to this Parquet file, for img2dataset
+    urls_only:str=None, # Fetch nothing; write the addresses to this Parquet file, for img2dataset
+    ignore_robots:Annotated[str, dict(nargs='+')]=None # Opt-outs of X-Robots-Tag to ignore, if you have the right to: noai ...
 ): # The manifest, a `pandas.DataFrame`
     "Search for each of `labels`, download up to `n` pictures of each into a folder in `path`, and keep a record"
-    labels,path = check_search(labels, n, queries),Path(path)
+    labels = check_search(labels, n, queries)
     if urls_only: return save_urls(labels, urls_only, n, engine, queries)
-    try: collect(labels, path, n, engine, queries, retry)
+    path = _folder(labels, path)
+    try: collect(labels, path, n, engine, queries, retry, ignore_robots)
     except KeyboardInterrupt:
         print(f'\nStopped. The same command goes on from here; {path} keeps what has arrived.')
-        if is_cli(scrape): raise SystemExit(130) from None
-        raise
+        raise (SystemExit(130) if is_cli(scrape) else KeyboardInterrupt) from None
     manifest = read_manifest(path)
     print_conflicts(manifest, path)
     if credits: print(f'Who made them: {write_credits(path)}')

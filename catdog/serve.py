@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['create_app', 'serve', 'MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_FIELDS', 'sentence']
 
-# %% ../nbs/06_serve.ipynb #b3e1f8b5
+# %% ../nbs/06_serve.ipynb #6f4abb02
 import flask
 
 from .core.images import command
@@ -13,19 +13,21 @@ from .deploy.batching import MAX_WAITING, RequestBatcher
 from .deploy.pages import render_page, sentence
 from .deploy.predictor import Classifier
 from .deploy.process import listen, page_address, run_server
-from .deploy.server import Metrics, answer_uploads, configure
+from .deploy.server import Metrics, allow_origins, answer_uploads, configure, read_origins
 from .deploy.uploads import MAX_BODY, MAX_FIELDS, MAX_FILES
 
 _all_ = ['MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_FIELDS', 'sentence']
 
-# %% ../nbs/06_serve.ipynb #8c4bb076
+# %% ../nbs/06_serve.ipynb #97f965fb
 def create_app(
-    classifier:Classifier=None # What predicts; the default is `Classifier(threads=1)`
+    classifier:Classifier=None, # What predicts; the default is `Classifier(threads=1)`
+    cors:str=None # Origins whose pages may ask, such as 'https://example.org', with commas between them; '*': all
 ) -> flask.Flask: # The WSGI app
     "A web app around `classifier`: `GET /`, `POST /predict`, `GET /healthz`, `GET /metrics` and `GET /openapi.json`"
-    classifier = classifier or Classifier(threads=1)
+    origins,classifier = read_origins(cors),classifier or Classifier(threads=1)
     batcher = RequestBatcher(classifier)
     app = configure(flask.Flask('catdog'), classifier, Metrics(batcher))
+    allow_origins(app, origins)
 
     @app.get('/')
     def index(): return render_page(classifier)
@@ -35,16 +37,18 @@ def create_app(
 
     return app
 
-# %% ../nbs/06_serve.ipynb #418dbf38
+# %% ../nbs/06_serve.ipynb #74a51c4c
 @command
 def serve(
     host:str='127.0.0.1', # The address to listen on; 0.0.0.0 lets other machines in
     port:int=8000, # The port to listen on; 0 takes a free one
-    model:str=None # A model folder; the default is the one that `Classifier()` takes
+    model:str=None, # A model folder; the default is the one that `Classifier()` takes
+    cors:str=None # Origins whose pages may ask, such as https://example.org, with commas between them; *: all
 ):
     "Serve the page and the JSON API for `model` on `host` and `port`"
-    summary = Classifier(model).summary   # says now, in a sentence, what is wrong with it
+    read_origins(cors)   # says now, in a sentence, what is wrong with it
+    summary = Classifier(model).summary   # or with the model
     sock = listen(host, port)
     print(f'{page_address(host, sock.getsockname()[1])} is open: Ctrl+C closes it. Model: {summary}', flush=True)
-    try: run_server(sock, model, create_app)
+    try: run_server(sock, model, create_app, cors=cors)
     except KeyboardInterrupt: pass

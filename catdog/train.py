@@ -7,88 +7,83 @@ __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'Bfloat16', 'spe
            'calibrate', 'calibration_error', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed',
            'ood_limits', 'describe', 'model_card', 'export']
 
-# %% ../nbs/03_train.ipynb #713b5de7
+# %% ../nbs/03_train.ipynb #443371fb
 import os
 from pathlib import Path
 from typing import Annotated
 
-from fastai.learner import Learner
-
+from .data import get_dls   # first: it says that torch and fastai are being loaded
 from .core.images import CatdogError, command
 from .core.stats import calibration_error, error_interval
-from .data import get_dls
 from .learn.backbones import ARCHS
 from .learn.callbacks import Bfloat16, Checkpoint, GrowingSize, distributed, faster, speed_ups
-from .learn.dataset import image_files
-from .learn.evaluate import calibrate, confusion, plot_calibration, print_confusion, print_validation
-from .learn.exporter import export
-from .learn.learner import RECIPES, check_recipe, fit_head, get_learner, recipe_learner, recipe_tfms, run_recipe
-from .learn.model_card import describe, model_card
+from .learn.evaluate import calibrate, confusion, plot_calibration, print_confusion, print_test, print_validation
+from .learn.exporter import check_exportable, export
+from .learn.learner import fit_head, get_learner
+from .learn.metadata import describe
+from .learn.model_card import model_card
 from .learn.ood import ood_limits
+from .learn.plan import check_build, print_step, print_used
+from .learn.recipes import RECIPES, check_recipe, recipe_learner, recipe_tfms, run_recipe
 from .scrape import scrape
-from .web.sample import SampleWeb
+from fastai.learner import Learner
+from fastai.torch_core import no_random
 
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'Bfloat16', 'speed_ups', 'faster', 'error_interval', 'confusion',
-         'calibrate', 'calibration_error', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed', 'ood_limits',
-         'describe', 'model_card', 'export']
+         'calibrate', 'calibration_error', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed',
+         'ood_limits', 'describe', 'model_card', 'export']
 
-# %% ../nbs/03_train.ipynb #50c0e184
+# %% ../nbs/03_train.ipynb #55ce976d
 def train(
-    path:str|os.PathLike, # A folder with a sub-folder a label
+    path:str|os.PathLike, # A folder with a sub-folder a label, or with train, valid and test above the labels
     arch:str='resnet18', # Name of an architecture in `ARCHS`
     epochs:int=None, # Epochs of fine-tuning once the head is there; None: 4, or for 'fast' 1 per 3,000 pictures
     size:int=None, # Side of the square that the network sees, in pixels; None: 192 for 'fast', 224 for 'classic'
     bs:int=64, # Pictures a batch
-    valid_pct:float=0.2, # Share for validation
-    seed:int=42, # Which ones are for validation
+    valid_pct:float=0.2, # Share for validation, where the folder has no valid
+    seed:int=42, # Which ones are for validation, and all else that is drawn at random
     recipe:str='fast', # 'fast', or 'classic', fastai's `fine_tune(epochs)`
     resume:bool=False, # Go on after the last whole epoch of the same training, which was stopped?
+    labels:list=None, # Those that are meant; None: all that have a folder
+    n:int=None, # At most so many pictures of each label; None: all
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # Trained, without the callbacks that sped it up
     "Train `arch` on the pictures below `path` by `recipe` and print its validation error"
-    check_recipe(recipe, arch)
+    check_recipe(recipe, arch, size, epochs, **kw)
     size = size or RECIPES[recipe]
-    dls = get_dls(path, size, bs, valid_pct, seed, **recipe_tfms(recipe, size))
-    learn = recipe_learner(dls, arch, recipe, **kw)
-    run_recipe(learn, recipe, arch, epochs, size, bs, resume)
+    with no_random(seed):
+        dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, **recipe_tfms(recipe, size))
+        print_used(dls)
+        check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
+        run_recipe(learn, recipe, arch, epochs, size, bs, resume, seed=seed, **kw)
     print_validation(learn)
+    print_test(learn)
     return learn
 
-# %% ../nbs/03_train.ipynb #ffb7fe43
-def _print_step(step, text): print(f'[{step}/4] {text}', flush=True)
-
-def _fetch(labels, path, n, engine, photos):
-    "Scrape `n` of each of `labels` into `path`; of a folder `photos` all that it has, unless told `n`"
-    words = [labels] if isinstance(labels, str) else labels
-    _print_step(1, f'Searching and downloading pictures of {", ".join(words)} into {path}')
-    if photos is None: return scrape(labels, path=path, n=150 if n is None else n, engine=engine)
-    if not Path(photos).is_dir(): raise CatdogError(f'{photos}: there is no such folder of photographs')
-    if n is None: n = max(1, len(image_files(photos)))
-    with SampleWeb(photos=photos): return scrape(labels, path=path, n=n, engine='sample')
-
-# %% ../nbs/03_train.ipynb #64f9a937
+# %% ../nbs/03_train.ipynb #00c3a694
 @command
 def build(
     labels:Annotated[list, dict(nargs='+', type=str)], # Two words or more
-    path:str=None, # Folder for the pictures; data/ and the name of the model
-    out:str='models/animals', # Folder for the model
-    n:int=None, # Pictures a label; 150, or all that `photos` has
+    path:str=None, # Folder for the pictures; called after the words in data/ if you give none
+    out:str=None, # Folder for the model; called after the words in models/ if you give none
+    n:int=None, # Pictures a label: 150 from the web; of your own photos all, or at most so many
     engine:str='auto', # Search engine: auto, bing, ddg, openverse, commons or sample
-    photos:str=None, # A folder of photographs, a sub-folder a label, to search instead of the web
+    photos:str=None, # Your own pictures instead of the web: a folder with a sub-folder a label, read where it lies
     arch:str='resnet18', # Architecture
     epochs:int=None, # Epochs of fine-tuning once the head is there; 1 per 3,000 pictures, or 4 for 'classic'
-    size:int=None, # Side of the square that the network sees, in pixels; 192, or 224 for 'classic'
+    size:int=None, # Side of the square that the network sees, in pixels, 32 to 2048; 192, or 224 for 'classic'
     recipe:str='fast', # 'fast' fits the head at once, then fine-tunes a little; 'classic' is fastai's fine_tune
-    resume:bool=False, # Go on with a training that was stopped, after its last whole epoch
-    int8:bool=False # Write a model that computes with 8-bit integers: a third of the size, about twice as fast
+    resume:bool=False, # Go on with a training that was stopped, or whose model could not be written
+    int8:bool=False # Write 8-bit integers, if of 100 answers 1 changes at most and probabilities by 0.05 on average
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
-    check_recipe(recipe, arch)
-    path = Path(path or Path('data')/Path(out).name)
-    _fetch(labels, path, n, engine, photos)
-    _print_step(2, 'Training')
-    learn = train(path, arch, epochs, size, recipe=recipe, resume=resume)
+    settings = dict(recipe=recipe, arch=arch, size=size, epochs=epochs)
+    labels,path,out = check_build(labels, path, out, n, photos, **settings)
+    print_step(1, f'Pictures of {", ".join(labels)}, {"read where they lie:" if photos else "searched and put into"} {path}')
+    if not photos and not (resume and path.exists()): scrape(labels, path=path, n=n or 150, engine=engine)
+    print_step(2, 'Training')
+    learn = train(path, **settings, resume=resume, labels=labels, n=n if photos else None)
     if getattr(learn, 'stopped', False): raise CatdogError('stopped; the same command with --resume goes on')
     print_confusion(learn, '[3/4] How good is it?')
-    _print_step(4, f'Writing the model to {out}')
+    print_step(4, f'Writing the model to {out}')
     return export(learn, out, int8)

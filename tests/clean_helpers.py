@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 from catdog.core.drawing import draw
+from catdog.core.lock import LOCK
 
 JOURNAL = Path('.removed/journal.jsonl')
 
@@ -22,7 +23,7 @@ def dataset(folder, n=15):
 
 def state(folder):
     return {o.relative_to(folder).as_posix(): o.read_bytes() for o in folder.rglob('*')
-            if o.is_file() and o.parent.name != '.removed'}
+            if o.is_file() and o.parent.name != '.removed' and o.name != LOCK}
 def pictures(folder): return sorted(v for k,v in state(folder).items() if k.endswith('.jpg'))
 
 def drawings(folder, n=14):

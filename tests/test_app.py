@@ -1,8 +1,10 @@
 "The page and the widget app in a real browser: choose, press Predict!, read the label"
-import importlib.util, json, os, re, shlex, signal, socket, subprocess, sys, time
+import importlib.util, io, json, os, re, shlex, signal, socket, subprocess, sys, time
 from pathlib import Path
 
-import nbformat, psutil, pytest
+import nbformat, numpy as np, psutil, pytest, requests
+from network_helpers import violations
+from PIL import Image
 
 from catdog.app import App
 from catdog.core.drawing import draw
@@ -75,7 +77,7 @@ def app_url():
     port = free_port()
     line = next(o for o in (ROOT/'Procfile').read_text().splitlines() if o.startswith('web:'))[4:].strip()
     args = shlex.split(line.replace('$PORT', str(port)).replace('0.0.0.0', '127.0.0.1'))
-    process = subprocess.Popen([script(args[0]), *args[1:], '--Voila.log_level=ERROR'], env=environment(), cwd=ROOT)
+    process = subprocess.Popen([script(args[0]), *args[1:]], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
     yield until_open(process, port)
     assert ended(process) == (0, [])
 
@@ -192,6 +194,206 @@ def test_app(app_url, visitor, cat, drawings, classifier):
     assert visitor.locator('.catdog-card img').first.get_attribute('src') == before
     assert sideways(visitor) <= 0
 
+# What is dropped, pasted and photographed
+
+def opened(page, url):
+    page.goto(url)
+    page.get_by_role('button', name='Predict!').wait_for()
+    return page
+
+def drop(page, *paths, items=(), at=(20, 780)):
+    "Drop files and folders of this machine, or other `items`, on `page`, at a place far from the app"
+    assert page.evaluate('([x, y]) => document.elementFromPoint(x, y).closest(".catdog")', at) is None
+    data = dict(items=[dict(mimeType=k, data=v) for k,v in items], files=list(map(str, paths)), dragOperationsMask=1)
+    cdp = page.context.new_cdp_session(page)
+    for kind in ('dragEnter', 'dragOver', 'drop'):
+        cdp.send('Input.dispatchDragEvent', dict(type=kind, x=at[0], y=at[1], data=data))
+
+def notice(page, text): page.get_by_role('alert').filter(has_text=text).wait_for()
+def names(page): return sorted(o.split('\n')[-1] for o in page.locator('.catdog-card').all_inner_texts())
+
+@pytest.fixture
+def folder(tmp_path):
+    "A folder `holidays` of pictures, with a folder within it and what computers add"
+    holidays = tmp_path/'holidays'
+    (holidays/'second').mkdir(parents=True)
+    for o in ('a.jpg', 'b.jpg', 'second/c.jpg'): (holidays/o).write_bytes(jpeg_bytes(draw('cat', o, (90, 80))))
+    for o in ('.DS_Store', 'Thumbs.db', 'notes.txt'): (holidays/o).write_text('nothing to see')
+    return holidays
+
+def test_app_takes_what_is_dropped_anywhere(app_url, page, cat, folder):
+    page.set_viewport_size(SIZES['desktop']['viewport'])
+    opened(page, app_url)
+    drop(page, cat)
+    page.get_by_text('1 picture chosen').wait_for()
+    drop(page, folder, cat)
+    page.get_by_text('4 pictures chosen').wait_for()
+    assert names(page) == ['a.jpg', 'b.jpg', 'c.jpg', 'cat.jpg']
+    for i in range(30): (folder/f'{i}.png').write_bytes(b'')
+    drop(page, folder)
+    notice(page, 'There are more than 32 pictures in the folder holidays: drop at most 32.')
+    for o in [*folder.rglob('*.jpg'), *folder.rglob('*.png')]: o.unlink()
+    drop(page, folder)
+    notice(page, 'There are no pictures in the folder holidays.')
+    drop(page, items=[('text/uri-list', 'https://example.com/cat.jpg')])
+    notice(page, 'This is a link, not a picture')
+    assert len(names(page)) == 4   # those from before, which can be predicted
+    page.get_by_role('button', name='Predict!').click()
+    page.locator('.catdog-label').nth(3).wait_for()
+    assert page.get_by_role('alert').count() == 0
+
+def test_app_takes_what_is_pasted(app_url, browser, cat):
+    context = browser.new_context(permissions=['clipboard-read', 'clipboard-write'])
+    page = opened(context.new_page(), app_url)
+    page.evaluate('''async bytes => {
+        const bitmap = await createImageBitmap(new Blob([new Uint8Array(bytes)], {type: 'image/jpeg'}))
+        const canvas = Object.assign(document.createElement('canvas'), {width: bitmap.width, height: bitmap.height})
+        canvas.getContext('2d').drawImage(bitmap, 0, 0)
+        const png = await new Promise(done => canvas.toBlob(done, 'image/png'))
+        await navigator.clipboard.write([new ClipboardItem({'image/png': png})]) }''', list(cat.read_bytes()))
+    page.keyboard.press('Control+v')
+    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_role('button', name='Predict!').click()
+    page.locator('.catdog-label').wait_for()
+    assert page.locator('.catdog-label').inner_text().startswith('cat, ')
+    context.close()
+
+def test_a_phone_offers_its_camera(app_url, visitor, cat):
+    phone = visitor.evaluate('matchMedia("(pointer: coarse)").matches')
+    camera = opened(visitor, app_url).get_by_role('button', name='Take a photo')
+    if not phone: assert camera.count() == 0   # nor for those who hear the page
+    else:
+        with visitor.expect_file_chooser() as chooser: camera.tap()
+        assert chooser.value.element.get_attribute('capture') == 'environment' and not chooser.value.is_multiple()
+        chooser.value.set_files(cat)
+        visitor.get_by_text('1 picture chosen').wait_for()
+        with visitor.expect_file_chooser() as chooser: visitor.get_by_role('button', name='Choose pictures').tap()
+        assert chooser.value.element.get_attribute('capture') is None and chooser.value.is_multiple()
+
+@pytest.mark.parametrize('brand', ['heic', 'mif1', 'heix', 'hevc'])
+def test_app_says_what_a_telephone_took(brand, app_url, page, tmp_path):
+    (tmp_path/'IMG_1.HEIC').write_bytes(b'\0\0\0\x18ftyp' + brand.encode() + bytes(4) + b'mif1heic' + bytes(99))
+    opened(page, app_url)
+    upload(page, tmp_path/'IMG_1.HEIC')
+    notice(page, 'IMG_1.HEIC: a HEIC photograph: save it as JPEG first')
+
+# Who uses it at night, or with a screen reader
+
+def luminance(rgb):
+    rgb = np.asarray(rgb, float)/255
+    return np.where(rgb <= .04045, rgb/12.92, ((rgb + .055)/1.055)**2.4) @ [.2126, .7152, .0722]
+
+def contrast(element, below=0):
+    "The contrast of what is written on `element`, lower than the part `below`, by its pixels: WCAG asks for 4.5"
+    img = np.array(Image.open(io.BytesIO(element.screenshot())).convert('RGB'))
+    h,w = img.shape[:2]
+    values = luminance(img[int(below*h):int(.97*h), int(.1*w):int(.9*w)]).ravel()
+    ground = np.median(values)
+    text = values[abs(values - ground).argmax()]
+    return (max(text, ground) + .05)/(min(text, ground) + .05)
+
+def captions(page):
+    "The contrast of the captions of the drawings on `page`"
+    page.mouse.move(1, 1)
+    return [contrast(o, below=.82) for o in page.locator('.catdog-try').all()]
+
+def test_contrast_is_measured(page):
+    page.set_content('<p style="background:#000; color:#595959; font:40px sans-serif; text-align:center">cat</p>'
+                     '<p style="background:#fff; color:#767676; font:40px sans-serif; text-align:center">cat</p>')
+    assert [round(contrast(o), 1) for o in page.locator('p').all()] == [3.0, 4.5]   # WCAG's own examples
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('size', SIZES)
+def test_app_follows_the_scheme_of_the_visitor_and_axe_finds_nothing(app_url, browser, size, scheme, cat, drawings):
+    context = browser.new_context(**SIZES[size], color_scheme=scheme)
+    page = opened(context.new_page(), app_url)
+    page.locator('[role=main]').wait_for()
+    ground = re.findall(r'\d+', page.evaluate('getComputedStyle(document.body).backgroundColor'))[:3]
+    assert luminance([*map(int, ground)]) < .05 if scheme == 'dark' else luminance([*map(int, ground)]) > .9
+    assert min(captions(page)) >= 4.5
+    assert violations(page) == []
+    upload(page, [cat, drawings/'notes.txt'])
+    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_role('button', name='Predict!').click()
+    page.get_by_role('button', name='Why?').click()
+    page.get_by_text('what spoke for cat').wait_for()
+    assert violations(page) == []
+    if where := os.environ.get('CATDOG_SCREENSHOTS'):   # for whoever wants to look at it
+        page.screenshot(path=Path(where)/f'app-{size}-{scheme}.png', full_page=True)
+    context.close()
+
+def test_app_in_the_dark_theme_of_voila(app_url, page):
+    opened(page, f'{app_url}?theme=dark')
+    assert min(captions(page)) >= 4.5 and violations(page) == []
+
+# In JupyterLab
+
+@pytest.fixture
+def lab(tmp_path, start):
+    "Starts JupyterLab on a notebook that shows the app; opens it"
+    kernel = dict(name='python3', display_name='Python 3')
+    (tmp_path/'nbs').mkdir()
+    cell = nbformat.v4.new_code_cell('from catdog.app import App\nApp()')
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=dict(kernelspec=kernel)), tmp_path/'nbs'/'app.ipynb')
+    def _lab(page, line, **env):
+        port = free_port()
+        quiet = ['--allow-root', '--no-browser', '--IdentityProvider.token=', '--ServerApp.log_level=ERROR',
+                 f'--port={port}', '--ServerApp.port_retries=0', '--LabApp.news_url=None']
+        process = start(['env', *(f'{k}={v}' for k,v in env.items()), 'sh', '-c', f'exec {line} {shlex.join(quiet)}'],
+                        cwd=tmp_path, stderr=subprocess.DEVNULL)
+        page.set_viewport_size(dict(width=1400, height=1200))
+        page.goto(f'{until_open(process, port)}lab/tree/app.ipynb', timeout=240_000)
+        page.locator('.jp-CodeCell .cm-content').first.click(timeout=240_000)
+        page.get_by_text('| Idle').wait_for(timeout=240_000)
+        page.keyboard.press('Shift+Enter')
+        page.get_by_role('button', name='Predict!').wait_for(timeout=120_000)
+    return _lab
+
+@pytest.fixture
+def large(cat, tmp_path):
+    "A picture of 12 MB"
+    (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(12*2**20))
+    return tmp_path/'large.jpg'
+
+def test_make_lab_lets_large_pictures_through(lab, page, cat, large):
+    "The line that `make lab` runs"
+    line = subprocess.check_output(['make', '-n', '-o', '.venv/installed', 'lab', f'BIN={Path(sys.executable).parent}'],
+                                   cwd=ROOT, text=True)
+    lab(page, line.strip())
+    upload(page, cat)
+    page.get_by_text('1 picture chosen').wait_for()
+    upload(page, large)
+    page.locator('.catdog-card').filter(has_text='large.jpg').wait_for()
+    assert names(page) == ['large.jpg'] and page.locator('.catdog-notice').count() == 0
+
+def test_what_is_too_large_for_jupyterlab_is_called_so(lab, page, cat, large, tmp_path):
+    "With the 10 MB that Jupyter lets through by itself, and in its dark theme"
+    settings = tmp_path/'settings'/'@jupyterlab'/'apputils-extension'
+    settings.mkdir(parents=True)
+    (settings/'themes.jupyterlab-settings').write_text('{"theme": "JupyterLab Dark"}')
+    lab(page, f'{script("jupyter")} lab nbs', JUPYTERLAB_SETTINGS_DIR=tmp_path/'settings')
+    assert page.locator('body').get_attribute('data-jp-theme-light') == 'false'
+    assert min(captions(page)) >= 4.5 and violations(page, within='.catdog') == []
+    upload(page, cat)
+    page.get_by_text('1 picture chosen').wait_for()
+    upload(page, large)
+    notice(page, '13 MB did not arrive: that is more than Jupyter takes at once')
+    page.get_by_text('0 pictures chosen').wait_for()   # not the one from before
+    assert names(page) == []
+    upload(page, cat)   # and it goes on
+    page.get_by_text('1 picture chosen').wait_for()
+    assert names(page) == ['cat.jpg'] and page.locator('.catdog-notice').count() == 0
+    # what is dropped on the app is the app's, what is dropped elsewhere is Jupyter's
+    taken = '''([selector, bytes]) => {
+        const data = new DataTransfer()
+        data.items.add(new File([new Uint8Array(bytes)], 'dropped.jpg', {type: 'image/jpeg'}))
+        const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})
+        document.querySelector(selector).dispatchEvent(event)
+        return event.defaultPrevented }'''
+    assert page.evaluate(taken, ['.jp-Toolbar', list(cat.read_bytes())]) is False
+    assert page.evaluate(taken, ['.catdog-hint', list(cat.read_bytes())]) is True
+    page.locator('.catdog-card').filter(has_text='dropped.jpg').wait_for()
+
 def test_app_shows_the_app_alone(app_url, page, classifier):
     page.goto(app_url)
     page.get_by_role('button', name='Predict!').wait_for()
@@ -257,6 +459,34 @@ def test_kernels_end_with_their_visitors(browser, start):
     while len(kernels(process)) > 1 and time.monotonic() < end: time.sleep(.5)
     assert len(kernels(process)) == 1   # the one that waits for the next visitor
     assert ended(process) == (0, [])
+
+def test_kernels_that_nobody_connects_to_are_ended(browser, tmp_path, start):
+    "A monitor asks and asks; who is on a slow line keeps the kernel"
+    (tmp_path/'voila.json').write_text(json.dumps(dict(
+        VisitorKernels=dict(unvisited_timeout=3), MappingKernelManager=dict(cull_interval=1, cull_idle_timeout=10))))
+    process,url = serve_app('catdog-app', start, tmp_path)
+    assert requests.head(url, timeout=60).status_code == 200
+    while not (waiting := kernels(process)): time.sleep(.1)
+    time.sleep(5)   # it runs the notebook
+    assert requests.head(url, timeout=60).status_code == 200 and kernels(process) == waiting
+    ids = [re.search(r'"kernelId": "(.*?)"', requests.get(url, timeout=60).text)[1] for _ in range(5)]
+    def alive(): return [id for id in ids if any(id in ' '.join(o.cmdline()) for o in kernels(process))]
+    assert len(set(ids)) == 5
+    end = time.monotonic() + 30
+    while len(alive()) > 1 and time.monotonic() < end:
+        assert requests.get(f'{url}api/kernels/{ids[-1]}', timeout=60).ok   # as a page does that loads slowly
+        time.sleep(.5)
+    assert alive() == ids[-1:]
+    end = time.monotonic() + 30
+    while len(kernels(process)) > 1 and time.monotonic() < end: time.sleep(.5)
+    ready, = kernels(process)   # for the next visitor, and it stays, longer than kernels that are idle
+    time.sleep(12)
+    assert kernels(process) == [ready]
+    page = browser.new_page()
+    page.goto(url)
+    page.get_by_role('button', name='Predict!').wait_for()
+    assert kernel_of(page, process) == ready
+    page.close()
 
 def serve_app(way, start, folder, *more):
     "(process, url) of Voilà, as the `Procfile` starts it in the project, or of `catdog-app` in an empty `folder`"

@@ -1,14 +1,18 @@
 """Data sets: what is tried again, what is refused, the command, and which of several copies is kept.
 What fits in a cell is in nbs/web/collect.ipynb; killed runs are in test_scrape.py, hostile servers in test_http.py
 and test_download.py."""
-import json, os, subprocess, sys
+import json, os, re, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
 
 from catdog.core.images import CatdogError, jpeg_bytes, open_image
-from catdog.scrape import ENGINES, Photo, SampleWeb, read_manifest, scrape, search_images
-from web_helpers import copies, files, picture, serve_pictures
+from catdog.scrape import ENGINES, Photo, SampleWeb, read_manifest, scrape, search_images, write_credits
+from catdog.web.collect import collect, forget_deleted
+from catdog.web.json_api import SearchError
+from catdog.web.labels import labels_in
+from catdog.web.manifest import Manifest, count_outcomes
+from web_helpers import copies, files, picture, serve, serve_pictures
 
 @pytest.fixture(scope='module')
 def web():
@@ -75,12 +79,17 @@ def run(cwd, *args):
 def test_command(tmp_path):
     usage,bad = run(tmp_path, '--help'),run(tmp_path, 'cat', 'a/b')
     assert usage.returncode == 0 and '--retry' in usage.stdout and 'becomes a folder' in ' '.join(usage.stdout.split())
-    said = "catdog-scrape: 'a/b' cannot be the name of a folder: use letters, digits and spaces\n"
-    assert (bad.returncode, bad.stderr) == (2, said)
+    said = (r"catdog-scrape: 'a/b' cannot be the name of a folder (\ / : * ? \" < > and | cannot be part of it): "
+            'use letters, digits and spaces\n')
+    assert (bad.returncode, bad.stderr) == (2, said.replace(r'\"', '"'))
     good = run(tmp_path, 'cat', 'tabby cat', '--n', '8', '--path', 'data/command', '--engine', 'sample', '--credits')
     assert good.returncode == 0 and 'tabby cat' in good.stdout and 'all' in good.stdout
     assert len(read_manifest(tmp_path/'data'/'command')) == 16
     assert (tmp_path/'data'/'command'/'CREDITS.txt').read_text().count('licence not stated') > 8
+
+def test_command_names_what_it_ignores(tmp_path):
+    bad = run(tmp_path, 'cat', '--ignore-robots', 'noindex', 'everything', '--engine', 'sample', '--path', 'data')
+    assert bad.returncode == 2 and "'everything' is no rule of X-Robots-Tag" in bad.stderr and not (tmp_path/'data').exists()
 
 def test_command_that_only_writes_addresses(tmp_path):
     import pyarrow.parquet as pq
@@ -142,3 +151,273 @@ def test_copies_of_photographs_are_found(photos, tmp_path):
     larger = [i for i in range(40) if df.status[i] == 'near-duplicate' and df.status[100 + i] == 'ok']
     assert df.seen[100:].sum() + len(larger) >= 38
     assert df.seen[:100].sum() - len(larger) <= 1
+
+# --- The same label, and words that can be none
+
+SPELLINGS = [('cat', 'Cat'), ('cat', 'CAT'), ('Cat', 'cat'), ('\u00e9t\u00e9', 'e\u0301te\u0301'),
+             ('cafe\u0301', 'CAF\u00c9'),
+             ('stra\u00dfe', 'STRASSE'), ('cat', '\uff43\uff41\uff54'),
+             ('tabby cat', 'Tabby  cat'), ('cat', 'cat\u200b'),
+             ('\u2764', '\u2764\ufe0f')]
+
+@pytest.mark.parametrize('first,second', SPELLINGS)
+def test_another_spelling_of_a_label_is_the_same_label(tmp_path, capsys, first, second):
+    with serve_pictures({'all': [jpeg_bytes(picture(i)) for i in range(6)]}) as (found, asked):
+        def find(term, n): return [Photo(o, engine='test', term=term) for o in found['all']]
+        ENGINES['spelt'] = find
+        scrape(first, tmp_path, n=6, engine='spelt')
+        before = files(tmp_path)
+        df = scrape(second, tmp_path, n=6, engine='spelt')
+        assert files(tmp_path) == before and len(before) == 6 and len(asked) == 6
+        assert df.status.tolist() == ['ok']*6 and set(df.label) == {before[0].split('/')[0]}
+
+@pytest.mark.parametrize('second', ['dog', 'cats', 'c', 'cat+', 'ca t'])
+def test_what_is_another_word_is_another_label(tmp_path, second):
+    (tmp_path/'cat').mkdir()
+    assert labels_in([second], tmp_path) == [second]
+
+RESERVED = ['CON', 'nul.txt', 'COM1', '.removed', '..', 'manifest.jsonl', 'Credits.txt', 'x'*101, '\u732b'*86, 'a\nb',
+            'a:b', 'a.', '\u200b', 'caf\udce9', 'LPT\u00b9']
+
+@pytest.mark.parametrize('label', RESERVED)
+def test_a_word_that_can_be_no_folder_gets_a_sentence_before_anything_is_done(tmp_path, monkeypatch, label):
+    asked = []
+    monkeypatch.setitem(ENGINES, 'spy', lambda term, n: asked.append(term) or [])
+    with pytest.raises(CatdogError, match='cannot be the name of a folder|is empty'):
+        scrape(['dog', label], tmp_path/'data', engine='spy')
+    assert not asked and not (tmp_path/'data').exists()
+    command = [Path(sys.executable).with_name('catdog-scrape'), 'dog', label, '--engine', 'sample']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env={**os.environ, 'PYTHONUTF8': '1'})
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and b'Traceback' not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+def test_a_file_in_the_way_gets_a_sentence(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setitem(ENGINES, 'spy', lambda term, n: asked.append(term) or [])
+    (tmp_path/'cat').write_text('mine')
+    with pytest.raises(CatdogError, match='cat is a file'): scrape('cat', tmp_path, engine='spy')
+    with pytest.raises(CatdogError, match='cat: (File exists|Not a directory)'):
+        scrape('cat', tmp_path/'cat', engine='spy')
+    assert not asked and (tmp_path/'cat').read_text() == 'mine'
+
+# --- One at a time
+
+def search_server(gate, n=24):
+    "A service that speaks Bing's protocol, and its pictures: cat is 0 to 23, dog 100 to 123; 8 to 23 wait for `gate`"
+    def answer(path, params, headers):
+        if path == '/search':
+            base = {'cat': 0, 'dog': 100}[params['q']]
+            host = headers['Host']
+            return 200, {}, {'value': [{'contentUrl': f'http://{host}/{base + i}', 'name': 'x'} for i in range(n)]}
+        i = int(path[1:])
+        if 8 <= i < 24: gate.wait(60)
+        return 200, {}, jpeg_bytes(picture(i))
+    return serve(answer)
+
+def start(label, cwd, url, n=24, *args):
+    "catdog-scrape for `label` in a process of its own"
+    env = {**os.environ, 'AZURE_SEARCH_KEY': 'X', 'CATDOG_BING_ENDPOINT': f'{url}/search', 'CATDOG_ALLOW_PRIVATE': '1'}
+    program = Path(sys.executable).with_name('catdog-scrape')
+    command = [program, label, '--n', str(n), '--path', 'x', *args, '--engine', 'bing']
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # ignored in background
+
+def lines(path): return (path/'manifest.jsonl').read_text().count('\n') if (path/'manifest.jsonl').exists() else 0
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(.02)
+
+def count(path, label):
+    return len(list((path/label).glob('*.jpg'))), sum(o['label'] == label and o['status'] == 'ok' for o in rows(path))
+
+def first_and_second(tmp_path, url):
+    "A run for cat that has begun, and one for dog that waits for it and has said so"
+    first = start('cat', tmp_path, url)
+    wait_for(lambda: lines(tmp_path/'x') > 2)
+    second = start('dog', tmp_path, url)
+    said = next(o for o in second.stdout if 'at work' in o)
+    assert re.search(rf'process {first.pid} .* is at work in x: waiting', said)
+    return first,second
+
+def test_two_runs_in_one_folder_lose_nothing(tmp_path):
+    gate = threading.Event()
+    with search_server(gate) as (url, asked):
+        runs = first_and_second(tmp_path, url)
+        gate.set()
+        said = [o.communicate(timeout=120)[0] for o in runs]
+    assert [o.returncode for o in runs] == [0, 0], said
+    assert count(tmp_path/'x', 'cat') == count(tmp_path/'x', 'dog') == (24, 24)
+    assert sorted(os.listdir(tmp_path/'x')) == ['cat', 'dog', 'manifest.jsonl']
+
+def test_the_second_goes_on_when_the_first_is_killed(tmp_path):
+    gate = threading.Event()
+    with search_server(gate) as (url, asked):
+        first,second = first_and_second(tmp_path, url)
+        first.kill()
+        assert second.communicate(timeout=120) and second.returncode == 0
+        assert count(tmp_path/'x', 'dog') == (24, 24)
+        gate.set()
+        again = start('cat', tmp_path, url)
+        assert again.communicate(timeout=120) and again.returncode == 0
+        first.communicate()
+    assert count(tmp_path/'x', 'cat') == (24, 24)
+
+def test_who_waits_can_be_stopped(tmp_path):
+    gate = threading.Event()
+    with search_server(gate) as (url, asked):
+        first,second = first_and_second(tmp_path, url)
+        second.send_signal(signal.SIGINT)
+        assert 'The same command goes on from here' in second.communicate(timeout=30)[0] and second.returncode == 130
+        gate.set()
+        assert first.communicate(timeout=120) and first.returncode == 0
+    assert count(tmp_path/'x', 'cat') == (24, 24) and not (tmp_path/'x'/'dog').exists()
+
+def test_ctrl_c_while_a_service_makes_us_wait_loses_nothing(tmp_path):
+    with serve(lambda path, params, headers: answer(path, params, headers)) as (url, asked):
+        def answer(path, params, headers):
+            if path != '/search': return 200, {}, jpeg_bytes(picture(int(path[1:])))
+            if params['q'] != 'cat': return 429, {'Retry-After': '25'}, b''
+            return 200, {}, {'value': [{'contentUrl': f'{url}/{i}', 'name': 'x'} for i in range(6)]}
+        run = start('cat', tmp_path, url, 6, '--queries', '{}', '{} outdoors')
+        wait_for(lambda: any(params.get('q') == 'cat outdoors' for _,params,_ in asked))
+        time.sleep(.2)
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=30)[0]
+        assert run.returncode == 130 and 'goes on from here' in said and time.monotonic() - began < 10
+        run = start('cat', tmp_path, url, 6)
+        assert run.communicate(timeout=60) and run.returncode == 0
+    assert count(tmp_path/'x', 'cat') == (6, 6)
+
+def test_what_another_program_is_writing_is_left_alone(tmp_path):
+    "A beginning that nobody writes any more goes; one that somebody writes stays, though it takes long"
+    (tmp_path/'cat').mkdir()
+    old = tmp_path/'cat'/'.1.jpg.0123abcd.part'
+    old.write_bytes(b'1')
+    os.utime(old, (0, 0))
+    code = 'import sys; from catdog.core.images import write_atomic; write_atomic(sys.argv[1], bytes(400_000_000))'
+    writer = subprocess.Popen([sys.executable, '-c', code, tmp_path/'cat'/'large'])
+    try:
+        wait_for(lambda: [o for o in tmp_path.glob('cat/.large.*.part') if o.stat().st_size > 0])
+        writer.send_signal(signal.SIGSTOP)
+        time.sleep(.3)
+        Manifest(tmp_path)
+        assert not old.exists() and list(tmp_path.glob('cat/.large.*.part'))
+    finally: writer.send_signal(signal.SIGCONT)
+    assert writer.wait(60) == 0 and (tmp_path/'cat'/'large').stat().st_size == 400_000_000
+
+# --- Files that a person has deleted or moved
+
+@pytest.fixture
+def six(tmp_path):
+    "A data set of six cats, and what is asked of their host"
+    with serve_pictures({'cat': [jpeg_bytes(picture(i)) for i in range(6)]}) as (_, asked):
+        scrape('cat', tmp_path, n=6, engine='test')
+        yield tmp_path,asked
+
+def credits(path): return write_credits(path).read_text().splitlines()
+
+@pytest.mark.parametrize('retry', [False, True])
+def test_a_label_whose_folder_was_deleted_is_fetched_again(six, capsys, retry):
+    path,asked = six
+    before = files(path)
+    shutil.rmtree(path/'cat')
+    assert count_outcomes(read_manifest(path)).loc['missing', 'cat'] == 6 and credits(path) == []
+    df = scrape('cat', path, n=6, engine='test', retry=retry)
+    assert files(path) == before and df.status.tolist() == ['ok']*6 and len(asked) == 12 and len(credits(path)) == 6
+    assert '6 pictures of cat are no longer in' in capsys.readouterr().out
+
+def test_a_picture_that_was_deleted_is_reported_and_comes_back_when_asked_for(six, capsys):
+    path,asked = six
+    before = files(path)
+    (path/before[0]).unlink()
+    df = scrape('cat', path, n=6, engine='test')
+    assert sorted(df.status) == ['missing'] + ['ok']*5 and len(asked) == 6 and len(credits(path)) == 5
+    assert '1 pictures of cat are no longer in' in capsys.readouterr().out
+    assert not any(o.startswith(before[0]) for o in credits(path))
+    df = scrape('cat', path, n=6, engine='test', retry=True)
+    assert files(path) == before and df.status.tolist() == ['ok']*6 and len(asked) == 7 and len(credits(path)) == 6
+
+def test_copies_of_a_deleted_picture_do_not_stand_in_its_way(tmp_path):
+    "The small one lies in .removed, for a larger one that somebody deleted; that one comes back"
+    a = picture(1)
+    data = {'cat': [jpeg_bytes(a.resize((160, 120))), jpeg_bytes(a), jpeg_bytes(a.resize((480, 360))), jpeg_bytes(a)]}
+    with serve_pictures(data) as (_, asked):
+        before = scrape('cat', tmp_path, n=4, engine='test').status.tolist()
+        kept = files(tmp_path)
+        shutil.rmtree(tmp_path/'cat')
+        after = scrape('cat', tmp_path, n=4, engine='test').status.tolist()
+    assert before == after == ['near-duplicate', 'near-duplicate', 'ok', 'near-duplicate'] and files(tmp_path) == kept
+
+def test_a_picture_that_was_moved_is_counted_where_it_is(six):
+    path,asked = six
+    one,two,three,*_ = files(path)
+    (path/'dog').mkdir()
+    for file,folder in ((one, 'dog'), (two, '.removed/cat')):
+        (path/folder).mkdir(parents=True, exist_ok=True)
+        os.rename(path/file, path/folder/Path(file).name)
+    df = scrape('cat', path, n=6, engine='test')
+    assert sorted(df.status) == ['ok']*5 + ['removed'] and len(asked) == 6
+    said = credits(path)
+    assert len(said) == 5 and not any(Path(two).name in o for o in said)
+    assert any(o.startswith(f'dog/{Path(one).name}: ') for o in said)
+
+def test_a_conflict_whose_picture_was_deleted_or_settled_is_none(tmp_path, capsys):
+    a = jpeg_bytes(picture(1))
+    data = {'cat': [a, jpeg_bytes(picture(2))], 'dog': [a, jpeg_bytes(picture(3))]}
+    with serve_pictures(data) as _:
+        scrape(['cat', 'dog'], tmp_path, engine='test')
+        cat,dog = (next(o for o in files(tmp_path) if o.startswith(f'.removed/{k}/')) for k in ('cat', 'dog'))
+        os.rename(tmp_path/cat, tmp_path/cat.removeprefix('.removed/'))   # it is a cat
+        (tmp_path/dog).unlink()
+        capsys.readouterr()
+        df = scrape(['cat', 'dog'], tmp_path, engine='test')
+    assert df.status.tolist() == ['ok', 'ok', 'missing', 'ok'] and 'under two labels' not in capsys.readouterr().out
+    assert [o.partition(':')[0] for o in credits(tmp_path)] == df.file[df.status == 'ok'].tolist()
+
+def test_a_run_that_was_killed_while_it_fetched_deleted_pictures_again_goes_on(six):
+    path,asked = six
+    before = files(path)
+    shutil.rmtree(path/'cat')
+    forget_deleted(Manifest(path), ['cat'], retry=False)   # and killed
+    assert scrape('cat', path, n=6, engine='test').status.tolist() == ['ok']*6 and files(path) == before
+
+# --- Every address has a line
+
+def test_hopeless_addresses_have_a_line_and_mended_ones_a_picture(tmp_path, monkeypatch):
+    good = jpeg_bytes(picture(1))
+    with serve(lambda path, *_: (200, {}, good) if path == '/my%20cat.jpg' else (404, {}, b'')) as (url, asked):
+        monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
+        urls = [f' {url.replace("http", "HTTP")}/my cat.jpg\n', 'data:image/png;base64,AA', 'javascript:1', '//',
+                'http://[', 'no address', f'{url}/gone.jpg', 'ftp://example.org/1.jpg', 'x'*3000, '\u732b']
+        monkeypatch.setitem(ENGINES, 'odd', lambda term, n: [Photo(o, engine='odd') for o in urls])
+        df = scrape('cat', tmp_path, n=20, engine='odd')
+    assert df.url.tolist() == urls
+    assert df.status.tolist() == ['ok'] + ['refused']*5 + ['http-404'] + ['refused']*3 and all(df.reason[1:])
+
+def test_pictures_of_an_earlier_search_are_tried_again_when_the_next_search_is_refused(tmp_path, monkeypatch, capsys):
+    data = {'cat': [jpeg_bytes(picture(i)) for i in range(2)] + [500]}
+    with serve_pictures(data) as (found, asked):
+        assert sorted(scrape('cat', tmp_path, n=3, engine='test').status) == ['http-500', 'ok', 'ok']
+        data['cat'][2] = jpeg_bytes(picture(9))
+        def refused(term, n): raise SearchError('test', 'it answered 429')
+        monkeypatch.setitem(ENGINES, 'test', refused)
+        assert scrape('cat', tmp_path, n=9, engine='test', retry=True).status.tolist() == ['ok']*3
+        assert 'it answered 429. The 1 photos that were found earlier are tried again.' in capsys.readouterr().out
+        with pytest.raises(SearchError): scrape('cat', tmp_path, n=9, engine='test')
+
+def test_opt_outs_are_ignored_when_they_are_named(tmp_path, monkeypatch):
+    headers = {'X-Robots-Tag': 'noindex, max-snippet: 3, noml'}
+    with serve(lambda *_: (200, headers, jpeg_bytes(picture(1)))) as (url, asked):
+        monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
+        monkeypatch.setitem(ENGINES, 'mine', lambda term, n: [Photo(url, engine='mine')])
+        with pytest.raises(CatdogError, match="'noinde' is no rule"):
+            collect(['cat'], tmp_path, 1, 'mine', ignore_robots='noinde')
+        assert not asked
+        with pytest.raises(CatdogError, match='1 refused'):
+            collect(['cat'], tmp_path, 1, 'mine', ignore_robots=['noindex'])
+        collect(['cat'], tmp_path, 1, 'mine', retry=True, ignore_robots=['noindex', 'noml'])
+    assert len(files(tmp_path)) == 1

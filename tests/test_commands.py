@@ -56,7 +56,7 @@ def test_training_says_what_is_wrong_with_a_folder(folders, code, words):
     assert words in said and said.startswith('catdog.core.images.CatdogError')
 
 @pytest.mark.parametrize('command', ['catdog-scrape', 'catdog-build', 'catdog-review', 'catdog-predict', 'catdog-serve',
-                                     'catdog-app'])
+                                     'catdog-app', 'catdog-site'])
 def test_help_says_what_each_parameter_is(command, tmp_path):
     done = run(command, '--help', cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith(f'usage: {command}')
@@ -71,10 +71,19 @@ def test_predict_tells_a_picture_from_what_is_none(folders):
 
 def test_scrape_says_what_came_and_shows_it(tmp_path):
     from catdog.core.images import open_image
-    from catdog.learn.dataset import check_folder
+    from catdog.learn.split import check_folder
     done = run('catdog-scrape', 'cat', 'dog', '--n', '20', '--engine', 'sample', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     table = {o.split()[0]: o.split()[1:] for o in done.stdout.splitlines() if o.split()}
     assert table['all'] == ['20', '20', '40'] and int(table['ok'][2]) > 20
-    assert open_image(tmp_path/'data'/'animals_contact_sheet.png').width > 500
-    assert sum(check_folder(tmp_path/'data'/'animals').values()) == int(table['ok'][2])
+    assert open_image(tmp_path/'data'/'cat-dog_contact_sheet.png').width > 500
+    assert sum(check_folder(tmp_path/'data'/'cat-dog').values()) == int(table['ok'][2])
+
+def test_two_projects_do_not_meet_in_one_folder(tmp_path):
+    for words in (['cat', 'dog'], ['grizzly', 'black bear', 'teddy']):
+        done = run('catdog-scrape', *words, '--n', '8', '--engine', 'sample', cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f'Pictures of {", ".join(words)} go to data/{"-".join(words)}' in done.stdout
+    labels = {o.name: sorted(k.name for k in o.iterdir() if k.is_dir() and not k.name.startswith('.'))
+              for o in (tmp_path/'data').iterdir() if o.is_dir()}
+    assert labels == {'cat-dog': ['cat', 'dog'], 'grizzly-black bear-teddy': ['black bear', 'grizzly', 'teddy']}

@@ -2,9 +2,10 @@
 import importlib.metadata, importlib.util, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time, zipfile
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import parse_qs, urlparse
+from urllib.parse import parse_qs, urljoin, urlparse
 
 import psutil, pytest, requests, yaml
+from network_helpers import nginx
 
 from catdog.predict import Classifier, shipped_model
 
@@ -130,6 +131,108 @@ def test_app_says_when_it_is_gone_with_these_widgets_too(fresh, start, tmp_path,
     children = psutil.Process(process.pid).children(recursive=True)
     next(o for o in children if id in ' '.join(o.cmdline())).send_signal(signal.SIGKILL)
     page.get_by_role('alert').filter(has_text='The connection to the app is gone.').wait_for()
+
+# The page and the API behind nginx
+
+def served(port):
+    "A `catdog-serve` that listens on `port`"
+    process = subprocess.Popen([Path(sys.executable).with_name('catdog-serve'), '--port', port], stdout=subprocess.DEVNULL,
+                               env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
+    until_open(process, port)
+    return process
+
+@pytest.fixture(scope='module')
+def api_port():
+    process = served(port := free_port())
+    yield port
+    process.terminate()
+    process.wait(30)
+
+def proxied(folder, port, path='/catdog/', stripped=True, told=False, more=''):
+    "nginx that shows the server at `port` in the folder `path`, which it takes off if `stripped`, and tells it if `told`"
+    header = f'proxy_set_header X-Forwarded-Prefix {path.rstrip("/")};'*told
+    return nginx(folder, f'location {path} {{ proxy_pass http://127.0.0.1:{port}{"/"*stripped}; {header} {more} }}')
+
+@pytest.mark.parametrize('path', ['/catdog/', '/our/apps/'])
+@pytest.mark.parametrize('told', [False, True])
+@pytest.mark.parametrize('stripped', [True, False])
+def test_page_and_api_in_a_folder_of_a_proxy(stripped, told, path, api_port, page, cat, tmp_path):
+    with proxied(tmp_path, api_port, path, stripped, told) as host:
+        url,asked_for = host + path,[]
+        page.on('response', lambda o: asked_for.append((o.status, o.url)))
+        page.goto(url)
+        assert page.evaluate('getComputedStyle(document.querySelector("#predict")).borderRadius') == '12px'   # the style
+        page.set_input_files('#file', cat)
+        page.get_by_text('1 picture chosen').wait_for()   # the script
+        page.get_by_role('button', name='Predict!').click()
+        assert 'a cat' in page.locator('.sentence').inner_text()
+        page.get_by_role('button', name='Why?').click()
+        page.get_by_text('what spoke for cat').wait_for()
+        page.get_by_role('link', name='the same as JSON').click()
+        wrong = [o for o in asked_for if o[0] != 200 or not o[1].startswith((url, 'blob:', 'data:'))]
+        assert len(asked_for) > 5 and not wrong
+        # programs
+        assert asked(url, cat)['label'] == 'cat'
+        assert requests.get(f'{url}healthz', timeout=20).json()['status'] == 'ok'
+        spec = requests.get(f'{url}openapi.json', timeout=20)
+        assert urljoin(urljoin(spec.url, spec.json()['servers'][0]['url']), 'predict') == f'{url}predict'
+        assert requests.get(f'{url}nowhere', timeout=20).status_code == 404
+
+def test_page_in_a_folder_without_script_and_where_there_is_no_page(api_port, browser, cat, tmp_path):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    with proxied(tmp_path, api_port, stripped=False) as host:
+        for address in ('/catdog/', '/catdog/nowhere/at/all'):
+            page.goto(host + address)
+            page.set_input_files('#file', cat)
+            page.get_by_role('button', name='Predict!').click()
+            assert 'a cat' in page.locator('.sentence').inner_text()
+            assert page.locator('#predict').evaluate('o => getComputedStyle(o).borderRadius') == '12px'
+    context.close()
+
+def test_metrics_cannot_be_reached_past_a_proxy_that_closes_them(api_port, tmp_path):
+    closed = f'location = /metrics {{ return 403; }} location / {{ proxy_pass http://127.0.0.1:{api_port}; }}'
+    with nginx(tmp_path, closed) as host:
+        for path,status in [('/metrics', 403), ('/any/metrics', 404), ('//metrics', 403), ('/healthz', 200)]:
+            res = requests.get(host + path, headers={'X-Forwarded-Prefix': '/any'}, timeout=20)
+            assert res.status_code == status and 'catdog_requests' not in res.text, path
+
+@pytest.mark.parametrize('megabytes', [2, 12])
+def test_a_picture_that_is_too_large_for_the_proxy(megabytes, api_port, page, cat, tmp_path):
+    "nginx lets 1 MB through unless it is told otherwise, and answers itself"
+    (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(megabytes*2**20))
+    (tmp_path/'nginx').mkdir()
+    with proxied(tmp_path/'nginx', api_port) as host:
+        page.goto(f'{host}/catdog/')
+        page.set_input_files('#file', tmp_path/'large.jpg')
+        page.get_by_role('button', name='Predict!').click()
+        page.get_by_role('status').filter(has_text='This is too large for the server').wait_for()
+        page.set_input_files('#file', cat)   # and it goes on
+        page.get_by_role('button', name='Predict!').click()
+        assert 'a cat' in page.locator('.sentence').inner_text()
+
+def test_what_a_proxy_says_when_the_server_is_gone(page, cat, tmp_path):
+    process = served(port := free_port())
+    with proxied(tmp_path, port) as host:
+        page.goto(f'{host}/catdog/')
+        process.terminate()
+        process.wait(30)
+        page.set_input_files('#file', cat)
+        page.get_by_role('button', name='Predict!').click()
+        page.get_by_role('status').filter(has_text='The server did not answer (502 Bad Gateway)').wait_for()
+
+def test_curl_as_the_readme_and_the_chapter_write_it(api_port, cat, tmp_path):
+    cells = json.loads((ROOT/'nbs'/'06_serve.ipynb').read_text())['cells']
+    chapter = '\n'.join(''.join(o['source']) for o in cells if o['cell_type'] == 'markdown')
+    readme = (ROOT/'README.md').read_text()
+    lines = {o for text in (readme, chapter) for o in re.findall(r'^    (curl .+)$', text, re.M)}
+    assert len(lines) == 2 and '/healthz' in readme and '/healthz' in ''.join(lines)
+    shutil.copy(cat, tmp_path/'cat.jpg')
+    for line in lines:
+        assert '127.0.0.1:8000' in line
+        out = subprocess.run(['sh', '-c', line.replace(':8000', f':{api_port}')], cwd=tmp_path, capture_output=True, timeout=60)
+        answer = json.loads(out.stdout)
+        assert answer['status'] == 'ok' if 'healthz' in line else answer['label'] == 'cat'
 
 # The Dockerfile, as far as that goes without Docker
 

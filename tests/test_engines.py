@@ -1,6 +1,6 @@
 """The engines against servers that speak their protocols, and complain as they do.
 What fits in a cell is in nbs/web/engines.ipynb and nbs/web/json_api.ipynb."""
-import os, random, socket
+import os, random, socket, time
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
@@ -9,15 +9,59 @@ import pytest
 
 from catdog.web import engines
 from catdog.web.download import download_images
-from catdog.web.http import TRIES
-from catdog.web.json_api import SearchError
-from catdog.web.search import ENGINES, search_images
+from catdog.web.hosts import TRIES
+from catdog.web.json_api import Pace, SearchError
+from catdog.web.search import ENGINES, search_images, search_terms
 from web_helpers import serve
+
+# --- What each service's documentation calls its parameters, and what values it knows. None can be asked from a test.
+
+DOCUMENTED = {
+    # https://learn.microsoft.com/en-us/bing/search-apis/bing-image-search/reference/query-parameters
+    'bing': """aspect cc color count freshness height id imageContent imageType license maxFileSize maxHeight maxWidth
+        minFileSize minHeight minWidth mkt offset q safeSearch setLang size width""",
+    # https://api.openverse.org/v1/#tag/images/operation/images_search, and ImageSearchRequestSerializer in
+    # https://github.com/WordPress/openverse/blob/main/api/api/serializers
+    'openverse': """aspect_ratio category creator excluded_source extension filter_dead license license_type mature page
+        page_size q size source tags title""",
+    # https://commons.wikimedia.org/w/api.php?action=help&modules=main|json|query|query%2Bsearch|query%2Bimageinfo:
+    # those of search have the prefix gsr when it generates pages, those of imageinfo ii
+    'commons': """action format maxlag smaxage maxage assert assertuser requestid servedby curtimestamp responselanginfo
+        origin uselang variant errorformat errorlang errorsuselocal callback utf8 ascii formatversion prop list meta
+        indexpageids export exportnowrap iwurl continue rawcontinue titles pageids revids generator redirects
+        converttitles gsrsearch gsrnamespace gsrlimit gsroffset gsrqiprofile gsrwhat gsrinfo gsrprop gsrinterwiki
+        gsrenablerewrites gsrsort iiprop iilimit iistart iiend iiurlwidth iiurlheight iimetadataversion
+        iiextmetadatalanguage iiextmetadatamultilang iiextmetadatafilter iiurlparam iibadfilecontexttitle iicontinue
+        iilocalonly""",
+    # not documented: what https://duckduckgo.com itself asks its i.js for; the package names them
+    'ddg': 'o q l vqd p ct f s'}
+DOCUMENTED = {k: frozenset(v.split()) for k,v in DOCUMENTED.items()}
+NEEDED = dict(bing='q count offset minHeight minWidth', openverse='q page page_size', ddg='q o vqd',
+              commons='action format formatversion generator gsrsearch gsrnamespace gsrlimit prop iiprop iiurlwidth')
+IIPROP = frozenset("""timestamp user userid comment parsedcomment canonicaltitle url size dimensions sha1 mime thumbmime
+    mediatype metadata commonmetadata extmetadata archivename bitdepth uploadwarning badfile""".split())
+# https://www.mediawiki.org/wiki/Common_thumbnail_sizes: what Wikimedia has at hand
+THUMBNAILS = {20, 40, 60, 120, 250, 330, 500, 960, 1280, 1920, 3840}
+
+def wrong_names(name, params):
+    "What the documentation of the service `name` does not know of `params`, and what is needed and not there"
+    return sorted(set(params) - DOCUMENTED[name]) + sorted(set(NEEDED[name].split()) - set(params))
+
+def strict(name):
+    "A decorator: the service answers nothing to a request with parameters that it does not know"
+    def _strict(answer):
+        def _answer(total, path, params, headers):
+            wrong = set(params) - DOCUMENTED[name] if (name, path) != ('ddg', '/') else []   # where it gets its vqd
+            if wrong: return 400, {}, {'error': {'message': f'wrong parameters: {" ".join(sorted(wrong))}'}}
+            return answer(total, path, params, headers)
+        return _answer
+    return _strict
 
 # --- Each of these answers as its service documents, and complains as it does.
 
 def page_of(i): return f'https://pictures.example/{i}.jpg'
 
+@strict('bing')
 def bing(total, path, params, headers):
     if not headers.get('Ocp-Apim-Subscription-Key'):
         return 401, {}, {'error': {'code': '401', 'message': 'Access denied due to invalid subscription key.'}}
@@ -31,6 +75,7 @@ def bing(total, path, params, headers):
         dict(name=f'Cat {i}', contentUrl=page_of(i), hostPageUrl=f'https://example/{i}', width=800, height=600)
         for i in ([offset - 1] if offset else []) + list(some)]}
 
+@strict('openverse')
 def openverse(total, path, params, headers):
     page,size = int(params.get('page', 1)),int(params.get('page_size', 20))
     if size > 20: return 401, {}, {'detail': 'page_size must be between 1 & 20 for anonymous requests.'}
@@ -41,14 +86,17 @@ def openverse(total, path, params, headers):
              height=600, creator='somebody', license='by', license_version='4.0', provider='flickr')
         for i in range(20*(page - 1), min(20*page, total))])
 
+@strict('commons')
 def commons(total, path, params, headers):
     need = dict(action='query', format='json', formatversion='2', generator='search', gsrnamespace='6',
                 prop='imageinfo')
     if wrong := {k for k in need if params.get(k) != need[k]}:
         return 200, {}, {'error': {'code': 'badvalue', 'info': f'Unrecognized value for {wrong}'}}
-    assert {'url', 'size', 'extmetadata'} <= set(params['iiprop'].split('|'))
+    if not {'url', 'size', 'extmetadata'} <= set(params['iiprop'].split('|')) <= IIPROP:
+        return 200, {}, {'error': {'code': 'badvalue', 'info': 'Unrecognized value for iiprop'}}
+    assert int(params['iiurlwidth']) in THUMBNAILS and int(params['gsrlimit']) <= 50   # it makes 50 thumbnails at most
     assert headers['User-Agent'].startswith('catdog/')
-    start,limit = int(params.get('gsroffset', 0)),int(params.get('gsrlimit', 10))
+    start,limit = int(params.get('gsroffset', 0)),int(params['gsrlimit'])
     some = list(range(start, min(start + limit, total)))
     pages = [dict(pageid=i, ns=6, title=f'File:Cat {i}.jpg', index=i + 1, imageinfo=[dict(
         size=10, width=4000, height=3000, url=f'https://example/full/{i}.jpg', descriptionurl=f'https://example/{i}',
@@ -59,6 +107,7 @@ def commons(total, path, params, headers):
     if some and some[-1] + 1 < total: answer['continue'] = {'gsroffset': some[-1] + 1, 'continue': 'gsroffset||'}
     return 200, {}, answer
 
+@strict('ddg')
 def ddg(total, path, params, headers):
     if path == '/': return 200, {}, b'<html><script>vqd="4-123";</script></html>'
     if params.get('vqd') != '4-123': return 403, {}, b'If this error persists, please let us know'
@@ -107,6 +156,33 @@ def test_paging(name, search):
     assert (p.width, p.height) == ((960, 720) if name == 'commons' else (800, 600))
     assert (p.license, p.creator) == (('CC BY 4.0', 'somebody') if name in ('openverse', 'commons') else ('', ''))
 
+# name -> one of its parameters, and how it may be misspelt
+MISSPELT = dict(bing=[('minWidth', 'min_width'), ('minHeight', 'minheight'), ('count', 'top'), ('offset', 'skip')],
+                openverse=[('page_size', 'pageSize'), ('q', 'query'), ('page', 'pagenumber')],
+                commons=[('gsrsearch', 'srsearch'), ('iiurlwidth', 'iiwidth'), ('iiextmetadatafilter', 'iifilter')])
+
+def test_every_parameter_is_documented(name, search):
+    with search(partial(SERVICES[name], 170)) as (find, asked):
+        assert len(find('cat', 130)) == 130
+    requests = [params for path,params,_ in asked if (name, path) != ('ddg', '/')]
+    assert len(requests) > 1 and not [o for o in requests if wrong_names(name, o)]
+
+@pytest.mark.parametrize('name,right,wrong', [(k, *o) for k,some in MISSPELT.items() for o in some])
+def test_a_wrong_name_fails(engine_at, monkeypatch, name, right, wrong):
+    real = engines.get_json
+    def misspelt(engine, url, params, *args, **kw):
+        assert right in params
+        return real(engine, url, {wrong if k == right else k: v for k,v in params.items()}, *args, **kw)
+    monkeypatch.setattr(engines, 'get_json', misspelt)
+    with serve(partial(SERVICES[name], 170)) as (url, asked):
+        with pytest.raises(SearchError, match=f'wrong parameters: .*{wrong}'): engine_at(name, url)('cat', 130)
+
+def test_bing_leaves_out_icons_by_the_names_of_the_protocol(engine_at):
+    def answer(path, params, headers):
+        sizes = [o for o in (16, 48, 96, 300, 800) if o >= int(params.get('minWidth', 0))]
+        return 200, {}, {'value': [dict(contentUrl=page_of(o), width=o, height=o) for o in sizes]}
+    with serve(answer) as (url, asked): assert [p.width for p in engine_at('bing', url)('cat', 10)] == [300, 800]
+
 def test_nothing_found(name, search):
     with search(partial(SERVICES[name], 0)) as (find, asked):
         if name == 'ddg':   # the package cannot tell this from being sent away
@@ -146,10 +222,91 @@ def test_rate_limit(name, search):
             with pytest.raises(SearchError, match=f'{name}: it answered 429.*wait a minute, or'): find('cat', 5)
         assert len(asked) == tries
 
-def test_rate_limit_in_the_middle_keeps_what_was_found(engine_at):
+FAILURES = {'429': (429, {'Retry-After': '3600'}, b''), '500': (500, {'Retry-After': '0'}, b''), '403': (403, {}, b''),
+            'no JSON': (200, {}, b'<html>'), 'not a list': (200, {}, b'[]'), 'hangs up': None}
+
+@pytest.mark.parametrize('failure', FAILURES)
+def test_what_was_found_is_kept_when_a_later_page_is_refused(name, search, failure, capsys):
     def answer(path, params, headers):
-        return openverse(100, path, params, headers) if int(params['page']) < 3 else (429, {'Retry-After': '3600'}, b'')
-    with serve(answer) as (url, asked): assert len(engine_at('openverse', url)('cat', 100)) == 40
+        first = int(params.get('s', params.get('offset', params.get('gsroffset', int(params.get('page', 1)) - 1)))) == 0
+        if not first and not FAILURES[failure]: raise ConnectionAbortedError
+        return SERVICES[name](170, path, params, headers) if first else FAILURES[failure]
+    with search(answer) as (find, asked): found = find('cat', 150)
+    assert [p.url for p in found] == [page_of(i) for i in range(len(found))]
+    assert len(found) == dict(bing=50, openverse=20, commons=50, ddg=100)[name]
+    assert f'The {len(found)} photos that it found before are kept' in capsys.readouterr().out
+
+def test_openverse_is_asked_as_often_as_it_allows(engine_at, monkeypatch, capfd):
+    "20 requests a minute without an account (here: in 1.5 s); 'is throttled' is never heard"
+    monkeypatch.setattr(engines, 'Pace', lambda n, seconds, who: Pace(n, seconds/40, who))
+    times,refused = [],[]
+    def answer(path, params, headers):
+        times[:] = [t for t in times if time.monotonic() - t < 1.2]
+        if len(times) >= 20:
+            refused.append(params)
+            return 429, {'Retry-After': '1'}, {'detail': 'Request was throttled.'}
+        times.append(time.monotonic())
+        urls = [f'https://p.example/{params["q"]}/{params["page"]}/{i}' for i in range(20)]
+        return 200, {}, dict(page_count=12, results=[dict(url=o) for o in urls])
+    with serve(answer) as (url, asked):
+        engine_at('openverse', url)
+        for label,n in (('tabby cat', 500), ('cat', 150), ('dog', 150)):
+            assert len(search_terms(label, n, 'openverse')) == n
+    assert len(asked) == 26 + 8 + 8 and not refused
+
+def test_openverse_waits_when_others_have_asked_before_us(engine_at, monkeypatch, capfd):
+    def answer(path, params, headers):   # a run before this one used up the minute
+        if len(asked) == 1: return 429, {'Retry-After': '2'}, {'detail': 'Request was throttled.'}
+        return openverse(60, path, params, headers)
+    with serve(answer) as (url, asked):
+        start = time.monotonic()
+        assert len(engine_at('openverse', url)('cat', 60)) == 60 and time.monotonic() - start > 2
+    assert 'openverse allows 20 requests in 60 s: waiting' in capfd.readouterr().err   # the bar
+
+@pytest.mark.parametrize('name', ['bing', 'openverse', 'commons', 'ddg'])
+def test_a_service_that_repeats_itself_is_not_asked_for_ever(name, search):
+    def again(path, params, headers):
+        first = {k: '0' if k in ('offset', 'gsroffset', 's') else v for k,v in params.items()}
+        status,head,body = SERVICES[name](300, path, first, headers)
+        if name == 'openverse' and path != '/': body['page_count'] = 10**6
+        if name == 'openverse': body['results'] = openverse(300, path, {**params, 'page': '1'}, headers)[2]['results']
+        if name == 'bing': body['nextOffset'] = int(params['offset']) + 50
+        if name == 'commons': body['continue'] = {'gsroffset': int(params.get('gsroffset', 0)) + 50}
+        return status, head, body
+    with search(again) as (find, asked): assert 20 <= len(find('cat', 5000)) <= 100 and len(asked) < 12
+
+# --- Addresses as the engine gave them
+
+PATHS = ['/my%20cat.jpg', '/a%2Fb.jpg', '/what%3F.jpg', '/no%231.jpg', '/100%25.jpg', '/p?u=https%3A%2F%2Fx%2Fa%3Fb',
+         '/k%E4tz.jpg', '/a+b.jpg', '/a b.jpg', ' /outer.jpg ', '/x%C2%A0y.jpg',
+          '/&amp;.jpg', '/%7e.jpg', '/ä.jpg', '/plain.jpg']
+
+def test_addresses_are_as_the_engine_gave_them(name, search):
+    "In its order, none of them decoded, mended or left out"
+    urls = [f'http://h.example{o}' for o in PATHS] + ['//h.example/x.jpg', 'ftp://h/x', 'h.example/x.jpg', 'HTTP://h/x']
+    def answer(path, params, headers):
+        status,head,body = SERVICES[name](len(urls), path, params, headers)
+        if isinstance(body, bytes): return status, head, body
+        pages = sorted(body.get('query', {}).get('pages', []), key=lambda o: o['index'])
+        items = body.get('value') or body.get('results') or pages
+        for url,o in zip(urls, items):
+            if 'imageinfo' in o: o['imageinfo'][0]['thumburl'] = url
+            else: o[dict(bing='contentUrl', openverse='url', ddg='image')[name]] = url
+        return status, head, body
+    with search(answer) as (find, _): assert [p.url for p in find('plain', len(urls))] == urls
+
+def test_what_no_browser_shows_is_no_name(engine_at):
+    artists = {'<div class="fn value">Ann<span style="display: none;">Ann</span></div>': 'Ann',
+               '<style data-mw-deduplicate="x">.a{color:red}</style><span class="a">Ann</span>': 'Ann',
+               '<a href="//commons.wikimedia.org/wiki/User:Ann" title="User:Ann">Ann</a><br>Berlin': 'Ann Berlin',
+               '<table><tr><td hidden>x</td><td>Ann &amp; Bob</td></tr></table>': 'Ann & Bob',
+               '<!-- a --><bdi><span lang="de">Ann</span></bdi><script>x()</script>': 'Ann'}
+    def answer(path, params, headers):
+        infos = [dict(url=page_of(i), extmetadata={'Artist': {'value': o}}) for i,o in enumerate(artists)]
+        pages = [dict(title='File:x.jpg', index=i + 1, imageinfo=[o]) for i,o in enumerate(infos)]
+        return 200, {}, {'query': {'pages': pages}}
+    with serve(answer) as (url, _):
+        assert [p.creator for p in engine_at('commons', url)('cat', 9)] == list(artists.values())
 
 @pytest.mark.parametrize('body', [b'{"value": [', b'', b'null', b'[]', b'"text"', b'17', b'\xff\xfe',
                                   b'{"value": {}, "results": 3, "query": {"pages": "x"}}'])
@@ -164,11 +321,10 @@ def test_missing_fields(name, search):
         if isinstance(body, bytes): return status, head, body
         items = body.get('value') or body.get('results') or sorted(body['query']['pages'], key=lambda o: o['index'])
         address = {'image'} if name == 'ddg' else {'url', 'contentUrl'}
-        keep = address | ({'title', 'url'} if name == 'ddg' else set())   # without these its package raises
         for i,o in enumerate(items):
             o = o['imageinfo'][0] if 'imageinfo' in o else o
             if 'thumburl' in o: o['url'] = o['thumburl']
-            drop = set(o) - keep if i == 0 else address | {'thumburl'} if i == 1 else set()
+            drop = set(o) - address if i == 0 else address | {'thumburl'} if i == 1 else set()
             for k in drop: o.pop(k, None)
         return status, head, body
     with search(answer) as (find, _): first,*rest = find('cat', 3)

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from catdog.core.drawing import draw
 from catdog.core.images import BadImage, open_image
-from catdog.web.addresses import check_url
+from catdog.web.addresses import check_url, mend_url
 from catdog.web.engines import parse_bing, parse_commons, parse_ddg, parse_openverse
 from catdog.web.json_api import SearchError
 from catdog.web.manifest import Photo
@@ -38,7 +38,8 @@ def test_parsers_take_anything(parse, answer):
     try: photos = parse(answer, 'cat')
     except SearchError: return
     for p in photos:
-        assert isinstance(p, Photo) and p.url.startswith(('http://', 'https://'))
+        assert isinstance(p, Photo) and p.url.strip()
+        assert not p.page_url or p.page_url.startswith(('http://', 'https://'))
         assert all(isinstance(getattr(p, k), str) for k in ('title', 'page_url', 'license', 'creator'))
         assert all(getattr(p, k) is None or 0 < getattr(p, k) < 10**9 for k in ('width', 'height'))
         assert json.loads(json.dumps(asdict(p), ensure_ascii=False).encode()) == asdict(p)   # it fits into a manifest
@@ -47,7 +48,7 @@ def test_parsers_take_anything(parse, answer):
 @given(url=st.text() | st.builds(lambda a, b: f'http://{a}/{b}', st.text(), st.text()))
 @example(url='http://[')
 def test_any_address_is_a_host_or_refused(url):
-    try: assert check_url(url)
+    try: assert check_url(url) and mend_url(url).isascii() and mend_url(mend_url(url)) == mend_url(url)
     except BadImage as e: assert e.status == 'refused'
 
 PICTURES = []

@@ -1,5 +1,5 @@
 "One writer at a time in a folder, across processes. What fits in a cell is in nbs/core/lock.ipynb."
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys
 
 import pytest
 

@@ -1,12 +1,30 @@
-"A manifest as a killed run or somebody else left it. What fits in a cell is in nbs/web/manifest.ipynb."
-import json
+"A manifest as a killed run or somebody else left it, and a large one. What fits in a cell is in nbs/web/manifest.ipynb"
+import json, time
 
-from catdog.web.manifest import read_manifest
+from catdog.web.manifest import Manifest, read_manifest
 
 def test_torn_and_odd_lines_of_a_manifest(tmp_path):
     row = dict(label='cat', file='cat/1.jpg', status='ok', reason='', url='https://a/1')
     good = json.dumps(row).encode()
-    (tmp_path/'manifest.jsonl').write_bytes(b'\n'.join([good, b'17', b'{"label": 3}', b'\xff', b'[', good[:40]]))
+    odd = [b'17', b'{"label": 3}', b'\xff', b'[', b'['*10**5]
+    (tmp_path/'manifest.jsonl').write_bytes(b'\n'.join([good, *odd, good[:40]]))
     assert read_manifest(tmp_path).url.tolist() == ['https://a/1']
     (tmp_path/'manifest.jsonl').write_text('')
     assert len(read_manifest(tmp_path)) == 0
+
+def test_a_manifest_of_a_hundred_thousand_is_opened_in_seconds(tmp_path):
+    row = dict(label='cat', status='ok', reason='', title='A cat on a wall', page_url='https://example.org/cats',
+               width=1024, height=768, license='CC BY 4.0', creator='somebody', engine='openverse',
+               term='cat', phash='0'*36,
+               area=150_000, copy_of=None)
+    (tmp_path/'cat').mkdir()
+    (tmp_path/'cat'/'00000007.jpg').touch()
+    with (tmp_path/'manifest.jsonl').open('w') as f:
+        for i in range(100_000):
+            f.write(json.dumps(dict(row, file=f'cat/{i:08}.jpg', url=f'https://example.org/{i}.jpg')) + '\n')
+    start = time.monotonic()
+    manifest = Manifest(tmp_path)
+    seconds = time.monotonic() - start
+    assert len(manifest.rows) == 100_000 and seconds < 5
+    start = time.monotonic()
+    assert (read_manifest(tmp_path).status == 'ok').sum() == 1 and time.monotonic() - start < 5

@@ -251,3 +251,58 @@ def test_the_manifest_follows(tmp_path):
     assert (rows.status == 'removed').sum() == 1
     undo_choices(folder)
     assert (read_manifest(folder).status == 'removed').sum() == 0
+
+def tree(folder, *files):
+    "A data set of `files` with their names as content"
+    for o in files:
+        (folder/o).parent.mkdir(parents=True, exist_ok=True)
+        (folder/o).write_text(o)
+    return folder
+
+@pytest.mark.parametrize('file,label,to', [
+    ('cat/indoor/1.jpg', 'dog', 'dog/indoor/1.jpg'), ('train/cat/1.jpg', 'dog', 'train/dog/1.jpg'),
+    ('test/cat/old/1.jpg', 'dog', 'test/dog/old/1.jpg'), ('cat/indoor/1.jpg', 'cat', None),
+    ('train/cat/1.jpg', 'cat', None), ('cat/indoor/1.jpg', '<Delete>', '.removed/cat/indoor/1.jpg'),
+    ('train/cat/1.jpg', '<Delete>', '.removed/train/cat/1.jpg'), ('1.jpg', '<Delete>', '.removed/1.jpg')])
+def test_a_picture_keeps_its_place_under_another_label(tmp_path, file, label, to):
+    "The label is the first folder, or the first below train, valid and test, and nothing else of the place changes"
+    top = '' if file[0] in 'c1' else 'train/'
+    folder = tree(tmp_path/'data', file, f'{top}cat/2.jpg', f'{top}dog/2.jpg', *(['valid/cat/3.jpg'] if top else []))
+    start = state(folder)
+    moves = apply_choices(folder, {folder/file: label})
+    assert [o.to.relative_to(folder).as_posix() for o in moves] == ([to] if to else [])
+    if to: assert (folder/to).read_text() == file and not (folder/file).exists()
+    assert (folder/JOURNAL).exists() == bool(to)
+    undo_choices(folder)
+    assert state(folder) == start
+
+ODD = ['A+', 'A-', 'c', 'c++', '😀', '"quoted"', "it's", '<b>', 'قطة', 'a|b*_', ' wild  cat', 'Größe', '$x$', 'a,b']
+
+def test_labels_may_be_called_anything(tmp_path):
+    from unicodedata import normalize
+    stored = [normalize('NFD', o) for o in ODD]   # as a Mac may have written the folders
+    folder = tree(tmp_path/'data', *(f'{o}/{i}.jpg' for i,o in enumerate(stored)))
+    start = state(folder)
+    wanted = {folder/o/f'{i}.jpg': label for i,(o,label) in enumerate(zip(stored, ODD[1:] + ODD[:1]))}
+    moves = apply_choices(folder, wanted)
+    assert [o.to.parent.name for o in moves] == stored[1:] + stored[:1]   # into the folder that there was
+    assert sorted(o.name for o in folder.iterdir() if o.name != '.removed') == sorted(stored)
+    assert apply_choices(folder, {o.to: label for o,label in zip(moves, wanted.values())}) == []   # there they are
+    undo_choices(folder)
+    assert state(folder) == start
+
+@pytest.mark.skipif(os.sep != '/', reason='such a name is a path there')
+def test_a_backslash_in_a_label_is_a_character(tmp_path):
+    folder = tree(tmp_path/'data', 'a\\b/1.jpg', 'cat/2.jpg')
+    assert [o.to for o in apply_choices(folder, {folder/'cat'/'2.jpg': 'a\\b'})] == [folder/'a\\b'/'2.jpg']
+
+def test_nothing_moves_while_somebody_else_is_at_work_in_the_folder(tmp_path, monkeypatch):
+    "A program that fetches pictures into it, say"
+    from catdog.core.lock import folder_lock
+    monkeypatch.setattr('catdog.clean.moves._PATIENCE', .2)
+    folder = dataset(tmp_path/'data', 4)
+    start = state(folder)
+    with folder_lock(folder), pytest.raises(CatdogError, match=f'process {os.getpid()} .* is at work in .*data'):
+        apply_choices(folder, choices(folder, 4))
+    assert state(folder) == start
+    assert len(apply_choices(folder, choices(folder, 4))) == 6

@@ -57,24 +57,29 @@ class Counting(Classifier):
 
 @pytest.fixture
 def again(tmp_path, monkeypatch):
-    """A file of answers about eleven pictures, one of them broken, its names, and what writes it once more over an
-    unfinished one of the content given, and returns how many pictures were opened for that"""
+    """A file of answers about eleven pictures, one of them broken, the lines of the log that it was made of, and what
+    writes it once more when a stopped run has left a log of the content given; it returns how many were opened"""
     monkeypatch.chdir(tmp_path)
     write_album(Path('album'), 10)
     Path('album/00/broken.jpg').write_bytes(b'<html>')
     monkeypatch.setenv('CATDOG_MODEL', str(shipped_model()))
-    whole,classifier = predict_files('album', out='answers.csv').read_bytes(),Counting(shipped_model())
-    out = Path('answers.csv')
+    out,classifier = Path('answers.csv'),Counting(shipped_model())
+    part = batch._part_file(classifier, out)
+    answers = batch.write_rows(classifier, batch.find_pictures(['album']), out, batch.tqdm(disable=True))
+    for _ in range(11): next(answers)
+    answers.close()   # stopped after the last answer
+    log = part.read_bytes().splitlines(True)
+    whole = predict_files('album', out=out).read_bytes()
     def write(content):
         classifier.opened.clear()
-        batch._part_file(classifier, out).write_bytes(content)
+        part.write_bytes(content)
         out.unlink()
         batch.write_file(classifier, ['album'], out)
         return len(classifier.opened)
-    return out,whole,[o['file'] for o in predict_files('album')],write
+    return out,whole,log,write
 
 def test_a_file_and_the_list_say_the_same(again):
-    _,whole,_,_ = again
+    whole = again[1]
     rows = predict_files('album')
     assert len(rows) == 11 and [o['file'] for o in rows if 'error' in o] == ['album/00/broken.jpg']
     for row,line in zip(rows, csv.DictReader(whole.decode().splitlines()), strict=True):
@@ -87,22 +92,22 @@ def test_what_predict_files_refuses(again):
     assert not list(Path().glob('.*.part'))
 
 def test_a_line_cut_off_at_any_place(again):
-    out,whole,names,write = again
-    lines = whole.splitlines(True)
-    assert write(b''.join(lines[:6]) + lines[6][:20]) == len(names) - 5 and out.read_bytes() == whole
-    for cut in (0, 1, 3, len(lines[2]) - 1):
-        assert write(b''.join(lines[:2]) + lines[2][:cut]) == len(names) - 1 and out.read_bytes() == whole
+    out,whole,log,write = again
+    n = len(log) - 1
+    assert write(b''.join(log[:6]) + log[6][:20]) == n - 5 and out.read_bytes() == whole
+    for cut in (0, 1, 3, len(log[2]) - 1):
+        assert write(b''.join(log[:2]) + log[2][:cut]) == n - 1 and out.read_bytes() == whole
 
 def test_an_unfinished_file_that_is_none_of_ours(again):
-    out,whole,names,write = again
-    for junk in (b'', b'junk', b'"', whole.splitlines(True)[0][:-3], b'\0\xff\r\n'*9):
-        assert write(junk) == len(names) and out.read_bytes() == whole
+    out,whole,log,write = again
+    for junk in (b'', b'junk', b'"', log[0][:-3], b'\0\xff\r\n'*9, whole):
+        assert write(junk) == len(log) - 1 and out.read_bytes() == whole
 
 def test_pictures_that_came_or_went_meanwhile(again):
-    out,whole,names,write = again
-    lines = whole.splitlines(True)
-    assert write(whole) == 0 and out.read_bytes() == whole
-    assert write(b''.join(lines[:3] + lines[4:6])) == len(names) - 2 and out.read_bytes() == whole
+    out,whole,log,write = again
+    assert write(b''.join(log)) == 0 and out.read_bytes() == whole
+    # of those that the log has in between, none is asked again
+    assert write(b''.join(log[:3] + log[4:6])) == len(log) - 1 - 4 and out.read_bytes() == whole
 
 def test_dask_says_the_same_though_a_worker_is_killed(tmp_path, classifier, monkeypatch):
     "On Dask's cluster of this machine: two processes, one of which gets SIGKILL while it works"

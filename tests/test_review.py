@@ -1,9 +1,11 @@
 "What chapter 04 adds to the rooms: a learner from a model folder, a comparison, the report as a command."
-import shutil, subprocess, sys
+import os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
 from clean_helpers import drawings
+
+from catdog.core.drawing import draw
 
 def exported(folder, arch, size=64):
     "Pictures in `folder`, and a model of `arch` that was trained on them"
@@ -70,15 +72,160 @@ def test_report_says_what_is_wrong(tmp_path, args, words):
     done = review(tmp_path, *(o for pair in options.items() for o in pair))
     assert done.returncode == 2 and words in done.stderr and 'Traceback' not in done.stderr
 
-def test_a_saved_learner_knows_what_it_was_made_from(tmp_path):
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    "Drawings in data/drawn, models/drawn that was trained on them with seed 1, and the names of the validation pictures"
+    from catdog.train import export, train
+    folder = tmp_path_factory.mktemp('built')
+    learn = train(drawings(folder/'data'/'drawn', 24), 'squeezenet1_0', size=64, bs=8, seed=1)
+    export(learn, folder/'models'/'drawn')
+    return folder,{o.relative_to(folder) for o in learn.dls.valid_ds.items}
+
+@pytest.fixture
+def project(built, tmp_path, monkeypatch):
+    "A copy of it to work in, and the names of the validation pictures"
+    shutil.copytree(built[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return built[1]
+
+def card():
+    "Errors and validation pictures, as the model's card has them"
+    text = Path('models/drawn/model_card.md').read_text(encoding='utf8')
+    rows = re.findall(r'^\| \*\*(?:cat|dog)\*\* \| (\d+) \| (\d+) \|$', text, re.M)
+    (a,b),(c,d) = (map(int, o) for o in rows)
+    return b + c,a + b + c + d
+
+def reviewed(*args):
+    "What `catdog-review` prints, and of how many pictures it says how many wrong"
+    done = review('.', *args)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
+    share,n = re.search(r'^([\d.]+)% \(.*?\) of ([\d,]+) pictures that it had not been trained on', done.stdout, re.M).groups()
+    return done.stdout,(round(float(share)*int(n)/100), int(n))
+
+def predicted():
+    "The table of predictions of the saved learner, by file"
+    from catdog.review import predictions, saved_learner
+    return predictions(saved_learner('data/drawn', 'models/drawn')).set_index('file')
+
+def test_card_and_report_agree_whatever_the_seed_was(project):
+    "All by default, and by another seed than that by which a folder is split without a word"
+    said,figures = reviewed()
+    assert figures == card() and figures[1] == len(project) >= 8
+    assert f'Measured on {len(project)} of the {len(project)} pictures that validated the model.' in said
+    assert 'The network in models/drawn, and the pictures in data/drawn.' in said
+    table = predicted()
+    assert set(table.index[table.dataset == 'Valid']) == project
+    assert set(table.dataset) == {'Train', 'Valid'} and len(table) == 48
+
+def test_after_one_picture_was_relabelled_card_and_report_differ_by_that_picture(project):
+    from catdog.review import apply_choices
+    before = predicted()
+    file = sorted(o for o in project if o.parent.name == 'cat' and before.predicted[o] == 'cat')[0]
+    moved, = apply_choices('data/drawn', {file: 'dog'})
+    _,(wrong,n) = reviewed()
+    assert (wrong, n) == (card()[0] + 1, card()[1])
+    after = predicted()
+    assert after.label[moved.to] == 'dog' and after.dataset[moved.to] == 'Valid'
+    assert (after.drop(moved.to).sort_index().dataset == before.drop(file).sort_index().dataset).all()
+
+def test_new_pictures_stand_apart_and_what_is_left_is_counted(project):
+    table = predicted()
+    dogs,cats = (sorted(o for o in project if o.parent.name == label) for label in ('dog', 'cat'))
+    for o in dogs: o.unlink()
+    cats[0].rename('data/drawn/cat/renamed.jpg')   # the same picture, whatever it is called
+    draw('cat', 'new', (128, 128)).save('data/drawn/cat/new.jpg')
+    trained = sorted(table.index[(table.dataset == 'Train') & (table.label == 'cat')])[2]
+    from PIL import Image
+    with Image.open(trained) as img: img.resize((100, 100)).save('data/drawn/cat/smaller.png')
+    shutil.copy(trained, 'data/drawn/dog/again.jpg')
+    said,(_,n) = reviewed()
+    assert n == len(cats)
+    assert f'Measured on {n} of the {len(project)} pictures that validated the model; the others are no longer in' in said
+    assert 'None of these is labelled dog.' in said and 'New in data/drawn, and measured apart: 1.' in said
+    assert 'Copies of training pictures, which count as such: 1.' in said
+    assert re.search(r'of 1 pictures that are new since it was trained were given the wrong label', said)
+    sets = predicted().dataset
+    of = {k: set(sets.index[sets == k]) for k in ('Train', 'Valid', 'New')}
+    assert of['New'] == {Path('data/drawn/cat/new.jpg')}
+    assert of['Valid'] == {*cats[1:], Path('data/drawn/cat/renamed.jpg')}
+    assert {Path('data/drawn/cat/smaller.png'), Path('data/drawn/dog/again.jpg'), trained} < of['Train']
+    page = Path('report.html').read_text(encoding='utf8')
+    assert '>for training<' in page and '>new<' in page and 'None of these is labelled dog' in page
+
+def test_an_older_model_does_not_pretend(project):
+    Path('models/drawn/pictures.json').unlink()
+    done = review('.')
+    page = Path('report.html').read_text(encoding='utf8')
+    for text in (done.stdout, page):
+        assert 'of 48 pictures, some of which it may have been trained on, were given the wrong label' in text
+        assert 'nobody can tell which pictures' in text and 'may look too small' in text
+        assert 'had not been trained on' not in text
+    assert done.returncode == 0 and set(predicted().dataset) == {'Unknown'}
+
+def test_none_of_the_pictures_is_left(project):
+    "Another folder, or all saved anew: no figure is made up"
+    shutil.rmtree('data/drawn')
+    for label in ('cat', 'dog'):
+        Path('data/drawn', label).mkdir(parents=True)
+        for i in range(6): draw(label, f'other {i}', (96, 96)).save(f'data/drawn/{label}/{i}.jpg')
+    done = review('.')
+    assert done.returncode == 0 and 'No picture that validated the network is here' in done.stdout, done
+    assert 'Measured on 0 of the' in done.stdout and 'of 12 pictures that are new' in done.stdout
+    assert 'Recall' not in Path('report.html').read_text(encoding='utf8')
+
+def test_what_cannot_be_opened_and_what_the_model_does_not_know_is_named(project):
+    sorted(project)[0].write_text('<html>')
+    (Path('data/drawn')/'fox').mkdir()
+    draw('cat', 'fox', (64, 64)).save('data/drawn/fox/1.jpg')
+    said,(_,n) = reviewed()
+    assert n == len(project) - 1 and 'The model does not know fox: left out.' in said
+    page = Path('report.html').read_text(encoding='utf8')
+    assert f'{sorted(project)[0].relative_to("data/drawn")}: a web page, not a picture' in page
+
+def test_defaults_are_what_there_is(project):
+    for name,args in (('pets', ()), ('pets', ('--path', 'data/pets')), ('drawn', ('--path', 'data/drawn'))):
+        if not Path('models/pets').exists():
+            for o in ('models', 'data'): shutil.copytree(f'{o}/drawn', f'{o}/pets')
+            os.utime('models/drawn/model.onnx', (1, 1))
+        assert f'The network in models/{name}, and the pictures in data/{name}.' in reviewed(*args)[0]
+    shutil.rmtree('data/pets')
+    done = review('.')
+    assert done.returncode == 2 and 'data/pets: there is no such folder' in done.stderr and 'models/pets' in done.stderr
+    shutil.rmtree('models')
+    done = review('.')
+    assert done.returncode == 2 and 'no model in models' in done.stderr and 'catdog-build' in done.stderr
+    for o in (done,): assert 'Traceback' not in o.stderr and len(o.stderr.splitlines()) == 1
+
+def test_a_damaged_record_is_said(project):
+    from catdog.core.model_file import ModelError
+    from catdog.review import saved_learner
+    file = Path('models/drawn/pictures.json')
+    for text in ('', '[1]', '{"training": 1}'):
+        file.write_text(text)
+        with pytest.raises(ModelError, match='pictures.json'): saved_learner()
+
+def test_a_test_set_has_its_own_line(tmp_path, monkeypatch):
+    "Pictures in test/ are not trained on, and stand beside the validation error in card and report"
+    from catdog.review import predictions, saved_learner
+    from catdog.train import export, train
+    monkeypatch.chdir(tmp_path)
+    drawings(Path('data/pets/train'), 10)
+    for i,part in enumerate(('valid', 'test')):
+        for label in ('cat', 'dog'):
+            Path('data/pets', part, label).mkdir(parents=True)
+            for j in range(4): draw(label, f'{part} {j}', (96, 96)).save(f'data/pets/{part}/{label}/{j}.jpg')
+    export(train('data/pets', 'squeezenet1_0', size=64, bs=8), 'models/pets')
+    said,(_,n) = reviewed()
+    assert n == 8 and 'of 8 test pictures were given the wrong label' in said
+    table = predictions(saved_learner())
+    assert {k: set(o.file.map(lambda f: f.parts[2])) for k,o in table.groupby('dataset')} == \
+           dict(Train={'train'}, Valid={'valid'}, Test={'test'})
+
+def test_the_model_must_know_the_labels_of_the_folder(project):
     from catdog.core.images import CatdogError
     from catdog.review import saved_learner
-    _,model = exported(tmp_path, 'squeezenet1_0')
-    assert not hasattr(saved_learner(tmp_path/'data', model), 'note')   # the same pictures
-    (tmp_path/'data'/'cat'/'00.jpg').unlink()
-    assert 'may have been trained on' in saved_learner(tmp_path/'data', model).note
-    for a,b in (('cat', 'cat'), ('dog', 'fox')): shutil.copytree(tmp_path/'data'/a, tmp_path/'other'/b)
-    with pytest.raises(CatdogError, match='the model knows cat, dog'): saved_learner(tmp_path/'other', model)
+    for a,b in (('cat', 'cat'), ('dog', 'fox')): shutil.copytree(f'data/drawn/{a}', f'other/{b}')
+    with pytest.raises(CatdogError, match="has no folder 'dog'; there are 'cat', 'fox'"): saved_learner('other', 'models/drawn')
 
 def test_compare_counts_what_a_person_would(tmp_path):
     from catdog.review import compare, predictions
@@ -87,3 +234,15 @@ def test_compare_counts_what_a_person_would(tmp_path):
     table = predictions(learn)
     assert (row.wrong, row.n) == ((table.label != table.predicted).sum(), 28)
     assert row.error == row.wrong/row.n and 0 <= row.low <= row.error <= row.high <= 1
+
+def test_compare_takes_the_labels_of_the_folder_it_is_given(tmp_path):
+    "However deep its pictures lie, and wherever those lay that were trained on"
+    from catdog.core.images import CatdogError
+    from catdog.review import compare
+    learn,_ = exported(tmp_path, 'squeezenet1_0')
+    plain = compare(tmp_path/'data', this=learn).loc['this']
+    (tmp_path/'deep').mkdir()
+    for label in ('cat', 'dog'): shutil.copytree(tmp_path/'data'/label, tmp_path/'deep'/label/'indoor')
+    assert compare(tmp_path/'deep', this=learn).loc['this'].tolist() == plain.tolist()
+    (tmp_path/'deep'/'dog').rename(tmp_path/'deep'/'fox')
+    with pytest.raises(CatdogError, match="this does not know 'fox'"): compare(tmp_path/'deep', this=learn)

@@ -132,6 +132,14 @@ def test_strange_words(label):
             for kind in ('contentUrl', 'hostPageUrl', 'thumbnailUrl'): assert requests.get(o[kind]).ok
             assert web.truth(o['contentUrl'])['valid']
 
+@pytest.mark.parametrize('name', ['min_width', 'min_height', 'minwidth', 'page', 'key', 'safe_search'])
+def test_a_parameter_that_the_protocol_does_not_know_is_refused(name):
+    with SampleWeb() as web:
+        res = requests.get(web.endpoint, params={'q': 'cat', name: 128}, headers=KEY)
+        assert res.status_code == 400 and res.json()['errors'][0]['parameter'] == name
+        ours = dict(q='cat', minWidth=128, minHeight=128, safeSearch='Strict', mkt='en-US', imageType='Photo')
+        assert requests.get(web.endpoint, params=ours, headers=KEY).ok
+
 # --- What each kind of address answers
 
 @pytest.fixture(scope='module')

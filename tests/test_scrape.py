@@ -17,7 +17,8 @@ from catdog.web.http import Fetcher
 found = json.loads(open(sys.argv[2]).read())
 ENGINES['test'] = lambda term, n: [Photo(u, engine='test', term=term) for u in found.get(term, [])][:n]
 init = Fetcher.__init__
-Fetcher.__init__ = lambda self, workers, timeout: init(self, workers, 300)   # so that no stall ends by itself
+# so that no stall ends by itself
+Fetcher.__init__ = lambda self, workers, timeout, *args: init(self, workers, 300, *args)
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)   # ignored, where the tests run in the background
 sys.argv[1:] = [*found, '--path', sys.argv[1], '--engine', 'test']

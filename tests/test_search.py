@@ -95,3 +95,66 @@ def test_a_folder_that_the_sample_web_serves_gives_photographs(probes, tmp_path,
     for i in range(3): draw('cat', i, (200, 150)).save(tmp_path/'cat'/f'{i}.jpg')
     with SampleWeb(photos=tmp_path): assert {p.engine for p in search_images('cat', 3)} == {'photos'}
     assert 'using the folder that the sample web serves' in capsys.readouterr().out
+
+# --- What was found is kept when a later term or engine refuses
+
+def refuses_after(k, engine='ddg', **kw):
+    "An engine that finds three photos for each of the first `k` terms, then refuses"
+    asked = []
+    def _find(term, n):
+        asked.append(term)
+        if len(asked) > k: raise SearchError(engine, 'it answered 429; wait a minute', **kw)
+        return [Photo(f'https://example.org/{term}/{i}.jpg', engine=engine, term=term) for i in range(3)]
+    return _find,asked
+
+@pytest.mark.parametrize('queries', [None, ['{}', 'a {}', '{} b', 'c {}']])
+def test_what_the_first_terms_found_is_kept_when_a_later_one_is_refused(monkeypatch, capsys, queries):
+    find,asked = refuses_after(2)
+    monkeypatch.setitem(ENGINES, 'test', find)
+    found = search.search_terms('cat', 100, 'test', queries)
+    assert len(found) == 6 and len(asked) == 3   # one that refuses is not asked for the rest
+    assert 'it answered 429; wait a minute. The 6 photos that other terms found are kept.' in capsys.readouterr().out
+
+def test_a_term_that_finds_nothing_is_no_reason_to_stop(monkeypatch, capsys):
+    def find(term, n):
+        if term != 'cat b': raise SearchError('ddg', f'it gave nothing for {term!r}', term=True)
+        return [Photo('https://example.org/1.jpg')]
+    monkeypatch.setitem(ENGINES, 'test', find)
+    assert len(search.search_terms('cat', 100, 'test', ['{}', 'a {}', '{} b', 'c {}'])) == 1
+    assert 'The 1 photos that other terms found are kept' in capsys.readouterr().out
+
+def test_a_refusal_of_everything_is_an_error(monkeypatch):
+    monkeypatch.setitem(ENGINES, 'test', refuses_after(0)[0])
+    with pytest.raises(SearchError, match='429'): search.search_terms('cat', 100, 'test')
+
+def test_auto_says_which_engine_refused_and_keeps_what_others_found(engines, capsys):
+    engines(ddg=finds('ddg', 0), openverse=refuses_after(0, 'openverse')[0], commons=unreachable)
+    assert len(search_images('cat', 4)) == 1
+    said = capsys.readouterr().out
+    assert 'openverse: it answered 429; wait a minute. What other engines found is kept.' in said
+    assert 'it cannot be reached. What other' in said
+
+def test_addresses_that_were_found_are_written_when_a_later_label_is_refused(monkeypatch, tmp_path):
+    import pyarrow.parquet as pq
+    monkeypatch.setitem(ENGINES, 'test', refuses_after(2)[0])
+    with pytest.raises(SearchError, match='test|ddg: it answered 429.*urls.parquet has what was found before'):
+        search.save_urls(['cat', 'dog', 'bird'], tmp_path/'urls.parquet', n=3, engine='test')
+    assert pq.read_table(tmp_path/'urls.parquet')['caption'].to_pylist() == ['cat']*3 + ['dog']*3
+
+def test_addresses_are_written_as_they_are_asked_for(monkeypatch, tmp_path):
+    urls = [' HTTP://example.org/my cat.jpg', '//example.org/a%2fb.jpg', 'data:image/png;base64,AAAA',
+            'http://ä.example/1']
+    monkeypatch.setitem(ENGINES, 'test', lambda term, n: [Photo(o) for o in urls])
+    assert search.save_urls('cat', tmp_path/'urls.parquet', n=4, engine='test').url.tolist() == [
+        'http://example.org/my%20cat.jpg', 'https://example.org/a%2fb.jpg', 'http://xn--4ca.example/1']
+
+def test_a_search_ends(monkeypatch, engines, capsys):
+    "However slow each term and each engine are: what was found until then is kept"
+    monkeypatch.setattr(search, 'SEARCH_SECONDS', .1)
+    def slow(term, n):
+        time.sleep(.15)
+        return [Photo(f'https://example.org/{term}.jpg')]
+    monkeypatch.setitem(ENGINES, 'test', slow)
+    assert len(search.search_terms('cat', 100, 'test')) == 1
+    engines(ddg=slow, openverse=slow, commons=slow)
+    assert len(search_images('cat', 100)) == 1

@@ -1,5 +1,5 @@
-"The page and the JSON API: every format, every limit, several visitors at once, nothing on disk"
-import collections, io, json, os, re, shlex, signal, socket, subprocess, sys, threading, time
+"The page and the JSON API: every format, every limit, several visitors at once, slow lines, nothing on disk"
+import collections, functools, io, json, os, re, shlex, signal, socket, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -68,6 +68,8 @@ def test_several_pictures(server, classifier, pictures):
         assert o['probability'] == pytest.approx(classifier.predict(data).probability, abs=1e-5)
 
 @pytest.mark.parametrize('data,status,words', [
+    *[(b'\0\0\0\x18ftyp' + o + bytes(100), 415, 'HEIC photograph') for o in
+      (b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'hevm', b'hevs', b'mif1', b'msf1')],
     (b'', 400, 'empty'), (b'buy cat food', 415, 'a text file'), (b'<!doctype html><p>404', 415, 'a web page'),
     (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, 'SVG'), (bytes(range(256))*40, 415, 'no picture'),
     (b'%PDF-1.7 ...', 415, 'PDF')])
@@ -116,6 +118,48 @@ def test_other_addresses(server):
     refused(requests.get(f'{server[0]}/predict'), 405, 'does not answer')
     refused(requests.get(f'{server[0]}/static/../serve.py'), 404, 'no such page')
     assert requests.get(f'{server[0]}/healthz').json()['status'] == 'ok'
+
+@pytest.mark.parametrize('path', ['/', '/healthz', '/static/page.css'])
+def test_head(server, path):
+    "As monitors ask"
+    res = requests.head(server[0] + path)
+    assert res.status_code == 200 and res.content == b'' and int(res.headers['Content-Length']) > 100
+
+# Pages of other sites
+
+@pytest.fixture
+def sharing(classifier):
+    "What headers the answers to a page of `origin` have, of an app that shares with `cors`"
+    def ask(cors, origin, path='/predict', method='POST', **headers):
+        client = create_app(classifier, cors=cors).test_client()
+        data = {'file': (io.BytesIO(jpeg_bytes(draw('cat', 1, (90, 80)))), 'cat.jpg')} if method == 'POST' else None
+        return client.open(path, method=method, data=data, headers={'Origin': origin, **headers})
+    return ask
+
+def test_who_may_read_the_answers(sharing):
+    name,page = 'Access-Control-Allow-Origin','https://example.org'
+    for cors,value in [(page, page), (f'https://b.org, {page}/', page), ('*', '*'), ('https://b.org', None), (None, None)]:
+        for path,method in [('/predict', 'POST'), ('/predict', 'GET'), ('/healthz', 'GET'), ('/openapi.json', 'GET')]:
+            res = sharing(cors, page, path, method)
+            assert res.headers.get(name) == value and ('Origin' in res.vary), (cors, path)
+    assert 'Accept' in sharing('*', page).vary and sharing('*', page).status_code == 200
+    asked = {'Access-Control-Request-Method': 'POST', 'Access-Control-Request-Headers': 'x-mine'}
+    told = sharing(page, page, method='OPTIONS', **asked)
+    assert told.status_code == 200 and told.headers[name] == page and told.headers['Access-Control-Allow-Headers'] == '*'
+    assert name not in sharing('*', page, '/metrics', 'GET').headers and name not in sharing('*', page, '/', 'GET').headers
+
+def test_the_command_shares_too():
+    process = subprocess.Popen([script('catdog-serve'), '--port', '0', '--cors', 'https://a.org,https://it-s.b.org'],
+                               stdout=subprocess.PIPE, text=True, env=environment())
+    try:
+        url = process.stdout.readline().split()[0]
+        res = requests.get(f'{url}healthz', headers={'Origin': 'https://it-s.b.org'}, timeout=60)
+        assert res.headers['Access-Control-Allow-Origin'] == 'https://it-s.b.org'
+    finally:
+        process.terminate()
+        process.wait(30)
+    wrong = subprocess.run([script('catdog-serve'), '--cors', 'a.org'], capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2 and wrong.stderr.count('\n') == 1 and 'a.org is no origin' in wrong.stderr
 
 def test_everyone_reads_about_their_own_picture(server, classifier, pictures):
     expected = [classifier.predict(o) for o in pictures]
@@ -223,10 +267,10 @@ def test_the_procfile_serves_the_api(pictures):
     with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
     line = next(o for o in (ROOT/'Procfile').read_text().splitlines() if o.startswith('api:'))[4:].strip()
     args = shlex.split(line.replace('$PORT', str(port)).replace('0.0.0.0', '127.0.0.1'))
-    process = subprocess.Popen([script(args[0]), *args[1:]], stderr=subprocess.PIPE, text=True,
+    process = subprocess.Popen([script(args[0]), *args[1:]], stdout=subprocess.PIPE, text=True,
                                env=environment(), cwd=ROOT)
     try:
-        while 'Booting worker' not in (line := process.stderr.readline()): assert line
+        assert f':{port}/ is open' in process.stdout.readline()
         res = requests.post(f'http://127.0.0.1:{port}/predict', files={'file': pictures[0]}, timeout=60)
         assert res.status_code == 200 and res.json()['label'] in ('cat', 'dog')
     finally:
@@ -279,16 +323,146 @@ def test_a_full_queue_says_when_to_come_back(pictures):
     assert post([url], pictures[0]).status_code == 200
     here.shutdown()
 
-# Uploads that mean harm
+@functools.lru_cache
+def master(url):
+    "The process that was started for the server at `url`"
+    port = int(url.rsplit(':', 1)[1])
+    process = next(psutil.Process(o.pid) for o in psutil.net_connections('tcp')
+                   if o.pid and o.status == 'LISTEN' and o.laddr.port == port)
+    return process.parent() if 'gunicorn' in ' '.join(process.parent().cmdline()) else process
+
+def processes(server):
+    "The server and its workers"
+    return [master(server[0]), *master(server[0]).children()]
 
 def memory(server):
     "Megabytes of the server and its workers"
-    port = int(server[0].rsplit(':', 1)[1])
-    process = next(psutil.Process(o.pid) for o in psutil.net_connections('tcp')
-                   if o.pid and o.status == 'LISTEN' and o.laddr.port == port)
-    if 'gunicorn' in ' '.join(process.parent().cmdline()): process = process.parent()
-    family = [process, *process.children()]
-    return sum(o.memory_info().rss for o in family)/2**20
+    return sum(o.memory_info().rss for o in processes(server))/2**20
+
+# Slow lines
+
+LARGE = 16_000_000
+HEAD = (b'POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n'
+        b'Content-Length: %d\r\n\r\n')
+PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="cat.jpg"\r\n\r\n'
+
+def begun(n=0, path=b'/predict'):
+    "The beginning of a large upload, and `n` bytes of its picture"
+    return HEAD % (path, LARGE) + PART + bytes(n)
+
+def connect(server, data, timeout=20):
+    "A connection to `server` on which `data` has been sent"
+    sock = socket.create_connection(('127.0.0.1', int(server[0].rsplit(':', 1)[1])), timeout=timeout)
+    try: sock.sendall(data)
+    except OSError: pass   # the server has had enough of it
+    return sock
+
+def timed(do, *args, **kw):
+    start = time.perf_counter()
+    return do(*args, **kw),time.perf_counter() - start
+
+STALLED = {'an upload that has begun': begun(), 'a part of an upload': begun(LARGE//40), 'half the headers': begun()[:60],
+           'nothing': b'', 'an upload to nowhere': begun(path=b'/nowhere')}
+
+@pytest.mark.parametrize('n', [100, 300])   # fewer and more than there are threads
+@pytest.mark.parametrize('what', STALLED)
+def test_the_next_visitor_is_served_while_others_stall(server, pictures, what, n):
+    assert post(server, pictures[0]).status_code == 200   # the first answer of all takes longer
+    workers,before = processes(server),memory(server)
+    stalled = [connect(server, STALLED[what]) for _ in range(n)]
+    try:
+        for wait in (0, .3, .3):
+            time.sleep(wait)
+            health,seconds = timed(requests.get, f'{server[0]}/healthz', timeout=20)
+            assert health.status_code == 200 and seconds < 1
+            res,seconds = timed(post, server, pictures[0])
+            assert res.status_code == 200 and seconds < 1
+        assert memory(server) < before + 200
+        assert processes(server) == workers
+    finally:
+        for o in stalled: o.close()
+
+def test_stalled_uploads_of_any_size_take_bounded_memory(server, pictures):
+    "A gigabyte of them: what the server holds stays below the 256 MB that it allows, and a bit"
+    assert post(server, pictures[0]).status_code == 200
+    before,body = memory(server),begun(LARGE - 1000)
+    stalled = [connect(server, body) for _ in range(64)]
+    try:
+        time.sleep(1)
+        res,seconds = timed(post, server, pictures[0])
+        assert res.status_code == 200 and seconds < 1
+        assert memory(server) < before + 350
+    finally:
+        for o in stalled: o.close()
+
+def test_who_is_slow_but_steady_is_served_while_others_stall(server):
+    picture = saved(Image.fromarray(np.random.default_rng(1).integers(0, 255, (500, 600, 3), 'uint8')), 'PNG')
+    body = PART + picture + b'\r\n--x--\r\n'
+    slow,stalled = connect(server, HEAD % (b'/predict', len(body))),[]
+    for i in range(0, len(body), 90_000):
+        slow.sendall(body[i:i+90_000])
+        stalled += [connect(server, STALLED['an upload that has begun']) for _ in range(30)]
+        time.sleep(.05)
+    assert len(stalled) > 240 and b'HTTP/1.1 200 OK' in slow.recv(1000)
+    for o in stalled: o.close()
+
+HASTY = '''
+from catdog.deploy import arrivals
+arrivals.ARRIVALS.silence,arrivals.ARRIVALS.whole = 1,3
+from catdog.serve import create_app
+'''
+
+def test_there_is_a_deadline(tmp_path, pictures):
+    "Silence, a drop now and then, half the headers: all are ended, with a reason where one can be given"
+    (tmp_path/'hasty.py').write_text(HASTY)
+    with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
+    process = subprocess.Popen([sys.executable, '-m', 'gunicorn', 'hasty:create_app()', '--bind', f'127.0.0.1:{port}',
+                                '--worker-class', 'catdog.deploy.worker.Worker', '--threads', '20'],
+                               cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        while 'Booting worker' not in (line := process.stderr.readline()): assert line
+        here = [f'http://127.0.0.1:{port}']
+        assert post(here, pictures[0]).status_code == 200
+        silent,headers,dripping = (connect(here, STALLED[o]) for o in
+                                   ('an upload that has begun', 'half the headers', 'an upload that has begun'))
+        start,ended = time.monotonic(),{}
+        while len(ended) < 3 and time.monotonic() < start + 15:
+            time.sleep(.2)
+            if dripping not in ended: dripping.sendall(bytes(70_000))
+            for o in (silent, headers, dripping):
+                o.setblocking(False)
+                try: answer = o.recv(10_000)
+                except BlockingIOError: continue
+                finally: o.settimeout(5)
+                ended.setdefault(o, (answer, time.monotonic() - start))
+        assert {o: round(ended[o][1]) in r for o,r in {silent: (1, 2, 3), headers: (1, 2, 3), dripping: (3, 4, 5)}.items()} \
+            == dict.fromkeys((silent, headers, dripping), True), ended.values()
+        for o in (silent, dripping):
+            assert b' 408 ' in ended[o][0].split(b'\r\n')[0] and b'too slow, or it stalled' in ended[o][0]
+        assert ended[headers][0] == b''
+        assert post(here, pictures[0]).status_code == 200
+    finally:
+        process.terminate()
+        process.communicate(timeout=40)
+
+def test_large_pictures_are_opened_a_few_at_a_time(server):
+    "Each is 150 MB once it is open; of a small file"
+    data,cores = saved(Image.new('RGB', (7000, 7100)), 'PNG', compress_level=1),min(8, os.cpu_count())
+    assert len(data) < 1_000_000
+    before,peak,done = memory(server),[0],threading.Event()
+    def look():
+        while not done.wait(.02): peak[0] = max(peak[0], memory(server))
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        with ThreadPoolExecutor(5*cores) as pool: asked = list(pool.map(lambda _: post(server, data), range(5*cores)))
+    finally:
+        done.set()
+        looking.join()
+    assert {o.status_code for o in asked} == {200}
+    assert peak[0] < before + 400*cores
+
+# Uploads that mean harm
 
 def hostile(pictures):
     "A strategy of (content type, body)"

@@ -1,5 +1,5 @@
 "What several tests of the web need: a server that answers as it is told, pictures, an engine that finds them"
-import json, os, random, threading, time
+import json, os, random, socket, threading, time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest.mock import patch
@@ -37,6 +37,15 @@ def serve(answer):
     finally:
         server.shutdown()
         server.server_close()
+
+@contextmanager
+def resolving(*names):
+    "Lets the hosts `names` be on this machine, and any other be unknown"
+    real = socket.getaddrinfo
+    def _lookup(host, *args, **kwargs):
+        if host not in ('127.0.0.1', 'localhost', *names): raise socket.gaierror(f'{host} is unknown')
+        return real('127.0.0.1', *args, **kwargs)
+    with patch.object(socket, 'getaddrinfo', _lookup): yield
 
 def picture(seed=0, size=(320, 240)): return draw('cat', seed, size)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Cleaner']
 
-# %% ../../nbs/clean/cleaner.ipynb #31134f02
+# %% ../../nbs/clean/cleaner.ipynb #7de44745
 from collections import Counter
 from html import escape
 from pathlib import Path
@@ -18,9 +18,10 @@ from fastai.vision.widgets import ImageClassifierCleaner
 from fastcore.basics import patch
 from fastcore.foundation import L
 
-from .cards import STYLE, Pages
+from .cards import STYLE, Pages, make_button, make_line, make_menu, picture_html
 from .interpret import prediction_table, worst_first
 from .moves import REMOVED, apply_choices, can_undo, read_journal, undo_choices, unfinished_moves
+from ..core.folder import PictureFolder, label_name
 from ..core.images import BadImage, CatdogError, jpeg_bytes, open_image
 
 # %% ../../nbs/clean/cleaner.ipynb #2dc4fceb
@@ -48,78 +49,105 @@ def _sentence(moves, verb):
     else: text = f'{verb} {len(moves)} picture{"s"*(len(moves) != 1)}.'
     return text + ''.join(f' {o.file.name}: {o.reason}.' for o in skipped[:3])
 
-# %% ../../nbs/clean/cleaner.ipynb #f4399e43
+# %% ../../nbs/clean/cleaner.ipynb #465fdad6
 class Cleaner(ImageClassifierCleaner):
     "fastai's `ImageClassifierCleaner` for the pictures of `learn`: it keeps choices, shows all, can `apply` and `undo`"
     def __init__(self,
-        learn:Learner, # Trained, on pictures in folders that are their labels
+        learn:Learner, # Trained; a picture in a folder that is its label can be moved to another label, any be deleted
         suspects:pd.DataFrame=None, # From `suspects`: open on these, worst first, with what it suggests preselected
         **kw # `height` and `width` of a thumbnail in pixels (128, 180), `max_n` pictures a page (24)
     ):
         self.path,self.suspects = Path(learn.dls.path),suspects
         self.table,_,self._probabilities,_ = prediction_table(learn)
-        self._label_index = {str(o): i for i,o in enumerate(learn.dls.vocab)}
+        self._vocab = {label_name(str(o)): (i, o) for i,o in enumerate(learn.dls.vocab)}
         self._reasons = {} if suspects is None else dict(zip(suspects.file, suspects.reason))
+        self._find_folders()
         self.default = self.iw = self._make_pages(learn.dls.vocab, **kw)
         self._make_menus(list(learn.dls.vocab))
         self._make_buttons()
         self._lay_out()
         self._refresh_table()
+        self.message.value = self._limits()
         for o in (self.dd_cats, self.dd_ds, self.dd_view): o.observe(self.on_change_ds, 'value')
         self.on_change_ds()
 
-# %% ../../nbs/clean/cleaner.ipynb #e5525434
+# %% ../../nbs/clean/cleaner.ipynb #fc741792
+@patch
+def _find_folders(self:Cleaner):
+    "Which pictures lie in a folder that is their label"
+    try: self._folder = PictureFolder(self.path)
+    except CatdogError: self._folder = None   # there are no labels that `apply_choices` would know
+    self._in_label = [self._folder_label(f) == label_name(str(o)) for f,o in zip(self.table.file, self.table.label)]
+
+@patch
+def _folder_label(self:Cleaner, file):
+    "The label that the folder of `file` stands for; None if it is none"
+    try: return self._folder and self._folder.label(file)
+    except CatdogError: return None
+
+@patch
+def _options(self:Cleaner, file):
+    "What can be chosen for `file`"
+    if not file.is_relative_to(self.path): return ('<Keep>',)
+    return self.iw.opts if self._can_move(file) else ('<Keep>', '<Delete>')
+
+@patch
+def _can_move(self:Cleaner, file): return self._in_label[self._rows[file].Index]
+
+# %% ../../nbs/clean/cleaner.ipynb #4cf0017d
+@patch
+def _limits(self:Cleaner):
+    "What cannot be done with these pictures, as HTML; empty if everything can"
+    n = len(self.table)
+    def _some(k): return f'{"The" if k == n else f"{k} of the"} {n} pictures'
+    outside = sum(not f.is_relative_to(self.path) for f in self.table.file)
+    if outside: return escape(f'{_some(outside)} do not lie in {self.path}, the folder of the data loaders, so they '
+                              'can only be looked at. Data loaders with another path can take them out.')
+    if all(self._in_label): return ''
+    return f'{_some(n - sum(self._in_label))} do not lie in folders that are their labels: they can be deleted ' \
+           '(and put back), but not moved to another label.'
+
+# %% ../../nbs/clean/cleaner.ipynb #25f7e50a
 @patch
 def _make_pages(self:Cleaner, vocab, **kw):
     pages = Pages(vocab, **kw)
     if self.suspects is not None:
         pages.suggestions = {f: o for f,o in zip(self.suspects.file, self.suspects.suggested) if o != '<Keep>'}
-    pages.describe,pages.on_change = self._describe,self._update_status
+    pages.describe,pages.label_of,pages.options = self._describe,self._label_of,self._options
+    pages.on_change = self._update_status
     pages.on_zoom,pages.on_vanished = self._toggle_large,self._report_vanished
     return pages
 
-# %% ../../nbs/clean/cleaner.ipynb #a3d106db
-def _menu(name, options):
-    return widgets.Dropdown(options=options, description=name, style=dict(description_width='initial'),
-                            layout=dict(width='auto'))
-
+# %% ../../nbs/clean/cleaner.ipynb #c2de92c1
 @patch
 def _make_menus(self:Cleaner, vocab):
-    self.dd_cats,self.dd_ds = _menu('Label', vocab),_menu('Data set', ('Train', 'Valid'))
-    self.dd_view = _menu('Show', ('All pictures',) if self.suspects is None else ('Worst first', 'All pictures'))
+    self.dd_cats,self.dd_ds = make_menu('Label', vocab),make_menu('Data set', ('Train', 'Valid'))
+    self.dd_view = make_menu('Show', ('All pictures',) if self.suspects is None else ('Worst first', 'All pictures'))
     if self.suspects is None: self.dd_view.layout.display = 'none'
 
-# %% ../../nbs/clean/cleaner.ipynb #3f268552
-def _button(text, what, **kw):
-    "A button that calls `what`"
-    b = widgets.Button(description=text, layout=dict(width='auto'), **kw)
-    b.on_click(lambda _: what())
-    return b
-
+# %% ../../nbs/clean/cleaner.ipynb #3d621f3e
 @patch
 def _make_buttons(self:Cleaner):
-    self.bt_back = _button('‹ Back', lambda: self.iw.show(self.iw.page - 1))
-    self.bt_next = _button('Next ›', lambda: self.iw.show(self.iw.page + 1))
-    self.bt_agree = _button('✓ Yes to all on this page', self.iw.agree,
-                            tooltip='Choose what is suggested for these pictures')
-    self.bt_apply = _button('Apply', lambda: self._run(self._apply_message), button_style='primary',
-                            tooltip='Move the pictures as chosen')
-    self.bt_undo = _button('Undo', lambda: self._run(lambda: _sentence(self.undo(), 'Put back')),
-                           tooltip='Put back what was moved last')
+    self.bt_back = make_button('‹ Back', lambda: self.iw.show(self.iw.page - 1))
+    self.bt_next = make_button('Next ›', lambda: self.iw.show(self.iw.page + 1))
+    self.bt_agree = make_button('✓ Yes to all on this page', self.iw.agree,
+                                tooltip='Choose what is suggested for these pictures')
+    self.bt_apply = make_button('Apply', lambda: self._run(self._apply_message), button_style='primary',
+                                tooltip='Move the pictures as chosen')
+    self.bt_undo = make_button('Undo', lambda: self._run(lambda: _sentence(self.undo(), 'Put back')),
+                               tooltip='Put back what was moved last')
 
-# %% ../../nbs/clean/cleaner.ipynb #faba3a03
-def _line(*children): return widgets.HBox(children, layout=dict(flex_flow='row wrap', align_items='center'))
-
+# %% ../../nbs/clean/cleaner.ipynb #cb752694
 @patch
 def _lay_out(self:Cleaner):
     self.where,self.tally,self.message,self.caption = (widgets.HTML() for _ in range(4))
-    self.picture,self._enlarged = widgets.Image(format='jpeg'),None
-    self.large = widgets.VBox([self.picture, self.caption, _button('Close', self.shrink)],
+    self.picture,self._enlarged = widgets.HTML().add_class('cd-large-picture'),None
+    self.large = widgets.VBox([self.picture, self.caption, make_button('Close', self.shrink)],
                               layout=dict(display='none')).add_class('cd-large')
     self.widget = widgets.VBox([
-        widgets.HTML(STYLE), _line(self.dd_view, self.dd_cats, self.dd_ds).add_class('cd-top'),
-        _line(self.bt_back, self.where, self.bt_next, self.bt_agree),
-        _line(self.bt_apply, self.bt_undo, self.tally), self.message, self.iw.widget, self.large])
+        widgets.HTML(STYLE), make_line(self.dd_view, self.dd_cats, self.dd_ds).add_class('cd-top'),
+        make_line(self.bt_back, self.where, self.bt_next, self.bt_agree),
+        make_line(self.bt_apply, self.bt_undo, self.tally), self.message, self.iw.widget, self.large])
 
 # %% ../../nbs/clean/cleaner.ipynb #69485c0b
 @patch
@@ -138,14 +166,18 @@ def _show(self:Cleaner, page=0):
     self.iw.set_fns((f for f in files if f in self._rows), page)
     for o in (self.dd_cats, self.dd_ds): o.disabled = worst
 
-# %% ../../nbs/clean/cleaner.ipynb #a76f9f98
+# %% ../../nbs/clean/cleaner.ipynb #886bf7a2
 @patch
 def _describe(self:Cleaner, file):
     "HTML below a picture"
     o = self._rows[file]
-    text = (f'folder: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br>'
+    text = (f'{"folder" if self._can_move(file) else "label"}: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br>'
             f'network: <b>{escape(str(o.predicted))}</b> {o.probability:.0%}')
     return text + (f'<br>{escape(self._reasons[file])}' if file in self._reasons else '')
+
+@patch
+def _label_of(self:Cleaner, file):
+    return str(self._rows[file].label) if file in self._rows else self._folder_label(file)
 
 # %% ../../nbs/clean/cleaner.ipynb #f6314bbf
 @patch(as_prop=True)
@@ -164,7 +196,7 @@ def _update_status(self:Cleaner):
     if self._unfinished: text += f'; {self._unfinished} left over from an application that broke off'
     self.tally.value = text
 
-# %% ../../nbs/clean/cleaner.ipynb #127e7454
+# %% ../../nbs/clean/cleaner.ipynb #047f09b6
 @patch
 def _refresh_table(self:Cleaner):
     "Put into `table` where the pictures are now"
@@ -172,8 +204,10 @@ def _refresh_table(self:Cleaner):
     now = [_current(f, at) for f in t.file]
     for i,(f,was) in enumerate(zip(now, t.file)):
         if f == was: continue
-        t.at[i, 'file'],t.at[i, 'label'] = f,f.parent.name
-        k = self._label_index.get(f.parent.name)   # None: somebody made it a label that the network does not know
+        t.at[i, 'file'] = f
+        if not self._in_label[i] or REMOVED in f.parts: continue
+        label = self._folder_label(f)
+        k,t.at[i, 'label'] = self._vocab.get(label, (None, label))   # None: a label that the network does not know
         t.at[i, 'loss'] = np.nan if k is None else -np.log(max(self._probabilities[i][k], 1e-12))
     self._rows = {o.file: o for o in t.itertuples() if REMOVED not in o.file.parts}
     self.bt_undo.disabled,self._unfinished = not can_undo(self.path),unfinished_moves(self.path)
@@ -185,22 +219,20 @@ def iwis(self:Cleaner):
     tables = (self.table[self.table.dataset == o] for o in ('Train', 'Valid'))
     return tuple(L(zip(t.file, t.label, t.loss)) for t in tables)
 
-# %% ../../nbs/clean/cleaner.ipynb #50aeeadf
+# %% ../../nbs/clean/cleaner.ipynb #44789904
 @patch
 def apply(self:Cleaner) -> list: # `Moved`: file, to, reason
     "Move the pictures as chosen, wherever they were chosen"
     wanted = self.iw.wanted
-    odd = next((f for f in wanted if f.parent.name != str(self._rows[f].label)), None)
-    if odd:
-        raise CatdogError(f'{odd} does not lie in a folder of the name of its label, '
-                          'so it cannot be moved to another')
+    odd = next((f for f,o in wanted.items() if f in self._rows and o != '<Delete>' and not self._can_move(f)), None)
+    if odd: raise CatdogError(f'{odd} does not lie in a folder that is its label, so it cannot be moved to another')
     try: return apply_choices(self.path, wanted)
     finally:
         self._refresh_table()
         self.iw.choices = {f: o for f,o in self.iw.choices.items() if f in self._rows and f.exists()}
         self._show(self.iw.page)
 
-# %% ../../nbs/clean/cleaner.ipynb #2c86b149
+# %% ../../nbs/clean/cleaner.ipynb #a3baca6c
 @patch
 def undo(self:Cleaner,
     everything:bool=False # All that was ever applied here, or only the last time?
@@ -211,7 +243,7 @@ def undo(self:Cleaner,
     finally:
         self._refresh_table()
         # what was taken out before this learner read the folder shows on no page: its choice could not be changed
-        self.iw.choices.update({o.to: '<Delete>' if REMOVED in o.file.parts else o.file.parent.name
+        self.iw.choices.update({o.to: '<Delete>' if REMOVED in o.file.parts else self._folder_label(o.file)
                                 for o in moves if o.to in self._rows})
         self._show(self.iw.page)
     return moves
@@ -236,13 +268,13 @@ def _apply_message(self:Cleaner):
 def _report_vanished(self:Cleaner, file):
     self.message.value = escape(f'{file.name} is no longer in {file.parent.name}: this choice does not count')
 
-# %% ../../nbs/clean/cleaner.ipynb #838d5e4a
+# %% ../../nbs/clean/cleaner.ipynb #05a3f360
 @patch
 def enlarge(self:Cleaner,
     file:Path # A picture
 ):
     "Show `file` large"
-    try: self.picture.value = jpeg_bytes(open_image(file, max_side=1200))
+    try: self.picture.value = picture_html(file, jpeg_bytes(open_image(file, max_side=1200)))
     except BadImage as e: self.message.value = escape(str(e)); return
     self.caption.value = f'{self._describe(file)}<br>{escape(file.name)}'
     self.large.layout.display,self._enlarged = 'flex',file

@@ -40,14 +40,18 @@ def _issues(rows):
     "A table of suspects"
     return pd.DataFrame(list(rows), columns=['file', 'label', 'suggested', 'kind', 'score', 'reason'])
 
-# %% ../../nbs/clean/issues.ipynb #523698f6
+# %% ../../nbs/clean/issues.ipynb #c781687a
 def _label_errors(predicted):
     "The pictures of a `PredictionTable` whose label is probably false; and how probable the label of each picture is"
-    t,labels = predicted.table,predicted.table.label.astype(str).values
-    names,p = np.unique(labels),out_of_sample(predicted.features, labels)
-    given,best = p[np.arange(len(t)), np.searchsorted(names, labels)],names[p.argmax(1)].tolist()
+    t,given = predicted.table,np.ones(len(predicted.table))
+    n = Counter(t.label.astype(str))
+    asked = np.flatnonzero([n[o] > 1 for o in t.label.astype(str)])
+    t,labels = t.iloc[asked],t.label.astype(str).values[asked]
+    if len(names := np.unique(labels)) < 2: return _issues([]),given
+    p = out_of_sample(predicted.features[asked], labels)
+    given[asked],best = p[np.arange(len(t)), np.searchsorted(names, labels)],names[p.argmax(1)].tolist()
     rows = ((o.file, o.label, name, 'label', 1 - q, f'a classifier that has not seen this label says {name}')
-            for o,label,name,q in zip(t.itertuples(), labels, best, given) if name != label)
+            for o,label,name,q in zip(t.itertuples(), labels, best, given[asked]) if name != label)
     return _issues(rows),given
 
 # %% ../../nbs/clean/issues.ipynb #6b9ba251

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REMOVED', 'Journal', 'read_journal', 'can_undo', 'apply_choices', 'undo_choices', 'unfinished_moves']
 
-# %% ../../nbs/clean/moves.ipynb #a11709cc
-import io, json, os, re
+# %% ../../nbs/clean/moves.ipynb #1adcf58a
+import io, json, os
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,9 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core.files import Moved, free_name
+from ..core.folder import PictureFolder, label_name
 from ..core.images import CatdogError
+from ..core.lock import folder_lock
 
 # %% ../../nbs/clean/moves.ipynb #b2c4d4c6
 REMOVED = '.removed'   # the folder, in that of the data set, of what was taken out
@@ -71,22 +73,17 @@ def read_journal(
     file = Path(path)/REMOVED/'journal.jsonl'
     return Journal(Path(path), io.BytesIO(file.read_bytes() if file.exists() else b''))
 
-# %% ../../nbs/clean/moves.ipynb #3543e2a6
-def _lock(f):
-    "Wait until no other process has `f`"
-    try: import fcntl
-    except ImportError: return   # Windows, where a rename never overwrites
-    fcntl.flock(f, fcntl.LOCK_EX)
+# %% ../../nbs/clean/moves.ipynb #50bd3b76
+_PATIENCE = 10   # seconds to wait for whoever else is at work in the folder
 
 @contextmanager
 def _open_journal(path):
     "The `Journal` of `path`, for one process at a time"
     if not path.is_dir(): raise CatdogError(f'{path}: there is no such folder')
     try:
-        (path/REMOVED).mkdir(exist_ok=True)
-        with (path/REMOVED/'journal.jsonl').open('a+b', buffering=0) as f:
-            _lock(f)
-            yield Journal(path, f)
+        with folder_lock(path, _PATIENCE):
+            (path/REMOVED).mkdir(exist_ok=True)
+            with (path/REMOVED/'journal.jsonl').open('a+b', buffering=0) as f: yield Journal(path, f)
     except OSError as e:
         raise CatdogError(f'{e.filename or path}: {e.strerror}. '
                           'Nothing is lost: see to that and do the same again, or undo') from e
@@ -98,13 +95,23 @@ def _rename(file, to):
     if os.path.lexists(to): raise FileExistsError(17, 'there is another file of that name', str(to))
     os.rename(file, to)
 
-# %% ../../nbs/clean/moves.ipynb #2bd3a05b
-def _destination(path, file, choice, taken):
-    "Where the picture `file` of the data set `path` goes by `choice`; a name that is not in `taken`, and put there"
-    if not re.fullmatch(r'<Delete>|[^./\\][^/\\]*', choice):
+# %% ../../nbs/clean/moves.ipynb #033a963c
+def _check_label(choice):
+    if not choice or choice.startswith('.') or {'/', '\0', os.sep, os.altsep} & {*choice}:
         raise CatdogError(f'{choice!r} cannot be the name of a folder')
-    folder = path/REMOVED/file.parent.name if choice == '<Delete>' else file.parent.parent/choice
-    return free_name(folder/file.name, taken)
+
+def _places(path, choices):
+    "From each file that moves by `choices` in the data set `path` to its place there, whether that is free or not"
+    folder,places = None,{}
+    for file,choice in choices.items():
+        if choice == '<Keep>': continue
+        if not file.is_relative_to(path): raise CatdogError(f'{file} is not in {path}: nothing was moved')
+        if choice == '<Delete>': places[file] = path/REMOVED/file.relative_to(path)
+        else:
+            _check_label(choice)
+            folder = folder or PictureFolder(path)
+            if label_name(choice) != folder.label(file): places[file] = folder.place(file, choice)
+    return places
 
 # %% ../../nbs/clean/moves.ipynb #8453ee5b
 def _settle_move(path, o):
@@ -150,16 +157,14 @@ def _line_back(move):
     return lambda line: (json.dumps(dict(json.loads(move['row']), file=move['back']),
                                     ensure_ascii=False) + '\n').encode()
 
-# %% ../../nbs/clean/moves.ipynb #256172c0
-def _plan(path, choices):
-    "The moves that `choices` ask for"
+# %% ../../nbs/clean/moves.ipynb #2b93eab7
+def _plan(path, choices, places):
+    "The moves to `places`, from `_places`, that `choices` ask for; a name that is taken gets a number"
     rows,taken,moves = {_parse_line(o).get('file'): o.decode() for o in _manifest_lines(path)},set(),[]
-    for file,choice in choices.items():
-        if choice in ('<Keep>', file.parent.name): continue
-        try: name = file.relative_to(path).as_posix()
-        except ValueError: raise CatdogError(f'{file} is not in {path}: nothing was moved') from None
-        to = _destination(path, file, choice, taken).relative_to(path).as_posix()
-        moves.append(dict(file=name, to=to, choice=choice, row=rows.get(name)))
+    for file,to in places.items():
+        name = file.relative_to(path).as_posix()
+        to = free_name(to, taken).relative_to(path).as_posix()
+        moves.append(dict(file=name, to=to, choice=choices[file], row=rows.get(name)))
     return moves
 
 # %% ../../nbs/clean/moves.ipynb #421f2a2c
@@ -222,19 +227,21 @@ def can_undo(
     "Whether `undo_choices` would have something to do in `path`"
     return read_journal(path).last is not None
 
-# %% ../../nbs/clean/moves.ipynb #61358409
+# %% ../../nbs/clean/moves.ipynb #e377b069
 def apply_choices(
     path:str|os.PathLike, # The folder of the data set, with a sub-folder a label
     choices:dict # From files below `path` to '<Keep>', '<Delete>' or the label where each belongs
 ) -> list[Moved]: # file, to (None if it was not moved), reason (why not)
     "Move files as `choices` say, and finish what an earlier call could not; `CatdogError` says what stands in the way"
     path,choices = Path(path),{Path(f): o for f,o in choices.items()}
-    if not any(o not in ('<Keep>', f.parent.name) for f,o in choices.items()) and not can_undo(path): return []
+    if not path.is_dir(): raise CatdogError(f'{path}: there is no such folder')
+    places = _places(path, choices)
+    if not places and not can_undo(path): return []
     with _open_journal(path) as journal:
         batch = journal.last
         if batch and batch['state'] == 'undoing': _undo_batch(journal, batch)
         open_batch = batch if batch and batch['state'] == 'planned' else None
-        new = _plan(path, choices)
+        new = _plan(path, choices, places)
         if open_batch:
             planned = _skip_changed(journal, batch, new)
             new = [o for o in new if o['file'] not in planned]

@@ -45,15 +45,30 @@ def is_copy(
     differ = (phash_bits(perceptual_hash(a)) != phash_bits(perceptual_hash(b))).sum()
     return bool(differ <= CLOSE and (colour_signature(a)*colour_signature(b)).sum() >= ALIKE)
 
-# %% ../../nbs/core/duplicates.ipynb #1b7244b1
+# %% ../../nbs/core/duplicates.ipynb #1b6ab1cb
+def _words(bits):
+    "Hashes (array of shape (n,144)) as 64-bit words, shape (3,n)"
+    packed = np.zeros((len(bits), 24), 'uint8')
+    if len(bits): packed[:, :18] = np.packbits(np.asarray(bits, bool), axis=1)
+    return np.ascontiguousarray(packed.view('uint64').T)
+
+def _near(words, word):
+    "(which of the hashes in `words` differ from `word` in at most `CLOSE` bits, in how many)"
+    far = np.bitwise_count(words[0] ^ word[0])
+    far += np.bitwise_count(words[1] ^ word[1])
+    near = np.flatnonzero(far <= CLOSE)
+    if not len(near): return near,near
+    far = far[near] + np.bitwise_count(words[2, near] ^ word[2])
+    return near[far <= CLOSE],far[far <= CLOSE]
+
+# %% ../../nbs/core/duplicates.ipynb #4abd8271
 def near_pairs(
     bits # Of many pictures, from `phash_bits`: array or list of shape (n,144)
 ): # Yields (i, j, bits that differ), i < j
     "Pairs of pictures whose hashes differ in at most `CLOSE` bits; only their colours can say whether they are copies"
-    signs = 2*np.asarray(bits).astype('float32') - 1
-    for start in range(0, len(signs), 1000):   # a thousand rows at a time bound the memory
-        differ = (signs.shape[1] - signs[start:start + 1000] @ signs.T)/2
-        for i,j in zip(*np.nonzero(np.triu(differ <= CLOSE, start + 1))): yield i + start,j,differ[i, j]
+    words = _words(bits)
+    for i in range(len(bits)):
+        for j,differ in zip(*_near(words[:, i + 1:], words[:, i])): yield i,int(j) + i + 1,int(differ)
 
 # %% ../../nbs/core/duplicates.ipynb #c65df4ef
 def group_copies(
@@ -71,14 +86,14 @@ def group_copies(
     number = {i: k for k,o in enumerate(groups.subsets()) for i in o}
     return np.array([number[i] for i in range(len(bits))], int)
 
-# %% ../../nbs/core/duplicates.ipynb #0b730577
+# %% ../../nbs/core/duplicates.ipynb #88506fbe
 class DuplicateIndex:
     "Pictures by perceptual hash and colour signature, to find another copy of one"
     def __init__(self,
         colours_of # Called with the key of a picture whose colour signature is not known yet; returns it, or None
     ):
         "An empty index, which asks `colours_of` at most once for each picture that has some"
-        self.colours_of,self.keys,self.bits,self.colours = colours_of,[],np.empty((0, 144), bool),[]
+        self.colours_of,self.keys,self.colours,self.words = colours_of,[],[],np.empty((3, 1024), 'uint64')
 
     def __len__(self): return len(self.keys)
 
@@ -88,9 +103,11 @@ class DuplicateIndex:
         colours:np.ndarray=None # From `colour_signature`; None: `colours_of(key)` when first needed
     ):
         "Add the picture `key` with its hash `phash` and its `colours`"
+        n = len(self)
+        if n == self.words.shape[1]: self.words = np.concatenate([self.words, np.empty_like(self.words)], 1)
+        self.words[:, n] = _words([phash_bits(phash)])[:, 0]
         self.keys.append(key)
         self.colours.append(colours)
-        self.bits = np.vstack([self.bits, phash_bits(phash)])
 
     def _colours(self, i):
         if self.colours[i] is None: self.colours[i] = self.colours_of(self.keys[i])
@@ -101,8 +118,7 @@ class DuplicateIndex:
         colours:np.ndarray # From `colour_signature`
     ): # The key of the nearest copy, or None
         "The nearest copy of the picture with `phash` and `colours`; one of unknown colours has to be nearer still"
-        far = (self.bits != phash_bits(phash)).sum(1)
-        for i in np.argsort(far, kind='stable'):
-            if far[i] > CLOSE: return None
-            known = self._colours(i)
-            if far[i] <= CLOSE//3 if known is None else (known*colours).sum() >= ALIKE: return self.keys[i]
+        near,far = _near(self.words[:, :len(self)], _words([phash_bits(phash)])[:, 0])
+        for k in np.argsort(far, kind='stable'):
+            known = self._colours(near[k])
+            if far[k] <= CLOSE//3 if known is None else (known*colours).sum() >= ALIKE: return self.keys[near[k]]

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from fastcore.basics import patch
 from werkzeug.exceptions import ServiceUnavailable
 
-# %% ../../nbs/deploy/batching.ipynb #0b055b76
+# %% ../../nbs/deploy/batching.ipynb #f3a305e5
 MAX_WAITING = 32   # requests with pictures at a time
 
 class RequestBatcher:
@@ -26,6 +26,7 @@ class RequestBatcher:
     ):
         self.classifier,self.n = classifier,n
         self.queue,self.slots = queue.SimpleQueue(),threading.BoundedSemaphore(limit)
+        self.opening = threading.BoundedSemaphore(workers)
         for _ in range(workers): threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self):
@@ -39,13 +40,13 @@ class RequestBatcher:
             except Exception as e:
                 for answer in answers: answer.set_exception(e)
 
-# %% ../../nbs/deploy/batching.ipynb #eb20a514
+# %% ../../nbs/deploy/batching.ipynb #2203017e
 @patch
 def submit(self:RequestBatcher,
     data # What `Classifier.pixels` takes, such as the bytes of a file
 ) -> Future: # Its result will be a `Prediction`
     "Open the picture in `data` now and queue it; `BadImage` if it is none"
-    pixels,answer = self.classifier.pixels(data),Future()
+    with self.opening: pixels,answer = self.classifier.pixels(data),Future()
     self.queue.put((pixels, answer))
     return answer
 

@@ -20,7 +20,7 @@ def _answer_schema():
     one = _schema(['file'], file=_text, error=_text, **pred)
     return _schema(['predictions'], predictions=dict(type='array', items=one), **pred)
 
-# %% ../../nbs/deploy/openapi.ipynb #3e44352f
+# %% ../../nbs/deploy/openapi.ipynb #2cbfa3b5
 def _content(schema): return {'application/json': {'schema': schema}, 'text/html': {'schema': _text}}
 
 def _refused(why): return dict(description=why, content=_content(_schema(['error'], error=_text)))
@@ -34,18 +34,20 @@ def _predict_operation():
     responses = {'200': dict(description=what, content=_content(_answer_schema())),
                  '400': _refused('No file, an empty or a damaged one'),
                  '413': _refused(f'More than {MAX_BODY} bytes, {MAX_FILES} files or the pixels that we open'),
+                 '408': _refused('It took too long to arrive'),
                  '415': _refused('Not multipart/form-data, or not a picture'),
                  '503': {**_refused('Too many at the moment'), 'headers': {'Retry-After': seconds}}}
     return dict(summary='What do these pictures show?', requestBody=body, responses=responses)
 
-# %% ../../nbs/deploy/openapi.ipynb #8e1dba24
+# %% ../../nbs/deploy/openapi.ipynb #b44b32d7
 def _get_operation(what, kind, schema):
     return dict(get=dict(summary=what, responses={'200': dict(description=what, content={kind: {'schema': schema}})}))
 
 def openapi_description() -> dict: # Ready for JSON
     "How to use this server, in the words of OpenAPI"
     health = _schema(['status', 'labels', 'model'], status=_text, model=_text, labels=dict(type='array', items=_text))
-    return dict(openapi='3.0.3', info=dict(title='catdog', version='1', description='Tells pictures apart'), paths={
+    return dict(openapi='3.0.3', info=dict(title='catdog', version='1', description='Tells pictures apart'),
+                servers=[dict(url='./', description='Where this description is')], paths={
         '/': _get_operation('The page', 'text/html', _text),
         '/metrics': _get_operation('Figures for Prometheus', 'text/plain', _text),
         '/openapi.json': _get_operation('This description', 'application/json', dict(type='object')),

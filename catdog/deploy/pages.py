@@ -45,7 +45,7 @@ def render_page(
     return flask.render_template('page.html', title=_title(classifier.labels), summary=classifier.summary,
                                  results=results, error=error, accept=accept, max_bytes=MAX_BODY, max_files=MAX_FILES)
 
-# %% ../../nbs/deploy/pages.ipynb #a09b5fe5
+# %% ../../nbs/deploy/pages.ipynb #ae07049b
 _headers = {
     'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'same-origin', 'Cross-Origin-Opener-Policy': 'same-origin',
     'Cross-Origin-Resource-Policy': 'same-origin', 'Permissions-Policy': 'camera=(), microphone=(), geolocation=()',
@@ -57,7 +57,9 @@ def secure(
 ) -> flask.Response: # The same
     "`response` with the headers that keep a page to itself; answers about pictures are kept by nobody"
     response.headers.extend(_headers)
-    if flask.request.path == '/predict': response.headers.update({'Cache-Control': 'no-store', 'Vary': 'Accept'})
+    if flask.request.path == '/predict':
+        response.headers['Cache-Control'] = 'no-store'
+        response.vary.add('Accept')
     return response
 
 # %% ../../nbs/deploy/pages.ipynb #50aed11e

@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['VOILA_CONFIG', 'app_notebook', 'run_voila']
 
-# %% ../../nbs/deploy/voila.ipynb #00bf725f
-import os
+# %% ../../nbs/deploy/voila.ipynb #97d099b9
+import os, webbrowser
 from pathlib import Path
 
 from .widgets import MAX_MESSAGE
 
-# %% ../../nbs/deploy/voila.ipynb #b4426405
+# %% ../../nbs/deploy/voila.ipynb #c2f45854
 _csp = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
         "object-src 'none'; base-uri 'self'; frame-ancestors 'self'")
 
 VOILA_CONFIG = {
     'VoilaConfiguration': {'preheat_kernel': True, 'default_pool_size': 1, 'strip_sources': True, 'file_allowlist': [],
+                           'multi_kernel_manager_class': 'catdog.deploy.voila_server.VisitorKernels',
                            'extension_allowlist': ['@jupyter-widgets/jupyterlab-manager',
                                                    '@voila-dashboards/widgets-manager7',
                                                    '@voila-dashboards/widgets-manager8']},
     'RegexRemovePreprocessor': {'patterns': ['(?!# The app: )']},
-    'MappingKernelManager': {'cull_idle_timeout': 1800, 'cull_interval': 600, 'cull_connected': True},
+    'MappingKernelManager': {'cull_idle_timeout': 1800, 'cull_interval': 20, 'cull_connected': True},
     'KernelRestarter': {'restart_limit': 0},
     'Voila': {'tornado_settings': {'websocket_max_message_size': MAX_MESSAGE, 'disable_check_xsrf': True, 'headers': {
         'Content-Security-Policy': _csp, 'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'same-origin'}}}}
@@ -43,26 +44,25 @@ def app_notebook(
     write(nb, Path(folder)/'catdog.ipynb')
     return Path(folder)/'catdog.ipynb'
 
-# %% ../../nbs/deploy/voila.ipynb #6b472550
+# %% ../../nbs/deploy/voila.ipynb #2e3cf120
 def run_voila(
     notebook:str|os.PathLike, # From `app_notebook`
     host:str, # The address to listen on
     port:int, # The port to listen on; see `check_port`
-    browser:bool # Open the app in a browser?
+    browser:bool, # Open the app in a browser?
+    prefix:str='/' # A path that a proxy leaves before each request, such as /catdog/
 ):
     "Serve `notebook` until a signal comes"
     from traitlets.config import Config
-    import voila.app
-    from tornado.ioloop import IOLoop
-    class Voila(voila.app.Voila):   # of the same name, which its options bear
-        def listen(self):
-            # when the loop runs, the port is taken
-            url = f'http://{"localhost" if host == "0.0.0.0" else host}:{port}/'
-            IOLoop.current().add_callback(lambda: print(f'{url} is open: Ctrl+C closes it.', flush=True))
-            super().listen()
+    from catdog.deploy.voila_server import Voila
+    url = f'http://{"localhost" if host == "0.0.0.0" else host}:{port}/'
+    def _opened():
+        print(f'{url} is open: Ctrl+C closes it.', flush=True)
+        if browser: webbrowser.open(url)
     app = Voila(config=Config(VOILA_CONFIG))
+    app.prefix,app.on_open = prefix,_opened
     app.initialize([str(notebook), f'--port={port}', f'--Voila.ip={host}', '--Voila.port_retries=0',
-                    '--Voila.log_level=ERROR', f'--Voila.open_browser={bool(browser)}'])
+                    '--Voila.base_url=./', '--Voila.log_level=ERROR', '--no-browser'])
     # a Space of Hugging Face is shown in a frame of theirs
     if 'SPACE_ID' in os.environ: app.tornado_settings['headers']['Content-Security-Policy'] += ' https://huggingface.co'
     app.start()

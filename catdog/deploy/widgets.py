@@ -124,17 +124,18 @@ def _question(labels):
     text = ' or '.join(labels)
     return f'{text[:1].upper()}{text[1:]}?' if len(labels) <= 4 else 'What is in the picture?'
 
-# %% ../../nbs/deploy/widgets.ipynb #09ee3b40
+# %% ../../nbs/deploy/widgets.ipynb #59117128
 MAX_MESSAGE = 64*2**20   # bytes from a browser at once
-
-def _page_script():
-    "`app.js`, with its icon and the bytes that may be uploaded at once, as what `display` takes"
-    options = json.dumps(dict(icon=_static('icon.svg'), most=MAX_MESSAGE - 4*2**20)).replace('</', '<\\/')
-    return {'text/html': f'<script>{_static("app.js")}({options})</script>'}
+_MAX_FILES,_MAX_BYTES = 32,16*2**20   # pictures at once, and bytes each
 
 def _in_voila(): return 'VOILA_BASE_URL' in os.environ
 
-# %% ../../nbs/deploy/widgets.ipynb #82ea9df8
+def _page_script(most):
+    "`app.js`, with its icon, the bytes (None: nobody knows) and the pictures that may come at once, for `display`"
+    options = json.dumps(dict(icon=_static('icon.svg'), most=most, many=_MAX_FILES)).replace('</', '<\\/')
+    return {'text/html': f'<script>{_static("app.js")}({options})</script>'}
+
+# %% ../../nbs/deploy/widgets.ipynb #45cffa7e
 class App(VBox):
     "Upload pictures, see them, press Predict!, read what they show"
     def __init__(self,
@@ -144,40 +145,68 @@ class App(VBox):
         self.models,self.pictures = _open_models(classifier),[]
         self.head,self.about,self.status,self.cards = HTML(),HTML(),HTML(),VBox()
         self.menu = Dropdown(options=[(_option(*o), o[0]) for o in self.models.items()], description='Model')
-        self.upload = FileUpload(accept='image/*', multiple=True, description='Choose pictures', icon='')
-        self.button = Button(description='Predict!', disabled=True)
+        self.ask,self.button = Box().add_class('catdog-ask'),Button(description='Predict!', disabled=True)
+        self.probe,self.lost,self.received,self.counts = Button(),Button(),HTML(),Counter(uploads=0, probes=0)
         self.drawings = _drawings()
         self.tries,style = _try_buttons(self.drawings, self.try_one)
         super().__init__(self._layout(style))
         self._connect()
-        # not a widget of the app: it has to run even if no widget can reach its kernel
-        if _in_voila(): display(_page_script(), raw=True)
 
     def __repr__(self): return f'App({self.menu.value!r}, {len(self.pictures)} pictures)'
 
-# %% ../../nbs/deploy/widgets.ipynb #d0373e4a
+    def _ipython_display_(self, **kw):
+        # not a widget of the app: it has to run even if no widget can reach its kernel
+        display(_page_script(MAX_MESSAGE - 4*2**20 if _in_voila() else None), raw=True)
+        if hasattr(super(), '_ipython_display_'): super()._ipython_display_(**kw)   # ipywidgets 7
+        else: display(self._repr_mimebundle_(**kw), raw=True)
+
+# %% ../../nbs/deploy/widgets.ipynb #a1d134bb
 @patch
 def _layout(self:App, style):
     "The parts of the app from top to bottom, and the `style` of its drawings"
     tries = Box(self.tries)
-    for o,name in [(self.menu, 'catdog-model'), (self.upload, 'catdog-upload'), (self.button, 'catdog-go'),
-                   (self.status, 'catdog-status'), (self.cards, 'catdog-cards'), (tries, 'catdog-tries')]:
-        o.add_class(name)
+    for name in ('probe', 'lost', 'received', 'status', 'cards'): getattr(self, name).add_class(f'catdog-{name}')
+    for o,name in [(self.menu, 'model'), (self.button, 'go'), (tries, 'tries')]: o.add_class(f'catdog-{name}')
     hint = HTML('<p class="catdog-soft catdog-hint">No picture at hand? Try one of these drawings:</p>')
-    ask = Box([self.upload, self.button]).add_class('catdog-ask')
-    return [HTML(f'<style>{_static("app.css")}{style}</style>'), self.head, ask, self.status, self.cards, hint, tries,
-            self.menu, self.about]
+    return [HTML(f'<style>{_static("app.css")}{style}</style>'), self.head, self.ask, self.status, self.cards, hint,
+            tries, self.menu, self.about, self.probe, self.lost, self.received]
 
-# %% ../../nbs/deploy/widgets.ipynb #5037458c
+# %% ../../nbs/deploy/widgets.ipynb #bdfe62b7
+@patch
+def _make_uploads(self:App):
+    "Fresh upload buttons, and Predict! beside them"
+    self.upload = FileUpload(accept='image/*', multiple=True, description='Choose pictures', icon='')
+    self.camera = FileUpload(accept='image/*', description='Take a photo', icon='')
+    for o,name in ((self.upload, 'upload'), (self.camera, 'camera')):
+        # ipywidgets 7 keeps `value` when the same file comes again, but counts every upload
+        o.add_class(f'catdog-{name}').observe(lambda change: self._uploaded(change['owner']),
+                                              '_counter' if o.has_trait('_counter') else 'value')
+    self.ask.children = [self.upload, self.camera, self.button]
+
+# %% ../../nbs/deploy/widgets.ipynb #5515da0f
 @patch
 def _connect(self:App):
     "Let the widgets call the methods below"
     self.add_class('catdog')
+    self._make_uploads()
     self.button.on_click(lambda _: self.predict())
     self.menu.observe(lambda _: self._switched(), 'value')
-    # ipywidgets 7 keeps `value` when the same file comes again, but counts every upload
-    self.upload.observe(lambda _: self._uploaded(), '_counter' if self.upload.has_trait('_counter') else 'value')
+    self.probe.on_click(lambda _: self._count('probes'))
+    self.lost.on_click(lambda _: self._lost())
+    self._count()
     self._switched()
+
+@patch
+def _count(self:App, *what):
+    "Count `what` and let the script know"
+    self.counts.update(what)
+    self.received.value = f'<i data-uploads="{self.counts["uploads"]}" data-probes="{self.counts["probes"]}"></i>'
+
+@patch
+def _lost(self:App):
+    "An upload was lost: show nothing in its place"
+    self._make_uploads()
+    self.choose([])
 
 # %% ../../nbs/deploy/widgets.ipynb #cf9f392d
 @patch(as_prop=True)
@@ -203,9 +232,7 @@ def _switched(self:App):
 @patch
 def _enable(self:App): self.button.disabled = not (self.pictures and self.classifier)
 
-# %% ../../nbs/deploy/widgets.ipynb #44eddd49
-_MAX_FILES,_MAX_BYTES = 32,16*2**20   # pictures at once, and bytes each
-
+# %% ../../nbs/deploy/widgets.ipynb #b6bf91d5
 @patch
 def choose(self:App,
     files:list # (name, bytes) pairs
@@ -253,11 +280,13 @@ def try_one(self:App,
     self.choose([(name, data)])
     self.predict()
 
-# %% ../../nbs/deploy/widgets.ipynb #7b6ed2c2
+# %% ../../nbs/deploy/widgets.ipynb #21bec6a2
 @patch
-def _uploaded(self:App):
-    "Show what came through the upload button"
-    files = _files(self.upload.value)
+def _uploaded(self:App, upload):
+    "Show what came through the button `upload`"
+    files = _files(upload.value)
+    if not files: return
+    self._count('uploads')
     # so that the same file can come again
-    if not self.upload.has_trait('_counter') and files: self.upload.value = ()
-    if files: self.choose(files)
+    if not upload.has_trait('_counter'): upload.value = ()
+    self.choose(files)

@@ -1,36 +1,189 @@
-// What no widget can say, because nothing reaches the app any more: it is gone, or an upload is too large to be sent
-(({icon, most}) => {
-  const {baseUrl, kernelId} = JSON.parse(document.getElementById('jupyter-config-data').textContent)
-  const notice = document.createElement('div')
-  document.body.prepend(notice)
-  notice.className = 'catdog-notice'
-  notice.setAttribute('role', 'alert')
-  document.querySelector('link[rel=icon]').href = 'data:image/svg+xml,' + encodeURIComponent(icon)
+// What no widget can say or do: whether the app is still there, whether an upload arrives, and taking pictures that are
+// dropped, pasted or photographed. `most` bytes may come at once, where that is known, and `many` pictures
+(({icon, most, many}) => {
+  if (window.catdogScript) return   // for all apps of the page; another one has brought it
+  window.catdogScript = true
+  const page = document.getElementById('jupyter-config-data')
+  const {baseUrl, kernelId} = page ? JSON.parse(page.textContent) : {}
+  const alone = 'voila' in document.body.dataset   // Voilà's page is the app's alone; a notebook's is not
+  const sleep = seconds => new Promise(done => setTimeout(done, 1000*seconds))
+  const mb = bytes => `${Math.ceil(bytes/2**20)} MB`
 
-  let failures = 0   // in a row; one may be a telephone that changes its network
+  // The notice at the top of `place`, an app or the page; without a text there is none
+  const say = (place, text, role = 'alert') => {
+    let notice = place.querySelector(':scope > .catdog-notice')
+    if (!text) return notice?.remove()
+    if (!notice) {
+      notice = document.createElement('div')
+      notice.className = 'catdog-notice'
+      place.prepend(notice)
+    }
+    notice.setAttribute('role', role)
+    if (notice.firstChild?.data != text) notice.textContent = text
+    return notice
+  }
+
+  // The connection
+
+  const GONE = 'The connection to the app is gone. '
+  const BROKEN = 'The connection to the app is interrupted. It goes on by itself once the network is back. '
+  const REFUSED = 'The page is here, but its live connection to the app (a WebSocket) is refused. '
+    + 'Whoever runs this site: let the proxy before the app pass WebSockets on, and keep the Host header. '
+
+  const showConnection = text => {
+    const notice = say(document.body, text)
+    if (notice && !notice.querySelector('a')) notice.insertAdjacentHTML('beforeend', '<a href="">Reload the page.</a>')
+    document.querySelectorAll('.catdog').forEach(o => o.inert = Boolean(text))
+  }
+
+  let misses = 0, before, connected = false   // misses in a row; one may be a telephone that changes its network
+  // Look once; false if the kernel has ended
   const look = async () => {
-    document.querySelector('.catdog-status')?.setAttribute('role', 'status')   // what it says is read aloud
-    const {ok, status} = await fetch(`${baseUrl}api/kernels/${kernelId}`, {cache: 'no-store'}).catch(() => ({}))
-    failures = ok ? 0 : failures + 1
-    if (status != 404 && failures < 3) return
-    clearInterval(timer)
-    document.querySelectorAll('.catdog').forEach(o => o.inert = true)
-    notice.innerHTML = 'The connection to the app is gone. <a href="">Reload the page.</a>'
+    const options = {cache: 'no-store', signal: AbortSignal.timeout(9000)}
+    const answer = await fetch(`${baseUrl}api/kernels/${kernelId}`, options).catch(() => null)
+    const {connections} = await answer?.json().catch(() => null) ?? {}
+    const kernel = window.jupyterapp?.widgetManager?.kernel, status = kernel?.connectionStatus ?? 'connected'
+    const alive = connections > 0 && status == 'connected'
+    misses = alive ? 0 : misses + 1
+    connected ||= alive
+    // Jupyter tries again less and less often, and then no more; now there is a server again
+    if (!alive && answer?.ok && (status == 'disconnected' || before == false)) kernel?.reconnect().catch(() => {})
+    before = Boolean(answer?.ok)
+    if (answer?.status == 404) return showConnection(GONE), false
+    const loading = !connected && !(kernel && document.readyState == 'complete')   // scripts, perhaps on a slow line
+    if (misses < (loading ? 12 : 3)) { if (alive) showConnection('') }
+    else showConnection(!answer?.ok ? GONE : connected ? BROKEN : REFUSED)
+    return true
   }
-  const timer = setInterval(look, 4000)
+  const watch = async () => { while (await look()) await sleep(4) }
+  if (alone) {
+    document.querySelector('link[rel=icon]').href = 'data:image/svg+xml,' + encodeURIComponent(icon)
+    watch()
+  }
+  setInterval(() => {   // for those who hear the page
+    document.querySelectorAll('.catdog-status').forEach(o => o.setAttribute('role', 'status'))
+    if (alone) document.querySelector('.catdog')?.setAttribute('role', 'main')
+  }, 1000)
 
-  // The field of an upload button does not stand in the page; its click is where we meet it
-  const click = HTMLInputElement.prototype.click
-  const check = event => {
-    const bytes = [...event.target.files].reduce((sum, o) => sum + o.size, 0)
-    if (bytes <= most) return
+  // Uploads
+
+  const counts = app => ({...app.querySelector('[data-uploads]')?.dataset})
+
+  // Jupyter closes the connection on a message that is too large, and opens another. But what is asked after an upload
+  // is answered after it: an answer without the upload says that it is lost
+  const follow = async (app, button, bytes) => {
+    const start = counts(app)
+    // the button counts on as the upload is sent
+    await new Promise(sent => new MutationObserver((_, observer) => {
+      observer.disconnect()
+      sent()
+    }).observe(button, {childList: true}))
+    while (app.isConnected) {
+      app.querySelector('.catdog-probe').click()
+      await sleep(1)
+      const now = counts(app)
+      if (now.uploads != start.uploads) return say(app, '')
+      if (now.probes != start.probes) {
+        app.querySelector('.catdog-lost').click()
+        return say(app, `${mb(bytes)} did not arrive: that is more than Jupyter takes at once. `
+          + 'Choose smaller pictures, or fewer, or start it with "make lab", which lets 64 MB through.')
+      }
+      say(app, `Sending ${mb(bytes)} ...`, 'status')
+    }
+  }
+
+  const check = (button, event) => {
+    const app = button.closest('.catdog'), bytes = [...event.target.files].reduce((sum, o) => sum + o.size, 0)
+    if (!most || bytes <= most) return follow(app, button, bytes)
     event.stopImmediatePropagation()
-    const mb = n => `${Math.ceil(n/2**20)} MB`
-    notice.textContent = `${mb(bytes)} are too much at once: choose fewer pictures, ${mb(most)} together.`
+    say(app, `${mb(bytes)} are too much at once: choose fewer pictures, ${mb(most)} together.`)
   }
-  HTMLInputElement.prototype.click = function() {
-    if (this.type == 'file') this.addEventListener('change', check, true)   // added once only
-    click.call(this)
+
+  // The field of an upload button does not stand in the page; a click on the button is where we meet it
+  const met = new WeakSet()
+  let meeting = false
+  const fieldOf = button => {
+    const {click} = HTMLInputElement.prototype
+    let field
+    HTMLInputElement.prototype.click = function() { field = this }
+    meeting = true
+    try { button.click() } finally {
+      HTMLInputElement.prototype.click = click
+      meeting = false
+    }
+    if (field && !met.has(field)) {
+      met.add(field)
+      field.addEventListener('change', event => check(button, event), true)
+      if (button.matches('.catdog-camera')) field.setAttribute('capture', 'environment')
+    }
+    return field
   }
-  addEventListener('click', event => { if (event.target.closest('.catdog')) notice.textContent = '' }, true)
+  addEventListener('click', event => {
+    const app = event.target.closest?.('.catdog')
+    if (!app || meeting) return
+    say(app, '')
+    const button = event.target.closest('.catdog-upload, .catdog-camera')
+    if (button) fieldOf(button)
+  }, true)
+
+  // Pictures that are dropped or pasted: anywhere on the page, or on an app in a notebook
+
+  const appAt = target => target.closest?.('.catdog') ?? (alone ? document.querySelector('.catdog') : null)
+
+  const take = (app, files) => {
+    if (!files.length) throw Error('This is a link, not a picture: save the picture and choose its file, or paste it.')
+    const field = fieldOf(app.querySelector('.catdog-upload')), all = new DataTransfer()
+    for (const o of files) all.items.add(o)
+    field.files = all.files
+    field.dispatchEvent(new Event('change'))
+  }
+
+  const isPicture = o => o.type.startsWith('image/') || /\.(jpe?g|png|gif|webp|avif|bmp|tiff?|hei[cf])$/i.test(o.name)
+  async function* filesBelow(entry) {
+    if (entry.isFile) { yield await new Promise((found, failed) => entry.file(found, failed)); return }
+    const reader = entry.createReader(), some = () => new Promise((found, failed) => reader.readEntries(found, failed))
+    for (let entries; (entries = await some()).length;)
+      for (const o of entries) if (!o.name.startsWith('.')) yield* filesBelow(o)
+  }
+  const picturesIn = async folder => {
+    const found = [], name = `in the folder ${folder.name}`
+    for await (const o of filesBelow(folder)) if (isPicture(o) && found.push(o) > many) break   // one more is enough
+    if (!found.length) throw Error(`There are no pictures ${name}.`)
+    if (found.length > many) throw Error(`There are more than ${many} pictures ${name}: drop at most ${many}.`)
+    return found
+  }
+
+  const brings = ({dataTransfer: o}) => o?.types.includes('Files') || o?.types.includes('text/uri-list')
+  const mark = app => document.querySelectorAll('.catdog').forEach(o => o.classList.toggle('catdog-over', o == app))
+  for (const kind of ['dragenter', 'dragover']) addEventListener(kind, event => {
+    const app = appAt(event.target)
+    mark(brings(event) ? app : null)
+    if (!app || !brings(event)) return
+    event.preventDefault()
+    event.stopPropagation()
+  }, true)
+  addEventListener('dragleave', event => { if (!event.relatedTarget) mark(null) }, true)
+  addEventListener('drop', async event => {
+    const app = appAt(event.target)
+    mark(null)
+    if (!app || !brings(event)) return
+    event.preventDefault()
+    event.stopPropagation()
+    if (app.inert) return
+    say(app, '')
+    // what was dropped is there only until we wait for something
+    const entries = [...event.dataTransfer.items].filter(o => o.kind == 'file').map(o => o.webkitGetAsEntry?.())
+    const files = [...event.dataTransfer.files].filter((_, i) => !entries[i]?.isDirectory)
+    const folders = entries.filter(o => o?.isDirectory)
+    try { take(app, [...files, ...(await Promise.all(folders.map(picturesIn))).flat()]) }
+    catch (error) { say(app, error.message || 'The folder cannot be read: choose the pictures in it.') }
+  }, true)
+  addEventListener('paste', event => {
+    const app = appAt(event.target)
+    if (!app || app.inert || !event.clipboardData?.files.length) return
+    event.preventDefault()
+    event.stopPropagation()
+    say(app, '')
+    take(app, event.clipboardData.files)
+  }, true)
 })

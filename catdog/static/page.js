@@ -1,9 +1,13 @@
-// The page works without this file. With it: previews, drag and drop, and results without a reload.
+// The page works without this file. With it: previews, drag and drop, pasting, the camera, and answers without a reload.
 'use strict';
 const get = id => document.getElementById(id);
-const form = get('form'), file = get('file'), drop = get('drop'), preview = get('preview'), button = get('predict');
-const message = get('status'), results = get('results');
+const form = get('form'), file = get('file'), camera = get('camera'), drop = get('drop'), preview = get('preview');
+const button = get('predict'), message = get('status'), results = get('results');
+const most = Number(form.dataset.maxFiles), mostBytes = Number(form.dataset.maxBytes);
+let sent = [];   // the pictures whose results are shown
 document.documentElement.classList.add('script');
+
+// Choosing pictures
 
 function item(picture) {
   const li = document.createElement('li'), img = document.createElement('img'), url = URL.createObjectURL(picture);
@@ -21,41 +25,129 @@ function item(picture) {
 
 function tooMuch() {
   const bytes = [...file.files].reduce((sum, o) => sum + o.size, 0);
-  if (file.files.length > form.dataset.maxFiles) return `Choose at most ${form.dataset.maxFiles} pictures at once.`;
-  if (bytes > form.dataset.maxBytes) return `Together these are more than ${Math.floor(form.dataset.maxBytes/1e6)} MB: choose fewer or smaller pictures.`;
+  if (file.files.length > most) return `Choose at most ${most} pictures at once.`;
+  if (bytes > mostBytes) return `Together these are more than ${Math.floor(mostBytes/1e6)} MB: choose fewer or smaller pictures.`;
   return '';
 }
 
 function chosen() {
-  const few = [...file.files].slice(0, form.dataset.maxFiles);
+  const few = [...file.files].slice(0, most);
   preview.replaceChildren(...few.map(item));
   message.textContent = tooMuch() || (few.length ? `${few.length} picture${few.length > 1 ? 's' : ''} chosen` : '');
 }
 file.addEventListener('change', chosen);
 
-for (const kind of ['dragenter', 'dragover']) drop.addEventListener(kind, e => { e.preventDefault(); drop.classList.add('over'); });
-for (const kind of ['dragleave', 'drop']) drop.addEventListener(kind, () => drop.classList.remove('over'));
-drop.addEventListener('drop', e => {
-  e.preventDefault();
-  if (e.dataTransfer.files.length) { file.files = e.dataTransfer.files; chosen(); }
+function choose(pictures) {
+  const all = new DataTransfer();
+  for (const o of pictures) all.items.add(o);
+  file.files = all.files;
+  chosen();
+}
+
+get('photo').addEventListener('click', () => camera.click());
+camera.addEventListener('change', () => {
+  if (camera.files.length) choose(camera.files);
+  camera.value = '';
 });
+
+// Dropped and pasted ones
+
+const isPicture = o => o.type.startsWith('image/') || /\.(jpe?g|png|gif|webp|avif|bmp|tiff?|hei[cf])$/i.test(o.name);
+
+async function* filesBelow(entry) {
+  if (entry.isFile) { yield await new Promise((found, failed) => entry.file(found, failed)); return; }
+  const reader = entry.createReader(), some = () => new Promise((found, failed) => reader.readEntries(found, failed));
+  for (let entries; (entries = await some()).length;) for (const o of entries) if (!o.name.startsWith('.')) yield* filesBelow(o);
+}
+
+// The pictures in a folder, but one more than may be sent is enough
+async function picturesIn(folder) {
+  const found = [];
+  for await (const o of filesBelow(folder)) if (isPicture(o) && found.push(o) > most) break;
+  if (!found.length) throw new Error(`There are no pictures in the folder ${folder.name}.`);
+  if (found.length > most) throw new Error(`There are more than ${most} pictures in the folder ${folder.name}: drop at most ${most}.`);
+  return found;
+}
+
+async function chooseDropped(items, files) {
+  // what was dropped is only there until this handler waits for something
+  const entries = [...items].filter(o => o.kind === 'file').map(o => o.webkitGetAsEntry?.());
+  const folders = entries.filter(o => o?.isDirectory), plain = [...files].filter((_, i) => !entries[i]?.isDirectory);
+  try { choose([...plain, ...(await Promise.all(folders.map(picturesIn))).flat()]); }
+  catch (err) {
+    choose([]);
+    message.textContent = err.message || 'The folder cannot be read: choose the pictures in it.';
+  }
+}
+
+const brings = e => e.dataTransfer?.types.includes('Files');
+for (const kind of ['dragenter', 'dragover']) document.addEventListener(kind, e => {
+  if (!brings(e)) return;
+  e.preventDefault();
+  drop.classList.add('over');
+});
+document.addEventListener('dragleave', e => { if (!e.relatedTarget) drop.classList.remove('over'); });
+document.addEventListener('drop', e => {
+  drop.classList.remove('over');
+  if (!brings(e)) return;
+  e.preventDefault();
+  chooseDropped(e.dataTransfer.items, e.dataTransfer.files);
+});
+document.addEventListener('paste', e => {
+  if (!e.clipboardData?.files.length) return;
+  e.preventDefault();
+  choose(e.clipboardData.files);
+});
+
+// Asking
+
+// The results that the server's page has about `pictures`, and whether they are answers
+async function ask(pictures, why) {
+  const body = new FormData();
+  for (const o of pictures) body.append('file', o);
+  if (why) body.append('why', '1');
+  let answer;
+  try { answer = await fetch(form.action, {method: 'POST', body, headers: {Accept: 'text/html'}}); }
+  catch { throw new Error('The connection broke. Try again in a moment, or with a smaller picture.'); }
+  const found = new DOMParser().parseFromString(await answer.text(), 'text/html').getElementById('results');
+  if (found) return {found: [...found.children], ok: answer.ok};
+  // the answer is not ours, but that of a proxy on the way
+  if (answer.status === 413) throw new Error('This is too large for the server: choose fewer or smaller pictures.');
+  throw new Error(`The server did not answer (${answer.status} ${answer.statusText}). Try again in a moment.`);
+}
+
+function whyButton(article, i) {
+  const why = Object.assign(document.createElement('button'), {type: 'button', className: 'quiet', textContent: 'Why?'});
+  why.addEventListener('click', async () => {
+    why.disabled = true;
+    try {
+      const [first] = (await ask([sent[i]], true)).found, part = first?.querySelector('.why');
+      if (!part) throw new Error(first?.textContent.trim() || 'The server cannot say why.');
+      why.replaceWith(part);
+      part.focus({preventScroll: true});
+    } catch (err) {
+      message.textContent = err.message;
+      why.disabled = false;
+    }
+  });
+  article.querySelector('.answer')?.append(why);
+}
 
 form.addEventListener('submit', async e => {
   e.preventDefault();
   if ((message.textContent = tooMuch())) return;
   button.disabled = true;
   message.textContent = 'Looking…';
+  const pictures = [...file.files];
   try {
-    const answer = await fetch(form.action, {method: 'POST', body: new FormData(form), headers: {Accept: 'text/html'}});
-    const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
-    const found = page.getElementById('results');
-    if (!found) throw new Error(answer.statusText);
-    results.replaceChildren(...found.children);
+    const {found, ok} = await ask(pictures);
+    results.replaceChildren(...found);
+    sent = pictures;
+    results.querySelectorAll('article').forEach(whyButton);
     message.textContent = '';
-    if (answer.ok) { form.reset(); chosen(); }
+    if (ok) { form.reset(); chosen(); }
     results.focus({preventScroll: true});
     results.scrollIntoView({behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth', block: 'nearest'});
-  } catch (err) {
-    message.textContent = `The server did not answer (${err.message}). Try again in a moment.`;
-  } finally { button.disabled = false; }
+  } catch (err) { message.textContent = err.message; }
+  finally { button.disabled = false; }
 });

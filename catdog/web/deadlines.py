@@ -76,7 +76,8 @@ class _Guarded(_Watched):
 # %% ../../nbs/web/deadlines.ipynb #6cfd84c1
 def _pools(kind):
     "Scheme -> class of connection pools whose connections are of `kind` too"
-    def _pool(pool, connection): return type('Pool', (pool,), {'ConnectionCls': type('Connection', (kind, connection), {})})
+    def _pool(pool, connection):
+        return type('Pool', (pool,), {'ConnectionCls': type('Connection', (kind, connection), {})})
     return {'http': _pool(HTTPConnectionPool, HTTPConnection), 'https': _pool(HTTPSConnectionPool, HTTPSConnection)}
 
 # %% ../../nbs/web/deadlines.ipynb #9e95f582

@@ -6,10 +6,10 @@
 __all__ = ['OPENVERSE', 'COMMONS', 'parse_bing', 'bing_pages', 'search_bing', 'parse_ddg', 'search_ddg', 'parse_openverse',
            'search_openverse', 'parse_commons', 'search_commons', 'search_sample']
 
-# %% ../../nbs/web/engines.ipynb #8e3281ba
-import os, re
+# %% ../../nbs/web/engines.ipynb #4e49b16e
+import itertools, json, os, re
 
-from .json_api import SearchError, get_in, get_json, make_photo, photos_of, plain_text
+from .json_api import Pace, SearchError, all_pages, get_in, get_json, make_photo, photos_of, plain_text
 from .http import positive_int
 from .manifest import Photo
 
@@ -25,7 +25,18 @@ def parse_bing(
         engine=engine, term=term)
     return photos_of(engine, get_in(answer, 'value'), _make)
 
-# %% ../../nbs/web/engines.ipynb #a56c75ee
+# %% ../../nbs/web/engines.ipynb #457cf763
+def _bing_pages(term, n, endpoint, key, engine):
+    "Yields the photos of one page after the other"
+    offset = 0
+    while True:
+        params = dict(q=term, count=min(150, n), offset=offset, minHeight=128, minWidth=128)
+        answer = get_json(engine, endpoint, params, {'Ocp-Apim-Subscription-Key': key})
+        yield parse_bing(answer, term, engine)
+        following = positive_int(get_in(answer, 'nextOffset')) or 0
+        if following <= offset: return
+        offset = following
+
 def bing_pages(
     term:str, # What to search for
     n:int, # How many at most
@@ -34,16 +45,7 @@ def bing_pages(
     engine:str # The engine's name, for the photos and messages
 ) -> list[Photo]: # Without duplicates, best first
     "Up to `n` photos for `term`, from as many pages of `endpoint` as it takes"
-    photos,offset = {},0
-    while len(photos) < n:
-        params = dict(q=term, count=min(150, n - len(photos)), offset=offset, min_height=128, min_width=128)
-        answer = get_json(engine, endpoint, params, {'Ocp-Apim-Subscription-Key': key})
-        found = parse_bing(answer, term, engine)
-        for p in found: photos.setdefault(p.url, p)
-        following = positive_int(get_in(answer, 'nextOffset'))
-        if not found or not following or following <= offset: break
-        offset = following
-    return list(photos.values())[:n]
+    return all_pages(engine, n, _bing_pages(term, n, endpoint, key, engine))
 
 # %% ../../nbs/web/engines.ipynb #0ce9225a
 def search_bing(
@@ -57,44 +59,49 @@ def search_bing(
         'set CATDOG_BING_ENDPOINT to one that speaks the v7 protocol, or use another engine')
     return bing_pages(term, n, endpoint, key, 'bing')
 
-# %% ../../nbs/web/engines.ipynb #73817642
+# %% ../../nbs/web/engines.ipynb #7b9ab5a0
 def parse_ddg(
-    answer:list, # What `ddgs.DDGS().images` returns
+    answer:dict, # The JSON of an answer
     term:str='' # What was searched for
 ) -> list[Photo]: # In the order of the answer
-    "The photos in an `answer` of the ddgs package"
+    "The photos in an `answer` of DuckDuckGo"
     def _make(o): return make_photo(
         get_in(o, 'image'), get_in(o, 'title'), get_in(o, 'url'), get_in(o, 'width'), get_in(o, 'height'),
         engine='ddg', term=term)
-    return photos_of('ddg', answer, _make)
+    return photos_of('ddg', get_in(answer, 'results'), _make)
 
-# %% ../../nbs/web/engines.ipynb #bd938c07
-def _ddg_error(term, text):
-    "What the package answered in `text` when it was asked for `term`, as a `SearchError`"
-    advice = 'wait a minute, or try another engine'
-    if 'No results' in text:   # it says so too when DuckDuckGo sends it away
-        return SearchError('ddg', f'DuckDuckGo gave nothing for {term!r}, or has been asked too often; {advice}')
+# %% ../../nbs/web/engines.ipynb #c233b03f
+def _ddg_error(text):
+    "What the package said in `text`, as a `SearchError`"
     offline = any(o in text for o in ('DNSError', 'ConnectError', 'TimeoutError', 'timed out'))
-    return SearchError('ddg', f'DuckDuckGo did not answer ({text[:100]}); {advice}', offline)
+    text = f'DuckDuckGo did not answer ({text[:100]}); wait a minute, or try another engine'
+    return SearchError('ddg', text, offline)
 
-# %% ../../nbs/web/engines.ipynb #391a8170
+# %% ../../nbs/web/engines.ipynb #da4ba9cd
+def _ddg_pages(term):
+    "Yields the photos of one page after the other"
+    from ddgs.engines.duckduckgo_images import DuckduckgoImages
+    class _Raw(DuckduckgoImages):
+        def extract_results(self, html_text): return json.loads(html_text)
+    engine = _Raw(proxy=os.environ.get('DDGS_PROXY'), timeout=10)
+    for page in itertools.count(1):
+        try: answer = engine.search(term, page=page)
+        except Exception as e:   # the package reads what strangers wrote, and lets out more than its own errors
+            raise _ddg_error(str(e) or type(e).__name__) from None
+        if answer is None: raise _ddg_error('it may have been asked too often')
+        found = parse_ddg(answer, term)
+        if not found: return
+        yield found
+
 def search_ddg(
     term:str, # What to search for
     n:int=150 # How many at most
 ) -> list[Photo]: # Best first
     "Search DuckDuckGo"
-    from ddgs import DDGS
-    photos,page,engine = {},1,DDGS(timeout=10)
-    while len(photos) < n:
-        try: found = parse_ddg(engine.images(term, backend='duckduckgo', max_results=None, page=page), term)
-        except Exception as e:   # the package reads what strangers wrote, and lets out more than its own errors
-            if photos: break
-            raise _ddg_error(term, str(e)) from None
-        fresh = [p for p in found if p.url not in photos]
-        if not fresh: break
-        for p in fresh: photos.setdefault(p.url, p)
-        page += 1
-    return list(photos.values())[:n]
+    photos = all_pages('ddg', n, _ddg_pages(term))
+    if photos: return photos
+    raise SearchError('ddg', f'DuckDuckGo gave nothing for {term!r}, or has been asked too often; '
+                             'wait a minute, or try another engine', term=True)
 
 # %% ../../nbs/web/engines.ipynb #5989a029
 OPENVERSE = 'https://api.openverse.org/v1/images/'
@@ -115,22 +122,23 @@ def parse_openverse(
         get_in(o, 'url'), get_in(o, 'title'), get_in(o, 'foreign_landing_url'), get_in(o, 'width'), get_in(o, 'height'),
         _openverse_license(o), get_in(o, 'creator'), engine='openverse', term=term))
 
-# %% ../../nbs/web/engines.ipynb #05036696
+# %% ../../nbs/web/engines.ipynb #36ed901a
+_PACES = {}   # address -> its `Pace`
+
+def _openverse_pages(term):
+    "Yields the photos of one page after the other"
+    pace = _PACES.setdefault(OPENVERSE, Pace(20, 60, 'openverse'))
+    for page in itertools.count(1):
+        answer = get_json('openverse', OPENVERSE, dict(q=term, page=page, page_size=20), pace=pace)
+        yield parse_openverse(answer, term)
+        if page >= (positive_int(get_in(answer, 'page_count')) or 0): return
+
 def search_openverse(
     term:str, # What to search for
     n:int=150 # How many at most
 ) -> list[Photo]: # Best first
     "Search Openverse, 20 a page"
-    photos,page = {},1
-    while len(photos) < n:
-        try: answer = get_json('openverse', OPENVERSE, dict(q=term, page=page, page_size=20))
-        except SearchError:
-            if photos: break   # the limit for those without an account: what we have is good
-            raise
-        for p in parse_openverse(answer, term): photos.setdefault(p.url, p)
-        page += 1
-        if page > (positive_int(get_in(answer, 'page_count')) or 0): break
-    return list(photos.values())[:n]
+    return all_pages('openverse', n, _openverse_pages(term))
 
 # %% ../../nbs/web/engines.ipynb #b9dbefe3
 def _commons_photo(page, term):
@@ -159,24 +167,26 @@ def parse_commons(
     if isinstance(pages, list): pages = sorted(pages, key=lambda o: positive_int(get_in(o, 'index')) or 10**9)
     return photos_of('commons', pages, lambda o: _commons_photo(o, term))
 
-# %% ../../nbs/web/engines.ipynb #6d7ac0c4
+# %% ../../nbs/web/engines.ipynb #a4fb198e
 COMMONS = 'https://commons.wikimedia.org/w/api.php'
+
+def _commons_pages(term):
+    "Yields the photos of one page after the other"
+    params,following = dict(action='query', format='json', formatversion=2, generator='search',
+                            gsrsearch=f'{term} filetype:bitmap', gsrnamespace=6, gsrlimit=50, prop='imageinfo',
+                            iiprop='url|size|extmetadata', iiurlwidth=960,
+                            iiextmetadatafilter='LicenseShortName|Artist'),{}
+    while isinstance(following, dict):
+        answer = get_json('commons', COMMONS, {**params, **following})
+        yield parse_commons(answer, term)
+        following = get_in(answer, 'continue') or None
 
 def search_commons(
     term:str, # What to search for
     n:int=150 # How many at most
 ) -> list[Photo]: # Best first
     "Search Wikimedia Commons"
-    photos,following = {},{}
-    params = dict(action='query', format='json', formatversion=2, generator='search',
-                  gsrsearch=f'{term} filetype:bitmap', gsrnamespace=6, gsrlimit=50, prop='imageinfo',
-                  iiprop='url|size|extmetadata', iiurlwidth=960, iiextmetadatafilter='LicenseShortName|Artist')
-    while len(photos) < n:
-        answer = get_json('commons', COMMONS, {**params, **following})
-        for p in parse_commons(answer, term): photos.setdefault(p.url, p)
-        following = get_in(answer, 'continue')
-        if not isinstance(following, dict) or not following: break
-    return list(photos.values())[:n]
+    return all_pages('commons', n, _commons_pages(term))
 
 # %% ../../nbs/web/engines.ipynb #3de02dbe
 def search_sample(

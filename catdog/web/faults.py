@@ -6,7 +6,7 @@
 __all__ = ['SERVED_FORMATS', 'SUFFIX_FORMATS', 'EXTRA_FAULTS', 'TOTAL', 'PAGE', 'USUAL_FAULTS', 'ANSWERS', 'Result',
            'serve_whole']
 
-# %% ../../nbs/web/faults.ipynb #e8039528
+# %% ../../nbs/web/faults.ipynb #3f08b7f4
 import io, zlib
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +18,10 @@ from flask import Response, redirect
 from PIL import Image
 
 from ..core.drawing import draw, random_size
+from ..core.files import IMAGE_SUFFIXES
 from ..core.images import jpeg_bytes, open_image
 
-# %% ../../nbs/web/faults.ipynb #dd02ddd8
+# %% ../../nbs/web/faults.ipynb #99d816c9
 def _encode(img, **kw):
     f = io.BytesIO()
     img.save(f, **kw)
@@ -42,8 +43,9 @@ SERVED_FORMATS = {
     'rotated': (.04, 'jpg', 'image/jpeg', _sideways),
     'avif':    (.00, 'avif', 'image/avif', lambda img: _encode(img, format='AVIF', quality=70, speed=10))}
 
-SUFFIX_FORMATS = {'.jpg': 'jpeg', '.jpeg': 'jpeg', '.png': 'png', '.webp': 'webp', '.gif': 'gif', '.avif': 'avif',
-                  '.bmp': 'bmp', '.tif': 'tiff', '.tiff': 'tiff'}
+SUFFIX_FORMATS = {o: 'jpeg' for o in IMAGE_SUFFIXES} | {   # of a folder of photographs
+    '.png': 'png', '.apng': 'png', '.webp': 'webp', '.gif': 'gif', '.avif': 'avif', '.avifs': 'avif', '.bmp': 'bmp',
+    '.dib': 'bmp', '.tif': 'tiff', '.tiff': 'tiff'}
 
 # %% ../../nbs/web/faults.ipynb #142bcc56
 _INVALID = ('not-found', 'html', 'truncated', 'tiny', 'stall', 'bomb', 'large-body', 'no-ai')

@@ -1,0 +1,147 @@
+"""Builds as a person types them: the labels that were asked for and no others, own folders as they are now, a given split.
+Each runs in a folder of its own, twice where something may be left over from the first time."""
+import hashlib, json, os, subprocess, sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from catdog.core.drawing import draw
+from catdog.core.files import content_id
+from catdog.deploy.predictor import Classifier
+
+QUICK = '--arch', 'squeezenet1_0', '--size', '64'
+
+def build(*args, cwd, ok=True):
+    "Run catdog-build with `args`, as quickly as it can; what it printed"
+    command = [str(Path(sys.executable).with_name('catdog-build')), *map(str, args), *QUICK]
+    env = {k: v for k,v in os.environ.items() if not k.startswith(('CATDOG_', 'AZURE_'))}
+    shared = Path(__file__).parent.parent.parent/'shared'/'torch_home'
+    if shared.is_dir(): env.setdefault('TORCH_HOME', str(shared))
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == (0 if ok else 2) and 'Traceback' not in done.stderr, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout if ok else done.stderr
+
+def fill(folder, **counts):
+    "Draw so many pictures of each label, which begins with something that can be drawn, into `folder`"
+    for label,n in counts.items():
+        (folder/label).mkdir(parents=True, exist_ok=True)
+        for i in range(n): draw(label.partition('_')[0], f'{label}{i}', (120, 90)).save(folder/label/f'{i:03}.jpg')
+    return folder
+
+def contents(folder):
+    return {o.relative_to(folder).as_posix(): (hashlib.sha256(o.read_bytes()).hexdigest(), o.stat().st_mtime_ns)
+            for o in sorted(folder.rglob('*')) if o.is_file()}
+
+def known(model):
+    "Labels, and content ids of all the pictures that made the `model`"
+    ids = json.loads((model/'pictures.json').read_text())
+    return Classifier(model).labels,{o for k in ids.values() for o in k}
+
+def ids(*folders): return {content_id(o) for folder in folders for o in folder.rglob('*.jpg')}
+
+def test_a_second_build_knows_its_own_labels_alone(tmp_path):
+    build('cat', 'dog', '--engine', 'sample', '--n', 12, cwd=tmp_path)
+    build('grizzly', 'black bear', 'teddy', '--engine', 'sample', '--n', 12, cwd=tmp_path)
+    assert sorted(o.name for o in (tmp_path/'models').iterdir() if not o.name.startswith('.')) == [
+        'cat-dog', 'grizzly-black bear-teddy']
+    assert known(tmp_path/'models'/'cat-dog')[0] == ['cat', 'dog']
+    assert known(tmp_path/'models'/'grizzly-black bear-teddy')[0] == ['black bear', 'grizzly', 'teddy']
+
+def test_others_in_the_same_folder_are_not_trained_on_and_named(tmp_path):
+    place = '--path', 'data', '--engine', 'sample', '--n', 12
+    build('cat', 'dog', *place, cwd=tmp_path)
+    said = build('house', 'tree', *place, '--out', 'model', cwd=tmp_path)
+    labels,pictures = known(tmp_path/'model')
+    assert labels == ['house', 'tree'] and pictures <= ids(tmp_path/'data'/'house', tmp_path/'data'/'tree')
+    assert 'cat' in said and 'dog' in said
+
+def test_photos_of_one_folder_and_then_of_another(tmp_path):
+    a,b = fill(tmp_path/'A', cat=20, dog=20),fill(tmp_path/'B', cat_b=9, dog_b=8)
+    for o in ('cat', 'dog'): (b/f'{o}_b').rename(b/o)
+    before = contents(a) | contents(b)
+    for folder in (a, b):
+        build('cat', 'dog', '--photos', folder.name, cwd=tmp_path)
+        assert known(tmp_path/'models'/'cat-dog') == (['cat', 'dog'], ids(folder))
+    assert contents(a) | contents(b) == before and not (tmp_path/'data').exists()
+
+def test_an_own_folder_is_what_it_is_now(tmp_path):
+    mine = fill(tmp_path/'mine', cat=30, dog=30)
+    build('cat', 'dog', '--photos', 'mine', cwd=tmp_path)
+    for _ in range(2):   # the same folder again: nothing is a duplicate of itself
+        assert 'used 60 of 60 pictures' in build('cat', 'dog', '--photos', 'mine', cwd=tmp_path)
+        assert known(tmp_path/'models'/'cat-dog')[1] == ids(mine) and len(ids(mine)) == 60
+    for label in ('cat', 'dog'):   # 20 new ones
+        for i in range(10): draw(label, f'new{i}', (120, 90)).save(mine/label/f'new{i}.jpg')
+    assert 'used 80 of 80 pictures' in build('cat', 'dog', '--photos', 'mine', cwd=tmp_path)
+    assert known(tmp_path/'models'/'cat-dog')[1] == ids(mine)
+    for o in sorted(mine.rglob('*.jpg'))[::3][:25]: o.unlink()   # 25 are gone
+    draw('cat', 'changed', (120, 90)).save(sorted(mine.rglob('*.jpg'))[0])
+    before = contents(mine)
+    assert 'used 55 of 55 pictures' in build('cat', 'dog', '--photos', 'mine', cwd=tmp_path)
+    assert known(tmp_path/'models'/'cat-dog')[1] == ids(mine) and contents(mine) == before
+
+def test_a_folder_is_taken_whole(tmp_path):
+    "Deeper folders, all endings, tiny pictures, a label that was typed in another Unicode form, one file cut off"
+    mine,typed,stored = tmp_path/'mine','caf\u00e9','cafe\u0301'
+    fill(mine, cat=6, dog=20)
+    (mine/'dog').rename(mine/stored)
+    (mine/stored/'indoor'/'night').mkdir(parents=True)
+    for i,o in enumerate(('.jfif', '.jpe', '.webp', '.JPG', '.avif', '.bmp', '.tif')):
+        kind = {'.jfif': 'jpeg', '.jpe': 'jpeg', '.JPG': 'jpeg', '.tif': 'tiff'}.get(o, o[1:])
+        draw('dog', f'deep{i}', (100, 80)).save(mine/stored/'indoor'/'night'/f'{i}{o}', kind)
+    draw('cat', 'tiny', (9, 7)).save(mine/'cat'/'tiny.png')
+    cut = mine/stored/'000.jpg'
+    cut.write_bytes(cut.read_bytes()[:1500])
+    (mine/'cat'/'notes.txt').write_text('cats')
+    before = contents(mine)
+    said = build('cat', typed, '--photos', 'mine', '--out', 'model', cwd=tmp_path)
+    assert 'used 33 of 35 pictures' in said and f'{stored}/000.jpg' in said and '(.txt)' in said
+    labels,pictures = known(tmp_path/'model')
+    assert labels == [typed, 'cat'] if typed < 'cat' else labels == ['cat', typed]
+    assert len(pictures) == 33 and contents(mine) == before
+    card = (tmp_path/'model'/'README.md').read_text()
+    assert 'used 33 of 35 pictures' in card
+
+def test_a_label_without_a_folder_is_told_before_any_work(tmp_path):
+    fill(tmp_path/'mine', cat=6, dog=6)
+    said = build('cat', 'bird', '--photos', 'mine', cwd=tmp_path, ok=False)
+    assert "no folder 'bird'; there are 'cat', 'dog'" in said and not (tmp_path/'models').exists()
+
+def test_labels_that_look_alike_are_different_ones(tmp_path):
+    mine = fill(tmp_path/'mine', cat=5, dog=5, house=5, tree=5, fish=5)
+    for old,new in zip(('cat', 'dog', 'house', 'tree', 'fish'), ('A+', 'A-', 'c', 'c++', 'wild c')): (mine/old).rename(mine/new)
+    build('A+', 'A-', 'c++', 'c', '--photos', 'mine', '--out', 'model', cwd=tmp_path)
+    assert known(tmp_path/'model') == (['A+', 'A-', 'c', 'c++'], ids(*(mine/o for o in ('A+', 'A-', 'c', 'c++'))))
+
+def test_a_given_split_is_what_it_says(tmp_path):
+    mine = fill(tmp_path/'mine'/'train', cat=10, dog=10).parent
+    fill(mine/'valid', cat_v=4, dog_v=4), fill(mine/'test', cat_t=5, dog_t=5, unknown=0, house=2)
+    for part in ('valid', 'test'):
+        for o in ('cat', 'dog'): (mine/part/f'{o}_{part[0]}').rename(mine/part/o)
+    said = build('cat', 'dog', '--photos', 'mine', '--out', 'model', cwd=tmp_path)
+    record = json.loads((tmp_path/'model'/'pictures.json').read_text())
+    of = {part: ids(*(mine/part/o for o in ('cat', 'dog'))) for part in ('train', 'valid', 'test')}
+    assert {k: set(v) for k,v in record.items()} == dict(training=of['train'], validation=of['valid'], test=of['test'])
+    card = (tmp_path/'model'/'README.md').read_text()
+    assert known(tmp_path/'model')[0] == ['cat', 'dog'] and '10 test pictures' in said and '10 test pictures' in card
+
+def test_few_dogs_are_validated_or_named(tmp_path):
+    mine = fill(tmp_path/'mine', cat=120, dog=6)
+    build('cat', 'dog', '--photos', 'mine', '--out', 'model', cwd=tmp_path)
+    dogs,record = ids(mine/'dog'),json.loads((tmp_path/'model'/'pictures.json').read_text())
+    assert len(dogs & {*record['validation']}) == 1 and len(dogs & {*record['training']}) == 5
+    for o in list((mine/'dog').iterdir())[1:]: o.write_bytes(next((mine/'dog').iterdir()).read_bytes())   # one, six times
+    said = build('cat', 'dog', '--photos', 'mine', '--out', 'model', cwd=tmp_path)
+    card = (tmp_path/'model'/'README.md').read_text()
+    assert all('dog' in text and 'not validated' in text.replace('could not be validated', 'not validated')
+               for text in (said, card))
+
+def test_of_a_hundred_labels_of_five_pictures_all_are_measured(tmp_path):
+    things = 'cat', 'dog', 'house', 'tree', 'fish'
+    mine = fill(tmp_path/'mine', **{f'{things[i%5]}_{i}': 5 for i in range(100)})
+    labels = sorted(o.name for o in mine.iterdir())
+    build(*labels, '--photos', 'mine', '--out', 'model', cwd=tmp_path)
+    of = {content_id(o): o.parent.name for o in mine.rglob('*.jpg')}
+    record = json.loads((tmp_path/'model'/'pictures.json').read_text())
+    assert Counter(of[o] for o in record['validation']) == {o: 1 for o in labels}

@@ -1,0 +1,331 @@
+"From a folder to batches: which pictures train and validate, what is left out, and all that a `Learner` takes."
+import hashlib, io, json, random, warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from catdog.core.drawing import draw
+from catdog.core.images import BadImage, CatdogError
+
+def fill(folder, **counts):
+    "Draw so many small pictures of each label into `folder`; labels that can be drawn, or numbers as words"
+    for label,n in counts.items():
+        (folder/label).mkdir(parents=True, exist_ok=True)
+        for i in range(n): draw(label.partition('_')[0], f'{label}{i}', (80, 60)).save(folder/label/f'{i:03}.png')
+    return folder
+
+def contents(folder):
+    "Every file below `folder`, hidden ones too: its content and when it was changed"
+    return {o.relative_to(folder).as_posix(): (hashlib.sha256(o.read_bytes()).hexdigest(), o.stat().st_mtime_ns)
+            for o in sorted(folder.rglob('*')) if o.is_file()}
+
+def truncate(file):
+    with file.open('r+b') as f: f.truncate(file.stat().st_size//2)
+
+def sides(dls):
+    return [Counter(dls.split.folder.label(o) for o in ds.items) for ds in (dls.train_ds, dls.valid_ds)]
+
+@pytest.fixture(scope='module')
+def drawings(tmp_path_factory):
+    "40 drawings each of cats and dogs"
+    return fill(tmp_path_factory.mktemp('drawings'), cat=40, dog=40)
+
+@pytest.fixture
+def few(tmp_path): return fill(tmp_path/'few', cat=12, dog=12)
+
+def make_learner(dls):
+    "A network that learns in no time"
+    from fastai.vision.all import CrossEntropyLossFlat, Learner, error_rate, nn
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, len(dls.vocab)))
+    return Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
+
+# batches
+
+def test_batches_have_the_shape_and_the_labels_that_were_asked_for(drawings):
+    from catdog.data import get_dls
+    dls = get_dls(drawings, bs=32, num_workers=0)
+    x,y = dls.one_batch()
+    assert x.shape == (32, 3, 224, 224) and y.shape == (32,)
+    assert list(dls.vocab) == ['cat', 'dog']
+    assert get_dls(drawings, size=64, bs=8, num_workers=0).one_batch()[0].shape == (8, 3, 64, 64)
+
+def test_the_same_fifth_is_for_validation_each_time(drawings):
+    from catdog.data import get_dls
+    dls = get_dls(drawings, bs=32)
+    assert dls.valid_ds.items == get_dls(drawings).valid_ds.items != get_dls(drawings, seed=1).valid_ds.items
+    assert not set(dls.valid_ds.items) & set(dls.train_ds.items)
+    assert (len(dls.train_ds), len(dls.valid_ds)) == (64, 16)
+
+def test_a_small_folder_still_gives_a_batch(drawings):
+    from catdog.data import get_dls
+    assert len(list(get_dls(drawings, size=64, bs=10_000, num_workers=0).train)) == 1
+
+def test_batches_depend_on_the_seed_and_on_nothing_drawn_before(drawings):
+    import torch
+    from catdog.data import get_dls
+    from catdog.learn.dataset import decoded_dls
+    def order(seed, before):
+        random.seed(before), np.random.seed(before), torch.manual_seed(before)
+        states = random.getstate(),torch.get_rng_state()
+        dls = get_dls(drawings, 64, seed=seed, num_workers=0)
+        assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
+        random.seed(before + 7)
+        quick = decoded_dls(dls, 64)
+        return dls.train.get_idxs(),quick.train.get_idxs()
+    assert order(1, 5) == order(1, 6) != order(2, 5)
+    assert order(1, 5)[0] == order(1, 5)[1]
+
+# labels
+
+def test_labels_that_were_asked_for_and_no_others(tmp_path):
+    from catdog.data import get_dls
+    path = fill(tmp_path/'A', cat=6, dog=6, house=6, tree=2)
+    dls = get_dls(path, 64, labels=['cat', 'house'])
+    assert list(dls.vocab) == ['cat', 'house'] and dls.split.folder.others == ['dog', 'tree']
+    assert {o.parent.name for o in dls.train_ds.items + dls.valid_ds.items} == {'cat', 'house'}
+    with pytest.raises(CatdogError, match=r"fewer than 5 pictures of 'tree' \(2\)"): get_dls(path, 64)
+    with pytest.raises(CatdogError, match="no folder 'bird'; there are 'cat', 'dog', 'house', 'tree'"):
+        get_dls(path, 64, labels=['cat', 'bird'])
+
+def test_strange_labels_go_through_to_the_answers(tmp_path):
+    from catdog.data import get_dls
+    labels = ['A+', 'A-', 'c', 'c++', 'caf\u00e9', '🐈', '"x|y"', 'חתול']
+    for k,label in enumerate(labels):
+        folder = tmp_path/('cafe\u0301' if label.startswith('caf') else label)
+        folder.mkdir()
+        for i in range(5): draw('cat', 100*k + i, (80, 60)).save(folder/f'{i}.png')
+    dls = get_dls(tmp_path, 64, num_workers=0)
+    assert sorted(dls.vocab) == sorted(labels)
+    for i,o in enumerate(dls.valid_ds.items): assert dls.vocab[dls.valid_ds.tls[1][i]] == dls.split.folder.label(o)
+    learn = make_learner(dls)
+    with learn.no_bar(): assert str(learn.predict(dls.valid_ds.items[0])[0]) in labels
+
+# which validate
+
+def test_of_few_dogs_among_many_cats_some_are_validated(tmp_path):
+    from catdog.data import get_dls
+    path = fill(tmp_path, cat=120, dog=6)
+    for seed in range(5):
+        dls = get_dls(path, 64, seed=seed)
+        assert sides(dls) == [dict(cat=96, dog=5), dict(cat=24, dog=1)] and not dls.unvalidated
+
+def test_of_a_hundred_labels_of_five_pictures_all_are_validated(tmp_path):
+    from catdog.data import get_dls
+    path = fill(tmp_path, **{f'{("cat", "dog", "house", "tree", "fish")[i%5]}_{i}': 5 for i in range(100)})
+    dls = get_dls(path, 64)
+    assert sides(dls) == [{o: 4 for o in dls.vocab}, {o: 1 for o in dls.vocab}] and len(dls.vocab) == 100
+    assert not dls.unvalidated
+
+def test_a_label_of_copies_cannot_be_validated_and_is_named(few):
+    from catdog.data import get_dls
+    for o in (few/'dog').iterdir(): o.unlink()
+    for i in range(6): draw('dog', 1, (80 + 8*i, 60 + 6*i)).save(few/'dog'/f'{i}.png')
+    dls = get_dls(few, 64)
+    assert dls.unvalidated == ['dog'] and sides(dls)[0] == dict(cat=10, dog=6)
+
+def test_copies_are_on_one_side(tmp_path):
+    from catdog.data import get_dls
+    path = fill(tmp_path, cat=20, dog=20)
+    for o in sorted(path.rglob('*.png'))[::2]:
+        img = Image.open(o)
+        for k in (1.5, 2): img.resize((int(80*k), int(60*k))).save(o.with_stem(f'{o.stem}-{k}'))
+    for seed in range(5):
+        dls = get_dls(path, 64, seed=seed)
+        train,valid = ({(o.parent.name, o.name[:3]) for o in ds.items} for ds in (dls.train_ds, dls.valid_ds))
+        assert not train & valid and {o for o,_ in valid} == {'cat', 'dog'}
+
+@pytest.mark.parametrize('valid_pct', [0, 1, 20, -0.2, 1.5])
+def test_a_share_that_is_none_is_told_before_anything_is_opened(few, valid_pct, monkeypatch):
+    from catdog.data import get_dls
+    from catdog.learn import split
+    monkeypatch.setattr(split, 'check_pictures', lambda files: pytest.fail('it was opened'))
+    with pytest.raises(CatdogError, match=f'above 0 and below 1, not {valid_pct}'): get_dls(few, valid_pct=valid_pct)
+
+# a given split
+
+@pytest.fixture
+def given(tmp_path):
+    "10 pictures of each label to train with, 5 to validate, 5 to test; and 3 of a label that train has not"
+    fill(tmp_path/'given'/'train', cat=10, dog=10)
+    fill(tmp_path/'given'/'valid', cat=5, dog=5)
+    fill(tmp_path/'given'/'test', cat=5, dog=5, house=3)
+    for part in ('valid', 'test'):   # not the same pictures
+        for o in (tmp_path/'given'/part).rglob('*.png'): draw(o.parent.name, f'{part}{o.name}', (80, 60)).save(o)
+    return tmp_path/'given'
+
+def test_a_given_split_is_respected(given, capsys):
+    from catdog.data import get_dls
+    dls = get_dls(given, 64)
+    assert list(dls.vocab) == ['cat', 'dog']
+    for files,part,n in ((dls.train_ds.items, 'train', 20), (dls.valid_ds.items, 'valid', 10), (dls.test_files, 'test', 10)):
+        assert len(files) == n and all(o.is_relative_to(given/part) for o in files)
+    assert 'used 40 of 43 pictures; left out 3 as no label in train (house)' in capsys.readouterr().out
+    assert len(dls.content_ids) == 40
+
+def test_without_valid_the_validation_pictures_come_out_of_train(given):
+    from catdog.data import get_dls
+    for o in sorted((given/'valid').rglob('*'), reverse=True): o.unlink() if o.is_file() else o.rmdir()
+    dls = get_dls(given, 64)
+    assert (len(dls.train_ds), len(dls.valid_ds), len(dls.test_files)) == (16, 4, 10)
+    assert all(o.is_relative_to(given/'train') for o in dls.train_ds.items + dls.valid_ds.items)
+
+def test_a_label_that_valid_lacks_is_named(given):
+    from catdog.data import get_dls
+    for o in (given/'valid'/'dog').iterdir(): o.unlink()
+    assert get_dls(given, 64).unvalidated == ['dog']
+
+def test_the_splitter_for_a_data_block_respects_it_too(given):
+    from catdog.data import ApartSplitter
+    from catdog.core.folder import PictureFolder
+    files = PictureFolder(given).files
+    train,valid = ([files[i] for i in side] for side in ApartSplitter(given)(files))
+    assert (len(train), len(valid)) == (20, 10)
+    assert all('train' in o.parts for o in train) and all('valid' in o.parts for o in valid)
+
+# bad files
+
+def test_one_truncated_file_among_60_is_left_out_and_said(tmp_path, capsys):
+    from catdog.data import get_dls
+    path = tmp_path/'sixty'
+    for label in ('cat', 'dog'):
+        (path/label).mkdir(parents=True)
+        for i in range(30): draw(label, i, (160, 120)).save(path/label/f'{i}.jpg')
+    bad = path/'cat'/'7.jpg'
+    truncate(bad)
+    for o in ('cat/notes.txt', 'dog/Thumbs.db', 'dog/1.heic'): (path/o).write_bytes(b'no picture')
+    before = contents(path)
+    dls = get_dls(path, 64, num_workers=0)
+    assert [f for f,_ in dls.left_out] == [bad] and dls.left_out[0][1]
+    assert bad not in dls.train_ds.items + dls.valid_ds.items and len(dls.content_ids) == 59
+    said = capsys.readouterr().out
+    assert 'used 59 of 63 pictures; left out 1 that cannot be opened (cat/7.jpg: ' in said
+    for o in ('1 as no picture (.txt)', '1 as no picture (.db)', '1 as no picture (.heic)'): assert o in said
+    learn = make_learner(dls)
+    with learn.no_bar(): learn.fit(1)
+    assert contents(path) == before
+
+def test_what_a_manifest_calls_good_is_opened_too(few):
+    from catdog.data import get_dls
+    rows = [dict(label=o.parent.name, url=str(o), status='ok', file=o.relative_to(few).as_posix(), engine='ddg',
+                 phash='0'*36) for o in sorted(few.rglob('*.png'))]
+    (few/'manifest.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    (few/'dog'/'003.png').write_text('<!doctype html>')
+    assert list(get_dls(few, 64).left_out) == [(few/'dog'/'003.png', 'a web page, not a picture')]
+
+def test_many_bad_files_stop_it_before_the_first_epoch(few):
+    from catdog.data import get_dls
+    bad = sorted(few.rglob('*.png'))[::6]
+    for o in bad[:3]: o.write_bytes(b'')
+    assert len(get_dls(few, 64).left_out) == 3
+    bad[3].write_bytes(b'')
+    with pytest.raises(CatdogError, match='4 of 24 pictures cannot be opened .*the file is empty'): get_dls(few, 64)
+
+def test_too_few_that_can_be_opened_are_told(few):
+    from catdog.data import get_dls
+    for o in sorted((few/'dog').iterdir())[6:]: o.unlink()
+    for o in sorted((few/'dog').iterdir())[:2]: o.write_bytes(b'')
+    with pytest.raises(CatdogError, match=r"fewer than 5 good pictures of 'dog' \(4\)"): get_dls(few, 64)
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_file_that_vanishes_or_breaks_does_not_end_a_training(few, workers):
+    from catdog.data import get_dls
+    from catdog.learn.evaluate import validation_logits
+    dls = get_dls(few, 64, bs=4, num_workers=workers)
+    learn = make_learner(dls)
+    gone,broken = dls.train_ds.items[3],dls.valid_ds.items[2]
+    gone.unlink()
+    broken.write_bytes(broken.read_bytes()[:300])
+    with learn.no_bar(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        learn.fit(3)
+    assert {f for f,_ in dls.left_out} == {gone, broken} and len(dls.left_out) == 2
+    if not workers: assert sum('left out from now on' in str(o.message) for o in said) == 2   # others say it themselves
+    assert len(validation_logits(learn)[1]) == len(dls.valid_ds) - 1
+    # who asks about certain pictures hears which of them is none
+    with learn.no_bar(), pytest.raises(BadImage, match=broken.name): learn.get_preds()
+    with learn.no_bar(), pytest.raises(BadImage, match=f'{gone.name}: there is no such file'): learn.predict(gone)
+
+def test_the_only_batch_is_shorter_rather_than_missing(few):
+    from catdog.data import get_dls
+    dls = get_dls(few, 64, num_workers=0)
+    assert len(dls.train) == 1
+    dls.train_ds.items[0].unlink()
+    with pytest.warns(UserWarning, match='left out'): assert [len(y) for _,y in dls.train] == [len(dls.train_ds) - 1]
+
+def test_what_vanishes_before_it_is_decoded_is_left_out(few):
+    from catdog.data import get_dls
+    from catdog.learn.dataset import decoded_dls
+    dls = get_dls(few, 64, num_workers=0)
+    gone = dls.train_ds.items[0],dls.valid_ds.items[0]
+    for o in gone: o.unlink()
+    with pytest.warns(UserWarning, match='left out'): quick = decoded_dls(dls, 64)
+    assert [len(ds) for ds in (quick.train_ds, quick.valid_ds)] == [len(dls.train_ds) - 1, len(dls.valid_ds) - 1]
+    assert quick.left_out is dls.left_out and tuple(f for f,_ in dls.left_out) == gone
+    assert len(make_learner(quick).get_preds()[0]) == len(quick.valid_ds)
+    for o in sorted(few.rglob('*.png'))[::5]: o.unlink()
+    with pytest.raises(CatdogError, match='of 24 pictures cannot be opened'): decoded_dls(dls, 64)
+
+# a learner as fastai's
+
+@pytest.fixture(scope='module')
+def learners(drawings, tmp_path_factory):
+    from fastai.vision.all import load_learner
+    from catdog.data import get_dls
+    learn = make_learner(get_dls(drawings, 64, bs=8, num_workers=0))
+    with learn.no_bar(): learn.fit(1)
+    file = tmp_path_factory.mktemp('saved')/'export.pkl'
+    learn.export(file)
+    return dict(trained=learn, loaded=load_learner(file))
+
+@pytest.fixture(scope='module')
+def photo(tmp_path_factory):
+    "A large picture whose EXIF says that it lies on its side"
+    file,note = tmp_path_factory.mktemp('photo')/'big.jpg',Image.Exif()
+    note[0x0112] = 6
+    draw('cat', 1, (1200, 900)).save(file, exif=note)
+    return file
+
+def kinds(file):
+    from fastai.vision.all import PILImage, TensorImage, tensor
+    from catdog.core.images import open_image
+    upright = np.array(open_image(file))
+    chw = tensor(upright).permute(2, 0, 1)
+    return {'a path': file, 'a str': str(file), 'bytes': file.read_bytes(), 'a picture': Image.open(file),
+            'an upright picture': open_image(file), 'a PILImage': PILImage(open_image(file)), 'an array': upright,
+            'floats': upright/255, 'a tensor': tensor(upright), 'its channels first': chw, 'a TensorImage': TensorImage(chw),
+            'a float tensor': chw.float()/255}
+
+@pytest.mark.parametrize('which', ['trained', 'loaded'])
+def test_a_learner_takes_all_that_fastai_takes_and_answers_the_same(learners, photo, which):
+    learn = learners[which]
+    with learn.no_bar():
+        answers = {name: learn.predict(o)[2] for name,o in kinds(photo).items()}
+        batches = {name: learn.get_preds(dl=learn.dls.test_dl([o, o], num_workers=0))[0] for name,o in kinds(photo).items()}
+    for name,p in answers.items():
+        assert (p == answers['a path']).all(), name
+        assert (batches[name] == batches['a path']).all() and abs(batches[name] - p).max() < 1e-6, name
+
+def test_a_learner_answers_with_what_it_was_asked(learners, photo):
+    with learners['trained'].no_bar():
+        img,label,index,p = learners['trained'].predict(photo, with_input=True)
+    assert img.shape == (3, 64, 64) and str(label) == ['cat', 'dog'][int(index)] and len(p) == 2
+
+def test_labels_of_files_from_elsewhere(learners, tmp_path):
+    fill(tmp_path/'other', dog=2)
+    for kind in (str, Path):
+        files = [kind(o) for o in sorted((tmp_path/'other').rglob('*.png'))]
+        assert learners['loaded'].dls.test_dl(files, with_labels=True, num_workers=0).one_batch()[1].tolist() == [1, 1]
+
+def test_a_saved_learner_names_no_file_of_a_persons(learners, drawings, tmp_path):
+    learners['trained'].export(tmp_path/'export.pkl')
+    assert b'007.png' not in (tmp_path/'export.pkl').read_bytes()
+
+def test_a_bad_picture_is_named(learners):
+    with learners['loaded'].no_bar():
+        for o in ('nowhere.jpg', Path('nowhere.jpg')):
+            with pytest.raises(BadImage, match='nowhere.jpg: there is no such file'): learners['loaded'].predict(o)
+        with pytest.raises(BadImage, match='web page'): learners['loaded'].predict(b'<!doctype html>')
+        with pytest.raises(BadImage): learners['loaded'].predict(io.BytesIO(b'').getvalue())

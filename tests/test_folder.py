@@ -1,0 +1,125 @@
+"A folder of pictures, read where it lies: labels, a given split, what is ignored, and one meaning of a label everywhere."
+import subprocess, sys, tempfile
+from pathlib import Path
+from unicodedata import normalize
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from catdog.core.drawing import draw
+from catdog.core.folder import SPLITS, PictureFolder
+from catdog.core.images import CatdogError
+
+def touch(folder, *names):
+    for o in names:
+        (folder/o).parent.mkdir(parents=True, exist_ok=True)
+        (folder/o).touch()
+    return folder
+
+names = st.text(st.characters(blacklist_characters='/\0', blacklist_categories=['Cs']), min_size=1, max_size=20).filter(
+    lambda o: not o.startswith('.') and o.lower() not in SPLITS and len(o.encode()) < 200)
+
+@given(st.lists(names, min_size=1, max_size=6, unique_by=lambda o: normalize('NFC', o)), st.sampled_from(['', *SPLITS]))
+@settings(max_examples=60, deadline=None)
+def test_a_label_is_the_name_of_its_folder_exactly(labels, above):
+    with tempfile.TemporaryDirectory() as d:
+        path = touch(Path(d), *(f'{above}/{o}/deep/er/1.jpg' if above else f'{o}/deep/1.jpg' for o in labels))
+        wanted = sorted(normalize('NFC', o) for o in labels)
+        if SPLITS.get(above, 'train') != 'train':
+            with pytest.raises(CatdogError, match='no folder train'): PictureFolder(path)
+            return
+        folder = PictureFolder(path, [normalize('NFD', o) for o in labels])
+        assert folder.labels == PictureFolder(path).labels == wanted
+        assert sorted(map(folder.label, folder.files)) == wanted
+        for o in folder.files:
+            assert folder.place(o, folder.label(o)) == o and folder.split(o) == SPLITS.get(above)
+            assert folder.label(folder.place(o, labels[0])) == normalize('NFC', labels[0])
+
+def test_labels_that_look_much_alike_stay_apart(tmp_path):
+    labels = ['A+', 'A-', 'c', 'c++', 'cat', 'wild cat', '🐈', '🐈‍⬛', 'Cat', '"quoted"', 'a|b', '<b>', 'חתול', '*']
+    path = touch(tmp_path, *(f'{o}/1.jpg' for o in labels))
+    assert PictureFolder(path).labels == sorted(labels)
+    for o in labels: assert PictureFolder(path, [o]).files == [path/o/'1.jpg']
+
+def test_a_label_without_a_folder_names_those_there_are(tmp_path):
+    path = touch(tmp_path, 'cat/1.jpg', 'wild cat/1.jpg')
+    with pytest.raises(CatdogError, match="no folder 'dog', 'fish'; there are 'cat', 'wild cat'"):
+        PictureFolder(path, ['cat', 'dog', 'fish'])
+    assert PictureFolder(path, 'wild cat').others == ['cat']
+
+def test_two_forms_of_one_name_are_one_label(tmp_path):
+    nfc,nfd = '\u00e9','e\u0301'
+    path = touch(tmp_path, f'train/{nfc}/1.jpg', f'test/{nfd}/2.jpg', 'train/dog/1.jpg')
+    folder = PictureFolder(path, [nfd, 'dog'])
+    assert folder.labels == ['dog', nfc] and len(folder.files) == 3
+    assert folder.place(path/'test'/'dog'/'9.jpg', nfc) == path/'test'/nfd/'9.jpg'
+    touch(path, f'train/{nfd}/3.jpg')
+    with pytest.raises(CatdogError, match='two folders whose names look the same'): PictureFolder(path)
+
+GIVEN = {
+    'train and valid':          (['train/cat/1.jpg', 'valid/cat/2.jpg'], ['train', 'valid']),
+    'val':                      (['train/cat/1.jpg', 'val/cat/2.jpg'], ['train', 'val']),
+    'validation and test':      (['train/cat/1.jpg', 'validation/cat/2.jpg', 'test/cat/3.jpg'], ['train', 'validation', 'test']),
+    'capitals':                 (['Train/cat/1.jpg', 'Test/cat/3.jpg'], ['Train', 'Test']),
+    'training and testing':     (['Training/cat/1.jpg', 'Testing/cat/3.jpg'], ['Training', 'Testing']),
+    'train alone':              (['train/cat/1.jpg', 'train/dog/1.jpg'], ['train']),
+    'a list beside them':       (['train/cat/1.jpg', 'test/cat/3.jpg', 'labels.csv', '.git/x/1.jpg'], ['train', 'test']),
+    'untold test pictures':     (['train/cat/1.jpg', 'test/3.jpg'], ['train', 'test']),
+    'trains and buses':         (['train/1.jpg', 'bus/1.jpg'], []),
+    'trains in folders':        (['train/steam/1.jpg', 'bus/1.jpg'], []),
+    'train and test are labels': (['train/1.jpg', 'test/1.jpg'], []),
+    'pictures beside labels':   (['train/1.jpg', 'train/cat/1.jpg', 'test/cat/1.jpg'], []),
+}
+
+@pytest.mark.parametrize('files,above', GIVEN.values(), ids=GIVEN)
+def test_a_given_split_is_seen_and_only_that(tmp_path, files, above):
+    folder = PictureFolder(touch(tmp_path, *files))
+    assert sorted(folder.splits) == sorted(above)
+    assert 'cat' in folder.labels if above else 'train' in folder.labels
+
+def test_what_only_test_has_is_no_label(tmp_path):
+    folder = PictureFolder(touch(tmp_path, 'train/cat/1.jpg', 'train/dog/1.jpg', 'test/unknown/1.jpg', 'test/cat/2.jpg'))
+    assert folder.labels == ['cat', 'dog'] and [folder.split(o) for o in folder.files] == ['test', 'train', 'train']
+    assert folder.ignored == [(tmp_path/'test'/'unknown'/'1.jpg', 'no label in train (unknown)')]
+
+def test_a_folder_beside_the_split_is_an_error_until_somebody_says_what_is_meant(tmp_path):
+    path = touch(tmp_path, 'train/cat/1.jpg', 'test/cat/1.jpg', 'more/1.jpg')
+    with pytest.raises(CatdogError, match='has more beside them'): PictureFolder(path)
+    assert PictureFolder(path, ['train', 'test']).labels == ['test', 'train']
+
+def test_nothing_that_may_be_a_picture_is_left_out_without_a_reason(tmp_path):
+    files = ['cat/1.jpg', 'cat/2.HEIC', 'cat/3', 'cat/deep/4.txt', 'dog/5.jpg', 'fox/6.jpg', '7.jpg', 'manifest.jsonl',
+             'cat/.hidden.jpg', '.removed/cat/8.jpg', 'bird/9.heic']
+    folder = PictureFolder(touch(tmp_path, *files), ['cat', 'dog'])
+    reasons = {f.relative_to(tmp_path).as_posix(): o for f,o in folder.ignored}
+    assert reasons == {'cat/2.HEIC': 'no picture (.heic)', 'cat/3': 'no picture (no ending)',
+                       'cat/deep/4.txt': 'no picture (.txt)', '7.jpg': 'outside of any label'}
+    assert folder.others == ['bird', 'fox'] and len(folder) == 2
+    everything = PictureFolder(tmp_path)
+    assert everything.loose == [tmp_path/'7.jpg'] and everything.counts() == dict(bird=0, cat=1, dog=1, fox=1)
+
+def test_a_folder_that_cannot_be_read_is_told():
+    code = ('import os, sys; from catdog.core.folder import PictureFolder\n'
+            'if not os.getuid(): os.setuid(65534)   # root may read everything\nPictureFolder(sys.argv[1])')
+    with tempfile.TemporaryDirectory() as d:
+        path = touch(Path(d), 'cat/1.jpg', 'dog/2.jpg')
+        path.chmod(0o755)
+        (path/'dog').chmod(0)
+        try: done = subprocess.run([sys.executable, '-c', code, d], capture_output=True, text=True)
+        finally: (path/'dog').chmod(0o755)
+    assert f'CatdogError: {path/"dog"}: cannot be read' in done.stderr
+
+def test_the_contact_sheet_and_the_training_agree_on_labels(tmp_path):
+    from catdog.data import get_dls
+    from catdog.web.folder import contact_sheet
+    for label in ('cat', 'dog'):
+        for i in range(10):
+            to = tmp_path/label/('indoor' if i%2 else '')/f'{i}.jpg'
+            to.parent.mkdir(parents=True, exist_ok=True)
+            draw(label, i, (90, 70)).save(to)
+    dls = get_dls(tmp_path, 64, num_workers=0)
+    assert list(dls.vocab) == ['cat', 'dog']
+    items = dls.train_ds.items + dls.valid_ds.items
+    assert {dls.vocab[y] for y in dls.train_ds.tls[1]} == {'cat', 'dog'}
+    assert all(dls.vocab[dls.train_ds.tls[1][i]] in o.parts for i,o in enumerate(dls.train_ds.items))
+    assert len(items) == 20 and contact_sheet(tmp_path, columns=10, side=50).height == 2*(24 + 50)
