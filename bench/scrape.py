@@ -162,8 +162,8 @@ def _open_manifest(n):
     with tempfile.TemporaryDirectory() as d:
         with (Path(d)/'manifest.jsonl').open('w') as f:
             for i in range(n):
-                photo = Photo(f'https://pictures.example/{i}.jpg', 'A cat on a wall', f'https://pictures.example/{i}', 640, 480,
-                              'CC BY 4.0', 'somebody', 'openverse', 'cat')
+                photo = Photo(f'https://pictures.example/{i}.jpg', 'A cat on a wall', f'https://pictures.example/{i}',
+                              640, 480, 'CC BY 4.0', 'somebody', 'openverse', 'cat')
                 f.write(json.dumps(dict(label='cat', file=f'cat/{i:016x}.jpg', status='ok', reason='', **asdict(photo),
                                         phash=r.randbytes(18).hex(), area=640*480, copy_of=None)) + '\n')
         return _least(lambda: Collector(Manifest(Path(d))), 3),_least(lambda: read_manifest(d), 3)

@@ -6,10 +6,11 @@
 __all__ = ['compare', 'saved_learner', 'write_report', 'Cleaner', 'suspects', 'predictions', 'scores', 'plot_confusion',
            'gradcam', 'gradcam_overlays', 'apply_choices', 'can_undo', 'undo_choices', 'report']
 
-# %% ../nbs/04_review.ipynb #8501ae12
+# %% ../nbs/04_review.ipynb #10d79f4f
 import os
 from pathlib import Path
 
+from .learn.importer import onnx_network, saved_dls   # first: it says that torch and fastai are being loaded
 import pandas as pd
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
@@ -23,7 +24,6 @@ from .clean.report import error_sentences, report
 from .core.folder import PictureFolder
 from .core.images import CatdogError, command
 from .core.stats import error_interval
-from .learn.importer import onnx_network, saved_dls
 from .learn.saved_split import saved_folders, saved_split
 
 _all_ = ['Cleaner', 'suspects', 'predictions', 'scores', 'plot_confusion', 'gradcam', 'gradcam_overlays',

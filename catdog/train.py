@@ -60,7 +60,7 @@ def train(
     print_test(learn)
     return learn
 
-# %% ../nbs/03_train.ipynb #00c3a694
+# %% ../nbs/03_train.ipynb #059bf051
 @command
 def build(
     labels:Annotated[list, dict(nargs='+', type=str)], # Two words or more
@@ -77,12 +77,11 @@ def build(
     int8:bool=False # Write 8-bit integers, if of 100 answers 1 changes at most and probabilities by 0.05 on average
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
-    settings = dict(recipe=recipe, arch=arch, size=size, epochs=epochs)
-    labels,path,out = check_build(labels, path, out, n, photos, **settings)
-    print_step(1, f'Pictures of {", ".join(labels)}, {"read where they lie:" if photos else "searched and put into"} {path}')
+    labels,path,out = check_build(labels, path, out, n, photos, recipe=recipe, arch=arch, size=size, epochs=epochs)
+    print_step(1, f'Pictures of {", ".join(labels)}: {"as they lie in" if photos else "from the web into"} {path}')
     if not photos and not (resume and path.exists()): scrape(labels, path=path, n=n or 150, engine=engine)
     print_step(2, 'Training')
-    learn = train(path, **settings, resume=resume, labels=labels, n=n if photos else None)
+    learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None)
     if getattr(learn, 'stopped', False): raise CatdogError('stopped; the same command with --resume goes on')
     print_confusion(learn, '[3/4] How good is it?')
     print_step(4, f'Writing the model to {out}')

@@ -2,7 +2,6 @@
 import io, struct, zlib
 
 import numpy as np
-from PIL import Image
 
 def saved(img, format='PNG', **kw):
     "The bytes of `img` in a file of `format`"
@@ -18,7 +17,8 @@ def exif_block(*tags, order='<'):
 def with_exif(img, exif, format):
     "`img` in a file of `format` with the block `exif` as it is, broken or not"
     if format in ('JPEG', 'MPO'):
-        data,segment = saved(img, format, **(dict(save_all=True, append_images=[img]) if format == 'MPO' else {})),b'Exif\0\0' + exif
+        more,segment = dict(save_all=True, append_images=[img]) if format == 'MPO' else {},b'Exif\0\0' + exif
+        data = saved(img, format, **more)
         return data[:2] + b'\xff\xe1' + struct.pack('>H', len(segment) + 2) + segment + data[2:]
     return saved(img, format, exif=b'Exif\0\0' + exif)
 
@@ -31,7 +31,7 @@ def avif_turned(img, number, exif):
     return data[:at] + exif[:len(exif) - 20] + data[at + len(exif) - 20:]
 
 def tiff(pixels, order='<', **tags):
-    "A TIFF file with `pixels` (bytes) and `tags`: t256=(value, ...) as whole numbers, or (type, how many values, 4 bytes)"
+    "A TIFF file with `pixels` (bytes) and `tags`: t256=(value, ...), or (type, how many values, 4 bytes)"
     size,tags = len(tags) + 2,{int(k[1:]): v for k,v in tags.items()}
     tags |= {273: (10 + 12*size + 4,), 279: (len(pixels),)}
     def _entry(tag, v):
@@ -50,8 +50,8 @@ def grey_tiff(a, bits, photometric, kind=1, order='<', fill=1):
         pixels = np.stack([x >> 4, (x & 15) << 4 | y >> 8, y & 255], 1).astype('uint8').tobytes()
     else: pixels = a.astype(order + ' uif'[kind] + str(bits//8)).tobytes()
     h,w = a.shape
-    return tiff(pixels, order, t256=(w,), t257=(h,), t258=(bits,), t259=(1,), t262=(photometric,), t266=(fill,), t277=(1,),
-                t278=(h,), t339=(kind,))
+    return tiff(pixels, order, t256=(w,), t257=(h,), t258=(bits,), t259=(1,), t262=(photometric,), t266=(fill,),
+                t277=(1,), t278=(h,), t339=(kind,))
 
 def rgb_tiff(img, order='<', **tags):
     "A TIFF file of the RGB picture `img`, with further `tags` as for `tiff`"
@@ -72,5 +72,6 @@ def bmp(img, alpha):
     "A BMP file of `img` with 32 bits a pixel, of which 8 are `alpha` (a number or an array)"
     pixels = np.zeros((img.height, img.width, 4), 'uint8')
     pixels[..., :3],pixels[..., 3] = np.asarray(img)[::-1, :, ::-1],alpha
-    head = struct.pack('<IiiHHIIiiIIIIII', 108, *img.size, 1, 32, 3, pixels.size, 2835, 2835, 0, 0, 0xff0000, 0xff00, 0xff, 0xff000000)
+    masks = 0xff0000, 0xff00, 0xff, 0xff000000
+    head = struct.pack('<IiiHHIIiiIIIIII', 108, *img.size, 1, 32, 3, pixels.size, 2835, 2835, 0, 0, *masks)
     return b'BM' + struct.pack('<IHHI', 122 + pixels.size, 0, 0, 122) + head + b'BGRs' + bytes(48) + pixels.tobytes()

@@ -463,7 +463,7 @@ def test_kernels_end_with_their_visitors(browser, start):
 def test_kernels_that_nobody_connects_to_are_ended(browser, tmp_path, start):
     "A monitor asks and asks; who is on a slow line keeps the kernel"
     (tmp_path/'voila.json').write_text(json.dumps(dict(
-        VisitorKernels=dict(unvisited_timeout=3), MappingKernelManager=dict(cull_interval=1, cull_idle_timeout=10))))
+        VisitorKernels=dict(unvisited_timeout=6), MappingKernelManager=dict(cull_interval=1, cull_idle_timeout=10))))
     process,url = serve_app('catdog-app', start, tmp_path)
     assert requests.head(url, timeout=60).status_code == 200
     while not (waiting := kernels(process)): time.sleep(.1)

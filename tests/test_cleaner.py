@@ -1,13 +1,15 @@
 "The cleaner: killed while it applies; in place of fastai's; and with clicks, in Voilà and in JupyterLab."
-import json, os, random, shutil, signal, socket, sys, time
+import base64, json, os, random, re, shutil, signal, socket, sys, time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat, psutil, pytest
 from clean_helpers import JOURNAL, drawings, pictures, state
+from network_helpers import violations
 
 from catdog.clean.moves import apply_choices
+from catdog.core.drawing import draw
 
 def test_cleaner_killed_at_any_time(tmp_path):
     "`Cleaner.apply` is killed in the middle; a new `Cleaner` finishes it, and takes it back: twenty times"
@@ -103,7 +105,8 @@ def test_pages_and_large_pictures(tmp_path):
     assert cleaner.iw.n_pages > 1 and cleaner.bt_next.disabled and not cleaner.bt_back.disabled
     cleaner.enlarge(files[0])
     assert cleaner.large.layout.display == 'flex'
-    assert open_image(cleaner.picture.value).size == Image.open(files[0]).size
+    large = base64.b64decode(re.search(r'base64,([^"]+)', cleaner.picture.value)[1])
+    assert open_image(large).size == Image.open(files[0]).size
     cleaner.shrink()
     cleaner.iw.show(0)
     card,displays = cleaner.iw.cards[0],[]
@@ -116,6 +119,79 @@ def test_pages_and_large_pictures(tmp_path):
     cleaner.iw.show(1)
     late.menu.value = '<Delete>'
     assert cleaner.iw.choices[file] == '<Delete>' and cleaner.iw.shown[2] not in cleaner.iw.choices
+
+def pets(folder, n=14):
+    "As in fastai's first lesson: one folder, and the names tell cats, in capitals, from dogs; two have the wrong name"
+    folder.mkdir(parents=True)
+    for label,other,wrong in (('Cat', 'dog', 1), ('dog', 'cat', 1)):
+        for i in range(n):
+            draw(other if i < wrong else label.lower(), i, (64, 64)).save(folder/f'{label}_{i}.jpg', quality=95)
+    return folder
+
+def is_cat(name): return name[0].isupper()
+
+def test_labels_that_are_not_folders(tmp_path):
+    "The cleaner says so as it opens; <Delete> and undo work"
+    from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
+    from catdog.clean.cleaner import Cleaner
+    from catdog.clean.issues import suspects
+    from catdog.learn.learner import get_learner
+    path = pets(tmp_path/'pets'/'images')
+    dls = ImageDataLoaders.from_name_func(path, get_image_files(path), is_cat, valid_pct=.2, seed=1, bs=8, num_workers=0,
+                                          item_tfms=Resize(32))
+    learn = get_learner(dls, 'squeezenet1_0')
+    start,cleaner = state(path),Cleaner(learn, suspects=suspects(learn), max_n=30)
+    assert cleaner.message.value.startswith('The 28 pictures do not lie in folders that are their labels')
+    for view,category in (('Worst first', True), ('All pictures', True), ('All pictures', False)):
+        cleaner.dd_view.value,cleaner.dd_cats.value = view,category
+        assert cleaner.iw.shown
+        for card in cleaner.iw.cards[:len(cleaner.iw.shown)]:
+            assert card.menu.options == ('<Keep>', '<Delete>') and 'label: <b>' in card.text.value
+        if view == 'All pictures': assert {is_cat(o.name) for o in cleaner.iw.shown} == {category}
+    gone = cleaner.iw.shown[:2]
+    for o in gone: cleaner.iw.choose(o, '<Delete>')
+    cleaner.bt_apply.click()
+    assert cleaner.message.value == 'Moved 2 pictures.' and not any(o.exists() for o in gone)
+    assert not set(gone) & set(cleaner.iw.view)
+    cleaner.bt_undo.click()
+    assert state(path) == start and set(gone) < set(cleaner.iw.view)
+    assert [is_cat(o.name) for o in cleaner.table.file] == cleaner.table.label.tolist()   # a label is no folder's name
+
+def test_some_labels_are_not_folders(tmp_path):
+    "A list corrects two labels; what can be done with a picture stands in its menu"
+    import pandas as pd
+    from fastai.vision.all import ImageDataLoaders, Resize
+    from catdog.clean.cleaner import Cleaner
+    from catdog.learn.learner import get_learner
+    data = drawings(tmp_path/'data', 10)
+    rows = [(o.relative_to(data).as_posix(), o.parent.name) for o in sorted(data.rglob('*.jpg'))]
+    rows[0],rows[-1] = (rows[0][0], 'dog'),(rows[-1][0], 'cat')
+    dls = ImageDataLoaders.from_df(pd.DataFrame(rows), data, valid_pct=.2, seed=1, bs=8, num_workers=0, item_tfms=Resize(32))
+    cleaner = Cleaner(get_learner(dls, 'squeezenet1_0'), max_n=30)
+    assert cleaner.message.value.startswith('2 of the 20 pictures do not lie in folders that are their labels')
+    corrected = {data/rows[0][0], data/rows[-1][0]}
+    for cleaner.dd_ds.value in ('Train', 'Valid'):
+        for cleaner.dd_cats.value in ('cat', 'dog'):
+            for card in cleaner.iw.cards[:len(cleaner.iw.shown)]:
+                assert card.menu.options == ('<Keep>', '<Delete>', *(() if card.file in corrected else ('cat', 'dog')))
+    file = next(o for o in data.rglob('*.jpg') if o not in corrected)
+    other = {'cat': 'dog', 'dog': 'cat'}[file.parent.name]
+    for o in (file, *corrected): cleaner.iw.choose(o, other if o == file else '<Delete>')
+    assert len([o for o in cleaner.apply() if o.to]) == 3 and (data/other).is_dir()
+    t = cleaner.table.set_index('file')
+    assert t.label[data/other/file.name] == other
+
+def test_pictures_that_lie_elsewhere(tmp_path):
+    "Data loaders whose path is another folder: nothing could be moved, and that is said at once"
+    from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
+    from catdog.clean.cleaner import Cleaner
+    from catdog.learn.learner import get_learner
+    path = pets(tmp_path/'pets')
+    dls = ImageDataLoaders.from_path_func(tmp_path/'models', get_image_files(path), lambda o: is_cat(o.name), valid_pct=.2,
+                                          bs=8, num_workers=0, item_tfms=Resize(32))
+    cleaner = Cleaner(get_learner(dls, 'squeezenet1_0'))
+    assert f'28 pictures do not lie in {tmp_path/"models"}, the folder of the data loaders' in cleaner.message.value
+    assert {o.menu.options for o in cleaner.iw.cards} == {('<Keep>',)}
 
 # The cleaner, in a browser
 
@@ -138,10 +214,11 @@ def free_port():
     with socket.create_server(('127.0.0.1', 0)) as sock: return sock.getsockname()[1]
 
 @contextmanager
-def serving(folder, *args):
+def serving(folder, *args, **env):
     "Run a Jupyter server on `folder`, yield its port, and end what was started"
     port = free_port()
-    process = psutil.Popen([str(Path(sys.executable).with_name(args[0])), *args[1:], f'--port={port}'], cwd=folder)
+    process = psutil.Popen([str(Path(sys.executable).with_name(args[0])), *args[1:], f'--port={port}'], cwd=folder,
+                           env={**os.environ, **env})
     try:
         while process.poll() is None:
             with socket.socket() as sock:
@@ -153,6 +230,10 @@ def serving(folder, *args):
         for o in family: o.terminate()
         for o in psutil.wait_procs(family, 20)[1]: o.kill()
         process.wait()
+
+def readable(page):
+    "axe finds nothing wrong with the cleaner, text without contrast neither"
+    assert violations(page, within='.jp-OutputArea-output:has(.cd-card)') == []
 
 def review_with_clicks(page, folder, shot):
     "What a person does in the `Cleaner`: the same in Voilà and in JupyterLab"
@@ -178,6 +259,10 @@ def review_with_clicks(page, folder, shot):
     expect(menus.first).not_to_have_value('<Keep>')
     shows('Nothing is chosen')
     page.screenshot(path=shot/'suspects.png')
+    assert cards.locator('img').evaluate_all('all => all.map(o => o.alt)') == [
+        o.split('Show ')[1].removesuffix(' large')
+        for o in cards.locator('.cd-picture button').evaluate_all('all => all.map(o => o.title)')]
+    readable(page)
     turn(button('Apply').click)
     shows('Nothing is chosen, so nothing has moved. A suggestion counts once you agree')
     assert state(data) == start
@@ -214,6 +299,8 @@ def review_with_clicks(page, folder, shot):
     zoom.click()
     expect(large).to_be_visible()
     page.screenshot(path=shot/'large.png')
+    assert large.get_attribute('alt').startswith('cat/') and large.bounding_box()['width'] >= 128
+    readable(page)
     assert large.evaluate('o => o.naturalWidth') == 128
     page.locator('.cd-large').click(position=dict(x=9, y=9))
     expect(large).not_to_be_visible()
@@ -244,15 +331,27 @@ def test_cleaner_in_voila(page, lab, tmp_path):
     with serving(lab, 'voila', 'clean.ipynb', '--no-browser', '--Voila.log_level=ERROR') as port:
         page.goto(f'http://127.0.0.1:{port}/', timeout=600_000)
         review_with_clicks(page, lab, tmp_path)
+        page.goto(f'http://127.0.0.1:{port}/?theme=dark', timeout=600_000)
+        page.locator('.cd-card').first.wait_for()
+        readable(page)
+        page.screenshot(path=tmp_path/'dark.png')
+        page.set_viewport_size(dict(width=390, height=844))
+        left = page.locator('.cd-card').evaluate_all('all => all.slice(0, 2).map(o => o.getBoundingClientRect().left)')
+        assert len(set(left)) == 2 and page.evaluate('document.scrollingElement.scrollWidth') <= 390   # two side by side
+        page.screenshot(path=tmp_path/'phone.png')
 
 def test_cleaner_in_jupyterlab(page, lab, tmp_path):
     set_timeouts(page)
     page.set_viewport_size(dict(width=1600, height=1400))
     quiet = [f'--ServerApp.{o}' for o in ('log_level=ERROR', 'port_retries=0', f'root_dir={lab}', 'open_browser=False')]
     options = ('--allow-root', '--IdentityProvider.token=', *quiet, '--LabApp.news_url=None')
-    with serving(lab, 'jupyter', 'lab', *options) as port:
+    settings = tmp_path/'settings'/'@jupyterlab'/'apputils-extension'
+    settings.mkdir(parents=True)
+    (settings/'themes.jupyterlab-settings').write_text('{"theme": "JupyterLab Dark"}')
+    with serving(lab, 'jupyter', 'lab', *options, JUPYTERLAB_SETTINGS_DIR=str(tmp_path/'settings')) as port:
         page.goto(f'http://127.0.0.1:{port}/lab/tree/clean.ipynb', timeout=600_000)
         page.locator('.jp-CodeCell .cm-content').first.click(timeout=240_000)
         page.get_by_text('| Idle').wait_for(timeout=600_000)   # without a kernel, a cell that is run is forgotten
         page.keyboard.press('Shift+Enter')
+        assert page.locator('body').get_attribute('data-jp-theme-light') == 'false'
         review_with_clicks(page, lab, tmp_path)

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urljoin, urlparse
 
-import psutil, pytest, requests, yaml
+import network_helpers, psutil, pytest, requests, yaml
 from network_helpers import nginx
 
 from catdog.predict import Classifier, shipped_model
@@ -131,6 +131,76 @@ def test_app_says_when_it_is_gone_with_these_widgets_too(fresh, start, tmp_path,
     children = psutil.Process(process.pid).children(recursive=True)
     next(o for o in children if id in ' '.join(o.cmdline())).send_signal(signal.SIGKILL)
     page.get_by_role('alert').filter(has_text='The connection to the app is gone.').wait_for()
+
+# The app behind nginx
+
+WEBSOCKETS = ('proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; '
+              'proxy_set_header Connection $connection_upgrade; ')
+HOST = 'proxy_set_header Host $http_host; '
+
+@pytest.fixture
+def app_port(start, tmp_path):
+    "A `catdog-app` that listens there"
+    (tmp_path/'app').mkdir()
+    until_open(start(f'catdog-app --port {(port := free_port())}', tmp_path/'app'), port)
+    return port
+
+@pytest.mark.parametrize('stripped', [True, False])
+def test_app_in_a_folder_of_a_proxy(stripped, start, page, cat, tmp_path):
+    "nginx lets 1 MB through, which is about uploads by HTTP; the app's come by a WebSocket"
+    for o in ('app', 'nginx'): (tmp_path/o).mkdir()
+    (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(12*2**20))
+    port,more = free_port(),'' if stripped else ' --prefix /catdog/'
+    until_open(start(f'catdog-app --port {port}{more}', tmp_path/'app'), port)
+    more = f'client_max_body_size 1m; {WEBSOCKETS}{HOST}'
+    with proxied(tmp_path/'nginx', port, stripped=stripped, more=more) as host:
+        asked_for = []
+        page.on('response', lambda o: asked_for.append(o.url))
+        page.goto(f'{host}/catdog/')
+        assert used(page, tmp_path/'large.jpg').startswith('cat, ')
+        own = [o for o in asked_for if o.startswith('http')]
+        assert len(own) > 5 and all(o.startswith(f'{host}/catdog/') for o in own)
+        page.wait_for_timeout(5000)   # the page knows where its kernel is
+        assert page.get_by_role('alert').count() == 0
+        page.goto('about:blank')      # and ends it
+        for path,status in (('/', 200), ('/wp-admin/', 404)):
+            assert requests.head(f'{host}/catdog{path}', timeout=20).status_code == status
+        if not stripped:   # where the proxy leaves even the end of the path to us
+            res = requests.head(f'http://127.0.0.1:{port}/catdog', timeout=20)
+            assert (res.status_code, res.headers['Location']) == (302, '/catdog/')
+
+@pytest.mark.parametrize('passed_on', [HOST, WEBSOCKETS])   # so WebSockets are refused; so is a changed Host
+def test_app_says_when_a_proxy_refuses_its_connection(passed_on, app_port, page, tmp_path):
+    with proxied(tmp_path, app_port, path='/', more=passed_on) as host:
+        page.goto(host)
+        alert = page.get_by_role('alert').filter(has_text='its live connection to the app (a WebSocket) is refused')
+        alert.wait_for(timeout=60_000)
+        assert 'let the proxy before the app pass WebSockets on, and keep the Host header' in alert.inner_text()
+
+def test_a_connection_that_comes_back_is_used_again(app_port, page, cat, tmp_path, monkeypatch):
+    port = network_helpers.free_port()
+    monkeypatch.setattr(network_helpers, 'free_port', lambda: port)   # the same each time
+    all_of_it = WEBSOCKETS + HOST
+    def shown(text): page.get_by_role('alert').filter(has_text=text).wait_for(timeout=60_000)
+    def usable():
+        page.get_by_role('alert').wait_for(state='hidden', timeout=60_000)
+        page.get_by_role('button', name='Why?').click()
+        page.get_by_text('what spoke for cat').wait_for()   # the app still has the picture
+        page.get_by_role('button', name='Show all').click()
+        page.get_by_text('what spoke for cat').wait_for(state='hidden')
+    with proxied(tmp_path, app_port, path='/', more=all_of_it) as host:
+        page.goto(host)
+        assert used(page, cat).startswith('cat, ')
+        page.wait_for_timeout(5000)
+    shown('The connection to the app is gone.')
+    assert page.locator('.catdog').evaluate('o => o.inert')
+    with proxied(tmp_path, app_port, path='/', more=all_of_it): usable()
+    with proxied(tmp_path, app_port, path='/', more=HOST):   # HTTP answers, no WebSocket comes through
+        shown('The connection to the app is interrupted.')
+        assert page.evaluate('fetch("/", {method: "HEAD"}).then(o => o.status)') == 200
+    with proxied(tmp_path, app_port, path='/', more=all_of_it):
+        usable()
+        assert not page.locator('.catdog').evaluate('o => o.inert')
 
 # The page and the API behind nginx
 

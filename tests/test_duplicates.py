@@ -4,15 +4,16 @@ import json, time
 import numpy as np
 import pytest
 
-from catdog.core.duplicates import (ALIKE, CLOSE, DuplicateIndex, colour_signature, group_copies, near_pairs, perceptual_hash,
-                                    phash_bits)
+from catdog.core.duplicates import (ALIKE, CLOSE, DuplicateIndex, colour_signature, group_copies, near_pairs,
+                                    perceptual_hash, phash_bits)
 from catdog.core.drawing import draw
 from catdog.web.collect import Collector
 from catdog.web.manifest import Manifest
 
 GREY = np.full((8, 8, 3), 192**-.5, 'float32')
 
-def hashes(n, seed=0): return [o.tobytes().hex() for o in np.random.default_rng(seed).integers(0, 256, (n, 18), 'uint8')]
+def hashes(n, seed=0):
+    return [o.tobytes().hex() for o in np.random.default_rng(seed).integers(0, 256, (n, 18), 'uint8')]
 
 def differing(phash, k, seed=0):
     "`phash` with `k` of its bits turned"
@@ -93,8 +94,9 @@ def test_what_a_picture_costs_does_not_grow_with_the_others(large):
 def test_a_manifest_of_100_000_opens_in_5_seconds(tmp_path):
     with (tmp_path/'manifest.jsonl').open('w') as f:
         for i,o in enumerate(hashes(100_000, 5)):
-            f.write(json.dumps(dict(label='cat', file=f'cat/{i:016x}.jpg', status='ok', reason='', url=f'https://a.example/{i}.jpg',
-                                    title='A cat on a wall', engine='openverse', phash=o, area=640*480)) + '\n')
+            f.write(json.dumps(dict(label='cat', file=f'cat/{i:016x}.jpg', status='ok', reason='',
+                                    url=f'https://a.example/{i}.jpg', title='A cat on a wall', engine='openverse',
+                                    phash=o, area=640*480)) + '\n')
     start = time.perf_counter()
     collector = Collector(Manifest(tmp_path))
     assert time.perf_counter() - start < 5

@@ -22,9 +22,9 @@ def test_a_manifest_of_a_hundred_thousand_is_opened_in_seconds(tmp_path):
     with (tmp_path/'manifest.jsonl').open('w') as f:
         for i in range(100_000):
             f.write(json.dumps(dict(row, file=f'cat/{i:08}.jpg', url=f'https://example.org/{i}.jpg')) + '\n')
-    start = time.monotonic()
+    start = time.process_time()   # whatever else the machine does
     manifest = Manifest(tmp_path)
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     assert len(manifest.rows) == 100_000 and seconds < 5
-    start = time.monotonic()
-    assert (read_manifest(tmp_path).status == 'ok').sum() == 1 and time.monotonic() - start < 5
+    start = time.process_time()
+    assert (read_manifest(tmp_path).status == 'ok').sum() == 1 and time.process_time() - start < 5

@@ -91,7 +91,7 @@ def project(built, tmp_path, monkeypatch):
 def card():
     "Errors and validation pictures, as the model's card has them"
     text = Path('models/drawn/model_card.md').read_text(encoding='utf8')
-    rows = re.findall(r'^\| \*\*(?:cat|dog)\*\* \| (\d+) \| (\d+) \|$', text, re.M)
+    rows = re.findall(r'^\| (?:cat|dog) \| (\d+) \| (\d+) \|$', text, re.M)
     (a,b),(c,d) = (map(int, o) for o in rows)
     return b + c,a + b + c + d
 
@@ -194,7 +194,7 @@ def test_defaults_are_what_there_is(project):
     shutil.rmtree('models')
     done = review('.')
     assert done.returncode == 2 and 'no model in models' in done.stderr and 'catdog-build' in done.stderr
-    for o in (done,): assert 'Traceback' not in o.stderr and len(o.stderr.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 1
 
 def test_a_damaged_record_is_said(project):
     from catdog.core.model_file import ModelError

@@ -105,7 +105,7 @@ def test_a_killed_build_is_resumed(tmp_path):
     first.send_signal(signal.SIGKILL)
     out = first.communicate()[0]
     assert out.startswith('Loading torch and fastai\n')
-    assert not (tmp_path/'models'/'animals').exists()
+    assert not (tmp_path/'models'/'cat-dog').exists()
     kw = dict(cwd=tmp_path, env=environment(), capture_output=True, text=True)
     other = subprocess.run([*build[:-1], '13', '--resume'], **kw)
     assert other.returncode == 2 and 'no unfinished training of these pictures with these settings' in other.stderr
@@ -113,5 +113,237 @@ def test_a_killed_build_is_resumed(tmp_path):
     assert second.returncode == 0, second.stderr[-3000:]
     went_on = int(second.stdout.split('Going on after epoch ')[1].split()[0])
     assert 1 <= went_on < 12
-    assert Classifier(tmp_path/'models'/'animals').meta['trained_on'] == 'drawings'
+    assert Classifier(tmp_path/'models'/'cat-dog').meta['trained_on'] == 'drawings'
     assert not list((tmp_path/'models'/'.unfinished').iterdir())   # done: nothing to go on with
+
+def build(*args, cwd, ok=True, before=()):
+    "Run catdog-build with `args` on small pictures; the process, which ended as it should"
+    command = [*before, script('catdog-build'), *map(str, args)]
+    env = {**environment(), 'TORCH_HOME': str(cwd/'weights')} if 'TORCH_HOME' not in os.environ else environment()
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == (0 if ok else 2), done.stdout[-2000:] + done.stderr[-3000:]
+    assert 'Traceback' not in done.stderr
+    return done
+
+SMALL = '--arch', 'squeezenet1_0', '--size', '64'
+
+# The same seed gives the same network
+
+SEEDED = '''import hashlib, random, sys, warnings
+import numpy as np, torch
+warnings.filterwarnings('error', '.*shadowing')
+from catdog.train import train
+def digest(seed, **kw):
+    learn = train(sys.argv[1], 'squeezenet1_0', size=64, bs=16, seed=seed, **kw)
+    state = learn.model.state_dict()
+    return hashlib.sha256(b''.join(o.numpy().tobytes() for o in state.values())).hexdigest()
+for o in (random.seed, np.random.seed, torch.manual_seed): o(int(sys.argv[2]))   # whatever was drawn before
+expected = random.random(),np.random.rand(),torch.rand(1).item()
+for o in (random.seed, np.random.seed, torch.manual_seed): o(int(sys.argv[2]))
+digests = [digest(1, epochs=1), digest(1, epochs=1), digest(2, epochs=1), digest(1), digest(1, recipe='classic', epochs=1)]
+assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected   # what a person draws is left alone
+print(*digests)
+'''
+
+def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
+    "Twice in one process and in another one: split, head, order, augmentation, fine-tuning, by both recipes"
+    def run(k):
+        done = subprocess.run([sys.executable, '-c', SEEDED, str(drawings), str(k)], cwd=tmp_path, env=environment(),
+                              capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.splitlines()[-1].split()
+    first,second = run(1),run(2)
+    assert first == second and first[0] == first[1] and len({*first}) == 4
+
+# What cannot work is said before any work
+
+@pytest.mark.parametrize('args,words', [
+    (dict(out='a file'), 'a file is a file'), (dict(out='a file/model'), 'no model can be written there'),
+    (dict(out='/proc/model'), 'no model can be written there'), (dict(labels=['cat']), 'two labels or more'),
+    (dict(labels='cat'), 'two labels or more'), (dict(labels=['cat', 'cat']), 'given twice'), (dict(size=8), '32 to 2048'),
+    (dict(size=-5), '32 to 2048'), (dict(size=0), '32 to 2048'), (dict(size=31), '32 to 2048'), (dict(epochs=-1), '0 or more'),
+    (dict(recipe='best'), "'fast' or 'classic'"), (dict(arch='resnet19'), 'no architecture'), (dict(n=0), 'n is 0'),
+    (dict(photos='nowhere'), 'no such folder'), (dict(photos='mine', path='data/x'), 'not both'),
+    (dict(photos='mine', labels=['cat', 'cow']), "no folder 'cow'"), (dict(labels=['cat', 'a/b']), 'cannot be the name')])
+def test_what_cannot_work_is_said_first(args, words, tmp_path, monkeypatch):
+    from catdog.core.images import CatdogError
+    from catdog.train import build
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'a file').touch()
+    (tmp_path/'mine'/'cat').mkdir(parents=True)
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(CatdogError, match=words): build(**{'labels': ['cat', 'dog'], 'engine': 'sample', **args})
+    assert sorted(tmp_path.rglob('*')) == before   # nothing was searched, nothing written
+
+@pytest.mark.parametrize('valid_pct', [0, 1, 20, -.1])
+def test_a_share_that_is_none(drawings, valid_pct):
+    from catdog.core.images import CatdogError
+    from catdog.train import train
+    with pytest.raises(CatdogError, match='above 0 and below 1'): train(drawings, 'squeezenet1_0', valid_pct=valid_pct)
+
+def test_the_command_says_so_in_one_line(tmp_path):
+    (tmp_path/'model').touch()
+    for args,words in ((['cat', 'dog', '--out', 'model'], 'model is a file'), (['cat'], 'two labels or more'),
+                       (['cat', 'dog', '--size', '-5'], 'size is -5')):
+        done = build(*args, '--engine', 'sample', cwd=tmp_path, ok=False)
+        assert words in done.stderr and done.stderr.startswith('catdog-build: ') and len(done.stderr.splitlines()) == 1
+    assert [o.name for o in tmp_path.iterdir()] == ['model']
+
+def test_words_for_vision_learner_are_honoured_or_refused(drawings, monkeypatch):
+    from fastai.metrics import accuracy
+    from torch import nn
+    from catdog.core.images import CatdogError
+    from catdog.learn import learner
+    from catdog.train import train
+    kw = dict(arch='squeezenet1_0', size=64, bs=16, epochs=1)
+    for recipe in ('fast', 'classic'):
+        learn = train(drawings, recipe=recipe, metrics=[accuracy], concat_pool=False, ps=.2, **kw)
+        assert [o.name for o in learn.metrics] == ['accuracy'] and learn.recorder.metric_names[3] == 'accuracy'
+        assert isinstance(learn.model[1][0], nn.AdaptiveAvgPool2d)
+        assert [o.p for o in learn.model[1] if isinstance(o, nn.Dropout)][-1] == .2
+    monkeypatch.setattr(learner, 'fetch_weights', lambda arch: pytest.fail('asked for weights'))
+    for recipe in ('fast', 'classic'): train(drawings, recipe=recipe, pretrained=False, **kw)
+    with pytest.raises(CatdogError, match='leave out lin_ftrs'): train(drawings, recipe='fast', lin_ftrs=[64], **kw)
+    learn = train(drawings, recipe='classic', lin_ftrs=[64], pretrained=False, **kw)
+    assert [o.out_features for o in learn.model[1] if isinstance(o, nn.Linear)] == [64, 2]
+
+def test_damaged_weights_are_named(drawings, tmp_path, monkeypatch):
+    from torchvision.models import SqueezeNet1_0_Weights
+    from catdog.core.images import CatdogError
+    from catdog.train import train
+    file = tmp_path/'hub'/'checkpoints'/Path(SqueezeNet1_0_Weights.DEFAULT.url).name
+    file.parent.mkdir(parents=True)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    for damaged in (b'', b'<html>Not found</html>', b'PK\x03\x04' + bytes(5000)):
+        file.write_bytes(damaged)
+        with pytest.raises(CatdogError, match=f'{file.name}.*delete the file'): train(drawings, 'squeezenet1_0', size=64)
+
+# Nothing is lost
+
+KILLED = '''import os, signal, sys
+from catdog.learn import exporter
+exporter._check_answers = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+from catdog.train import build
+build(['cat', 'dog'], engine='sample', n=20, arch='squeezenet1_0', size=64, epochs=int(sys.argv[1]))
+'''
+
+@pytest.mark.parametrize('epochs', [0, 2])
+def test_an_export_that_failed_is_resumed_without_training(tmp_path, epochs):
+    done = subprocess.run([sys.executable, '-c', KILLED, str(epochs)], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL and '[4/4]' in done.stdout
+    checkpoint, = (tmp_path/'models'/'.unfinished').iterdir()
+    again = 'cat', 'dog', *SMALL, '--engine', 'sample', '--n', 20, '--epochs', epochs, '--resume'
+    out = build(*again, cwd=tmp_path).stdout
+    assert 'It is trained already.' in out and 'epoch     train_loss' not in out
+    error = next(o for o in done.stdout.splitlines() if 'error on' in o)
+    assert error in out.splitlines()   # it is the same network
+    assert Classifier(tmp_path/'models'/'cat-dog').labels == ['cat', 'dog'] and not checkpoint.exists()
+
+def test_a_full_disk_ends_in_a_sentence_and_keeps_the_training(tmp_path):
+    "The model goes to a disk of a megabyte, a real one"
+    (tmp_path/'disk').mkdir()
+    mount = ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=1m tmpfs disk && exec "$@"', 'sh']
+    if subprocess.run([*mount, 'true'], cwd=tmp_path, capture_output=True).returncode: pytest.skip('cannot mount a small disk here')
+    args = 'cat', 'dog', *SMALL, '--engine', 'sample', '--n', 20, '--out', 'disk/model'
+    done = build(*args, cwd=tmp_path, ok=False, before=mount)
+    assert 'disk/model: the model cannot be written (No space left on device); the training is kept' in done.stderr
+    assert len(list((tmp_path/'models'/'.unfinished').iterdir())) == 1
+    out = build(*args, '--resume', cwd=tmp_path).stdout   # there is room now
+    assert 'It is trained already.' in out and Classifier(tmp_path/'disk'/'model').labels == ['cat', 'dog']
+    assert [o.name for o in (tmp_path/'disk').iterdir()] == ['model']
+
+# Figures that say what was measured
+
+def test_of_120_cats_and_6_dogs_each_label_has_its_error(tmp_path):
+    from catdog.core.drawing import draw
+    for label,n in (('cat', 120), ('dog', 6)):
+        (tmp_path/'mine'/label).mkdir(parents=True)
+        for i in range(n): draw('cat' if i % 2 else 'dog', i, (90, 70)).save(tmp_path/'mine'/label/f'{i}.jpg')   # no dog is one
+    out = build('cat', 'dog', '--photos', 'mine', *SMALL, cwd=tmp_path).stdout
+    card,meta = (tmp_path/'models'/'cat-dog'/'model_card.md').read_text(),Classifier(tmp_path/'models'/'cat-dog').meta
+    assert [sum(o) for o in meta['confusion']] == [24, 1]
+    (a,b),(c,d) = meta['confusion']
+    balanced = (b/24 + c)/2
+    assert meta['balanced_error'] == pytest.approx(balanced, abs=1e-4) and meta['error'] == pytest.approx((b + c)/25, abs=1e-4)
+    for text in (out, card):
+        assert f'{balanced:.1%} balanced error' in text
+        assert f'{c:.1%} error on 1 pictures (95% interval' in text and f'{b/24:.1%} error on 24 pictures (95%' in text
+    assert 'the interval is wide' in card   # 25 pictures
+
+def test_a_model_of_meaningless_labels_is_sure_of_nothing(tmp_path):
+    import random
+    from catdog.core.drawing import draw
+    from catdog.train import export, train
+    rng,things = random.Random(0),['cat', 'dog', 'house', 'tree', 'fish']
+    for i in range(500):
+        folder = tmp_path/'mine'/f'label {rng.randrange(10)}'
+        folder.mkdir(parents=True, exist_ok=True)
+        draw(things[i % 5], i, (80, 80)).save(folder/f'{i}.jpg')
+    classifier = Classifier(export(train(tmp_path/'mine', 'squeezenet1_0', size=64), tmp_path/'model'))
+    assert classifier.meta['error'] > .8
+    answers = classifier.predict_batch([draw(things[i % 5], 1000 + i, (80, 80)) for i in range(100)])
+    assert sum(o.sure for o in answers) <= 2
+    assert 'sure of nothing' in classifier.summary and 'sure of nothing' in (tmp_path/'model'/'model_card.md').read_text()
+
+def test_what_is_sure_was_right_nine_times_in_ten(drawings, tmp_path):
+    "Cats and dogs, a third of them in the wrong folder"
+    import shutil
+    from catdog.train import export, train
+    shutil.copytree(drawings, tmp_path/'mine')
+    for i in range(0, 60, 3):
+        for a,b in (('cat', 'dog'), ('dog', 'cat')): (tmp_path/'mine'/a/f'{i}.png').rename(tmp_path/'mine'/b/f'wrong{i}.png')
+    learn = train(tmp_path/'mine', 'squeezenet1_0', size=64, bs=16, valid_pct=.4)
+    classifier = Classifier(export(learn, tmp_path/'model'))
+    files = learn.dls.valid_ds.items
+    answers = classifier.predict_batch(files)
+    sure = [(o.label, f.parent.name) for o,f in zip(answers, files) if o.sure]
+    assert sum(a == b for a,b in sure) >= .9*len(sure)
+    assert classifier.meta['error'] > .1 and len(sure) < len(files)
+
+def test_60_photographs_then_ten_more_and_five_fewer(photos, tmp_path):
+    import hashlib, shutil
+    def contents(): return {str(o.relative_to(tmp_path)): (hashlib.sha256(o.read_bytes()).hexdigest(), o.stat().st_mtime_ns)
+                            for o in sorted((tmp_path/'mine').rglob('*')) if o.is_file()}
+    web = {o: sorted((photos/'photos'/'web'/o).iterdir()) for o in ('cat', 'dog')}
+    def add(label, files):
+        (tmp_path/'mine'/label).mkdir(parents=True, exist_ok=True)
+        for f in files: shutil.copy(f, tmp_path/'mine'/label)
+    for label,files in web.items(): add(label, files[:30])
+    for n,change in ((60, None), (65, True)):
+        if change:
+            for label,files in web.items(): add(label, files[30:35])
+            for o in web['cat'][:5]: (tmp_path/'mine'/'cat'/o.name).unlink()
+        before = contents()
+        out = build('cat', 'dog', '--photos', 'mine', '--arch', 'squeezenet1_0', '--size', 96, cwd=tmp_path).stdout
+        card,meta = (tmp_path/'models'/'cat-dog'/'model_card.md').read_text(),Classifier(tmp_path/'models'/'cat-dog').meta
+        ids = json.loads((tmp_path/'models'/'cat-dog'/'pictures.json').read_text())
+        assert contents() == before and len(before) == n and not (tmp_path/'data').exists()
+        assert (meta['n_pictures'], meta['n_train'] + meta['n_valid']) == (n, n) and f'used {n} of {n} pictures' in out
+        assert f'{meta["n_train"]:,} photographs for training, {meta["n_valid"]:,} for validation' in card
+        assert {*ids['training'], *ids['validation']} == {hashlib.sha256(o.read_bytes()).hexdigest()[:16]
+                                                          for o in (tmp_path/'mine').rglob('*.jpg')}
+        assert str(tmp_path) not in (tmp_path/'models'/'cat-dog'/'pictures.json').read_text()
+
+def test_a_card_says_where_calibration_made_the_figure_worse():
+    from catdog.learn.evaluate import calibration_sentence
+    assert 'brought' in calibration_sentence(1.3, .09, .04) and 'grew' not in calibration_sentence(1.3, .09, .04)
+    grew = calibration_sentence(.9, .048, .055)
+    assert 'from 4.8% to 5.5%: it grew' in grew and 'brought' not in grew
+
+def test_labels_of_all_kinds_come_through_the_card(tmp_path):
+    "As folders, into the metadata, the tables of the card as Markdown shows them, and the printed one"
+    import mistune
+    from catdog.core.drawing import draw
+    labels = ['a|b', '*c*', '_d_ e', '<b>f', '"g", h', '\U0001f408', '\u05db\u05dc\u05d1', '$x$ `y`', '[z](w)']
+    for i,label in enumerate(labels):
+        (tmp_path/'mine'/label).mkdir(parents=True)
+        for k in range(5 if i else 9): draw('cat', 50*i + k, (70, 60)).save(tmp_path/'mine'/label/f'{k}.png')
+    out = build(*labels, '--photos', 'mine', '--out', 'model', *SMALL, cwd=tmp_path).stdout
+    assert all(o in out for o in labels) and Classifier(tmp_path/'model').labels == sorted(labels)
+    def _below(o): return [o, *(x for c in o.get('children', []) for x in _below(c))]
+    parse = mistune.create_markdown(renderer=None, plugins=['table', 'strikethrough', 'url'])
+    nodes = [x for o in parse((tmp_path/'model'/'model_card.md').read_text()) for x in _below(o)]
+    cells = [''.join(x.get('raw', '') for x in _below(o)) for o in nodes if o['type'] == 'table_cell']
+    assert all(cells.count(o) == 3 for o in labels)   # a row and a column of the table, and the table of errors
+    kinds = {o['type'] for o in nodes if o.get('raw') and any(c in o['raw'] for c in '|*<>$[]`')}
+    assert kinds <= {'text', 'codespan'} and not {'emphasis', 'link', 'inline_html', 'block_html'} & {o['type'] for o in nodes}

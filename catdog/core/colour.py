@@ -22,12 +22,12 @@ def _cube(mode):
     colours = np.stack(np.meshgrid(*[steps]*n, indexing='ij'), -1).reshape(1, -1, n)
     return Image.frombytes(mode, (colours.shape[1], 1), colours.tobytes())
 
-# %% ../../nbs/core/colour.ipynb #bc49de20
+# %% ../../nbs/core/colour.ipynb #c404820c
 @lru_cache(maxsize=32)
 def _conversion(profile, mode):
     "What makes sRGB of a picture of `mode` with `profile` (bytes); None if nothing can, or nothing has to be done"
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
-    if mode in ('L', 'LAB'): flags |= ImageCms.Flags.NOOPTIMIZE   # exact; of 256 greys it takes no time, and Lab is rare
+    if mode in ('L', 'LAB'): flags |= ImageCms.Flags.NOOPTIMIZE   # exact: 256 greys take no time, and Lab is rare
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile('LAB')
         transform = ImageCms.buildTransform(source, ImageCms.createProfile('sRGB'), mode, 'RGB', flags=flags)

@@ -13,7 +13,7 @@ from .exif import read_tags
 # %% ../../nbs/core/formats.ipynb #4ed80268
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'BMP', 'TIFF')   # Pillow's names of the formats that we open
 
-# %% ../../nbs/core/formats.ipynb #225b05ec
+# %% ../../nbs/core/formats.ipynb #3a805045
 _PAGE = set('a b body br center div font form frameset h1 h2 head html iframe img link meta noscript p pre script span '
             'style table title'.split())
 
@@ -25,7 +25,8 @@ def _text(data):
     if start[:4] in (b'<\0!\0', b'<\0h\0', b'<\0?\0'): return start.decode('utf-16-le', 'replace')
     if start.lstrip()[:1] == b'<' and b'\0' not in start: return start.decode('latin-1')
     try: return None if b'\0' in start else start.decode('utf8')
-    except UnicodeDecodeError as e: return start[:e.start].decode('utf8') if e.start > len(start)-4 else None   # cut in two
+    except UnicodeDecodeError as e:   # at the end a character may be cut in two
+        return start[:e.start].decode('utf8') if e.start > len(start)-4 else None
 
 # %% ../../nbs/core/formats.ipynb #87a3ee9c
 def _first_element(text):
@@ -82,7 +83,7 @@ def is_raw(
     lists = [tags, *({tag: values for tag,_,values in read_tags(data, at)} for at in tags.get(330, ())[:16])]
     return 50706 in tags or any(_SENSOR & set(o.get(262, ())) or _MAKERS & set(o.get(259, ())) for o in lists)
 
-# %% ../../nbs/core/formats.ipynb #ea344892
+# %% ../../nbs/core/formats.ipynb #bbc00483
 _STARTS = {
     'a PDF document, not a picture': (b'%PDF',),
     'an archive: unpack it first': (b'PK\3\4', b'\x1f\x8b', b'7z\xbc\xaf', b'Rar!', b'BZh', b'\xfd7zXZ', b'(\xb5/\xfd'),
@@ -95,7 +96,8 @@ _STARTS = {
     'a PostScript file: save it as JPEG first': (b'%!PS', b'\xc5\xd0\xd3\xc6'),
     'a drawing of Windows: save it as PNG first': (b'\xd7\xcd\xc6\x9a', b'\1\0\0\0\x6c\0\0\0'),
     'an HDR picture: save it as JPEG first': (b'v/1\1', b'#?RADIANCE', b'#?RGBE'),
-    'a video, not a picture': (b'\x1aE\xdf\xa3', b'FLV\1', b'\0\0\1\xba', b'\0\0\1\xb3', b'0&\xb2u', b'.RMF', b'\x8aMNG'),
+    'a video, not a picture': (b'\x1aE\xdf\xa3', b'FLV\1', b'\0\0\1\xba', b'\0\0\1\xb3', b'0&\xb2u', b'.RMF',
+                               b'\x8aMNG'),
     'sound, not a picture': (b'ID3', b'fLaC', b'OggS', b'MThd', b'#!AMR', b'\xff\xfb', b'\xff\xf3', b'\xff\xf1'),
     'a program, not a picture': (b'\x7fELF', b'MZ\x90\0')}
 _OURS = {'JPEG': b'\xff\xd8\xff', 'PNG': b'\x89PNG', 'GIF': b'GIF8', 'TIFF': (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')}
@@ -110,14 +112,14 @@ def kind_of(
         return dict(HEIC='a HEIC photograph: save it as JPEG first', AVIF='a damaged AVIF picture',
                     sound='sound, not a picture').get(box, 'a video, not a picture')
     if data[:4] == b'RIFF':
-        return {b'AVI ': 'a video, not a picture', b'WAVE': 'sound, not a picture', b'WEBP': 'a damaged WEBP picture'}.get(
-            data[8:12], 'an unknown RIFF file, not a picture')
+        riff = {b'AVI ': 'a video, not a picture', b'WAVE': 'sound, not a picture', b'WEBP': 'a damaged WEBP picture'}
+        return riff.get(data[8:12], 'an unknown RIFF file, not a picture')
     for name,start in _OURS.items():
         if data.startswith(start): return f'a damaged {name} picture, or one of a rare kind'
     for name,starts in _STARTS.items():
         if data.startswith(starts): return name
     if data[:2] == b'BM' and b'\0' in data[:20]: return 'a damaged BMP picture, or one of a rare kind'
-    if data[:1] == b'G' and data[188:189] == data[376:377] == b'G': return 'a video, not a picture'   # MPEG transport stream
+    if data[:1] == data[188:189] == data[376:377] == b'G': return 'a video, not a picture'   # an MPEG stream
     text = _text(data)
     if text and text.strip(): return _text_kind(text)
     return f'no picture in a format that we open ({", ".join(FORMATS)})'

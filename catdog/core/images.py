@@ -108,7 +108,7 @@ def _finished(img, max_side, max_pixels, min_side, is_ours=True):
     res.info = {}
     return res
 
-# %% ../../nbs/core/images.ipynb #437ef7ab
+# %% ../../nbs/core/images.ipynb #3eea03d1
 def _from_bytes(data, *sizes):
     with Image.open(io.BytesIO(data), formats=FORMATS) as img: return _finished(img, *sizes)
 
@@ -118,7 +118,8 @@ def _damage(data, e):
     if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return BadImage('more pixels than we open', 'too-large')
     if isinstance(e, Image.UnidentifiedImageError): return BadImage(kind_of(data))
-    is_cut = 'truncated' in str(e).lower() or (data[:4] == b'RIFF' and int.from_bytes(data[4:8], 'little') + 8 > len(data))
+    is_cut = 'truncated' in str(e).lower()
+    if data[:4] == b'RIFF': is_cut = int.from_bytes(data[4:8], 'little') > len(data) - 8   # a WebP file
     return BadImage(f'a damaged picture: {str(e) or type(e).__name__}', 'truncated' if is_cut else 'not-an-image')
 
 def _repaired(data, error, *sizes):

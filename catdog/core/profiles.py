@@ -52,19 +52,20 @@ def srgb_of(
     light = (xyz @ np.linalg.inv(SRGB).T).clip(0, 1)
     return 255*np.where(light <= .0031308, light*12.92, 1.055*light**(1/2.4) - .055)
 
-# %% ../../nbs/core/profiles.ipynb #6f28533e
+# %% ../../nbs/core/profiles.ipynb #9c73be5d
 def _fixed(*numbers): return b''.join(struct.pack('>i', round(o*65_536)) for o in numbers)
 def _xyz(xyz): return b'XYZ \0\0\0\0' + _fixed(*xyz)
 
 def _profile(space, kind, connection, entries):
     "An ICC profile (version 2.4) of `kind` for colours of `space`, with the bytes of `entries`"
-    entries = {'desc': b'desc\0\0\0\0\0\0\0\5made\0' + bytes(79), 'cprt': b'text\0\0\0\0none\0', 'wtpt': _xyz(D50), **entries}
+    entries = {'desc': b'desc\0\0\0\0\0\0\0\5made\0' + bytes(79), 'cprt': b'text\0\0\0\0none\0', 'wtpt': _xyz(D50),
+               **entries}
     table,data,start = struct.pack('>I', len(entries)),b'',132 + 12*len(entries)
     for name,o in entries.items():
         table += name.encode() + struct.pack('>II', start + len(data), len(o))
         data += o + bytes(-len(o)%4)
-    head = struct.pack('>I4x4s4s4s4s6H4s28x', 128 + len(table + data), b'\2\x40\0\0', *(o.encode() for o in (kind, space, connection)),
-                       2024, 1, 1, 0, 0, 0, b'acsp')
+    head = struct.pack('>I4x4s4s4s4s6H4s28x', 128 + len(table + data), b'\2\x40\0\0',
+                       *(o.encode() for o in (kind, space, connection)), 2024, 1, 1, 0, 0, 0, b'acsp')
     return head + _fixed(*D50) + bytes(48) + table + data
 
 def _curve(curve):
@@ -87,7 +88,7 @@ def grey_profile(
     "The profile of grey pixels with `curve`"
     return _profile('GRAY', 'mntr', 'XYZ ', {'kTRC': _curve(curve)})
 
-# %% ../../nbs/core/profiles.ipynb #6342ea1a
+# %% ../../nbs/core/profiles.ipynb #1e32611e
 def table_profile(
     space:str, # 'CMYK' or 'RGB '
     xyz_of, # Called with an array of shape (n,4) or (n,3), 0 to 1; returns the light, shape (n,3)
@@ -98,7 +99,8 @@ def table_profile(
     grid = np.stack(np.meshgrid(*[np.linspace(0, 1, steps)]*n, indexing='ij'), -1).reshape(-1, n)
     f = xyz_of(grid)/D50
     f = np.where(f > 216/24_389, np.cbrt(f), (24_389/27*f + 16)/116)
-    lab = np.stack([(116*f[:, 1] - 16)*652.8, (500*(f[:, 0] - f[:, 1]) + 128)*256, (200*(f[:, 1] - f[:, 2]) + 128)*256], 1)
+    lab = np.stack([(116*f[:, 1] - 16)*652.8, (500*(f[:, 0] - f[:, 1]) + 128)*256,
+                    (200*(f[:, 1] - f[:, 2]) + 128)*256], 1)
     straight = struct.pack('>HH', 0, 65_535)
     table = b'mft2\0\0\0\0' + bytes([n, 3, steps, 0]) + _fixed(1, 0, 0, 0, 1, 0, 0, 0, 1) + struct.pack('>HH', 2, 2)
     table += straight*n + lab.round().clip(0, 65_535).astype('>u2').tobytes() + straight*3

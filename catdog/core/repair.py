@@ -106,7 +106,7 @@ def _plain_png(data, keep_profile):
     return _png([(name, body) for name,body,sound in _chunks(data)
                  if name in (b'IDAT', b'IEND') or (sound and name in kept)])
 
-# %% ../../nbs/core/repair.ipynb #c5bf9367
+# %% ../../nbs/core/repair.ipynb #ed63db0c
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 def _png_length(header):
@@ -130,7 +130,8 @@ def _ended_png(data):
     except zlib.error: pass   # what came before is good
     if not _is_little(max(0, length - n)/length, len(packed)): return None
     out += [pack.compress(bytes(max(0, length - n))), pack.flush()]
-    return _png([*((name, body) for name,body,_ in chunks if name not in (b'IDAT', b'IEND')), (b'IDAT', b''.join(out)), (b'IEND', b'')])
+    return _png([*((name, body) for name,body,_ in chunks if name not in (b'IDAT', b'IEND')),
+                 (b'IDAT', b''.join(out)), (b'IEND', b'')])
 
 # %% ../../nbs/core/repair.ipynb #a95bc261
 def _ended_gif(data):
@@ -142,9 +143,10 @@ def _ended_gif(data):
     rest = min(pos - len(data), n)
     return data + bytes(rest) + (b'\xff' + bytes(255))*(-(-(n - rest)//255)) + b'\0;'
 
-# %% ../../nbs/core/repair.ipynb #df5d4f82
-# Tags that make the picture: sizes, how it is packed, orientation, palette, tiles, transparency, JPEG tables, YCbCr, profile
-_TIFF = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339, 347, 530, 532, 34675}
+# %% ../../nbs/core/repair.ipynb #fbd45159
+# Tags that make the picture: sizes, packing, orientation, palette, tiles, transparency, JPEG tables, YCbCr, profile
+_TIFF = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339, 347, 530,
+         532, 34675}
 
 def _plain_tiff(data):
     "The TIFF file `data` with only those tags that its first picture needs"
@@ -167,16 +169,16 @@ def _plain_avif(data):
         data[at:at + 2] = bytes(len(data[at:at + 2]))
     return bytes(data)
 
-# %% ../../nbs/core/repair.ipynb #b22e4892
+# %% ../../nbs/core/repair.ipynb #218ee25d
 def repairs(
     data:bytes, # A file that could not be opened
     is_cut:bool # Did the decoder say that its end is missing?
 ): # Yields files, each to be tried in place of `data`
     "What `data` may have been before it was damaged, as far as viewers forgive it"
-    cut_off = [lambda: data + bytes(max(32, len(data)//15))] if is_cut else []
+    keep,cut_off = (True, False),[lambda: data + bytes(max(32, len(data)//15))] if is_cut else []
     makers = {
-        b'\xff\xd8\xff': [partial(_ended_jpeg, data)] if is_cut else [partial(_plain_jpeg, data, o) for o in (True, False)],
-        b'\x89PNG': [partial(_ended_png, data)] if is_cut else [partial(_plain_png, data, o) for o in (True, False)],
+        b'\xff\xd8\xff': [partial(_ended_jpeg, data)] if is_cut else [partial(_plain_jpeg, data, o) for o in keep],
+        b'\x89PNG': [partial(_ended_png, data)] if is_cut else [partial(_plain_png, data, o) for o in keep],
         b'GIF8': [partial(_ended_gif, data)], b'BM': cut_off,
         **dict.fromkeys((b'II*\0', b'MM\0*'), [partial(_plain_tiff, data), *cut_off])}
     found = next((o for start,o in makers.items() if data.startswith(start)), [])

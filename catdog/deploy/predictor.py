@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prediction', 'shipped_model', 'Classifier', 'find_models']
 
-# %% ../../nbs/deploy/predictor.ipynb #41c70599
+# %% ../../nbs/deploy/predictor.ipynb #1a469788
 import os, warnings
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
@@ -17,7 +17,8 @@ from PIL import Image
 
 from ..core.files import batches_ahead
 from ..core.images import BadImage, CatdogError, open_image
-from ..core.model_file import ModelError, answer_limits, check_answers, model_file, open_session, read_meta
+from ..core.model_file import (NOTHING_SURE, ModelError, answer_limits, check_answers, model_file, open_session,
+                                    read_meta)
 from ..core.preprocess import open_as, pixels_of, seen_box
 
 # %% ../../nbs/deploy/predictor.ipynb #52c0a4c9
@@ -57,7 +58,7 @@ class Classifier:
 
     def __repr__(self): return f'Classifier({self.summary})'
 
-# %% ../../nbs/deploy/predictor.ipynb #b2089ce6
+# %% ../../nbs/deploy/predictor.ipynb #b82e3329
 @patch(as_prop=True)
 def summary(self:Classifier) -> str:
     "One line about the model: its labels, what it was trained on, its measured error"
@@ -65,7 +66,7 @@ def summary(self:Classifier) -> str:
     n = f'{m["n_pictures"]:,} ' if m.get('n_pictures') else ''
     error = f'{m["error"]:.1%} validation error' if 'error' in m else 'how often it is wrong was not measured'
     notes = ['; knows nothing about photographs']*(m.get('trained_on') == 'drawings')
-    notes += ['; sure of nothing']*(self.limits['probability'] == 1)
+    notes += ['; sure of nothing']*(self.limits == NOTHING_SURE)
     return f'{" / ".join(self.labels)}: trained on {n}{m.get("trained_on", "pictures")}, {error}{"".join(notes)}'
 
 # %% ../../nbs/deploy/predictor.ipynb #6bff96c1

@@ -132,7 +132,7 @@ def _check_answers(learn, data, sources, prepared, n=64):
 def _picture_ids(learn, test):
     "The content of the training, validation and `test` pictures of `learn`, as far as it is known; None without any"
     known = getattr(learn.dls, 'content_ids', {})
-    def _ids(files): return sorted({known.get(f) or content_id(f) for f in files if isinstance(f, (str, os.PathLike))})
+    def _ids(files): return sorted(known.get(f) or content_id(f) for f in files if isinstance(f, (str, os.PathLike)))
     def _files(dset): return [picture_source(dset, i) for i in _there(dset)]
     ids = dict(training=_ids(_files(learn.dls.train_ds)), validation=_ids(_files(learn.dls.valid_ds)), test=_ids(test))
     return ids if any(ids.values()) else None

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['onnx_network', 'saved_dls']
 
-# %% ../../nbs/learn/importer.ipynb #f8957ac1
+# %% ../../nbs/learn/importer.ipynb #63caafdb
 import os
 from dataclasses import replace
 
+from .dataset import OpenUpright, split_dls   # first: it says that torch and fastai are being loaded
 import onnx, torch
 import numpy as np
 from fastai.data.block import CategoryBlock, TransformBlock
@@ -21,7 +22,6 @@ from torch import nn
 
 from ..core.images import CatdogError
 from ..core.model_file import ModelError, model_file, open_session, read_meta
-from .dataset import OpenUpright, split_dls
 from .split import Split
 
 # %% ../../nbs/learn/importer.ipynb #2dec008b

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['measured_errors', 'model_metadata', 'describe']
 
-# %% ../../nbs/learn/metadata.ipynb #db38e981
+# %% ../../nbs/learn/metadata.ipynb #c465d288
 from collections import Counter
 from datetime import date
 from importlib.metadata import version
@@ -16,10 +16,11 @@ from fastai.learner import Learner
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.model_file import NOTHING_SURE
 from ..core.stats import are_uneven, balanced_error, calibration_error, confusion_counts, error_interval
 from .dataset import provenance
 from .evaluate import logits_on_test
-from .ood import NOTHING_SURE, fit_distance, ood_limits, validation_distances
+from .ood import fit_distance, ood_limits, validation_distances
 from .transforms import preprocessing
 
 # %% ../../nbs/learn/metadata.ipynb #ef410f91

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['markdown_table', 'model_card']
 
-# %% ../../nbs/learn/model_card.ipynb #a1786788
+# %% ../../nbs/learn/model_card.ipynb #52afcc77
 import re
 
 import numpy as np
 
+from ..core.model_file import NOTHING_SURE
 from ..core.stats import label_errors
 from .evaluate import calibration_sentence, error_sentence
-from .ood import NOTHING_SURE
 
 # %% ../../nbs/learn/model_card.ipynb #cd809758
 def _as_is(text): return re.sub(r'([\\`*_\[\]{}<>|#~$&!])', r'\\\1', ' '.join(str(text).split()))

@@ -187,4 +187,5 @@ def sample_web() -> SampleWeb: # A web that is running
     "The `SampleWeb` that this process runs, started with defaults if there is none"
     with _starting:
         if not _running: atexit.register(SampleWeb(port=_PORT).start().stop)
+        os.environ['CATDOG_ALLOW_PRIVATE'] = '1'   # as `start` has it, whatever became of it since
         return _running[-1]
