@@ -4,8 +4,6 @@ import hashlib, json, os, subprocess, sys
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from catdog.core.drawing import draw
 from catdog.core.files import content_id
 from catdog.deploy.predictor import Classifier
@@ -96,7 +94,9 @@ def test_a_folder_is_taken_whole(tmp_path):
     labels,pictures = known(tmp_path/'model')
     assert labels == ['A+', 'A-', 'c++', typed] and len(pictures) == 43
     card = (tmp_path/'model'/'model_card.md').read_text()
-    for text in (said, card): assert 'used 43 of 45 pictures' in text and '000.jpg' in text and '.txt' in text
+    for text in (said, card):
+        assert 'used 43 of 45 pictures; left out 1 that cannot be opened' in text and '1 as no picture (.txt)' in text
+    assert f'{stored}/000.jpg' in said and '000.jpg' not in card   # the card goes with the model, and names no file
     assert contents(mine) == before
 
 def test_a_label_without_a_folder_is_told_before_any_work(tmp_path):
