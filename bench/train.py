@@ -29,7 +29,7 @@ from fastai.vision.all import (CategoryBlock, DataBlock, FuncSplitter, ImageBloc
 from fastcore.script import call_parse
 
 from catdog.data import Decoded, get_dls, image_files
-from catdog.learn.learner import fast_recipe
+from catdog.learn.recipes import fast_recipe
 from catdog.learn.split import split_files
 from catdog.train import Checkpoint, train
 

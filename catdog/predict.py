@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['predict_files', 'Prediction', 'ModelError', 'shipped_model', 'find_models', 'Classifier', 'predict_bucket']
 
-# %% ../nbs/05_predict.ipynb #be03e00c
+# %% ../nbs/05_predict.ipynb #5fb4dbdd
 from fastcore.script import is_cli
 
-from .core.files import find_pictures
 from .core.images import CatdogError, command
 from .core.model_file import ModelError
-from .deploy.batch import answer_rows, check_out_file, check_paths, predict_bucket, print_rows, write_file
+from .deploy.batch import (answer_rows, check_out_file, check_paths, found_files, predict_bucket, print_rows,
+                                 write_file)
 from .deploy.predictor import Classifier, Prediction, find_models, shipped_model
 
 _all_ = ['Prediction', 'ModelError', 'shipped_model', 'find_models', 'Classifier', 'predict_bucket']
 
-# %% ../nbs/05_predict.ipynb #ba2d41eb
+# %% ../nbs/05_predict.ipynb #ea5f2a68
 @command
 def predict_files(
     *paths:str, # Pictures, and folders of pictures
@@ -26,10 +26,10 @@ def predict_files(
     "Say what is on each picture of `paths` with `model`; print it, or write it to `out`, where a stopped run goes on"
     check_paths(paths)
     out,classifier = out and check_out_file(out),Classifier(model)
-    if not any(True for _ in find_pictures(paths)):
+    if not any(True for _ in found_files(paths)):
         raise CatdogError('no pictures: give some files, or a folder with pictures in it')
     in_terminal = is_cli(predict_files)
-    if not out and not in_terminal: return list(answer_rows(classifier, find_pictures(paths)))
+    if not out and not in_terminal: return list(answer_rows(classifier, found_files(paths)))
     if out: bad = write_file(classifier, paths, out, print_errors=in_terminal)
-    else: bad = print_rows(answer_rows(classifier, find_pictures(paths)))
+    else: bad = print_rows(answer_rows(classifier, found_files(paths)))
     return 2*bool(bad) if in_terminal else out

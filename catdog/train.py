@@ -33,7 +33,7 @@ _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'Bfloat16', 'speed_ups', 'faster', '
          'calibrate', 'calibration_error', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed',
          'ood_limits', 'describe', 'model_card', 'export']
 
-# %% ../nbs/03_train.ipynb #55ce976d
+# %% ../nbs/03_train.ipynb #4ecc2d70
 def train(
     path:str|os.PathLike, # A folder with a sub-folder a label, or with train, valid and test above the labels
     arch:str='resnet18', # Name of an architecture in `ARCHS`
@@ -56,8 +56,8 @@ def train(
         print_used(dls)
         check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
         run_recipe(learn, recipe, arch, epochs, size, bs, resume, seed=seed, **kw)
-    print_validation(learn)
-    print_test(learn)
+        print_validation(learn)
+        print_test(learn)
     return learn
 
 # %% ../nbs/03_train.ipynb #059bf051

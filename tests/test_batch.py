@@ -1,11 +1,12 @@
 "Many pictures into a file: what is refused before the work, pictures that change, two runs at once, a full disk, labels."
-import csv, json, os, resource, shutil, signal, subprocess, sys, time
+import csv, json, os, re, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
+from clean_helpers import as_nobody, reachable
 
 from catdog.core.drawing import draw
-from catdog.core.images import CatdogError, jpeg_bytes
+from catdog.core.images import BadImage, CatdogError, jpeg_bytes, open_image
 from catdog.deploy import batch
 from catdog.predict import Classifier, predict_bucket, predict_files, shipped_model
 
@@ -55,7 +56,7 @@ def test_an_address_is_refused_in_words_that_quote_it_as_typed(tmp_path, address
 def test_what_is_no_path_at_all_has_its_line(tmp_path):
     "A picture written out as an address is longer than any name may be"
     draw('cat', 1).save(tmp_path/'cat.jpg')
-    address = 'data:image/jpeg;base64,' + 'x'*300
+    address = 'data:image;base64,' + 'x'*300
     code,said,err = run(tmp_path, address, 'cat.jpg')
     assert code == 2 and said.startswith('cat.jpg: ') and len(err.splitlines()) == 1 and err.count(address) == 1
 
@@ -77,6 +78,19 @@ def test_a_name_that_is_not_utf8(tmp_path):
     code,said,_ = run(tmp_path, f'album/{NOT_UTF8}', env=dict(PYTHONIOENCODING='utf8:strict'))
     assert code == 0 and said.startswith(f'album/{NOT_UTF8}: ')
     with pytest.raises(CatdogError, match='UTF-8'): predict_bucket(tmp_path/'album', tmp_path/'answers')
+
+def test_a_folder_that_cannot_be_read_has_its_row(tmp_path):
+    "Nobody should believe that all pictures were asked about"
+    album(tmp_path/'album', 2)
+    album(tmp_path/'album'/'locked', 2)
+    reachable(tmp_path)
+    (tmp_path/'album'/'locked').chmod(0o311)
+    def say(): raise LookupError([(o.name, _reason(o)) for o in batch.found_files([tmp_path/'album'])])
+    def _reason(file):
+        try: return open_image(file).size
+        except BadImage as e: return e.reason.removeprefix(f'{file}: ')
+    said = as_nobody(say)
+    assert re.match(r"LookupError: \[\('00000.jpg', \(200, 160\)\), \('00001.jpg', \(200, 160\)\), \('locked', .cannot be read", said)
 
 @pytest.mark.parametrize('out,words', [('there', 'is a folder'), ('answers.xls', 'ends in .csv'),
                                        ('nowhere/answers.csv', 'no such folder')])

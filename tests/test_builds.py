@@ -1,6 +1,6 @@
 """Builds as a person types them: the labels that were asked for and no others, own folders as they are now, a given split.
 Each runs in a folder of its own, twice where something may be left over from the first time."""
-import hashlib, json, os, subprocess, sys
+import hashlib, json, os, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 
@@ -10,15 +10,20 @@ from catdog.deploy.predictor import Classifier
 
 QUICK = '--arch', 'squeezenet1_0', '--size', '64'
 
-def build(*args, cwd, ok=True):
-    "Run catdog-build with `args`, as quickly as it can; what it printed"
+def start(*args, cwd):
+    "A catdog-build with `args`, as quick as it can be"
     command = [str(Path(sys.executable).with_name('catdog-build')), *map(str, args), *QUICK]
     env = {k: v for k,v in os.environ.items() if not k.startswith(('CATDOG_', 'AZURE_'))}
     shared = Path(__file__).parent.parent.parent/'shared'/'torch_home'
     if shared.is_dir(): env.setdefault('TORCH_HOME', str(shared))
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == (0 if ok else 2) and 'Traceback' not in done.stderr, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout if ok else done.stderr
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def build(*args, cwd, ok=True):
+    "What catdog-build printed"
+    p = start(*args, cwd=cwd)
+    out,err = p.communicate(timeout=300)
+    assert p.returncode == (0 if ok else 2) and 'Traceback' not in err, out[-2000:] + err[-3000:]
+    return out if ok else err
 
 def fill(folder, **counts):
     "Draw so many pictures of each label, which begins with something that can be drawn, into `folder`"
@@ -133,3 +138,19 @@ def test_of_a_hundred_labels_of_five_pictures_all_are_measured(tmp_path):
     of = {content_id(o): o.parent.name for o in mine.rglob('*.jpg')}
     record = json.loads((tmp_path/'model'/'pictures.json').read_text())
     assert Counter(of[o] for o in record['validation']) == {o: 1 for o in labels}
+
+def test_files_that_vanish_or_break_do_not_end_a_training(tmp_path):
+    mine = fill(tmp_path/'mine', cat=30, dog=30)
+    p = start('cat', 'dog', '--photos', 'mine', '--out', 'model', '--recipe', 'classic', '--epochs', 6, cwd=tmp_path)
+    while not list(tmp_path.glob('models/.unfinished/*.pth')):   # until an epoch is over
+        assert p.poll() is None, p.communicate()
+        time.sleep(.02)
+    (mine/'cat'/'003.jpg').unlink()
+    (mine/'dog'/'004.jpg').write_text('<!doctype html>')
+    out,err = p.communicate(timeout=300)
+    assert p.returncode == 0 and 'Traceback' not in err, err[-3000:]
+    for o in ('cat/003.jpg: left out from now on: there is no such file', 'dog/004.jpg: left out from now on: a web page'):
+        assert err.count(o) == 1, err
+    card = (tmp_path/'model'/'model_card.md').read_text()
+    assert 'used 58 of 60 pictures; left out 2 that cannot be opened' in card
+    assert ids(mine) - {content_id(mine/'dog'/'004.jpg')} <= known(tmp_path/'model')[1]

@@ -137,8 +137,8 @@ def test_labels_that_are_not_folders(tmp_path):
     from catdog.clean.issues import suspects
     from catdog.learn.learner import get_learner
     path = pets(tmp_path/'pets'/'images')
-    dls = ImageDataLoaders.from_name_func(path, get_image_files(path), is_cat, valid_pct=.2, seed=1, bs=8, num_workers=0,
-                                          item_tfms=Resize(32))
+    dls = ImageDataLoaders.from_name_func(path, get_image_files(path), is_cat, valid_pct=.2, seed=1, bs=8,
+                                          num_workers=0, item_tfms=Resize(32))
     learn = get_learner(dls, 'squeezenet1_0')
     start,cleaner = state(path),Cleaner(learn, suspects=suspects(learn), max_n=30)
     assert cleaner.message.value.startswith('The 28 pictures do not lie in folders that are their labels')
@@ -159,17 +159,15 @@ def test_labels_that_are_not_folders(tmp_path):
 
 def test_some_labels_are_not_folders(tmp_path):
     "A list corrects two labels; what can be done with a picture stands in its menu"
-    import pandas as pd
-    from fastai.vision.all import ImageDataLoaders, Resize
+    from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
     from catdog.clean.cleaner import Cleaner
     from catdog.learn.learner import get_learner
     data = drawings(tmp_path/'data', 10)
-    rows = [(o.relative_to(data).as_posix(), o.parent.name) for o in sorted(data.rglob('*.jpg'))]
-    rows[0],rows[-1] = (rows[0][0], 'dog'),(rows[-1][0], 'cat')
-    dls = ImageDataLoaders.from_df(pd.DataFrame(rows), data, valid_pct=.2, seed=1, bs=8, num_workers=0, item_tfms=Resize(32))
+    corrected = {data/'cat'/'00.jpg': 'dog', data/'dog'/'00.jpg': 'cat'}
+    dls = ImageDataLoaders.from_path_func(data, get_image_files(data), lambda o: corrected.get(o, o.parent.name),
+                                          valid_pct=.2, seed=1, bs=8, num_workers=0, item_tfms=Resize(32))
     cleaner = Cleaner(get_learner(dls, 'squeezenet1_0'), max_n=30)
     assert cleaner.message.value.startswith('2 of the 20 pictures do not lie in folders that are their labels')
-    corrected = {data/rows[0][0], data/rows[-1][0]}
     for cleaner.dd_ds.value in ('Train', 'Valid'):
         for cleaner.dd_cats.value in ('cat', 'dog'):
             for card in cleaner.iw.cards[:len(cleaner.iw.shown)]:
@@ -181,14 +179,45 @@ def test_some_labels_are_not_folders(tmp_path):
     t = cleaner.table.set_index('file')
     assert t.label[data/other/file.name] == other
 
+def test_a_split_data_set_with_folders_below_the_labels(tmp_path):
+    "The label is the folder below train or test, however deep the picture lies; it keeps its part and its place"
+    from catdog.clean.cleaner import Cleaner
+    data = tmp_path/'data'
+    for part,n in (('train', 10), ('test', 3)): drawings(data/part, n)
+    (data/'test'/'cat'/'indoor').mkdir()
+    file = (data/'test'/'cat'/'02.jpg').rename(data/'test'/'cat'/'indoor'/'02.jpg')
+    cleaner = Cleaner(learner(data), max_n=30)
+    assert (cleaner.message.value, cleaner.dd_ds.options) == ('', ('Train', 'Valid', 'Test'))
+    cleaner.dd_ds.value = 'Test'
+    assert {o.parent for o in cleaner.iw.shown} == {data/'test'/'cat', data/'test'/'cat'/'indoor'}
+    cleaner.iw.cards[cleaner.iw.shown.index(file)].menu.value = 'dog'
+    cleaner.bt_apply.click()
+    moved = data/'test'/'dog'/'indoor'/'02.jpg'
+    assert moved.exists() and cleaner.message.value == 'Moved 1 picture.' and moved not in cleaner.iw.shown
+    cleaner.dd_cats.value = 'dog'
+    assert moved in cleaner.iw.shown
+    cleaner.bt_undo.click()
+    assert file.exists() and cleaner.iw.wanted == {file: 'dog'} and cleaner.tally.value.startswith('Chosen: 1 to dog')
+
+def test_data_loaders_from_a_table_are_refused(tmp_path):
+    import pandas as pd
+    from fastai.vision.all import ImageDataLoaders, Resize
+    from catdog.clean.cleaner import Cleaner
+    from catdog.core.images import CatdogError
+    data = drawings(tmp_path/'data', 4)
+    rows = pd.DataFrame([(o.relative_to(data).as_posix(), o.parent.name) for o in sorted(data.rglob('*.jpg'))])
+    dls = ImageDataLoaders.from_df(rows, data, valid_pct=.2, bs=4, num_workers=0, item_tfms=Resize(32))
+    from catdog.learn.learner import get_learner
+    with pytest.raises(CatdogError, match='made from a table'): Cleaner(get_learner(dls, 'squeezenet1_0'))
+
 def test_pictures_that_lie_elsewhere(tmp_path):
     "Data loaders whose path is another folder: nothing could be moved, and that is said at once"
     from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
     from catdog.clean.cleaner import Cleaner
     from catdog.learn.learner import get_learner
     path = pets(tmp_path/'pets')
-    dls = ImageDataLoaders.from_path_func(tmp_path/'models', get_image_files(path), lambda o: is_cat(o.name), valid_pct=.2,
-                                          bs=8, num_workers=0, item_tfms=Resize(32))
+    dls = ImageDataLoaders.from_path_func(tmp_path/'models', get_image_files(path), lambda o: is_cat(o.name),
+                                          valid_pct=.2, bs=8, num_workers=0, item_tfms=Resize(32))
     cleaner = Cleaner(get_learner(dls, 'squeezenet1_0'))
     assert f'28 pictures do not lie in {tmp_path/"models"}, the folder of the data loaders' in cleaner.message.value
     assert {o.menu.options for o in cleaner.iw.cards} == {('<Keep>',)}
@@ -337,7 +366,8 @@ def test_cleaner_in_voila(page, lab, tmp_path):
         page.screenshot(path=tmp_path/'dark.png')
         page.set_viewport_size(dict(width=390, height=844))
         left = page.locator('.cd-card').evaluate_all('all => all.slice(0, 2).map(o => o.getBoundingClientRect().left)')
-        assert len(set(left)) == 2 and page.evaluate('document.scrollingElement.scrollWidth') <= 390   # two side by side
+        assert len(set(left)) == 2   # side by side
+        assert page.evaluate('document.scrollingElement.scrollWidth') <= 390
         page.screenshot(path=tmp_path/'phone.png')
 
 def test_cleaner_in_jupyterlab(page, lab, tmp_path):

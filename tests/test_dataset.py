@@ -264,6 +264,7 @@ def test_what_vanishes_before_it_is_decoded_is_left_out(few):
     with pytest.warns(UserWarning, match='left out'): quick = decoded_dls(dls, 64)
     assert [len(ds) for ds in (quick.train_ds, quick.valid_ds)] == [len(dls.train_ds) - 1, len(dls.valid_ds) - 1]
     assert quick.left_out is dls.left_out and tuple(f for f,_ in dls.left_out) == gone
+    assert [len(y) for _,y in quick.train] == [len(quick.train_ds)]   # one less than a whole batch, and not none
     assert len(make_learner(quick).get_preds()[0]) == len(quick.valid_ds)
     for o in sorted(few.rglob('*.png'))[::5]: o.unlink()
     with pytest.raises(CatdogError, match='of 24 pictures cannot be opened'): decoded_dls(dls, 64)

@@ -3,7 +3,7 @@ import json, multiprocessing, os, random, resource, shutil, signal, sys
 from pathlib import Path
 
 import pytest
-from clean_helpers import JOURNAL, dataset, pictures, state
+from clean_helpers import JOURNAL, as_nobody, dataset, pictures, reachable, state
 
 from catdog.clean.moves import apply_choices, can_undo, undo_choices, unfinished_moves
 from catdog.core.images import CatdogError
@@ -137,28 +137,11 @@ def test_full_disk(tmp_path):
         assert state(folder) == start
         (folder/JOURNAL).unlink(missing_ok=True)
 
-def as_nobody(what):
-    "Run `what` without root's right to write everywhere; what it raised, as text"
-    read,write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            if not os.getuid(): os.setresuid(65534, 65534, 65534)
-            what()
-            os.write(write, b'nothing')
-        except BaseException as e: os.write(write, f'{type(e).__name__}: {e}'.encode())
-        finally: os._exit(0)
-    os.close(write)
-    os.waitpid(pid, 0)
-    with os.fdopen(read) as f: return f.read()
-
 @pytest.mark.parametrize('locked', ['.', 'dog', 'cat'])
 def test_read_only_folder(tmp_path, locked):
     folder = dataset(tmp_path/'data')
     start,everything = state(folder),pictures(folder)
-    for o in (tmp_path, *tmp_path.parents):
-        mode = o.stat().st_mode
-        if o.stat().st_uid == os.getuid() and o != Path('/') and not mode & 1: o.chmod(mode | 0o11)
+    reachable(tmp_path)
     for o in (folder, folder/'cat', folder/'dog'): o.chmod(0o777)
     (folder/locked).chmod(0o555)
     said = as_nobody(lambda: apply_choices(folder, choices(folder)))

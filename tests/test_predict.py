@@ -65,7 +65,7 @@ def again(tmp_path, monkeypatch):
     monkeypatch.setenv('CATDOG_MODEL', str(shipped_model()))
     out,classifier = Path('answers.csv'),Counting(shipped_model())
     part = batch._part_file(classifier, out)
-    answers = batch.write_rows(classifier, batch.find_pictures(['album']), out, batch.tqdm(disable=True))
+    answers = batch.write_rows(classifier, batch.found_files(['album']), out, batch.tqdm(disable=True))
     for _ in range(11): next(answers)
     answers.close()   # stopped after the last answer
     log = part.read_bytes().splitlines(True)

@@ -58,9 +58,16 @@ def test_a_report_is_refused_before_the_work_when_it_cannot_be_written(learn, tm
     for out,words in (('nowhere/r.html', 'no such folder'), ('folder', 'is a folder')):
         with pytest.raises(CatdogError, match=f'{words}; give another file'): report(learn, tmp_path/out)
 
+def test_where_labels_are_uneven_the_balanced_error_stands_beside_the_plain_one():
+    t = pd.DataFrame(dict(label=['cat']*8 + ['dog']*2, predicted=['cat']*8 + ['dog', 'cat'], dataset='Valid'))
+    plain,balanced = error_sentences(t)
+    assert plain.startswith('10.0%') and balanced.startswith('25.0% balanced error')
+    assert len(error_sentences(t[5:])) == 1   # three cats, two dogs
+
 def table(**n):
     "Predictions: for each data set so many, one of them wrong"
-    rows = [dict(label='cat', predicted='dog' if not i else 'cat', dataset=k) for k,v in n.items() for i in range(v)]
+    rows = [dict(label='cat dog'.split()[i%2], predicted='cat dog'.split()[i%2 or not i], dataset=k)
+            for k,v in n.items() for i in range(v)]
     return pd.DataFrame(rows, columns=['label', 'predicted', 'dataset'])
 
 def test_a_trained_picture_is_never_called_unseen():

@@ -189,13 +189,14 @@ def set_fns(self:Pages,
     self.view = L(fns)
     self.show(page)
 
-# %% ../../nbs/clean/cards.ipynb #904bf856
+# %% ../../nbs/clean/cards.ipynb #39e5e222
 @patch
 def open_suggestion(self:Pages,
     file:Path # A picture
 ) -> str|None: # '<Delete>' or a label
-    "What is suggested for `file`, while nothing is chosen"
-    return None if file in self.choices else self.suggestions.get(file)
+    "What is suggested for `file`, while nothing is chosen, if it can be done"
+    suggested = None if file in self.choices else self.suggestions.get(file)
+    return suggested if suggested in self.options(file) else None
 
 @patch
 def choose(self:Pages,

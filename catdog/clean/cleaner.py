@@ -71,7 +71,7 @@ class Cleaner(ImageClassifierCleaner):
         for o in (self.dd_cats, self.dd_ds, self.dd_view): o.observe(self.on_change_ds, 'value')
         self.on_change_ds()
 
-# %% ../../nbs/clean/cleaner.ipynb #fc741792
+# %% ../../nbs/clean/cleaner.ipynb #6b73c4f0
 @patch
 def _find_folders(self:Cleaner):
     "Which pictures lie in a folder that is their label"
@@ -92,7 +92,7 @@ def _options(self:Cleaner, file):
     return self.iw.opts if self._can_move(file) else ('<Keep>', '<Delete>')
 
 @patch
-def _can_move(self:Cleaner, file): return self._in_label[self._rows[file].Index]
+def _can_move(self:Cleaner, file): return file not in self._rows or self._in_label[self._rows[file].Index]
 
 # %% ../../nbs/clean/cleaner.ipynb #4cf0017d
 @patch
@@ -118,10 +118,16 @@ def _make_pages(self:Cleaner, vocab, **kw):
     pages.on_zoom,pages.on_vanished = self._toggle_large,self._report_vanished
     return pages
 
-# %% ../../nbs/clean/cleaner.ipynb #c2de92c1
+# %% ../../nbs/clean/cleaner.ipynb #9f7e56db
+@patch
+def _datasets(self:Cleaner):
+    "fastai's two, and what else is in the table: who knows neither which validated has 'Unknown' ones"
+    there = list(self.table.dataset.unique())
+    return list(dict.fromkeys(['Train', *([] if 'Unknown' in there else ['Valid']), *there]))
+
 @patch
 def _make_menus(self:Cleaner, vocab):
-    self.dd_cats,self.dd_ds = make_menu('Label', vocab),make_menu('Data set', ('Train', 'Valid'))
+    self.dd_cats,self.dd_ds = make_menu('Label', vocab),make_menu('Data set', self._datasets())
     self.dd_view = make_menu('Show', ('All pictures',) if self.suspects is None else ('Worst first', 'All pictures'))
     if self.suspects is None: self.dd_view.layout.display = 'none'
 
@@ -166,12 +172,13 @@ def _show(self:Cleaner, page=0):
     self.iw.set_fns((f for f in files if f in self._rows), page)
     for o in (self.dd_cats, self.dd_ds): o.disabled = worst
 
-# %% ../../nbs/clean/cleaner.ipynb #886bf7a2
+# %% ../../nbs/clean/cleaner.ipynb #79fda93c
 @patch
 def _describe(self:Cleaner, file):
     "HTML below a picture"
     o = self._rows[file]
-    text = (f'{"folder" if self._can_move(file) else "label"}: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br>'
+    what = 'folder' if self._can_move(file) else 'label'
+    text = (f'{what}: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br>'
             f'network: <b>{escape(str(o.predicted))}</b> {o.probability:.0%}')
     return text + (f'<br>{escape(self._reasons[file])}' if file in self._reasons else '')
 
@@ -179,9 +186,10 @@ def _describe(self:Cleaner, file):
 def _label_of(self:Cleaner, file):
     return str(self._rows[file].label) if file in self._rows else self._folder_label(file)
 
-# %% ../../nbs/clean/cleaner.ipynb #f6314bbf
+# %% ../../nbs/clean/cleaner.ipynb #34b98a9b
 @patch(as_prop=True)
-def _unanswered(self:Cleaner): return sum(f in self._rows and f not in self.iw.choices for f in self.iw.suggestions)
+def _unanswered(self:Cleaner):
+    return sum(f in self._rows and bool(self.iw.open_suggestion(f)) for f in self.iw.suggestions)
 
 @patch
 def _update_status(self:Cleaner):
@@ -219,12 +227,12 @@ def iwis(self:Cleaner):
     tables = (self.table[self.table.dataset == o] for o in ('Train', 'Valid'))
     return tuple(L(zip(t.file, t.label, t.loss)) for t in tables)
 
-# %% ../../nbs/clean/cleaner.ipynb #44789904
+# %% ../../nbs/clean/cleaner.ipynb #fed0e3d5
 @patch
 def apply(self:Cleaner) -> list: # `Moved`: file, to, reason
     "Move the pictures as chosen, wherever they were chosen"
     wanted = self.iw.wanted
-    odd = next((f for f,o in wanted.items() if f in self._rows and o != '<Delete>' and not self._can_move(f)), None)
+    odd = next((f for f,o in wanted.items() if o != '<Delete>' and not self._can_move(f)), None)
     if odd: raise CatdogError(f'{odd} does not lie in a folder that is its label, so it cannot be moved to another')
     try: return apply_choices(self.path, wanted)
     finally:

@@ -82,9 +82,12 @@ def _pooled_features(body, rows):
     try: yield
     finally: hook.remove()
 
-# %% ../../nbs/clean/interpret.ipynb #5d72db0a
+# %% ../../nbs/clean/interpret.ipynb #43ba1a34
 def _files_of(learn):
     "The pictures of `learn` that are still there, those for training first, and the data set of each"
+    if isinstance(learn.dls.train_ds.items, pd.DataFrame):
+        raise CatdogError('these data loaders are made from a table, which cannot be reviewed: make them from files, '
+                          'such as ImageDataLoaders.from_path_func with a function that looks the label up')
     split = vars(learn.dls).get('split')
     sets = dict(Train=learn.dls.train_ds.items)
     sets['Valid' if getattr(split, 'known', True) else 'Unknown'] = learn.dls.valid_ds.items

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['error_sentences', 'report']
 
-# %% ../../nbs/clean/report.ipynb #553756da
+# %% ../../nbs/clean/report.ipynb #be4f5c52
 import os
 from datetime import date
 from html import escape
@@ -18,7 +18,7 @@ from fastai.callback.schedule import Learner
 from .interpret import gradcam_overlays, measured_rows, precision_recall, prediction_table, worst_first
 from .issues import find_issues
 from ..core.images import CatdogError, data_url, thumbnail, write_atomic
-from ..core.stats import error_interval
+from ..core.stats import are_uneven, balanced_error, error_interval
 from ..learn.split import used_sentence
 
 # %% ../../nbs/clean/report.ipynb #eb0cdff6
@@ -64,7 +64,14 @@ def _cards(items):
 def _interval(share, low, high):
     return '–' if np.isnan(share) else f'{share:.1%} <small>({low:.1%} to {high:.1%})</small>'
 
-# %% ../../nbs/clean/report.ipynb #9bd0aefb
+# %% ../../nbs/clean/report.ipynb #0e61bc5f
+def _matrix(table, labels):
+    "The confusion matrix of `labels` by a table from `predictions`"
+    t = measured_rows(table)
+    counts = pd.crosstab(t.label.astype(str), t.predicted.astype(str))
+    return counts.reindex(index=labels, columns=labels, fill_value=0).to_numpy()
+
+# %% ../../nbs/clean/report.ipynb #90a7c7a0
 def _interval_text(share, low, high): return f'{share:.1%} ({low:.1%} to {high:.1%})'
 
 def error_sentences(
@@ -80,6 +87,9 @@ def error_sentences(
     if not len(rows): said = ['No picture that validated the network is here: its error cannot be measured again.']
     else: said = [_sentence(rows, 'pictures that it had not been trained on' if known else
                             'pictures, some of which it may have been trained on,')]
+    counts = _matrix(table, sorted({*table.label, *table.predicted}))
+    if len(rows) and are_uneven(counts):
+        said.append(f'{balanced_error(counts):.1%} balanced error: each label counts once, however many pictures it has.')
     kinds = dict(Test='test pictures', New='pictures that are new since it was trained')
     return said + [_sentence(table[table.dataset == o], what) for o,what in kinds.items() if (table.dataset == o).any()]
 
@@ -136,13 +146,6 @@ def _section_suspects(df, n=24):
     return (f'<h2>Pictures that look wrong</h2><p>{len(df):,} suspects ({kinds})'
             f'{f"; the worst {n} are shown" if len(df) > n else ""}. '
             'These are suggestions; a person should look. The score goes from 0 to 1.</p>' + _cards(cards))
-
-# %% ../../nbs/clean/report.ipynb #3c566550
-def _matrix(table, labels):
-    "The confusion matrix by a table from `predictions`"
-    t = measured_rows(table)
-    counts = pd.crosstab(t.label.astype(str), t.predicted.astype(str))
-    return counts.reindex(index=labels, columns=labels, fill_value=0).to_numpy()
 
 # %% ../../nbs/clean/report.ipynb #b16dec97
 def _page(title, body):

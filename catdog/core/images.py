@@ -93,14 +93,14 @@ def _upright(img, stored, min_side):
     if img.width%by == 0 and img.height%by == 0: return turned(img.reduce(by), stored)
     return turned(img, stored).reduce(by)
 
-# %% ../../nbs/core/images.ipynb #dc4a922f
-def _finished(img, max_side, max_pixels, min_side, is_ours=True):
+# %% ../../nbs/core/images.ipynb #0b4f190c
+def _finished(img, max_side, max_pixels, min_side, as_stored, is_ours=True):
     "`img` upright, sRGB, of the size that `open_image` is asked for; unless it `is_ours` it is left as it is"
     _check_size(img, max_pixels)
     key = key_colour(img)
     if is_ours and max_side and not min_side: img.draft('RGB', (max_side, max_side))
     img.load()
-    res = _upright(to_rgb(img, key), orientation(img), min_side)
+    res = img.convert('RGB') if as_stored else _upright(to_rgb(img, key), orientation(img), min_side)
     if res is img and not is_ours: res = img.copy()
     if max_side and max(res.size) > max_side:
         res.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3)
@@ -130,15 +130,16 @@ def _repaired(data, error, *sizes):
         except Exception: continue   # as below
     raise error
 
-# %% ../../nbs/core/images.ipynb #41453c5a
+# %% ../../nbs/core/images.ipynb #f922fedb
 def open_image(
     src:str|os.PathLike|bytes|io.IOBase|np.ndarray|Image.Image, # A path, bytes, a binary file, an array or a picture
     max_side:int=None, # Shrink so that neither side is longer than this, in pixels; None leaves the size
     max_pixels:int=50_000_000, # Refuse more than this many pixels (width times height)
-    min_side:int=None # Average blocks of 2, 4 or 8 pixels a side while no side gets shorter than this; None: do not
+    min_side:int=None, # Average blocks of 2, 4 or 8 pixels a side while no side gets shorter than this; None: do not
+    as_stored:bool=False # Neither turned nor reduced, colours and transparency as they happen to be: what fastai opens
 ) -> Image.Image: # Upright sRGB picture, mode RGB, without metadata
     "Open `src` as an upright RGB picture of at most `max_side`; `BadImage` says why it cannot be one"
-    sizes = max_side,max_pixels,min_side
+    sizes = max_side,max_pixels,min_side,as_stored
     if isinstance(src, np.ndarray): src = _array_image(src)
     if isinstance(src, Image.Image):
         try: return _finished(src, *sizes, is_ours=False)

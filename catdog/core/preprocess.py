@@ -11,7 +11,7 @@ from PIL import Image
 
 from .images import open_image
 
-# %% ../../nbs/core/preprocess.ipynb #7b546f17
+# %% ../../nbs/core/preprocess.ipynb #5c167ec2
 OPENED = 'upright', 'as stored'
 
 def open_as(
@@ -20,15 +20,7 @@ def open_as(
     max_side:int=None # As for `open_image`
 ) -> Image.Image: # RGB
     "`src`, opened as `meta` says; `BadImage` when it is no picture"
-    if meta.get('opened') != 'as stored': return open_image(src, max_side, min_side=meta.get('min_side'))
-    open_image(src, 8)   # TEMPORARY: until open_image has as_stored
-    import io
-    if isinstance(src, np.ndarray): src = open_image(src)
-    if not isinstance(src, Image.Image): src = Image.open(io.BytesIO(src) if isinstance(src, bytes) else src)
-    img = src.convert('RGB')
-    img.info = {}
-    if max_side: img.thumbnail((max_side, max_side))
-    return img
+    return open_image(src, max_side, min_side=meta.get('min_side'), as_stored=meta.get('opened') == 'as stored')
 
 # %% ../../nbs/core/preprocess.ipynb #fb63cd00
 METHODS = 'squish', 'crop', 'pad'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['image_files', 'FolderLabel', 'provenance', 'UprightImage', 'OpenUpright', 'Decoded', 'find_transform', 'SkippingDL',
-           'split_dls', 'decoded_dls']
+           'split_dls', 'labelled_dl', 'decoded_dls']
 
 # %% ../../nbs/learn/dataset.ipynb #2158c5ed
 import sys, warnings
@@ -176,10 +176,20 @@ def split_dls(
     if ';' in sentence and not rank_distrib(): print(f'{path}: {sentence}')
     return _with_split(dls, split)
 
-# %% ../../nbs/learn/dataset.ipynb #1e054d66
+# %% ../../nbs/learn/dataset.ipynb #7e27c8b9
+def labelled_dl(
+    dls:DataLoaders, # From `split_dls`, or others
+    items # Such as paths of pictures
+) -> TfmdDL: # Batches of pictures and labels
+    "`items` prepared as for validation; goes on without those that cannot be opened, if `dls` do"
+    dl = dls.test_dl(items, with_labels=True)
+    dl.left_out = getattr(dls, 'left_out', None)
+    return dl
+
+# %% ../../nbs/learn/dataset.ipynb #d37a00ea
 def _decoded_dl(dl, dset, **kw):
     "`dl` with the data set `dset`, drawing at random what `dl` would"
-    new = dl.new(dset, **kw)
+    new = dl.new(dset, bs=min(dl.bs, len(dset)), **kw)   # of too few for a whole batch, none would be made
     new.rng.setstate(dl.rng.getstate())
     return new
 

@@ -7,7 +7,7 @@ __all__ = ['error_sentence', 'label_sentences', 'validation_logits', 'confusion'
            'calibration_sentence', 'plot_calibration', 'print_validation', 'logits_on_test', 'print_test',
            'print_confusion']
 
-# %% ../../nbs/learn/evaluate.ipynb #c5097f83
+# %% ../../nbs/learn/evaluate.ipynb #4870344b
 import torch
 import numpy as np
 from fastai.data.core import DataLoader
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..core.stats import (are_uneven, balanced_error, calibration_error, confusion_counts, error_interval,
                                label_errors)
-from .dataset import provenance
+from .dataset import labelled_dl, provenance
 
 # %% ../../nbs/learn/evaluate.ipynb #af8cc0bb
 def error_sentence(
@@ -138,13 +138,13 @@ def print_validation(
         print('That is a small validation set: more pictures narrow the interval, and say how sure the model may be.')
     else: print(f'Calibration: {calibration_sentence(**learn.calibration)}.')
 
-# %% ../../nbs/learn/evaluate.ipynb #8a969283
+# %% ../../nbs/learn/evaluate.ipynb #104ec8c8
 def logits_on_test(
     learn:Learner # Trained; its `dls` may have `test_files`
 ) -> tuple: # (logits, truth) as from `validation_logits`, or None without any
     "Scores of `learn` for the pictures that were meant for testing"
     files = getattr(learn.dls, 'test_files', [])
-    return validation_logits(learn, learn.dls.test_dl(files, with_labels=True)) if files else None
+    return validation_logits(learn, labelled_dl(learn.dls, files)) if files else None
 
 def print_test(
     learn:Learner # Trained

@@ -94,7 +94,7 @@ def measure(
     truth = np.array(truth, int)[np.array(good, bool)]
     return Measured(logits, truth, distances[0] if distances else None, len(sources) - len(truth))
 
-# %% ../../nbs/learn/exporter.ipynb #93cb857b
+# %% ../../nbs/learn/exporter.ipynb #eab96d07
 def _odd_pictures(folder):
     "Files in `folder` that show whether two programs prepare pictures alike"
     sideways = Image.Exif()
@@ -123,6 +123,8 @@ def _check_answers(learn, data, sources, prepared, n=64):
     with tempfile.TemporaryDirectory() as folder:
         files = [o for o in sources[:n] if _pixels_or_none(o, prepared) is not None] + _odd_pictures(Path(folder))
         logits,expected = measure(data, files, [0]*len(files), prepared).logits,_learner_probabilities(learn, files)
+    if not np.isfinite(expected).all():
+        raise CatdogError('the Learner gives no numbers: its training went astray; train again, with a smaller rate')
     off = np.abs(torch.from_numpy(logits).softmax(1).numpy() - expected).max()
     # usually 3e-6; rounding reaches 1e-4 where scores are extreme, and a wrong transform is off by far more than 1e-3
     if not off < 1e-3:

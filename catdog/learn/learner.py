@@ -30,16 +30,19 @@ from .backbones import ARCHS, fetch_weights, find_arch, load_shipped_body
 from .callbacks import speed_ups
 from .dataset import find_transform
 
-# %% ../../nbs/learn/learner.ipynb #b28fc251
+# %% ../../nbs/learn/learner.ipynb #74617eef
 def _weights_there(function, arch):
     "Are the weights of `function`, called `arch`, to be had? `CatdogError` names the file that is damaged"
-    try: return fetch_weights(function)
+    name = Path(urlparse(get_model_weights(function).DEFAULT.url).path).name
+    file = Path(torch.hub.get_dir())/'checkpoints'/name
+    try: there = fetch_weights(function)
     except CatdogError: raise
-    except Exception as e:   # a damaged file can raise nearly anything
-        name = Path(urlparse(get_model_weights(function).DEFAULT.url).path).name
-        file = Path(torch.hub.get_dir())/'checkpoints'/name
-        raise CatdogError(f'{file}: the weights of {arch} are damaged ({type(e).__name__}); '
-                          'delete the file, and they are downloaded again') from None
+    except Exception:   # a damaged file can raise nearly anything
+        if not file.exists(): raise
+        there = False
+    if not there and file.exists():
+        raise CatdogError(f'{file}: the weights of {arch} are damaged; delete the file, and they are downloaded again')
+    return there
 
 # %% ../../nbs/learn/learner.ipynb #f7635f82
 def _cut(dls, function, **kw):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MahalanobisDistance', 'fit_distance', 'validation_distances', 'ood_limits']
 
-# %% ../../nbs/learn/ood.ipynb #f2452d79
+# %% ../../nbs/learn/ood.ipynb #38a24517
 import torch
 import numpy as np
 from fastai.learner import Learner
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..core.model_file import NOTHING_SURE
 from .callbacks import speed_ups
+from .dataset import labelled_dl
 from .learner import as_maps, body_features
 from .transforms import pick_items
 
@@ -36,7 +37,7 @@ class MahalanobisDistance(nn.Module):
         z = features.mean((2, 3)) @ self.project
         return (z[:, None] - self.centres).square().mean(2).amin(1).sqrt()
 
-# %% ../../nbs/learn/ood.ipynb #ed422403
+# %% ../../nbs/learn/ood.ipynb #5b8e4bea
 def fit_distance(
     learn:Learner, # Trained
     most:int=1000, # Training pictures that are measured, at most
@@ -45,7 +46,7 @@ def fit_distance(
     "The distance from what `learn` was trained on, by up to `most` of its training pictures"
     which = range(len(learn.dls.train_ds)) if which is None else which
     some = pick_items(learn.dls.train_ds, which[::-(-len(which)//most)])
-    dl = learn.dls.test_dl(some, with_labels=True)
+    dl = labelled_dl(learn.dls, some)
     fast = len(speed_ups(learn)) > 1
     return MahalanobisDistance(*body_features(learn, dl, fast, lambda o: o.mean((2, 3))))
 

@@ -112,7 +112,7 @@ def fast_recipe(
         growing.leave()   # fastai calls no callback after a KeyboardInterrupt, and the crop is that of `plain`, too
         learn.dls = plain
 
-# %% ../../nbs/learn/recipes.ipynb #d0847df4
+# %% ../../nbs/learn/recipes.ipynb #5fcb6324
 def checkpoint_file(
     learn:Learner, # To be trained
     **settings # All that decides what the training does
@@ -120,7 +120,8 @@ def checkpoint_file(
     "Where the `Checkpoint` of a training with the pictures of `learn` and `settings` lies"
     ids = getattr(learn.dls, 'content_ids', {})   # the content counts, too: another picture may have got the name
     files = [[(str(f), ids.get(f)) for f in ds.items] for ds in (learn.dls.train_ds, learn.dls.valid_ds)]
-    key = hashlib.sha256(json.dumps([os.getcwd(), files, settings]).encode()).hexdigest()[:16]
+    def _name(o): return getattr(o, '__name__', type(o).__name__)   # of a function or a class
+    key = hashlib.sha256(json.dumps([os.getcwd(), files, settings], default=_name).encode()).hexdigest()[:16]
     return Path('models')/'.unfinished'/f'{key}.pth'
 
 # %% ../../nbs/learn/recipes.ipynb #a0783186

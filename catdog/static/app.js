@@ -1,8 +1,9 @@
 // What no widget can say or do: whether the app is still there, whether an upload arrives, and taking pictures that are
 // dropped, pasted or photographed. `most` bytes may come at once, where that is known, and `many` pictures
 (({icon, most, many}) => {
-  if (window.catdogScript) return   // for all apps of the page; another one has brought it
-  window.catdogScript = true
+  // One for all apps of the page: the last that came, since a saved notebook may have brought an old one
+  window.catdogScript?.abort()
+  const {signal} = window.catdogScript = new AbortController(), first = {capture: true, signal}
   const page = document.getElementById('jupyter-config-data')
   const {baseUrl, kernelId} = page ? JSON.parse(page.textContent) : {}
   const alone = 'voila' in document.body.dataset   // Voilà's page is the app's alone; a notebook's is not
@@ -60,10 +61,11 @@
     document.querySelector('link[rel=icon]').href = 'data:image/svg+xml,' + encodeURIComponent(icon)
     watch()
   }
-  setInterval(() => {   // for those who hear the page
+  const roles = setInterval(() => {   // for those who hear the page
     document.querySelectorAll('.catdog-status').forEach(o => o.setAttribute('role', 'status'))
     if (alone) document.querySelector('.catdog')?.setAttribute('role', 'main')
   }, 1000)
+  signal.addEventListener('abort', () => clearInterval(roles))
 
   // Uploads
 
@@ -113,7 +115,7 @@
     }
     if (field && !met.has(field)) {
       met.add(field)
-      field.addEventListener('change', event => check(button, event), true)
+      field.addEventListener('change', event => check(button, event), first)
       if (button.matches('.catdog-camera')) field.setAttribute('capture', 'environment')
     }
     return field
@@ -124,7 +126,7 @@
     say(app, '')
     const button = event.target.closest('.catdog-upload, .catdog-camera')
     if (button) fieldOf(button)
-  }, true)
+  }, first)
 
   // Pictures that are dropped or pasted: anywhere on the page, or on an app in a notebook
 
@@ -161,8 +163,8 @@
     if (!app || !brings(event)) return
     event.preventDefault()
     event.stopPropagation()
-  }, true)
-  addEventListener('dragleave', event => { if (!event.relatedTarget) mark(null) }, true)
+  }, first)
+  addEventListener('dragleave', event => { if (!event.relatedTarget) mark(null) }, first)
   addEventListener('drop', async event => {
     const app = appAt(event.target)
     mark(null)
@@ -177,7 +179,7 @@
     const folders = entries.filter(o => o?.isDirectory)
     try { take(app, [...files, ...(await Promise.all(folders.map(picturesIn))).flat()]) }
     catch (error) { say(app, error.message || 'The folder cannot be read: choose the pictures in it.') }
-  }, true)
+  }, first)
   addEventListener('paste', event => {
     const app = appAt(event.target)
     if (!app || app.inert || !event.clipboardData?.files.length) return
@@ -185,5 +187,5 @@
     event.stopPropagation()
     say(app, '')
     take(app, event.clipboardData.files)
-  }, true)
+  }, first)
 })

@@ -126,9 +126,9 @@ def as_found(
         return {**o, 'file': None, **(gone if o['status'] in ('ok', 'conflict') else {})}
     return [_row(o) for o in rows]
 
-# %% ../../nbs/web/manifest.ipynb #5abe5aa4
+# %% ../../nbs/web/manifest.ipynb #726da34b
 def read_manifest(
-    path:str|os.PathLike='data/animals' # The folder that `scrape` made
+    path:str|os.PathLike # The folder that `scrape` made
 ): # A `pandas.DataFrame` with a row for every address: label, file, status, reason, and the fields of `Photo`
     "The manifest of the data set in `path`, as its files are now; `CatdogError` where there is none"
     import pandas as pd
@@ -146,9 +146,9 @@ def count_outcomes(
     import pandas as pd
     return pd.crosstab(manifest.status, manifest.label, margins=True, margins_name='all')
 
-# %% ../../nbs/web/manifest.ipynb #f1e66163
+# %% ../../nbs/web/manifest.ipynb #73a8ed6f
 def write_credits(
-    path:str|os.PathLike='data/animals' # The folder that `scrape` made
+    path:str|os.PathLike # The folder that `scrape` made
 ) -> Path: # The file, `path/CREDITS.txt`
     "Write down who made each picture that was kept in `path`, where it is from, and its licence"
     df = read_manifest(path)
