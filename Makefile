@@ -2,8 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# TORCH=cpu: PyTorch without CUDA, from its own index. What .venv was made with holds for it from then on.
+MADE_WITH := $(shell cat .venv/installed 2>/dev/null)
+TORCH ?= $(MADE_WITH)
+# WORDS="grizzly 'black bear' teddy": what the app tells apart. Without them any model will do, or one of cats and dogs.
+WORDS ?=
+# Tests at a time; who has none left takes some of another's
+JOBS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help app site lab test test-notebooks test-python bench readme clean browser
+.PHONY: help app site lab hooks repository screenshot test test-notebooks test-python bench readme clean browser
 
 help: ## this list
 	@grep -hE '^[a-zA-Z._-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' | expand -t 18
@@ -11,14 +18,28 @@ help: ## this list
 .venv: .venv/installed ## the environment alone
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'catdog needs Python 3.10 or later: make PYTHON=/path/to/python3.11'; exit 2; }
-	@echo 'Making .venv: about 3 minutes and 6 GB on Linux, where torch brings CUDA along.'
+ifeq ($(TORCH),cpu)
+	@echo 'Making .venv with PyTorch without CUDA: it downloads 0.7 GB and takes 2.6 GB of disk, in about 2 minutes.'
+else
+	@echo 'Making .venv: it downloads 3.4 GB and takes 7.2 GB of disk, in about 3 minutes (on Linux; elsewhere, and by'
+	@echo '"make TORCH=cpu ...", which leaves out CUDA, 0.7 GB and 2.6 GB of disk).'
+endif
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip
+ifneq ($(TORCH),)
+	$(BIN)/python -m pip install -q -c constraints.txt --index-url https://download.pytorch.org/whl/$(TORCH) torch torchvision
+endif
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	@touch $@
+	@echo '$(TORCH)' >$@
+ifneq ($(TORCH),$(MADE_WITH))
+ifneq ($(wildcard .venv/installed),)
+$(error .venv has another PyTorch: move it away (mv .venv .venv.old) to make one with TORCH=$(TORCH))
+endif
+endif
 
 app: .venv/installed ## build a model if there is none, then serve the app and print its address
-	@ls models/*/model.onnx >/dev/null 2>&1 || $(BIN)/catdog-build cat dog
+	@set -- $(WORDS); if [ $$# = 0 ]; then ls models/*/model.onnx >/dev/null 2>&1 || $(BIN)/catdog-build cat dog; \
+	else [ -e "models/$$(IFS=-; echo "$$*")/model.onnx" ] || $(BIN)/catdog-build "$$@"; fi
 	@$(BIN)/catdog-app
 
 site: .venv/installed ## the app as a page without a server, written to site/ and served on localhost
@@ -30,9 +51,9 @@ lab: .venv/installed ## JupyterLab on the notebooks; one message may have 64 MB,
 
 test: test-notebooks test-python ## the notebooks' cells, then pytest; installs what they need, a browser included
 test-notebooks: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing --n_workers $(JOBS)
 test-python: .venv/installed browser
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations 15
 
 browser: .venv/installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/get_browser && tests/get_nginx
@@ -41,7 +62,17 @@ bench: .venv/installed ## every measurement of bench/, one after the other (long
 	for file in bench/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 readme: .venv/installed ## README.md from nbs/index.ipynb
-	$(BIN)/jupyter nbconvert --to markdown --log-level ERROR --RegexRemovePreprocessor.patterns='#\| hide' --output-dir . --output README nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to markdown --log-level ERROR --RegexRemovePreprocessor.patterns='#\| hide' --stdout nbs/index.ipynb | sed -E 's#\]\((images/|[0-9]{2}_)#](nbs/\1#g' >README.md
+
+repository: .venv/installed ## REPO=OWNER/NAME: the project's address on GitHub, and Colab badges for the chapters
+	$(BIN)/python .ci/set_repository.py $(REPO)
+	$(MAKE) readme
+
+screenshot: .venv/installed browser ## nbs/images/app_and_cleaner.jpg, the picture of the README, on drawn pictures
+	$(BIN)/python nbs/images/app_and_cleaner.py
+
+hooks: .venv/installed ## git hooks that keep notebooks free of what is not yours, and merge them
+	$(BIN)/nbdev-install-hooks
 
 clean: ## remove what the tests and builds leave; never your data or models
 	rm -rf build dist *.egg-info .pytest_cache; find catdog tests -name __pycache__ -prune -exec rm -rf {} +

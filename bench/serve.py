@@ -2,14 +2,15 @@
 
     python bench/serve.py single    # JPEG file to label, beside load_learner(...).predict
     python bench/serve.py int8      # the network alone, in 8-bit integers and in 32-bit numbers
+    python bench/serve.py before    # the model that ships, beside the SqueezeNet that shipped before it (from git)
     python bench/serve.py batch     # 512 photographs, beside learn.get_preds(dl=learn.dls.test_dl(files))
     python bench/serve.py http      # 8 clients at once, beside Flask with the learner loaded for each request, and held
     python bench/serve.py voila     # from navigation to a usable upload button, and memory, beside a plain fastai app
     python bench/serve.py           # all of it, about 5 minutes
 
 The first line says how busy the machine was. Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the
-project) with photos/web and photos/test. The Learner for the comparison is the same network as the model that ships,
-with the weights that its file has; its export.pkl is made in a temporary folder.
+project) with photos/web and photos/test. Model and Learner that are compared are one network, of the architecture that
+ships: trained on photos/web at the start, and exported to a temporary folder. The model is in 8 bits.
 """
 import os, random, statistics, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,23 +21,13 @@ shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
 web,test = (sorted((shared/'photos'/o).glob('*/*.jpg')) for o in ('web', 'test'))
 sample = random.Random(1).sample(web, 200) if web else sys.exit(f'no photographs at {shared}: set CATDOG_SHARED')
 
-def make_learner(folder):
-    "A Learner with the network that ships, and forty pictures in `folder`"
-    from fastai.vision.augment import Resize
-    from catdog.data import get_dls
-    from catdog.learn.backbones import onnx_weights
-    from catdog.learn.learner import get_learner, last_layer
-    from catdog.predict import shipped_model
-    for file in web[:20] + web[-20:]:
-        (folder/'few'/file.parent.name).mkdir(parents=True, exist_ok=True)
-        (folder/'few'/file.parent.name/file.name).write_bytes(file.read_bytes())
-    dls = get_dls(folder/'few', 192, item_tfms=Resize(192, 'squish'), bs=8)
-    learn = get_learner(dls, 'squeezenet1_0', lin_ftrs=[])
-    last_layer(learn)
-    weights = onnx_weights((shipped_model()/'model.onnx').read_bytes())
-    for name,part in (('body', learn.model[0]), ('head', learn.model[1])):
-        part.load_state_dict({k: weights.get(f'{name}.{k}', v) for k,v in part.state_dict().items()})
-    return learn
+def make_model(folder):
+    "What `train` makes of photos/web with the architecture that ships, in 8 bits in `folder`, in 32 in its folder exact"
+    from catdog.predict import Classifier, shipped_model
+    from catdog.train import export, train
+    learn = train(shared/'photos'/'web', Classifier(shipped_model()).meta['arch'])
+    export(learn, folder, int8=True)
+    export(learn, folder/'exact')
 
 def timed(do, *args):
     "Seconds on the clock, seconds of processor time, and what `do` returns"
@@ -50,10 +41,10 @@ def beside(what, ours, plain, unit, scale=1, faster='faster'):
     print(f'{what}: ours {scale*a[0]:.2f} {unit}, plain {scale*b[0]:.2f} {unit}: {b[0]/a[0]:.1f} times {faster} '
           f'(by processor time {b[1]/a[1]:.1f} times)', flush=True)
 
-def single(pkl):
+def single(folder):
     from fastai.learner import load_learner
-    from catdog.predict import Classifier, shipped_model
-    learn,classifier = load_learner(pkl),Classifier(shipped_model())
+    from catdog.predict import Classifier
+    learn,classifier = load_learner(folder/'export.pkl'),Classifier(folder)
     def plain(file):
         with learn.no_bar(), learn.no_logging(): return learn.predict(file)[0]
     for file in sample: plain(file)   # warm up, and have the files in memory for both
@@ -74,21 +65,34 @@ def single(pkl):
     print(f'photos/test: ours {wrong} of {len(test)} wrong ({wrong/len(test):.2%}), '
           f'plain {wrong_plain} ({wrong_plain/len(test):.2%})')
 
-def int8(pkl):
-    from catdog.predict import Classifier
-    from catdog.train import export
-    learn = make_learner(pkl.parent)
-    rounded,exact = (Classifier(export(learn, pkl.parent/str(o), int8=o)) for o in (True, False))
-    pixels,times = [exact.pixels(o) for o in sample],([], [])
+def in_turns(classifiers):
+    "(clock, cpu) seconds of each of `classifiers` for the photographs, in turns of twenty"
+    times = [[] for _ in classifiers]
+    pixels = [[o.pixels(file) for file in sample] for o in classifiers]
     for i in range(0, len(sample), 20):
-        for classifier,t in zip((rounded, exact), times):
-            for o in pixels[i:i+20]: t.append(timed(classifier.answers, [o])[:2])
-    beside('the network alone, 8 bits beside 32', *times, 'ms', 1000)
+        for classifier,some,t in zip(classifiers, pixels, times):
+            for o in some[i:i+20]: t.append(timed(classifier.answers, [o])[:2])
+    return times
 
-def batch(pkl, n=512, times=3):
-    from fastai.learner import load_learner
+def int8(folder):
+    from catdog.predict import Classifier
+    both = [Classifier(o) for o in (folder, folder/'exact')]
+    beside('the network alone, 8 bits beside 32', *in_turns(both), 'ms', 1000)
+
+BEFORE = '08b6b04'   # the last commit that ships SqueezeNet
+
+def before(folder):
     from catdog.predict import Classifier, shipped_model
-    learn,classifier,files = load_learner(pkl),Classifier(shipped_model()),random.Random(2).sample(web, n)
+    data = subprocess.run(['git', 'show', f'{BEFORE}:catdog/pretrained/model.onnx'], cwd=root, capture_output=True).stdout
+    (folder/'before').mkdir()
+    (folder/'before'/'model.onnx').write_bytes(data)
+    beside('the network alone, beside the SqueezeNet that shipped before (as plain)',
+           *in_turns([Classifier(shipped_model()), Classifier(folder/'before')]), 'ms', 1000)
+
+def batch(folder, n=512, times=3):
+    from fastai.learner import load_learner
+    from catdog.predict import Classifier
+    learn,classifier,files = load_learner(folder/'export.pkl'),Classifier(folder),random.Random(2).sample(web, n)
     def plain():
         with learn.no_bar(): return learn.get_preds(dl=learn.dls.test_dl(files, bs=64))
     runs = [(timed(classifier.predict_batch, files)[:2], timed(plain)[:2]) for _ in range(times)]
@@ -114,11 +118,11 @@ print(f'http://127.0.0.1:{server.port}/ is open', flush=True)
 server.serve_forever()
 '''
 
-def http(pkl, seconds=15):
+def http(folder, seconds=15):
     "8 clients, each with a picture of its own, for `seconds` against each server"
     import urllib3
-    from catdog.predict import Classifier, shipped_model
-    classifier,files = Classifier(shipped_model()),sample[:8]
+    from catdog.predict import Classifier
+    pkl,classifier,files = folder/'export.pkl',Classifier(folder),sample[:8]
     expected = [o.probabilities['cat'] for o in map(classifier.predict, files)]
     # ready to send: the clients run on the same cores as the server, and should take little of them
     bodies = [urllib3.encode_multipart_formdata({'file': ('a.jpg', o.read_bytes(), 'image/jpeg')}) for o in files]
@@ -128,7 +132,7 @@ def http(pkl, seconds=15):
     rates = {}
     for name,command in servers.items():
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                                   env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
+                                   env={**os.environ, 'CATDOG_MODEL': str(folder)})
         url = process.stdout.readline().split()[0]
         times,wrong,failed,end = [],[],[],time.perf_counter() + seconds
         def client(i):
@@ -158,15 +162,13 @@ button = widgets.Button(description='Predict!')
 button.on_click(clicked)
 widgets.VBox([upload, button, out, label])'''
 
-def voila(pkl, visits=5):
+def voila(folder, visits=5):
     "Median seconds from navigation to a button that can be pressed, and the memory of a visitor's kernel"
     import shutil, socket, psutil
     from nbformat import v4, write
     from playwright.sync_api import sync_playwright
-    from catdog.predict import shipped_model
-    folder = pkl.parent
     spec = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
-    write(v4.new_notebook(cells=[v4.new_code_cell(PLAIN_APP.format(str(pkl)))], metadata=spec), folder/'plain.ipynb')
+    write(v4.new_notebook(cells=[v4.new_code_cell(PLAIN_APP.format(str(folder/'export.pkl')))], metadata=spec), folder/'plain.ipynb')
     os.chdir(root)
     ours = ['nbs/07_app.ipynb']
     options = {'ours, preheated': ours, 'ours': [*ours, '--VoilaConfiguration.preheat_kernel=False'],
@@ -181,7 +183,7 @@ def voila(pkl, visits=5):
             with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
             command = [str(Path(sys.executable).with_name('voila')), *args]
             process = subprocess.Popen([*command, '--no-browser', f'--port={port}', '--Voila.log_level=ERROR'],
-                                       env={**os.environ, 'CATDOG_MODEL': str(shipped_model())},
+                                       env={**os.environ, 'CATDOG_MODEL': str(folder)},
                                        stderr=subprocess.DEVNULL)
             while socket.socket().connect_ex(('127.0.0.1', port)): time.sleep(.2)
             times,memory = [],[]
@@ -206,7 +208,7 @@ def voila(pkl, visits=5):
 if __name__ == '__main__':
     # what else runs takes a share of the cores, and a Learner's threads wait for each other then
     print('load average {:.2f}, {:.2f}, {:.2f} (1, 5, 15 minutes)'.format(*os.getloadavg()), f'on {os.cpu_count()} cores')
-    parts = {o.__name__: o for o in (single, int8, batch, http, voila)}
+    parts = {o.__name__: o for o in (single, int8, before, batch, http, voila)}
     with tempfile.TemporaryDirectory() as folder:
-        make_learner(Path(folder)).export(pkl := Path(folder)/'export.pkl')
-        for name in sys.argv[1:] or parts: parts[name](pkl)
+        make_model(Path(folder))
+        for name in sys.argv[1:] or parts: parts[name](Path(folder))

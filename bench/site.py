@@ -151,7 +151,7 @@ def speed(folder, visits=3):
     with served(bin/'voila', 'nbs/07_app.ipynb', '--no-browser', '--port=PORT', '--Voila.log_level=ERROR') as counter:
         measure(Voila(), counter, files, visits)
 
-SHOWN = '''all => all.map(o => [!o.querySelector('.unsure'),
+SHOWN = '''all => all.map(o => [o.querySelector('h2').textContent,
                                 ...[...o.querySelectorAll('dd span')].map(e => e.textContent)])'''
 
 def fraction(text): return {'>99.9 %': 1, '<0.1 %': 0}.get(text) or float(text.strip('<> %'))/100
@@ -169,12 +169,15 @@ def same(folder, n=500):
         rows = page.locator('article').evaluate_all(SHOWN)
     labels = sure = 0
     off = []
-    for (is_sure,*p),pred in zip(rows, classifier.predict_batch(files), strict=True):
+    for (words,*p),pred in zip(rows, classifier.predict_batch(files), strict=True):
+        doubt = 'unlike' if not p else 'between' if words.startswith('Not sure') else ''
+        sure += doubt == pred.doubt
+        if doubt == 'unlike' or pred.doubt == 'unlike': continue   # without a label and a probability
         p = dict(zip(classifier.labels, map(fraction, p)))
         labels += max(p, key=p.get) == pred.label
-        sure += is_sure == pred.sure
         off.append(abs(p[pred.label] - pred.probability))
-    print(f'{n} photographs in {seconds:.0f} s: the same label {labels/n:.1%}, the same "not sure" {sure/n:.1%}; '
+    print(f'{n} photographs in {seconds:.0f} s: the same label {labels/len(off):.1%} of the {len(off)} that get one, '
+          f'the same doubt, or none, {sure/n:.1%}; '
           f'probability, as the page shows it, off by {statistics.median(off):.4f} in the median, '
           f'{max(off):.4f} at most')
 

@@ -1,18 +1,21 @@
 """Training, the fast recipe beside the classic one: how long, and how often wrong?
 
-    python bench/train.py              # 3 splits of photos/web, each by both recipes; error on photos/test (25 minutes)
-    python bench/train.py epochs       # photos/web: does fine-tuning after the head help? (4 minutes)
-    python bench/train.py stages       # ResNet-18 from random numbers, one epoch of each stage: time only
-    python bench/train.py neither      # how many pictures of other things does the model that ships call "not sure"?
+    python bench/train.py                  # 3 splits of photos/web, by both recipes; error on photos/test (40 minutes)
+    python bench/train.py --classic 1      # the same, with one split for the classic recipe, or 0: none (12 minutes)
+    python bench/train.py epochs           # photos/web: does fine-tuning after the head help? (10 minutes)
+    python bench/train.py runtimes         # the body in ONNX Runtime and in PyTorch, pictures a second
+    python bench/train.py neither          # what does the model that ships say about pictures of other things?
 
 The classic recipe is stock fastai, in its own words: `DataBlock`, `RandomResizedCrop(224, min_scale=0.5)`,
 `aug_transforms()`, batches of 64, `fine_tune(4)`. The fast one is `train` with its defaults. Both start from the same
-SqueezeNet and have the same validation pictures, those of `split_files`; both times go from the folder of JPEG files to
-a trained `Learner`, decoding included, and for the fast one also the look at every file before the split. The floor is what nobody can go below who looks at each
-picture once: decode all, and one pass forward at 224 pixels, in the fastest layout that we know.
+EfficientNet-Lite0 and have the same validation pictures, those of `split_files`; both times go from the folder of JPEG
+files to a trained `Learner`, decoding included, and for the fast one also the look at every file before the split and
+the calibration. The graph of the body for ONNX Runtime is written before, as it is once on each machine; how long that
+takes is printed. The floor is what nobody can go below who looks at each picture once: decode all, and one pass forward
+at 224 pixels, in the fastest runtime that we know. Rows beside: the fast recipe with SqueezeNet, whose weights torch
+downloads or finds below TORCH_HOME, and with a ResNet-18 from random numbers, whose time alone means something.
 
-Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test, and
-SqueezeNet's ImageNet weights, which torch downloads or finds below TORCH_HOME.
+Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test.
 """
 import os, time
 from pathlib import Path
@@ -22,18 +25,18 @@ root = Path(__file__).resolve().parent.parent
 shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
 if (shared/'torch_home').is_dir(): os.environ.setdefault('TORCH_HOME', str(shared/'torch_home'))
 
-import torch
+import numpy as np
 from fastai.vision.all import (CategoryBlock, DataBlock, FuncSplitter, ImageBlock, RandomResizedCrop, aug_transforms,
-                               error_rate, get_image_files, parent_label, resnet18, set_seed, squeezenet1_0,
-                               vision_learner)
+                               get_image_files, parent_label, set_seed)
 from fastcore.script import call_parse
 
+from catdog.core.images import CatdogError
 from catdog.data import Decoded, get_dls, image_files
-from catdog.learn.recipes import fast_recipe
+from catdog.learn.features import body_session
 from catdog.learn.split import split_files
-from catdog.train import Checkpoint, train
+from catdog.train import get_learner, train
 
-web,test = shared/'photos'/'web',shared/'photos'/'test'
+web,test,LITE = shared/'photos'/'web',shared/'photos'/'test','efficientnet_lite0'
 
 def timed(do, *args, **kw):
     start = time.perf_counter()
@@ -46,7 +49,7 @@ def classic_dls(valid):
     return block.dataloaders(web, bs=64)
 
 def classic(valid, epochs=4):
-    learn = vision_learner(classic_dls(valid), squeezenet1_0, metrics=error_rate)
+    learn = get_learner(classic_dls(valid), LITE)
     learn.fine_tune(epochs)
     return learn
 
@@ -55,58 +58,67 @@ def error_on_test(learn):
     with learn.no_bar(): p,truth = learn.get_preds(dl=dl)
     return (p.argmax(1) != truth).float().mean().item()
 
-def floor():
+def floor(session):
     "Seconds to decode all pictures and to pass them through the body once"
     files = image_files(web)
-    decoded,opening = timed(Decoded, files, 224)
-    body = squeezenet1_0().features.eval().to(memory_format=torch.channels_last)
+    decoded,opening = timed(Decoded, files, 224, 448)
     def forward():
-        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16):
-            for i in range(0, len(files), 64):
-                x = torch.from_numpy(decoded.pixels[i:i + 64]).permute(0, 3, 1, 2).float()/255
-                body(x.to(memory_format=torch.channels_last))
+        for i in range(0, len(files), 16):
+            x = np.ascontiguousarray(decoded.pixels[i:i + 16].transpose(0, 3, 1, 2), dtype='float32')
+            session.run(None, {'pictures': (x - 127)/128})
     forward()
     return opening + min(timed(forward)[1] for _ in range(2))
 
-def recipes(seeds):
-    rows = []
+def one(name, seed, do, *args, **kw):
+    "Run a recipe, and print its row"
+    set_seed(seed)
+    learn,seconds = timed(do, *args, **kw)
+    error = error_on_test(learn)
+    print(f'{name}, seed {seed}: {seconds:.1f} s, {error:.2%} error on {test.name}', flush=True)
+    return seconds,error
+
+def recipes(seeds, n_classic):
+    print(f'load average at the start: {os.getloadavg()[0]:.1f}')
+    learn = get_learner(get_dls(web, 224), LITE)
+    session,seconds = timed(body_session, learn, 224)
+    print(f'the graph of the body, once on each machine: {seconds:.1f} s')
+    slow,fast,least = [],[],[]
     for seed in range(seeds):
-        ends = []
         valid = split_files(web, seed=seed).valid
-        for name,do in (('classic', lambda: classic(valid)), ('fast', lambda: train(web, 'squeezenet1_0', seed=seed))):
-            set_seed(seed)
-            learn,seconds = timed(do)
-            assert {*learn.dls.valid_ds.items} == {*valid}
-            ends.append((seconds, error_on_test(learn)))
-            print(f'seed {seed}, {name}: {seconds:.1f} s, {ends[-1][1]:.2%} error on {test.name}', flush=True)
-        rows.append(ends)
-    least = floor()
-    times,errors = ([[o[k][i] for o in rows] for k in (0, 1)] for i in (0, 1))
-    print(f'classic {median(times[0]):.1f} s, fast {median(times[1]):.1f} s (medians): '
-          f'{median(times[0])/median(times[1]):.1f} times faster')
-    print(f'mean error: classic {mean(errors[0]):.2%}, fast {mean(errors[1]):.2%}: '
-          f'{1 - mean(errors[1])/mean(errors[0]):.0%} lower')
-    print(f'the floor is {least:.1f} s: fast takes {median(times[1])/least:.1f} times as long')
+        if seed < n_classic: slow.append(one('classic', seed, classic, valid))
+        fast.append(one('fast', seed, train, web, seed=seed))
+        least.append(floor(session))
+    fast_s,fast_e = zip(*fast)
+    print(f'fast: {median(fast_s):.1f} s (median), {mean(fast_e):.2%} error (mean)')
+    if slow:
+        slow_s,slow_e = zip(*slow)
+        print(f'classic: {median(slow_s):.1f} s, {mean(slow_e):.2%} error; fast is '
+              f'{median(slow_s)/median(fast_s):.1f} times faster')
+    print(f'the floor is {median(least):.1f} s: fast takes {median(fast_s)/median(least):.1f} times as long')
+    try: one('fast, SqueezeNet', 0, train, web, 'squeezenet1_0', seed=0)
+    except CatdogError as e: print(e)
+    one('fast, ResNet-18 from random numbers', 0, train, web, 'resnet18', seed=0, pretrained=False)
 
 def epochs(seed=0):
     "Error after fitting the head, and after one and two epochs of fine-tuning"
-    for n in (0, 1, 2):
-        set_seed(seed)
-        learn,seconds = timed(train, web, 'squeezenet1_0', epochs=n, seed=seed)
-        print(f'{n} epochs: {seconds:.1f} s, {error_on_test(learn):.2%} error on {test.name}', flush=True)
+    for n in (0, 1, 2): one(f'{n} epochs', seed, train, web, epochs=n, seed=seed)
 
-def stages():
-    "ResNet-18 from random numbers: time for one frozen and one unfrozen epoch, beside fitting the head and one epoch"
-    learn = vision_learner(classic_dls(split_files(web, seed=0).valid), resnet18, metrics=error_rate, pretrained=False)
-    learn.freeze()
-    plain = timed(learn.fit_one_cycle, 1)[1],(learn.unfreeze(), timed(learn.fit_one_cycle, 1)[1])[1]
-    def ours(epochs):
-        dls = get_dls(web, 192, seed=0, item_tfms=[RandomResizedCrop(192, min_scale=0.5)], batch_tfms=[])
-        learn = vision_learner(dls, resnet18, metrics=error_rate, pretrained=False, lin_ftrs=[])
-        fast_recipe(learn, epochs, 192, Checkpoint('models/.unfinished/bench.pth'))
-    head,both = (timed(ours, o)[1] for o in (0, 1))
-    print(f'ResNet-18: classic {plain[0]:.1f} s frozen and {plain[1]:.1f} s unfrozen; '
-          f'fast {head:.1f} s for the head and {both - head:.1f} s unfrozen')
+def runtimes(n=320):
+    "Pictures a second through the body: ONNX Runtime, PyTorch in float32 and bfloat16, alternating"
+    import torch
+    from catdog.learn.features import PooledBody
+    learn = get_learner(get_dls(web, 224), LITE)
+    session,body = body_session(learn, 224),PooledBody(learn.model[0]).eval().to(memory_format=torch.channels_last)
+    x = torch.randn(16, 3, 224, 224)
+    def by_torch(bf16):
+        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+            body(x.to(memory_format=torch.channels_last))
+    ways = {'ONNX Runtime': lambda: session.run(None, {'pictures': x.numpy()}),
+            'PyTorch, float32': lambda: by_torch(False), 'PyTorch, bfloat16': lambda: by_torch(True)}
+    times = {name: [] for name in ways}
+    for i in range(n//16 + 1):
+        for name,do in ways.items(): times[name].append(timed(do)[1])
+    for name,o in times.items(): print(f'{name}: {16/median(o[1:]):.0f} pictures a second')
 
 def neither(n=100):
     "What the model that ships calls not sure: pictures of the labels, of other things, and fastbook's bear"
@@ -124,9 +136,10 @@ def neither(n=100):
 
 @call_parse(pos=['what'])
 def main(
-    what:str='recipes', # recipes, epochs, stages or neither
-    seeds:int=3 # Splits
+    what:str='recipes', # recipes, epochs, runtimes or neither
+    seeds:int=3, # Splits
+    classic:int=None # Splits for the classic recipe; None: all
 ):
     "Measure training"
-    if what == 'recipes': recipes(seeds)
-    else: dict(epochs=epochs, stages=stages, neither=neither)[what]()
+    if what == 'recipes': recipes(seeds, seeds if classic is None else classic)
+    else: dict(epochs=epochs, neither=neither, runtimes=runtimes)[what]()

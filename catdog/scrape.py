@@ -34,7 +34,7 @@ def _folder(labels, path):
     print(f'Pictures of {", ".join(labels)} go to {default_folder(labels)}')
     return default_folder(labels)
 
-# %% ../nbs/01_scrape.ipynb #438f1c8c
+# %% ../nbs/01_scrape.ipynb #dbf86d9b
 @command
 def scrape(
     labels:Annotated[str, dict(nargs='+')], # What to look for: a word, or several; each becomes a folder
@@ -48,7 +48,7 @@ def scrape(
     ignore_robots:Annotated[str, dict(nargs='+')]=None # Opt-outs of X-Robots-Tag to ignore, if you have the right to: noai ...
 ): # The manifest, a `pandas.DataFrame`
     "Search for each of `labels`, download up to `n` pictures of each into a folder in `path`, and keep a record"
-    labels = check_search(labels, n, queries)
+    labels = check_search(labels, n, queries, engine)
     if urls_only: return save_urls(labels, urls_only, n, engine, queries)
     path = _folder(labels, path)
     try: collect(labels, path, n, engine, queries, retry, ignore_robots)

@@ -10,11 +10,12 @@ import flask
 
 from .core.images import command
 from .deploy.batching import MAX_WAITING, RequestBatcher
-from .deploy.pages import render_page, sentence
+from .deploy.pages import render_page
 from .deploy.predictor import Classifier
 from .deploy.process import listen, page_address, run_server
 from .deploy.server import Metrics, allow_origins, answer_uploads, configure, read_origins
 from .deploy.uploads import MAX_BODY, MAX_FIELDS, MAX_FILES
+from .deploy.words import sentence
 
 _all_ = ['MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_FIELDS', 'sentence']
 

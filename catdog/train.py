@@ -33,12 +33,12 @@ _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'Bfloat16', 'speed_ups', 'faster', '
          'calibrate', 'calibration_error', 'plot_calibration', 'fit_head', 'GrowingSize', 'Checkpoint', 'distributed',
          'ood_limits', 'describe', 'model_card', 'export']
 
-# %% ../nbs/03_train.ipynb #4ecc2d70
+# %% ../nbs/03_train.ipynb #32372eb8
 def train(
     path:str|os.PathLike, # A folder with a sub-folder a label, or with train, valid and test above the labels
-    arch:str='resnet18', # Name of an architecture in `ARCHS`
-    epochs:int=None, # Epochs of fine-tuning once the head is there; None: 4, or for 'fast' 1 per 3,000 pictures
-    size:int=None, # Side of the square that the network sees, in pixels; None: 192 for 'fast', 224 for 'classic'
+    arch:str=None, # Name of an architecture in `ARCHS`, or one of timm; None: that of `recipe` in `RECIPES`
+    epochs:int=None, # Epochs of fine-tuning once the head is there; None: 4, or for 'fast' none
+    size:int=None, # Side of the square that the network sees, in pixels; None: what `arch` was made for
     bs:int=64, # Pictures a batch
     valid_pct:float=0.2, # Share for validation, where the folder has no valid
     seed:int=42, # Which ones are for validation, and all else that is drawn at random
@@ -49,8 +49,7 @@ def train(
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # Trained, without the callbacks that sped it up
     "Train `arch` on the pictures below `path` by `recipe` and print its validation error"
-    check_recipe(recipe, arch, size, epochs, **kw)
-    size = size or RECIPES[recipe]
+    arch,size = check_recipe(recipe, arch, size, epochs, **kw)
     with no_random(seed):
         dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, **recipe_tfms(recipe, size))
         print_used(dls)
@@ -60,7 +59,7 @@ def train(
         print_test(learn)
     return learn
 
-# %% ../nbs/03_train.ipynb #059bf051
+# %% ../nbs/03_train.ipynb #c9ddeffa
 @command
 def build(
     labels:Annotated[list, dict(nargs='+', type=str)], # Two words or more
@@ -69,10 +68,10 @@ def build(
     n:int=None, # Pictures a label: 150 from the web; of your own photos all, or at most so many
     engine:str='auto', # Search engine: auto, bing, ddg, openverse, commons or sample
     photos:str=None, # Your own pictures instead of the web: a folder with a sub-folder a label, read where it lies
-    arch:str='resnet18', # Architecture
-    epochs:int=None, # Epochs of fine-tuning once the head is there; 1 per 3,000 pictures, or 4 for 'classic'
-    size:int=None, # Side of the square that the network sees, in pixels, 32 to 2048; 192, or 224 for 'classic'
-    recipe:str='fast', # 'fast' fits the head at once, then fine-tunes a little; 'classic' is fastai's fine_tune
+    arch:str=None, # Architecture: efficientnet_lite0, or resnet18 for 'classic'; or another, of torchvision or timm
+    epochs:int=None, # Epochs of fine-tuning once the head is there; as a rule none, or 4 for 'classic'
+    size:int=None, # Side of the square that the network sees, in pixels, 32 to 2048; as a rule 224
+    recipe:str='fast', # 'fast' fits the head at once; 'classic' is fastai's fine_tune
     resume:bool=False, # Go on with a training that was stopped, or whose model could not be written
     int8:bool=False # Write 8-bit integers, if of 100 answers 1 changes at most and probabilities by 0.05 on average
 ) -> Path: # The model folder

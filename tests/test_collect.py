@@ -177,7 +177,7 @@ def test_what_is_another_word_is_another_label(tmp_path, second):
     assert labels_in([second], tmp_path) == [second]
 
 RESERVED = ['CON', 'nul.txt', 'COM1', '.removed', '..', 'manifest.jsonl', 'Credits.txt', 'x'*101, '\u732b'*86, 'a\nb',
-            'a:b', 'a.', '\u200b', 'caf\udce9', 'LPT\u00b9']
+            'a:b', 'a.', '\u200b', 'caf\udce9', 'LPT\u00b9', 'conin$', 'CONOUT$.txt']
 
 @pytest.mark.parametrize('label', RESERVED)
 def test_a_word_that_can_be_no_folder_gets_a_sentence_before_anything_is_done(tmp_path, monkeypatch, label):

@@ -300,13 +300,19 @@ def test_what_no_browser_shows_is_no_name(engine_at):
                '<style data-mw-deduplicate="x">.a{color:red}</style><span class="a">Ann</span>': 'Ann',
                '<a href="//commons.wikimedia.org/wiki/User:Ann" title="User:Ann">Ann</a><br>Berlin': 'Ann Berlin',
                '<table><tr><td hidden>x</td><td>Ann &amp; Bob</td></tr></table>': 'Ann & Bob',
+               '<ul><li style="display:none">x<li>Ann</ul>': 'Ann', '<dl><dt hidden>x<dd>Ann</dl>': 'Ann',
+               '<table><tr hidden><td>x<td>y<tr><td>Ann</table>': 'Ann', '<li hidden>x<ul><li>y</ul><li>Ann': 'Ann',
+               '<table><tr><td>Ann<table><tr><td hidden>x<td>Bob</table>': 'Ann Bob',
+               '<span style="display:/* a */none">x</span>Ann': 'Ann', '<i style="font-size: 0px">x</i>Ann': 'Ann',
+               '<i style="opacity:.0;">x</i><i style="opacity:0.5;font-size:0.9em">Ann</i>': 'Ann',
+               '<iframe>x</iframe><video>x</video><object>x</object><title>x</title>Ann': 'Ann',
                '<!-- a --><bdi><span lang="de">Ann</span></bdi><script>x()</script>': 'Ann'}
     def answer(path, params, headers):
         infos = [dict(url=page_of(i), extmetadata={'Artist': {'value': o}}) for i,o in enumerate(artists)]
         pages = [dict(title='File:x.jpg', index=i + 1, imageinfo=[o]) for i,o in enumerate(infos)]
         return 200, {}, {'query': {'pages': pages}}
     with serve(answer) as (url, _):
-        assert [p.creator for p in engine_at('commons', url)('cat', 9)] == list(artists.values())
+        assert [p.creator for p in engine_at('commons', url)('cat', 20)] == list(artists.values())
 
 @pytest.mark.parametrize('body', [b'{"value": [', b'', b'null', b'[]', b'"text"', b'17', b'\xff\xfe',
                                   b'{"value": {}, "results": 3, "query": {"pages": "x"}}'])

@@ -114,7 +114,7 @@ def test_heads_that_vision_learner_makes(drawings, tmp_path, head):
     learn = learner(drawings, 'squeezenet1_1', Resize(64), **head)
     assert_agree(learn, export(learn, tmp_path/'model'), odd([draw('dog', i, (150, 110)) for i in range(10)], tmp_path))
 
-@pytest.mark.parametrize('arch', ['squeezenet1_0', 'convnext_atto'])
+@pytest.mark.parametrize('arch', ['efficientnet_lite0', 'squeezenet1_0', 'convnext_atto'])
 @pytest.mark.parametrize('way', ['crop', 'reflection', 'squish'])
 def test_on_100_photographs(photos, drawings, tmp_path, arch, way):
     from catdog.learn.exporter import export

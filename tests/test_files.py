@@ -82,6 +82,13 @@ def test_a_content_has_one_id_wherever_it_lies(tmp_path):
 def test_a_default_folder_is_called_after_the_words(labels, name):
     assert default_folder(labels) == Path('data')/name and default_folder(labels, 'models') == Path('models')/name
 
+def test_no_two_projects_have_one_default_folder():
+    several = ['cat', 'dog-house'], ['cat-dog', 'house'], ['cat', 'dog', 'house'], ['dog', 'cat', 'house'], \
+        ['A-', 'A+'], ['A', '-A+'], ['A', 'A+'], ['a--b', 'c'], ['a', 'b', 'c'], ['a-b', 'c'], ['a', 'b--c'], \
+        ['a', 'b-', 'c'], ['a', '-b', 'c']
+    assert len({default_folder(o) for o in several}) == len(several)
+    assert default_folder(['cat', 't-rex']) == Path('data/cat--t-rex')
+
 def test_a_thousand_words_still_make_a_name_and_their_own(tmp_path):
     many = [f'Breed número {i} 🐕' for i in range(1000)]
     names = {default_folder(o, tmp_path) for o in (many, many[1:], many[:-1])}

@@ -44,7 +44,8 @@ def test_at_most_eight_at_one_host_and_none_while_it_asks_to_wait(monkeypatch, t
 
 def test_at_most_two_at_all_hosts_of_wikimedia_together(tmp_path):
     "https://wikitech.wikimedia.org/wiki/Robot_policy: 'a total concurrency of at most 2'; redirects lead there too"
-    hosts = 'upload.wikimedia.org', 'commons.wikimedia.org', 'en.wikipedia.org', 'short.example'
+    hosts = ('upload.wikimedia.org', 'commons.wikimedia.org', 'en.wikipedia.org', 'short.example', 'de.wikinews.org',
+             'upload.wmfusercontent.org', 'commons.wmcloud.org', 'en.wikiversity.org')
     crowd = Crowd()
     def answer(path, params, headers):
         host,port = headers['Host'].split(':')
@@ -52,7 +53,7 @@ def test_at_most_two_at_all_hosts_of_wikimedia_together(tmp_path):
         crowd.answer('wikimedia', .03)
         return 200, {}, DATA[int(path[1:])]
     with serve(answer) as (url, asked), resolving(*hosts):
-        urls = [url.replace('127.0.0.1', hosts[i%4]) + f'/{i}' for i in range(40)]
+        urls = [url.replace('127.0.0.1', hosts[i%len(hosts)]) + f'/{i}' for i in range(40)]
         assert {o.status for o in download_images(urls, tmp_path)} == {'ok'}
     assert crowd.most == {'wikimedia': 2}
 

@@ -154,13 +154,19 @@ def test_no_cookie_comes_back(tmp_path):
         download_images([f'{url}/{i}' for i in range(3)], tmp_path, workers=1)
     assert len(asked) == 3 and 'a=b' not in str(asked)
 
-def test_we_say_who_we_are_and_where_to_complain(tmp_path):
+@pytest.mark.parametrize('contact,words', [
+    (None, r'https?://'), ('https://cats.example/me', 'https://cats.example/me;'), ('ann@b.example', 'ann@b.example;'),
+    (' Ann\r\nX-Evil: 1 <a@b.example>\n', r'Ann X-Evil: 1 <a@b\.example>;'), ('Köln, c@d.example', r'K\?ln, c@d\.example;')])
+def test_we_say_who_we_are_and_where_to_complain(tmp_path, monkeypatch, contact, words):
     "name/version (contact), as foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy asks"
+    if contact: monkeypatch.setenv('CATDOG_CONTACT', contact)
     with serve(lambda *args: (200, {}, JPEG if args[0] == '/a' else {'value': []})) as (url, asked):
         fetch(f'{url}/a', tmp_path)
         bing_pages('cat', 3, url, 'key', 'mine')
     for _,_,headers in asked:
-        assert re.match(r'catdog/[\d.]+ \([^)]*https?://[^)]*\) python-requests/', headers['User-Agent'])
+        assert re.match(rf'catdog/[\d.]+ \({words}[^)]*\) python-requests/', headers['User-Agent'])
+        assert 'X-Evil' not in headers
+    assert len(asked) == 2
 
 @pytest.mark.parametrize('netrc', [False, True])
 def test_proxies_of_the_environment_are_used(tmp_path, monkeypatch, netrc):
@@ -206,6 +212,10 @@ ROBOTS = {   # headers -> the word that counts
     ('unavailable_after: 25 Jun 2010 15:00:00 PST',): 'unavailable_after',
     ('unavailable_after: Friday, 25-Jun-60 15:00:00 GMT, NoML',): 'noml', ('max-snippet:50', 'noai'): 'noai',
     ('otherbot: noindex', 'noml'): 'noml', ('otherbot: noai, max-snippet: 3',): None,
+    ('unavailable_after: 25 Jun 2010',): 'unavailable_after', ('unavailable_after: 25 Jun 10, all',): 'unavailable_after',
+    ('unavailable_after: Fri, 25 Jun 2010',): 'unavailable_after', ('unavailable_after: 25 Jun 2999',): None,
+    ('unavailable_after: 2010-06-25T15:00:00Z',): 'unavailable_after', ('NOAI; noimageai',): 'noai',
+    ('otherbot: unavailable_after: 25 Jun 2010', '*: noml'): 'noml',
     ('googlebot: noindex, catdog: noai',): 'noai',
     ('googlebot: max-snippet:5, noai',): None, ('all', 'max-image-preview:standard'): None, ('index, follow',): None}
 

@@ -145,6 +145,19 @@ def test_the_other_byte_order_other_whole_numbers_and_xmp():
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     assert open_image(saved(lying, 'JPEG', xmp=xmp)).size == (40, 80)
 
+def test_the_orientation_that_imagemagick_writes_into_a_png():
+    block,data = b'Exif\0\0' + exif_block(BAD_TAGS['Software as float'], TURN),saved(lying)
+    for name in (b'exif', b'APP1', b'app1'):
+        note = b'\n%s\n%8d\n' % (name, len(block)) + block.hex().encode() + b'\n'
+        packed = chunk(b'zTXt', b'Raw profile type ' + name + b'\0\0' + zlib.compress(note))
+        assert open_image(data[:33] + packed + data[33:]).size == (40, 80), name
+
+def test_a_broken_block_before_the_sound_one():
+    data = saved(lying, 'JPEG')
+    for broken in (b'', b'what', b'II', bytes(30)):
+        segments = b''.join(b'\xff\xe1' + struct.pack('>H', 8 + len(o)) + b'Exif\0\0' + o for o in (broken, exif_block(TURN)))
+        assert open_image(data[:2] + segments + data[2:]).size == (40, 80), broken
+
 # Colours
 
 @pytest.fixture
@@ -422,25 +435,30 @@ def boxes(brand, *others):
 
 PAGE = '<!doctype html><html><body><svg width=9><path/></svg> consent'
 PAGES = (PAGE, '\n\n' + PAGE, '<!-- <svg> -->' + PAGE, '<HTML>', '<script>a</script>', '<p>404', '<head/>',
-         '<div><svg/></div>', '<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "x"><html xmlns="y"><svg/></html>')
+         '<div><svg/></div>', '\u200b\xa0<html>', '<main>Not found', '<strong>403</strong>', '<section><svg/></section>', '<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "x"><html xmlns="y"><svg/></html>')
 HEIC = b'heic heix heim heis hevc hevx hevm hevs mif1 msf1 mif2 tmap'
 DRAWINGS = ('<svg/>', '<?xml version="1.0"?><svg/>', '<!-- a --><svg xmlns="x"><title>html</title></svg>', '<svg:svg/>',
             '<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "x"><svg/>')
 NAMES = {
-    'web page': [o.encode(code) for o in PAGES for code in ('utf8', 'utf-8-sig', 'utf-16', 'latin-1')] + [
+    'web page': [o.encode(code) for o in PAGES for code in ('utf8', 'utf-8-sig', 'utf-16', 'utf-32', 'latin-1')
+                 if code != 'latin-1' or o.isascii()] + [
+                 '<html>'.encode('utf-16-be'), '\ufeff<html>'.encode('utf-32-be'),
                  '<title>Entrée'.encode('latin-1')],
     'SVG': [o.encode(code) for o in DRAWINGS for code in ('utf8', 'utf-8-sig', 'utf-16')],
-    'XML': [b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', b'<rss version="2.0"><svg/></rss>'],
+    'XML': [b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', b'<rss version="2.0"><svg/></rss>',
+            b'<?xml version="1.0"?><section><title/></section>'],
     'JSON': [b'{"error": 404}', b'[1]', '\ufeff{"a": "<html>"}'.encode()],
     'text file': [b'cat, dog', 'Zwei Wörter'.encode(), 'Zwei Wörter'.encode('utf-16'), b'BMW, a car', b'MZ is a lot',
                   b'I love CRows'],
-    'HEIC': [boxes(o, b'mif1', b'heic') for o in HEIC.split()] + [boxes(b'mif1', b'miaf'), boxes(b'heic')],
+    'HEIC': [boxes(o, b'mif1', b'heic') for o in HEIC.split()] + [boxes(b'mif1', b'miaf'), boxes(b'heic'),
+                                                                boxes(b'isom', b'heix')],
     'AVIF': [boxes(o, b'mif1', b'miaf') for o in (b'avif', b'avis', b'MA1A', b'MA1B')] + [
              boxes(b'mif1', b'avif'), boxes(b'miaf', b'avis')],
     'JPEG XL': [b'\xff\x0a\xfa\x1f', b'\0\0\0\x0cJXL \r\n\x87\n'],
     'JPEG 2000': [b'\0\0\0\x0cjP  \r\n\x87\n', b'\xff\x4f\xff\x51\0'],
     'video': [boxes(o) for o in (b'isom', b'mp41', b'mp42', b'qt  ', b'M4V ', b'3gp5', b'avc1', b'dash')] + [
-              b'\0\0\0\x08wide\0\0\1\0mdat', b'\x1aE\xdf\xa3\1', b'RIFF\0\0\0\0AVI LIST', b'FLV\1\5', b'\0\0\1\xba\x44',
+              b'\0\0\0\x08wide\0\0\1\0mdat', b'\0\0\0\x18styp', b'\0\0\1\0moof', b'\0\0\0\x08free',
+              b'OggS\0\2' + bytes(20) + b'\1\x1e\x01\x2a\x80theora', b'\x1aE\xdf\xa3\1', b'RIFF\0\0\0\0AVI LIST', b'FLV\1\5', b'\0\0\1\xba\x44',
               (b'G' + bytes(187))*4, b'0&\xb2u\x8ef\xcf\x11'],
     'sound': [b'ID3\4\0', b'RIFF\0\0\0\0WAVEfmt ', b'fLaC\0', b'OggS\0', boxes(b'M4A ')],
     'RAW': [b'II*\0\x10\0\0\0CR\2\0', boxes(b'crx ', b'isom'), b'FUJIFILMCCD-RAW 0201', b'FOVb\0', b'\0MRM\0',

@@ -21,7 +21,7 @@ def trained(tmp_path_factory):
     "A Learner trained on drawings, and the folder that it was exported to"
     from catdog.train import export, train
     folder = drawings(tmp_path_factory.mktemp('drawings'), 60)
-    learn = train(folder, 'squeezenet1_0', epochs=1, size=96, bs=16)
+    learn = train(folder, epochs=1, size=96, bs=16)
     return learn, export(learn, tmp_path_factory.mktemp('models')/'drawn')
 
 def agree(learn, classifier, files):
@@ -85,7 +85,7 @@ def test_an_export_that_is_killed_leaves_the_good_model(trained):
     code = f'''import os, signal
 from catdog.learn import exporter
 from catdog.train import export, train
-learn = train({str(learn.dls.path)!r}, 'squeezenet1_0', epochs=1, size=64, bs=16)
+learn = train({str(learn.dls.path)!r}, epochs=1, size=64, bs=16)
 exporter._check_answers = lambda *args, **kw: os.kill(os.getpid(), signal.SIGKILL)
 export(learn, {str(folder)!r})'''
     assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == -9
@@ -106,7 +106,7 @@ def test_the_model_that_ships_knows_photographs(photos, tmp_path):
 
 def test_two_words_to_a_model_on_photographs(photos, tmp_path):
     command = [Path(sys.executable).with_name('catdog-build'), 'cat', 'dog', '--photos', photos/'photos'/'web',
-               '--arch', 'squeezenet1_0', '--out', 'models/photographs']
+               '--out', 'models/photographs']
     env = {**os.environ, 'TORCH_HOME': str(photos/'torch_home')}
     done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env=env)
     assert done.returncode == 0, done.stderr
@@ -122,7 +122,7 @@ def test_two_words_to_a_model_on_photographs(photos, tmp_path):
 def test_a_build_on_drawings_says_so(tmp_path, monkeypatch, capsys):
     from catdog.train import build
     monkeypatch.chdir(tmp_path)
-    model = build(['cat', 'dog'], out='models/quick', n=40, engine='sample', arch='squeezenet1_0', size=96)
+    model = build(['cat', 'dog'], out='models/quick', n=40, engine='sample', size=96)
     printed = capsys.readouterr().out
     assert [o[:5] for o in printed.splitlines() if o.startswith('[')] == [f'[{i}/4]' for i in range(1, 5)]
     assert 'validation pictures (95% interval' in printed and 'knows nothing about photographs' in printed

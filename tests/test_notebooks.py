@@ -132,6 +132,24 @@ def test_what_is_public_is_documented(name):
                    if not v.docment and p != 'self' and v.kind is not inspect.Parameter.VAR_KEYWORD]
         assert not missing, f'{k} does not say what {missing} are'
 
+def gives_something(o):
+    "Does the function `o` return or yield a value itself? (A context manager that yields nothing does not)"
+    def own(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef, ast.Lambda)): continue
+            yield child
+            yield from own(child)
+    return any(isinstance(node, (ast.Return, ast.Yield, ast.YieldFrom)) and node.value is not None
+               for node in own(ast.parse(inspect.getsource(o)).body[0]))
+
+@pytest.mark.parametrize('name', modules)
+def test_what_a_function_returns_is_said(name):
+    "By a comment behind the brackets, or where a name says all, by the type"
+    for k,o in public(name):
+        if not inspect.isfunction(o) or not gives_something(o): continue
+        said = re.search(r'^\).*: *# *\S', inspect.getsource(o), re.M)   # docments reads it only where there is a type, too
+        assert said or 'return' in inspect.get_annotations(o), f'{k} does not say what it returns'
+
 @pytest.mark.parametrize('path', notebooks, ids=ids(notebooks))
 def test_saved_outputs_are_about_the_project_alone(path):
     "No path of the machine that ran it and no error"

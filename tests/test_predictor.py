@@ -1,8 +1,8 @@
 "The classifier, model files that lie (metadata, limits, weights, bytes changed anywhere), and which model is first"
-import json, os, pickle, random, shutil, time
+import json, os, pickle, random, shutil, subprocess, sys, time
 from pathlib import Path
 
-import numpy as np, onnx, pytest
+import numpy as np, onnx, pandas as pd, pytest
 from fastbook import image_bear, image_cat
 
 from catdog.core.drawing import draw
@@ -53,6 +53,29 @@ def test_either_limit_alone_makes_an_answer_unsure(tampered):
     assert Classifier(tampered(neither=never)).predict(image_bear()).sure
     assert not Classifier(tampered(neither=always)).predict(image_cat()).sure
     assert not Classifier(tampered(neither=dict(never, probability=1))).predict(image_cat()).sure
+
+@pytest.mark.parametrize('neither,doubt,words', [
+    (dict(probability=0, distance=1e9), '', 'cat, '), (dict(probability=1, distance=1e9), 'between', 'Not sure, between cat and dog (cat '),
+    (dict(probability=0, distance=0), 'unlike', 'This does not look like a cat or a dog'),
+    (dict(probability=.9999, distance=0), 'unlike', 'This does not look like a cat or a dog'),
+    (dict(probability=1, distance=0), 'between', 'Not sure, between cat and dog (cat ')])   # it is sure of nothing
+def test_which_of_the_two_ways_not_to_know(tmp_path, tampered, neither, doubt, words):
+    "In Python, on the terminal, in CSV and in Parquet; and nothing is certain"
+    model,file = tampered(neither=neither),tmp_path/'cat.jpg'
+    file.write_bytes(image_cat().read())
+    pred = Classifier(model).predict(file)
+    assert (pred.doubt, pred.sure, pred.label) == (doubt, not doubt, 'cat') and str(pred).startswith(words)
+    assert '100.0' not in str(pred) and ('%' in str(pred)) == (doubt != 'unlike')
+    def command(*options):
+        res = subprocess.run([Path(sys.executable).with_name('catdog-predict'), 'cat.jpg', '--model', model, *options],
+                             cwd=tmp_path, capture_output=True, text=True)
+        assert res.returncode == 0, res.stderr
+        return res.stdout
+    assert command() == f'cat.jpg: {pred}\n'
+    for name,read in (('a.csv', pd.read_csv), ('a.parquet', pd.read_parquet)):
+        command('--out', name)
+        row = read(tmp_path/name).astype(object).fillna('').iloc[0]
+        assert (row.label, row.sure, row.doubt, row.text) == ('cat', pred.sure, doubt, str(pred))
 
 def test_a_model_from_before_there_were_distances(tampered):
     def without_distance(neither):

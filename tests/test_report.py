@@ -25,7 +25,7 @@ def learn(tmp_path_factory):
         for j in range(5): draw(('cat', 'dog', 'fish')[i%3], f'{i} {j}', (96, 96)).save(folder/label/f'{j}.jpg')
     (folder/ODD[0]/'copy.jpg').write_bytes((folder/ODD[7]/'1.jpg').read_bytes())
     (folder/ODD[1]/'0.jpg').rename(folder/ODD[1]/'caf\udce9.jpg')
-    return get_learner(get_dls(folder, 64, bs=8, num_workers=0, item_tfms=Resize(64, ResizeMethod.Squish)), 'squeezenet1_0')
+    return get_learner(get_dls(folder, 64, bs=8, num_workers=0, item_tfms=Resize(64, ResizeMethod.Squish)))
 
 def test_labels_come_through_the_report(learn, tmp_path, page):
     report(learn, tmp_path/'r.html')

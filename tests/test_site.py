@@ -1,20 +1,22 @@
 "The app without a server: a folder of files, in a real browser, beside what the `Classifier` says"
-import base64, io, json, os, random, re, shutil, ssl, struct, subprocess, sys, tarfile, threading, time
+import base64, io, itertools, json, os, random, re, shutil, ssl, struct, subprocess, sys, tarfile, threading, time
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np, onnx, psutil, pytest, yaml
 from PIL import Image, ImageCms
+from fastbook import image_bear
 from playwright.sync_api import Error, expect
 
 from catdog.core.drawing import draw
 from catdog.core.images import jpeg_bytes
 from catdog.core.preprocess import pixels_of
-from catdog.deploy.pages import sentence
 from catdog.deploy.predictor import Classifier, Prediction, shipped_model
 from catdog.deploy.site import RUNTIME, build_site, check_out, fetch_runtime, integrity
+from catdog.deploy.words import forced_choice, percent, sentence, shown_probabilities, tally
 from network_helpers import violations
 
 ROOT = Path(__file__).parent.parent
@@ -85,7 +87,7 @@ def open_app(browser, url):
     context.close()
 
 CARDS = '''all => all.map(o => ({name: o.querySelector('bdi').textContent, words: o.querySelector('h2, p').textContent,
-    error: o.matches('.error'), sure: !o.querySelector('.unsure'),
+    error: o.matches('.error'), sure: !o.querySelector('.unsure'), small: o.querySelector('p').textContent,
     shown: Object.fromEntries([...o.querySelectorAll('dl > div')].map(
         d => [...d.children].map(e => e.textContent)))}))'''
 
@@ -104,18 +106,24 @@ def asked(page, **pictures):
     return cards(page, len(pictures))
 
 def fraction(text): return {'>99.9 %': 1, '<0.1 %': 0}.get(text) or float(text.strip('<> %'))/100
-def percent(p): return '>99.9 %' if p > .999 else '<0.1 %' if p < .001 else f'{100*p:.1f} %'
+
+def assert_close(card, pred):
+    "The same label, and where the page shows it about the same probability"
+    if not card['shown']: assert card['small'] == f'If it had to be one of them: {pred.label}.'
+    else: assert fraction(card['shown'][pred.label]) == pytest.approx(pred.probability, abs=.05)
 
 # The same answers
 
 def agreement(page, classifier, files):
-    "Per picture: same label, difference of the probability, same certainty, between `page` and `classifier`"
+    "Per picture: same label, difference of the probability if one is shown, same doubt, of `page` and `classifier`"
     page.set_input_files('#file', files)
     shown = cards(page, len(files))
     assert [o['name'] for o in shown] == [o.name for o in files]
     for card,pred in zip(shown, classifier.predict_batch(files)):
         p = {k: fraction(v) for k,v in card['shown'].items()}
-        yield max(p, key=p.get) == pred.label,abs(p[pred.label] - pred.probability),card['sure'] == pred.sure
+        label = max(p, key=p.get) if p else card['small'].removeprefix('If it had to be one of them: ')[:-1]
+        doubt = '' if card['sure'] else 'between' if p else 'unlike'
+        yield label == pred.label,abs(p[pred.label] - pred.probability) if p and pred.doubt != 'unlike' else 0,doubt == pred.doubt
 
 def test_the_same_answers_about_photographs(app, classifier, photos):
     "`bench/site.py same` asks about all 500"
@@ -127,7 +135,7 @@ def test_the_same_answers_about_photographs(app, classifier, photos):
 PIXELS = '''async ([data, meta]) => {
   const bytes = Uint8Array.from(atob(data), o => o.charCodeAt(0));
   const bitmap = await opened(new File([bytes], 'picture'), meta);
-  return btoa(String.fromCharCode(...pixelsOf(bitmap, meta))); }'''
+  return btoa(Array.from(pixelsOf(bitmap, meta), o => String.fromCharCode(o)).join('')); }'''
 
 def pixels(page, data, **meta):
     "What the page gives a model with this `meta` for the picture `data`"
@@ -235,7 +243,7 @@ def test_kinds_of_pictures(open_app, classifier, kind):
     assert np.abs(theirs - classifier.pixels(data)).mean() <= most
     card, = asked(open_app, **{'picture.jpg': data})
     pred = classifier.predict(data)
-    assert fraction(card['shown'][pred.label]) == pytest.approx(pred.probability, abs=.05)
+    assert_close(card, pred)
 
 # What is no picture, or too much of one
 
@@ -291,7 +299,7 @@ def test_48_million_pixels(app, classifier):
     before = memory()
     with peak() as most: card, = asked(app, **{'large.jpg': large})
     pred = classifier.predict(small)
-    assert fraction(card['shown'][pred.label]) == pytest.approx(pred.probability, abs=.05)
+    assert_close(card, pred)
     assert most[0] - before < 700   # unpacked once it has 192 MB
     card, = asked(app, **{'small.jpg': jpeg_bytes(small)})   # and the page lives on
     assert not card['error']
@@ -313,8 +321,8 @@ def test_several_at_once_and_again(app, classifier):
         shown = asked(app, **few)
         assert [o['name'] for o in shown] == list(few)
         for card,pred in zip(shown, classifier.predict_batch(few.values())):
-            assert card['shown'] == {k: percent(v) for k,v in pred.probabilities.items()}
-            if pred.sure: assert card['words'] == f'{pred.label}, {percent(pred.probability)}'
+            assert card['shown'] == {k: percent(v) for k,v in shown_probabilities(pred)}
+            assert card['words'] == str(pred)
 
 def test_who_chooses_again_does_not_wait(app):
     many = {f'{i}.jpg': jpeg_bytes(draw('cat', i, (400, 400))) for i in range(60)}
@@ -370,7 +378,7 @@ def test_paste(app, url):
         base64.b64encode(saved(draw('cat', 13, (320, 320)), 'PNG')).decode())
     app.keyboard.press('Control+v')
     card, = cards(app, 1)
-    assert not card['error'] and 'cat' in card['shown']
+    assert not card['error']
     app.evaluate('() => navigator.clipboard.writeText("a cat")')
     app.keyboard.press('Control+v')
     expect(app.get_by_role('status')).to_have_text('There is no picture in the clipboard.')
@@ -431,7 +439,8 @@ def test_no_violation_that_axe_finds(new_context, url, scheme, width):
     everything = ('critical', 'serious', 'moderate', 'minor')
     assert violations(page, everything) == []
     asked(page, **{'cat.jpg': jpeg_bytes(draw('cat', 13, (320, 320))), 'notes.jpg': b'a text',
-                   'none.jpg': saved(Image.new('RGB', (60, 60)))})
+                   'none.jpg': saved(Image.new('RGB', (60, 60))), 'bear.jpg': image_bear().read()})
+    expect(page.locator('article').last).to_contain_text('This does not look like a cat or a dogIf it had to be')
     page.get_by_role('button', name='Why?').first.click()
     expect(page.get_by_text('Bright: what spoke')).to_be_visible()
     assert violations(page, everything) == []
@@ -515,10 +524,10 @@ def test_offline_after_the_first_load(site, page, context, classifier):
         open_page(page, url)
         installed(page)
         context.set_offline(True)
-        assert percent(classifier.predict(data).probability) in asked(page, cat=data)[0]['words']
+        assert asked(page, cat=data)[0]['words'] == str(classifier.predict(data))
         for address in (url, f'{url}index.html', f'{url}?from=home-screen'): open_page(page, address)
     open_page(page, url)   # the server is gone, too
-    assert percent(classifier.predict(data).probability) in asked(page, cat=data)[0]['words']
+    assert asked(page, cat=data)[0]['words'] == str(classifier.predict(data))
 
 def test_without_a_network_from_the_start_it_says_so(site, page):
     with hosted(site) as (url,_):
@@ -553,11 +562,12 @@ def test_the_next_version_takes_over(site, page, tmp_path):
         page.reload()   # opens from the cache, and finds that there is a new version
         for _ in range(300):
             names = page.evaluate('() => caches.keys()')
-            if len(names) == 2 and page.evaluate(KEEPS, [next(o for o in names if '/a/' in o), 'Tabby']): break
+            if len(names) == 2 and page.evaluate(KEEPS, [next(o for o in names if '/a/' in o), 'tabby']): break
             time.sleep(.1)
         open_page(page, f'{url}a/')
-        expect(page.get_by_role('heading', level=1)).to_have_text('Tabby or hound?')
-        assert set(asked(page, cat=jpeg_bytes(draw('cat', 13, (320, 320))))[0]['shown']) == {'tabby', 'hound'}
+        expect(page.get_by_role('heading', level=1)).to_have_text('Is it a tabby or a hound?')
+        words = asked(page, cat=jpeg_bytes(draw('cat', 13, (320, 320))))[0]['words']
+        assert 'tabby' in words or 'hound' in words
         assert len([o for o in names if '/b/' in o]) == 1   # another page on the same host keeps its files
 
 def test_it_can_be_installed(playwright, browser_type_launch_args, url, tmp_path):
@@ -568,7 +578,7 @@ def test_it_can_be_installed(playwright, browser_type_launch_args, url, tmp_path
         devtools = context.new_cdp_session(page)
         assert devtools.send('Page.getInstallabilityErrors')['installabilityErrors'] == []
         manifest = json.loads(devtools.send('Page.getAppManifest')['data'])
-        assert manifest['name'] == 'Cat or dog?' and manifest['display'] == 'standalone'
+        assert manifest['name'] == 'Is it a cat or a dog?' and manifest['display'] == 'standalone'
 
 # The runtime from a public network
 
@@ -634,12 +644,12 @@ def test_the_runtime_from_a_public_network(playwright, browser_type_launch_args,
             expect(page.get_by_role('status')).to_contain_text('The model cannot be loaded')
             return
         open_page(page, url)
-        assert percent(classifier.predict(data).probability) in asked(page, cat=data)[0]['words']
+        assert asked(page, cat=data)[0]['words'] == str(classifier.predict(data))
         installed(page)
         assert len(asked_for) == 2, asked_for   # what the page has loaded, its worker does not fetch again
         context.set_offline(True)
         open_page(page, url)
-        assert percent(classifier.predict(data).probability) in asked(page, cat=data)[0]['words']
+        assert asked(page, cat=data)[0]['words'] == str(classifier.predict(data))
 
 # Any model
 
@@ -654,30 +664,54 @@ def test_any_labels(tmp_path, site, page):
         card, = asked(page, cat=jpeg_bytes(draw('cat', 13, (320, 320))))
         assert card['sure'] and list(card['shown']) == labels and card['words'].startswith(labels[0])
 
-def test_words_about_what_is_not_sure(open_app):
-    words = partial(open_app.evaluate, '([answer, labels]) => words(answer, labels)')
-    for label in ('cat', 'apple', 'unicorn', 'hour', 'Übung', 'one-eyed cat', 'umbrella'):
-        unsure = sentence(Prediction(label, .6, {label: .6, 'other': .4}, sure=False))
-        assert words([dict(label=label, probability=.6, near=True, sure=False), [label, 'other']]) == unsure
-    far = dict(label='cat', probability=.99, near=False, sure=False)
-    assert words([far, ['cat', 'dog']]) == 'This does not look like a cat or a dog.'
-    assert words([far, list('abcde')]) == 'This does not look like anything that the model was trained on.'
+LABELS = [['cat', 'dog'], ['cat', 'dog', 'owl'], ['unicorn', 'one-eyed cat', 'umbrella', 'hour'], ['Übung', 'Ewe'],
+          list('abcdefg'), ['Katze "Mimi" <b>', 'כלב 🐶']]
 
-def test_no_answer_is_certain(open_app):
-    shown = [open_app.evaluate('p => percent(p)', p) for p in (1, .9999999, .99901, .999, .5, .001, .00099, 0)]
-    assert shown == ['>99.9 %', '>99.9 %', '>99.9 %', '99.9 %', '50.0 %', '0.1 %', '<0.1 %', '<0.1 %']
+def test_the_words_are_those_of_python(open_app):
+    "Both say the same about any answer, and no answer is certain"
+    rng,answers = np.random.default_rng(0),[]
+    edges = [1, 1 - 1e-7, .99901, .999, .9985, .1225, .0015, .001, .00099, 0]
+    for labels,doubt in itertools.product(LABELS, ('', 'between', 'unlike')):
+        for first in [*edges, *rng.random(20)]:
+            p = np.r_[first, (1 - first)*rng.dirichlet(np.ones(len(labels) - 1))].tolist()
+            best = int(np.argmax(p))
+            answers.append((Prediction(labels[best], p[best], dict(zip(labels, p)), doubt=doubt), p, labels))
+    js = """all => all.map(([o, labels]) => [words(o, labels), tally(o), forcedChoice(o),
+                           shownProbabilities(o, labels).map(([label, p]) => [label, percent(p)])])"""
+    said = open_app.evaluate(js, [[dict(label=o.label, probability=o.probability, probabilities=p, doubt=o.doubt), labels]
+                                  for o,p,labels in answers])
+    expected = [[sentence(o), tally(o), forced_choice(o), [[k, percent(v)] for k,v in shown_probabilities(o)]]
+                for o,*_ in answers]
+    assert said == expected
+    assert '100.0' not in str(expected) and len({str(o) for o in expected}) > 100
+
+@pytest.mark.parametrize('limits', [dict(probability=.8, distance=1.), dict(probability=0, distance=np.inf),
+                                    dict(probability=.8, distance=np.inf), dict(probability=1., distance=0.)])
+def test_the_doubts_are_those_of_python(open_app, limits):
+    "Between the labels, unlike all that it was trained on, both, or neither"
+    model = SimpleNamespace(labels=['cat', 'dog'], limits=limits)
+    cases = [(p, distance) for p in (.5, .75, .9) for distance in (.5, 1, 1.5)]
+    expected = [Classifier._prediction(model, np.array([p, 1 - p]), distance).doubt for p,distance in cases]
+    js = """([limits, cases]) => cases.map(([p, distance]) => answerOf(
+        {labels: ['cat', 'dog'], temperature: 1, limits: {...limits, distance: limits.distance ?? Infinity}},
+        {logits: {data: [Math.log(p), Math.log(1 - p)]}, distance: {data: [distance]}}).doubt)"""
+    given = {k: v for k,v in limits.items() if v != np.inf}
+    assert open_app.evaluate(js, [given, cases]) == expected
+    assert len(set(expected)) == {.8: 2, 0: 1, 1.: 1}[limits['probability']] + (limits['distance'] == 1)
 
 def test_both_ways_of_not_being_sure(app, classifier, photos):
-    "By the distance that the model itself gives"
+    "By the distance that the model itself gives; what is like nothing that it knows has no probabilities"
     files = [*sorted((photos/'photos'/'neither').glob('**/*.jpg'))[:12],
              *sorted((photos/'photos'/'web').glob('*/*.jpg'))[::125]]
     app.set_input_files('#file', files)
+    found = set()
     for file,card in zip(files, cards(app, len(files)), strict=True):
         distance = classifier.session.run(['distance'], {'pixels': classifier.pixels(file)[None]})[0][0]
-        pred = classifier.predict(file)
-        if distance > classifier.limits['distance']: assert card['words'] == 'This does not look like a cat or a dog.'
-        elif not pred.sure: assert card['words'] == sentence(pred)
-        else: assert card['words'] == f'{pred.label}, {percent(pred.probability)}'
+        pred,far = classifier.predict(file),distance > classifier.limits['distance']
+        assert card['words'] == str(pred) and (card['words'] == 'This does not look like a cat or a dog') == far
+        assert card['shown'] == ({} if far else {k: percent(v) for k,v in pred.probabilities.items()})
+        found.add(far)
+    assert found == {True, False}
 
 @needs_npm
 def test_three_labels_from_the_sample_web(tmp_path, page):
@@ -692,7 +726,7 @@ def test_three_labels_from_the_sample_web(tmp_path, page):
     files = [o for label in bears.labels for o in sorted((tmp_path/'data'/'bears'/label).iterdir())[:4]]
     with hosted(tmp_path/'page') as (url,_):
         open_page(page, url)
-        expect(page.get_by_role('heading', level=1)).to_have_text('Black bear or grizzly or teddy?')
+        expect(page.get_by_role('heading', level=1)).to_have_text('Is it a black bear, a grizzly or a teddy?')
         labels,off,sure = zip(*agreement(page, bears, files))
     assert all(labels) and max(off) < .01 and all(sure)
 
@@ -704,7 +738,7 @@ def test_it_takes_the_very_model(site):
 def test_the_files_that_hosts_read(tmp_path):
     build_site(shipped_model(), tmp_path/'page', github_pages=True)
     front = yaml.safe_load((tmp_path/'page'/'README.md').read_text().split('---')[1])
-    assert front['sdk'] == 'static' and front['title'] == 'Cat or dog?'
+    assert front['sdk'] == 'static' and front['title'] == 'Is it a cat or a dog?'
     workflow = yaml.safe_load((tmp_path/'page'/'.github'/'workflows'/'pages.yml').read_text())
     assert workflow['permissions'] == {'contents': 'read', 'pages': 'write', 'id-token': 'write'}
     steps = {o['uses'].split('@')[0]: o.get('with') for o in workflow['jobs']['publish']['steps']}

@@ -1,6 +1,7 @@
 "Training that is shared out, stopped, killed and gone on with: real processes and real signals"
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,13 +31,12 @@ def _remember(self):
     if self.dl.shuffle: orders.append(idxs)
     return idxs
 DistributedDL.get_idxs = _remember
-fitted,training_views = [],learner._training_views
-def _views(learn, augmented):
-    views = training_views(learn, augmented)
-    fitted.extend(map(str, views[0].items))
-    return views
-learner._training_views = _views
-learn = t.train(sys.argv[1], 'squeezenet1_0', epochs=2, size=64, bs=16)
+fitted,labelled_features = [],learner.labelled_features
+def _remember_files(learn, dset=None, which=None, on_bad=None):
+    fitted.extend(str(learn.dls.train_ds.items[i]) for i in which)
+    return labelled_features(learn, dset, which, on_bad)
+learner.labelled_features = _remember_files
+learn = t.train(sys.argv[1], epochs=2, size=64, bs=16)
 t.export(learn, 'models/shared')
 torch.save(learn.model.state_dict(), f'{rank_distrib()}.pth')
 counts = t.confusion(learn).tolist()
@@ -65,7 +65,7 @@ def test_two_processes_share_the_work_and_agree(drawings, tmp_path):
     assert Classifier(tmp_path/'models'/'shared').labels == ['cat', 'dog']
     def wrong(counts): return counts[0][1] + counts[1][0]
     from catdog.train import confusion
-    alone = confusion(train(drawings, 'squeezenet1_0', epochs=2, size=64, bs=16)).tolist()
+    alone = confusion(train(drawings, epochs=2, size=64, bs=16)).tolist()
     n = sum(map(sum, alone))
     _,low,high = error_interval(wrong(alone), n)
     assert low <= wrong(first['counts'])/n <= high
@@ -73,7 +73,7 @@ def test_two_processes_share_the_work_and_agree(drawings, tmp_path):
 LONG = '''import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell that starts us in the background may ignore it
 from catdog.train import export, train
-learn = train(sys.argv[1], 'squeezenet1_0', epochs=200, size=64, bs=16)
+learn = train(sys.argv[1], epochs=200, size=64, bs=16)
 print('stopped:', learn.stopped)
 export(learn, 'models/stopped')
 '''
@@ -97,7 +97,7 @@ def test_ctrl_c_leaves_the_best_weights(drawings, tmp_path):
     assert meta['n_wrong'] <= .25*meta['n_valid']   # not the state in the middle of a step, nor the beginning
 
 def test_a_killed_build_is_resumed(tmp_path):
-    build = [script('catdog-build'), 'cat', 'dog', '--engine', 'sample', '--n', '30', '--arch', 'squeezenet1_0',
+    build = [script('catdog-build'), 'cat', 'dog', '--engine', 'sample', '--n', '30',
              '--size', '64', '--epochs', '12']
     first = subprocess.Popen(build, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              text=True)
@@ -125,7 +125,7 @@ def build(*args, cwd, ok=True, before=()):
     assert 'Traceback' not in done.stderr
     return done
 
-SMALL = '--arch', 'squeezenet1_0', '--size', '64'
+SMALL = '--size', '64'
 
 # The same seed gives the same network
 
@@ -134,14 +134,14 @@ import numpy as np, torch
 warnings.filterwarnings('error', '.*shadowing')
 from catdog.train import train
 def digest(seed, **kw):
-    learn = train(sys.argv[1], 'squeezenet1_0', size=64, bs=16, seed=seed, **kw)
+    learn = train(sys.argv[1], size=64, bs=16, seed=seed, **kw)
     losses = repr([list(o) for o in getattr(learn.recorder, 'values', [])])   # fine-tuning may have been dropped
     weights = b''.join(o.numpy().tobytes() for o in learn.model.state_dict().values())
     return hashlib.sha256(losses.encode() + weights).hexdigest()
 for o in (random.seed, np.random.seed, torch.manual_seed): o(int(sys.argv[2]))   # whatever was drawn before
 expected = random.random(),np.random.rand(),torch.rand(1).item()
 for o in (random.seed, np.random.seed, torch.manual_seed): o(int(sys.argv[2]))
-classic = dict(recipe='classic', epochs=1)
+classic = dict(recipe='classic', epochs=1, arch='efficientnet_lite0')
 digests = [digest(1, epochs=1), digest(1, epochs=1), digest(2, epochs=1), digest(1), digest(1, **classic)]
 assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected   # what a person draws is left alone
 print(*digests)
@@ -167,14 +167,19 @@ def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
     (dict(recipe='best'), "'fast' or 'classic'"), (dict(arch='resnet19'), 'no architecture'), (dict(n=0), 'n is 0'),
     (dict(photos='nowhere'), 'no such folder'), (dict(photos='mine', path='data/x'), 'not both'),
     (dict(photos='mine', labels=['cat', 'cow']), "no folder 'cow'"),
-    (dict(labels=['cat', 'a/b']), 'cannot be the name')])
+    (dict(labels=['cat', 'a/b']), 'cannot be the name'), (dict(engine='altavista'), 'no engine'),
+    (dict(n=4), 'n is 4: a label needs 5'), (dict(photos='mine', n=1), 'n is 1: a label needs 5'),
+    (dict(photos='mine', out='mine'), 'among the pictures'),
+    (dict(photos='mine', out='mine/cat/m'), 'among the pictures'),
+    (dict(path='data/x', out='data/../data/x/m'), 'among the pictures')])
 def test_what_cannot_work_is_said_first(args, words, tmp_path, monkeypatch):
     from catdog.core.images import CatdogError
     from catdog.train import build
     monkeypatch.chdir(tmp_path)
     (tmp_path/'a file').touch()
-    (tmp_path/'mine'/'cat').mkdir(parents=True)
-    (tmp_path/'mine'/'cat'/'1.jpg').touch()
+    for label in ('cat', 'dog'):
+        (tmp_path/'mine'/label).mkdir(parents=True)
+        (tmp_path/'mine'/label/'1.jpg').touch()
     before = sorted(tmp_path.rglob('*'))
     with pytest.raises(CatdogError, match=words): build(**{'labels': ['cat', 'dog'], 'engine': 'sample', **args})
     assert sorted(tmp_path.rglob('*')) == before   # nothing was searched, nothing written
@@ -183,7 +188,7 @@ def test_what_cannot_work_is_said_first(args, words, tmp_path, monkeypatch):
 def test_a_share_that_is_none(drawings, valid_pct):
     from catdog.core.images import CatdogError
     from catdog.train import train
-    with pytest.raises(CatdogError, match='above 0 and below 1'): train(drawings, 'squeezenet1_0', valid_pct=valid_pct)
+    with pytest.raises(CatdogError, match='above 0 and below 1'): train(drawings, valid_pct=valid_pct)
 
 def test_the_command_says_so_in_one_line(tmp_path):
     (tmp_path/'model').touch()
@@ -197,15 +202,15 @@ def test_words_for_vision_learner_are_honoured_or_refused(drawings, monkeypatch)
     from fastai.metrics import accuracy
     from torch import nn
     from catdog.core.images import CatdogError
-    from catdog.learn import learner
+    from catdog.learn import backbones
     from catdog.train import train
-    kw = dict(arch='squeezenet1_0', size=64, bs=16, epochs=1)
+    kw = dict(size=64, bs=16, epochs=1, arch='efficientnet_lite0')
     for recipe in ('fast', 'classic'):
         learn = train(drawings, recipe=recipe, metrics=[accuracy], concat_pool=False, ps=.2, **kw)
         assert [o.name for o in learn.metrics] == ['accuracy'] and learn.recorder.metric_names[3] == 'accuracy'
         assert isinstance(learn.model[1][0], nn.AdaptiveAvgPool2d)
         assert [o.p for o in learn.model[1] if isinstance(o, nn.Dropout)][-1] == .2
-    monkeypatch.setattr(learner, 'fetch_weights', lambda arch: pytest.fail('asked for weights'))
+    monkeypatch.setattr(backbones, 'pip_weights_file', lambda backbone: pytest.fail('asked for weights'))
     for recipe in ('fast', 'classic'): train(drawings, recipe=recipe, pretrained=False, **kw)
     with pytest.raises(CatdogError, match='leave out lin_ftrs'): train(drawings, recipe='fast', lin_ftrs=[64], **kw)
     learn = train(drawings, recipe='classic', lin_ftrs=[64], pretrained=False, **kw)
@@ -229,7 +234,7 @@ KILLED = '''import os, signal, sys
 from catdog.learn import exporter
 exporter._check_answers = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 from catdog.train import build
-build(['cat', 'dog'], engine='sample', n=20, arch='squeezenet1_0', size=64, epochs=int(sys.argv[1]))
+build(['cat', 'dog'], engine='sample', n=20, size=64, epochs=int(sys.argv[1]))
 '''
 
 @pytest.mark.parametrize('epochs', [0, 2])
@@ -287,7 +292,7 @@ def test_a_model_of_meaningless_labels_is_sure_of_nothing(tmp_path):
         folder = tmp_path/'mine'/f'label {rng.randrange(10)}'
         folder.mkdir(parents=True, exist_ok=True)
         draw(things[i % 5], i, (80, 80)).save(folder/f'{i}.jpg')
-    classifier = Classifier(export(train(tmp_path/'mine', 'squeezenet1_0', size=64), tmp_path/'model'))
+    classifier = Classifier(export(train(tmp_path/'mine', size=64), tmp_path/'model'))
     assert classifier.meta['error'] > .8
     answers = classifier.predict_batch([draw(things[i % 5], 1000 + i, (80, 80)) for i in range(100)])
     assert sum(o.sure for o in answers) <= 2
@@ -302,7 +307,7 @@ def test_what_is_sure_was_right_nine_times_in_ten(drawings, tmp_path):
     for i in range(0, 60, 3):
         for a,b in (('cat', 'dog'), ('dog', 'cat')):
             (tmp_path/'mine'/a/f'{i}.png').rename(tmp_path/'mine'/b/f'wrong{i}.png')
-    learn = train(tmp_path/'mine', 'squeezenet1_0', size=64, bs=16, valid_pct=.4)
+    learn = train(tmp_path/'mine', size=64, bs=16, valid_pct=.4)
     classifier = Classifier(export(learn, tmp_path/'model'))
     files = learn.dls.valid_ds.items
     answers = classifier.predict_batch(files)
@@ -324,7 +329,7 @@ def test_60_photographs_then_ten_more_and_five_fewer(photos, tmp_path):
             for label,files in web.items(): add(label, files[30:35])
             for o in web['cat'][:5]: (tmp_path/'mine'/'cat'/o.name).unlink()
         before = contents()
-        out = build('cat', 'dog', '--photos', 'mine', '--arch', 'squeezenet1_0', '--size', 96, cwd=tmp_path).stdout
+        out = build('cat', 'dog', '--photos', 'mine', '--size', 96, cwd=tmp_path).stdout
         model = tmp_path/'models'/'cat-dog'
         card,record,meta = *((model/o).read_text() for o in ('model_card.md', 'pictures.json')),Classifier(model).meta
         assert contents() == before and len(before) == n and not (tmp_path/'data').exists()
@@ -339,6 +344,20 @@ def test_a_card_says_where_calibration_made_the_figure_worse():
     assert 'brought' in calibration_sentence(1.3, .09, .04) and 'grew' not in calibration_sentence(1.3, .09, .04)
     grew = calibration_sentence(.9, .048, .055)
     assert 'from 4.8% to 5.5%: it grew' in grew and 'brought' not in grew
+
+def test_a_card_says_nothing_of_calibration_that_is_not_so():
+    "Where all answers are right and the figure grew, the right ones are less likely than before"
+    import torch
+    from catdog.learn.evaluate import calibrate_on, calibration_sentence
+    head = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    learn = SimpleNamespace(model=[None, head])
+    logits,truth = torch.tensor([[3., 0], [3, 0], [0, 3], [0, 3]]),torch.tensor([0, 0, 1, 1])
+    temperature = calibrate_on(learn, logits, truth)
+    def likelihood(o): return o.softmax(1)[range(4), truth].prod().item()
+    assert learn.calibration['after'] > learn.calibration['before']
+    assert likelihood(logits/temperature) < likelihood(logits)
+    said = calibration_sentence(**learn.calibration)
+    assert 'it grew' in said and 'likelier' not in said
 
 def test_labels_of_all_kinds_come_through_the_card(tmp_path):
     "As folders, into the metadata, the tables of the card as Markdown shows them, and the printed one"

@@ -18,7 +18,7 @@ def learners(tmp_path_factory):
     for label in ('cat', 'dog'):
         (folder/'pictures'/label).mkdir(parents=True)
         for i in range(20): draw(label, 700 + i, (150, 100)).save(folder/'pictures'/label/f'{i}.jpg')
-    learn = train('pictures', 'squeezenet1_0', size=64, bs=8)
+    learn = train('pictures', size=64, bs=8)
     model = export(learn, 'models/pictures')
     return dict(train=learn, load_learner=load_learner(model/'export.pkl'))
 
@@ -93,7 +93,7 @@ def test_plot_top_losses_and_the_confusion_matrix(learners):
 
 def test_lr_find_and_fine_tune(learners, tmp_path):
     from catdog.train import get_dls, get_learner
-    learn = get_learner(get_dls('pictures', size=64, bs=8, num_workers=0), 'squeezenet1_0', path=tmp_path)
+    learn = get_learner(get_dls('pictures', size=64, bs=8, num_workers=0), path=tmp_path)
     with learn.no_bar(), learn.no_logging():
         assert learn.lr_find(num_it=5, show_plot=False).valley > 0
         learn.fine_tune(1)

@@ -6,29 +6,28 @@
 __all__ = ['PredictionTable', 'plot_confusion', 'precision_recall', 'scores', 'measured_rows', 'prediction_table', 'worst_first',
            'predictions', 'gradcam', 'gradcam_overlays']
 
-# %% ../../nbs/clean/interpret.ipynb #0a1f1395
-import hashlib, time, warnings
+# %% ../../nbs/clean/interpret.ipynb #ebbd1108
+import warnings
 from collections import namedtuple
-from contextlib import contextmanager
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
 import numpy as np
 import pandas as pd
 from PIL import Image
 from fastai.callback.schedule import Learner
+from fastai.layers import NoneReduce
 from fastcore.foundation import L
-from tqdm.auto import tqdm
 
 from .quality import image_quality
 from ..core.files import map_ahead
 from ..core.images import BadImage, CatdogError, open_image
 from ..core.preprocess import open_as, seen_box
 from ..core.stats import error_interval
-from ..learn.callbacks import Bfloat16
 from ..learn.evaluate import confusion
+from ..learn.features import picture_features, picture_stamp
+from ..learn.learner import picture_scores
 from ..learn.transforms import preprocessing
 
 # %% ../../nbs/clean/interpret.ipynb #d6aefbf7
@@ -72,16 +71,6 @@ def scores(
     "Precision and recall of `learn` on its validation pictures"
     return precision_recall(confusion(learn), list(map(str, learn.dls.vocab)))
 
-# %% ../../nbs/clean/interpret.ipynb #70a75945
-@contextmanager
-def _pooled_features(body, rows):
-    "Append the output of `body` for each batch to `rows`: average and maximum of each channel"
-    def _pool(module, inputs, features):
-        rows.append(torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1).float().cpu())
-    hook = body.register_forward_hook(_pool)
-    try: yield
-    finally: hook.remove()
-
 # %% ../../nbs/clean/interpret.ipynb #43ba1a34
 def _files_of(learn):
     "The pictures of `learn` that are still there, those for training first, and the data set of each"
@@ -100,63 +89,28 @@ def measured_rows(
     "The rows of `table` that the error is counted on: validation pictures, or all where nobody knows which these are"
     return table[table.dataset.isin(['Valid', 'Unknown'])]
 
-# %% ../../nbs/clean/interpret.ipynb #c14b00d4
-def _bfloat16_if_faster(learn, size=224):
-    "`[Bfloat16()]` where a trial shows that `learn` predicts faster with it on this machine, else `[]`"
-    body,times = learn.model[0],[]
-    if (p := next(body.parameters(), None)) is None or p.is_cuda: return []
-    x = torch.rand(8, 3, size, size).to(memory_format=torch.channels_last)
-    body.eval().to(memory_format=torch.channels_last)
-    for fast in (False, True):
-        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=fast):
-            body(x)
-            start = time.perf_counter()
-            body(x)
-        times.append(time.perf_counter() - start)
-    return [Bfloat16()] if times[1] < times[0] else []
+# %% ../../nbs/clean/interpret.ipynb #81ac6cf8
+_quality = {}   # stamp of a file -> what `image_quality` gave
 
-# %% ../../nbs/clean/interpret.ipynb #0bede535
-_Prediction = namedtuple('_Prediction', 'truth loss probabilities features quality')
+def _note_quality(file, img=None):
+    stamp = picture_stamp(file)
+    if stamp not in _quality: _quality[stamp] = image_quality(open_image(file if img is None else img))
+    return _quality[stamp]
 
-def _predict(learn, files, bar, cbs=()):
-    "A `_Prediction` for each of `files` that can be opened, a dict"
-    opened,rows = [],[]   # (file, its quality)
-    dl = learn.dls.test_dl(files, with_labels=True, num_workers=0)
-    def _open(i):
-        try: item = dl.create_item(i)
-        except (BadImage, OSError) as e: return warnings.warn(f'left out: {files[i]} cannot be opened ({e})')
-        return item,image_quality(open_image(item[0])),files[i]
-    def _items():
-        for o in map_ahead(_open, range(len(files))):
-            bar.update()
-            if o is None: continue
-            item,quality,file = o
-            opened.append((file, quality))
-            yield item
-    items = _items()
-    if not (first := list(islice(items, 1))): return {}
-    dl.create_batches = lambda _: map(dl.do_batch, dl.chunkify(map(dl.after_item, chain(first, items))))
-    with _pooled_features(learn.model[0], rows), learn.added_cbs(cbs), learn.no_bar():
-        p,truth,losses = learn.get_preds(dl=dl, with_loss=True, reorder=False)
-    features,(names,quality) = torch.cat(rows).numpy(),zip(*opened)
-    return dict(zip(names, map(_Prediction, truth.tolist(), losses.tolist(), p.numpy(), features, quality)))
+def _scores_and_quality(learn, files):
+    "Scores and quality of each of `files` that can be opened, two dicts"
+    bad = {}
+    def _on_bad(file, error):
+        bad[file] = error
+        warnings.warn(f'left out: {file} cannot be opened ({error})')
+    scores = picture_scores(learn, files, _on_bad, _note_quality)
+    def _look_again(file):   # what was in the cache has not been opened now
+        try: return file,_note_quality(file)
+        except (BadImage, OSError) as e: _on_bad(file, e)
+    quality = dict(o for o in map_ahead(_look_again, scores) if o)
+    return {f: scores[f] for f in quality},quality
 
-# %% ../../nbs/clean/interpret.ipynb #0cd841d4
-_cache = WeakKeyDictionary()   # learner -> what it was, and its predictions by file
-
-def _cached(learn):
-    "The predictions of `learn` so far, by `_stamp`; empty once its network or its data loaders are others"
-    digest = hashlib.blake2b()
-    for o in learn.model.state_dict().values(): digest.update(o.detach().float().cpu().contiguous().numpy())
-    now = learn.model,learn.dls,learn.loss_func,digest.digest()
-    if learn not in _cache or _cache[learn][0] != now: _cache[learn] = now,{}
-    return _cache[learn][1]
-
-def _stamp(file):
-    s = file.stat()
-    return file,s.st_mtime_ns,s.st_size
-
-# %% ../../nbs/clean/interpret.ipynb #ecf232bd
+# %% ../../nbs/clean/interpret.ipynb #fe90b9a9
 PredictionTable = namedtuple('PredictionTable', 'table features probabilities quality', defaults=(None,))
 PredictionTable.__doc__ = """`table` as of `predictions`, unsorted, `features` (pictures,2*channels),
 `probabilities` (pictures,labels), `quality`: a list of what `image_quality` gave"""
@@ -168,22 +122,17 @@ def prediction_table(
     def _check(some):
         if not some: raise CatdogError(f'{learn.dls.path}: none of the pictures of this network is there any more')
         return some
-    (files,sets),cached = _check(_files_of(learn)),_cached(learn)
-    stamps = list(map(_stamp, files))
-    new = {o[0]: o for o in stamps if o not in cached}
-    if new: learn.model.to(memory_format=torch.channels_last)   # twice as fast on a CPU
-    with tqdm(desc='predicting', total=len(new), unit=' pictures', delay=2, leave=False) as bar:
-        for name in dict.fromkeys(sets):
-            some = [f for f,o in zip(files, sets) if o == name and f in new]
-            if not some: continue
-            cbs = _bfloat16_if_faster(learn) if name == 'Train' else ()
-            cached.update((new[f], o) for f,o in _predict(learn, some, bar, cbs).items())
-    files,sets,stamps = zip(*_check([o for o in zip(files, sets, stamps) if o[2] in cached]))
-    truth,losses,p,features,quality = (list(o) for o in zip(*map(cached.get, stamps)))
-    p,vocab = np.stack(p),np.array(learn.dls.vocab)
-    df = pd.DataFrame(dict(file=list(files), label=vocab[truth], dataset=list(sets),
+    files,sets = _check(_files_of(learn))
+    scores,quality = _scores_and_quality(learn, files)
+    files,sets = zip(*_check([o for o in zip(files, sets) if o[0] in scores]))
+    features = picture_features(learn, list(files))
+    logits,label_of = torch.stack([scores[f] for f in files]),learn.dls.valid_ds.tls[1].tfms
+    truth,vocab = torch.tensor([int(label_of(f)) for f in files]),np.array(learn.dls.vocab)
+    with NoneReduce(learn.loss_func) as loss_func: losses = loss_func(logits, truth).numpy()
+    p = getattr(learn.loss_func, 'activation', partial(torch.softmax, dim=1))(logits).numpy()
+    df = pd.DataFrame(dict(file=list(files), label=vocab[truth.numpy()], dataset=list(sets),
                            predicted=vocab[p.argmax(1)], probability=p.max(1), loss=losses))
-    return PredictionTable(df, np.stack(features), p, quality)
+    return PredictionTable(df, np.stack([features[f] for f in files]), p, [quality[f] for f in files])
 
 # %% ../../nbs/clean/interpret.ipynb #e8315ea2
 def worst_first(

@@ -10,7 +10,8 @@ import re, struct
 
 from PIL import Image
 
-# %% ../../nbs/core/exif.ipynb #27d1ffe6
+# %% ../../nbs/core/exif.ipynb #a08cbb7c
+_ORDERS = {b'II*\0': '<', b'MM\0*': '>'}   # byte order mark -> as in `struct`
 _INTEGERS = {1: 'B', 3: 'H', 4: 'I', 6: 'b', 8: 'h', 9: 'i', 13: 'I'}   # TIFF's types of whole numbers, as in `struct`
 
 def read_tags(
@@ -18,7 +19,7 @@ def read_tags(
     at:int=None # Where the list starts, in bytes; None: the first one
 ) -> list: # Of (number of the tag, where its 12 bytes are, tuple of its whole numbers), as they stand in `data`
     "The tags of a list in `data`, a TIFF file or an EXIF block; the numbers are () where they are broken or others"
-    order,found = {b'II*\0': '<', b'MM\0*': '>'}.get(data[:4]),[]
+    order,found = _ORDERS.get(data[:4]),[]
     if order is None: return []
     try:
         if at is None: at, = struct.unpack_from(order + 'I', data, 4)
@@ -34,14 +35,17 @@ def read_tags(
         found.append((tag, pos, values))
     return found
 
-# %% ../../nbs/core/exif.ipynb #22c9eb5c
+# %% ../../nbs/core/exif.ipynb #4a58510a
+_RAW_PROFILES = ('raw profile type exif', 'raw profile type app1')   # where ImageMagick puts it in a PNG file
+
 def _exif_of(img):
     "The EXIF block of `img`, from its byte order mark on; b'' when there is none"
-    text = img.info.get('Raw profile type exif', '')
-    try: exif = img.info.get('exif') or bytes.fromhex(''.join(text.split('\n')[3:]))
-    except (ValueError, AttributeError): return b''
+    text = next((v for k,v in img.info.items() if str(k).lower() in _RAW_PROFILES), '')
+    try: exif = bytes(img.info.get('exif') or bytes.fromhex(''.join(text.split('\n')[3:])))
+    except (ValueError, AttributeError, TypeError): return b''
     while exif[:6] == b'Exif\0\0': exif = exif[6:]
-    return bytes(exif)
+    if exif[:4] in _ORDERS: return exif
+    return exif[m.start():] if (m := re.search(rb'II\*\0|MM\0\*', exif)) else b''   # behind a broken one
 
 # %% ../../nbs/core/exif.ipynb #802ede6e
 def orientation(

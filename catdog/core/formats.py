@@ -13,26 +13,32 @@ from .exif import read_tags
 # %% ../../nbs/core/formats.ipynb #4ed80268
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'BMP', 'TIFF')   # Pillow's names of the formats that we open
 
-# %% ../../nbs/core/formats.ipynb #3a805045
+# %% ../../nbs/core/formats.ipynb #9eb4fedf
 _PAGE = set('a b body br center div font form frameset h1 h2 head html iframe img link meta noscript p pre script span '
             'style table title'.split())
+_ALSO = set('address article aside audio base blockquote button code dd details dl dt em embed fieldset footer h4 h5 h6 '
+            'header hr i input label li main nav object ol option picture section select small strong summary td '
+            'template textarea th tr u ul video'.split())   # of other XML documents, too, but those say that they are
+_BLANK = ' \t\r\n\f\v\0\x85\xa0\u200b\u2060\u3000\ufeff'
 
 def _text(data):
     "The beginning of `data` as text; None when it is none"
     start = data[:65_536]
-    for mark,code in ((b'\xef\xbb\xbf', 'utf8'), (b'\xff\xfe', 'utf-16-le'), (b'\xfe\xff', 'utf-16-be')):
+    for mark,code in ((b'\xff\xfe\0\0', 'utf-32-le'), (b'\0\0\xfe\xff', 'utf-32-be'), (b'\xef\xbb\xbf', 'utf8'),
+                      (b'\xff\xfe', 'utf-16-le'), (b'\xfe\xff', 'utf-16-be')):
         if start.startswith(mark): return start[len(mark):].decode(code, 'replace')
     if start[:4] in (b'<\0!\0', b'<\0h\0', b'<\0?\0'): return start.decode('utf-16-le', 'replace')
+    if start[:4] in (b'\0<\0!', b'\0<\0h', b'\0<\0?'): return start.decode('utf-16-be', 'replace')
     if start.lstrip()[:1] == b'<' and b'\0' not in start: return start.decode('latin-1')
     try: return None if b'\0' in start else start.decode('utf8')
     except UnicodeDecodeError as e:   # at the end a character may be cut in two
         return start[:e.start].decode('utf8') if e.start > len(start)-4 else None
 
-# %% ../../nbs/core/formats.ipynb #87a3ee9c
+# %% ../../nbs/core/formats.ipynb #ba341f3b
 def _first_element(text):
     "(what the document type says, name of the first element), both in small letters or ''"
     doctype = ''
-    while text := text.lstrip('\ufeff\0 \t\r\n\f'):
+    while text := text.lstrip(_BLANK):
         end = '-->' if text.startswith('<!--') else '?>' if text.startswith('<?') else ''
         if not end and text[:9].lower() == '<!doctype':
             doctype = (text[9:200].split() or [''])[0].strip('>').lower()
@@ -44,27 +50,29 @@ def _first_element(text):
 
 def _text_kind(text):
     "What `text` is"
-    doctype,name = _first_element(text)
+    text = text.lstrip(_BLANK)
+    (doctype,name),is_xml = _first_element(text),text.startswith('<?xml')
     if 'svg' in (doctype, name): return 'an SVG drawing: save it as PNG or JPEG first'
-    if doctype == 'html' or name in _PAGE: return 'a web page, not a picture'
-    if name or text.lstrip().startswith('<?xml'): return 'an XML document, not a picture'
-    if text.lstrip().startswith('<!'): return 'a web page, not a picture'
-    if text.lstrip()[:1] in ('{', '['): return 'an answer in JSON, not a picture'
+    if doctype == 'html' or name in _PAGE or name in _ALSO and not is_xml: return 'a web page, not a picture'
+    if name or is_xml: return 'an XML document, not a picture'
+    if text.startswith('<!'): return 'a web page, not a picture'
+    if text[:1] in ('{', '['): return 'an answer in JSON, not a picture'
     return 'a text file, not a picture'
 
-# %% ../../nbs/core/formats.ipynb #fa975509
+# %% ../../nbs/core/formats.ipynb #31402ee4
 _HEIC = set('heic heix heim heis hevc hevx hevm hevs mif1 msf1 mif2 mif3 miaf heif tmap avci avcs jpeg vvic'.split())
+_BOXES = b'moov', b'mdat', b'moof', b'styp', b'sidx', b'wide', b'free', b'skip', b'pnot'   # of a video without `ftyp`
 _AVIF = {'avif', 'avis', 'avio', 'MA1A', 'MA1B'}
 
 def box_kind(
     data:bytes # A file, or its beginning
 ) -> str: # 'HEIC', 'AVIF', 'RAW', 'video', 'sound', or '' where `data` is no such file
     "What is in the boxes of `data`, from the brands that its first box names"
-    if data[4:8] != b'ftyp': return 'video' if data[:1] < b' ' and data[4:8] in (b'moov', b'mdat', b'wide') else ''
+    if data[4:8] != b'ftyp': return 'video' if data[:1] < b' ' and data[4:8] in _BOXES else ''
     size = int.from_bytes(data[:4], 'big')
     brands = [data[i:i+4].decode('latin-1') for i in (8, *range(16, min(size, 512), 4))]
     if _AVIF & set(brands): return 'AVIF'
-    if brands[0] in _HEIC or 'heic' in brands: return 'HEIC'
+    if brands[0] in _HEIC or {'heic', 'heix', 'heim', 'heis'} & set(brands): return 'HEIC'
     return {'crx ': 'RAW', 'M4A ': 'sound', 'M4B ': 'sound'}.get(brands[0], 'video')
 
 # %% ../../nbs/core/formats.ipynb #87073c03
@@ -83,7 +91,7 @@ def is_raw(
     lists = [tags, *({tag: values for tag,_,values in read_tags(data, at)} for at in tags.get(330, ())[:16])]
     return 50706 in tags or any(_SENSOR & set(o.get(262, ())) or _MAKERS & set(o.get(259, ())) for o in lists)
 
-# %% ../../nbs/core/formats.ipynb #bbc00483
+# %% ../../nbs/core/formats.ipynb #93f14338
 _STARTS = {
     'a PDF document, not a picture': (b'%PDF',),
     'an archive: unpack it first': (b'PK\3\4', b'\x1f\x8b', b'7z\xbc\xaf', b'Rar!', b'BZh', b'\xfd7zXZ', b'(\xb5/\xfd'),
@@ -114,6 +122,7 @@ def kind_of(
     if data[:4] == b'RIFF':
         riff = {b'AVI ': 'a video, not a picture', b'WAVE': 'sound, not a picture', b'WEBP': 'a damaged WEBP picture'}
         return riff.get(data[8:12], 'an unknown RIFF file, not a picture')
+    if data.startswith(b'OggS') and b'theora' in data[:512]: return 'a video, not a picture'
     for name,start in _OURS.items():
         if data.startswith(start): return f'a damaged {name} picture, or one of a rare kind'
     for name,starts in _STARTS.items():

@@ -76,6 +76,6 @@ def file_lock(
 def folder_lock(
     path:str|os.PathLike, # The folder
     wait:float=float('inf') # Seconds to wait for whoever is at work there
-):
+): # For a `with` statement
     "In a `with` statement: the only one that writes into `path`; `CatdogError` when somebody else does for too long"
     return file_lock(Path(path)/LOCK, f'in {path}', wait)

@@ -30,7 +30,7 @@ def _row(path, answer):
         return dict(file=str(path), error=answer.reason.removeprefix(f'{path}: ').replace(f': {str(path)!r}', ''))
     probabilities = {f'p_{label}': round(p, 6) for label,p in answer.probabilities.items()}
     return dict(file=str(path), label=answer.label, probability=round(answer.probability, 6), sure=answer.sure,
-                **probabilities)
+                doubt=answer.doubt or None, text=str(answer), **probabilities)
 
 # %% ../../nbs/deploy/batch.ipynb #cc066eff
 def answer_rows(
@@ -38,7 +38,7 @@ def answer_rows(
     paths, # Any iterable of paths, or of what `read` takes
     bs:int=32, # Pictures that are opened ahead
     read=lambda path: path # Gives what `Classifier.predict` takes for each of `paths`; may raise `BadImage`
-): # Yields dicts, in order: file, label, probability, sure, p_ and each label; or file and error
+): # Yields dicts, in order: file, label, probability, sure, doubt, text, p_ and each label; or file and error
     "What `classifier` says about each of `paths`, a flat dict each"
     def opened(path):
         try: return path,classifier.pixels(read(path))
@@ -74,7 +74,7 @@ def print_row(
     "Print a line for `row`; an error goes to stderr"
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='surrogateescape')
     if 'error' in row: print(f'{row["file"]}: {row["error"]}', file=sys.stderr)
-    else: print(f'{row["file"]}: {row["label"]} ({row["probability"]:.2%}{"" if row["sure"] else ", not sure"})')
+    else: print(f'{row["file"]}: {row["text"]}')
 
 # %% ../../nbs/deploy/batch.ipynb #82d1a0ce
 def print_rows(
@@ -114,7 +114,9 @@ def check_name(
     return name
 
 # %% ../../nbs/deploy/batch.ipynb #1632250b
-def _columns(labels): return ['file', 'label', 'probability', 'sure', *(f'p_{o}' for o in labels), 'error']
+_texts = ('file', 'label', 'doubt', 'text', 'error')   # columns that hold text
+
+def _columns(labels): return ['file', 'label', 'probability', 'sure', 'doubt', 'text', *(f'p_{o}' for o in labels), 'error']
 
 # %% ../../nbs/deploy/batch.ipynb #79247221
 def _part_file(classifier, out):
@@ -134,7 +136,7 @@ def _write_parquet(file, columns, rows):
     "Write `rows`, lists of text, under `columns` as Parquet, some at a time"
     import pyarrow as pa
     from pyarrow import parquet
-    read = {o: (pa.string(), str) for o in ('file', 'label', 'error')} | dict(sure=(pa.bool_(), 'True'.__eq__))
+    read = {o: (pa.string(), str) for o in _texts} | dict(sure=(pa.bool_(), 'True'.__eq__))
     types,readers = zip(*(read.get(o, (pa.float64(), float)) for o in columns))
     schema = pa.schema(list(zip(columns, types)))
     with parquet.ParquetWriter(file, schema) as writer:
@@ -230,7 +232,8 @@ def _frame(classifier, urls):
     "The rows about the pictures at `urls` as a data frame"
     import pandas as pd
     columns = _columns(classifier.labels)
-    kinds = {o: dict(file='string', label='string', error='string', sure='boolean').get(o, 'float64') for o in columns}
+    known = dict(sure='boolean', **{o: 'string' for o in _texts})
+    kinds = {o: known.get(o, 'float64') for o in columns}
     return pd.DataFrame(list(answer_rows(classifier, urls, read=_read_url)), columns=columns).astype(kinds)
 
 # %% ../../nbs/deploy/batch.ipynb #a958895f

@@ -16,7 +16,11 @@ def _schema(required=(), **properties): return dict(type='object', required=list
 def _answer_schema():
     "The JSON of an answer: label, probability and so on of the first picture, and `predictions` of all"
     shares = dict(type='object', additionalProperties=_number)
-    pred = dict(label=_text, probability=_number, probabilities=shares, sure=dict(type='boolean'), text=_text)
+    doubt = dict(type='string', enum=['', 'between', 'unlike'],
+                 description="Why it is not sure: 'between' the labels, or 'unlike' all that the model was trained on, "
+                             'so that label and probabilities mean nothing')
+    pred = dict(label=_text, probability=_number, probabilities=shares, sure=dict(type='boolean'), doubt=doubt,
+                text={**_text, 'description': 'The answer in words'})
     one = _schema(['file'], file=_text, error=_text, **pred)
     return _schema(['predictions'], predictions=dict(type='array', items=one), **pred)
 

@@ -20,6 +20,7 @@ from ..core.images import BadImage, CatdogError, open_image
 from ..core.model_file import (NOTHING_SURE, ModelError, answer_limits, check_answers, model_file, open_session,
                                     read_meta)
 from ..core.preprocess import open_as, pixels_of, seen_box
+from .words import sentence
 
 # %% ../../nbs/deploy/predictor.ipynb #52c0a4c9
 @dataclass(frozen=True)
@@ -29,7 +30,12 @@ class Prediction:
     probability:float # Its probability, 0 to 1
     probabilities:dict = field(repr=False) # Label -> probability, in the order of the labels; they sum to 1
     sure:bool = True # False: do not rely on it, this may well be something else
-    def __str__(self): return f'{self.label} ({self.probability:.2%}{"" if self.sure else ", not sure"})'
+    doubt:str = '' # Why it is not sure: 'between' the labels, or 'unlike' what the model was trained on; '' if it is
+    def __post_init__(self):
+        if self.doubt not in ('', 'between', 'unlike'): raise ValueError(f'{self.doubt!r} is no doubt')
+        if self.doubt: object.__setattr__(self, 'sure', False)
+        elif not self.sure: object.__setattr__(self, 'doubt', 'between')
+    def __str__(self): return sentence(self)
 
 # %% ../../nbs/deploy/predictor.ipynb #0bdc58ba
 def shipped_model() -> Path: # Its folder
@@ -98,9 +104,10 @@ def answers(self:Classifier,
 
 @patch
 def _prediction(self:Classifier, row, distance):
-    best = float(row.max())
-    sure = bool(best >= self.limits['probability'] and distance <= self.limits['distance'])
-    return Prediction(self.labels[row.argmax()], best, dict(zip(self.labels, row.tolist())), sure)
+    best,far = float(row.max()),not distance <= self.limits['distance']
+    if far and self.limits != NOTHING_SURE: doubt = 'unlike'
+    else: doubt = 'between'*bool(far or not best >= self.limits['probability'])
+    return Prediction(self.labels[row.argmax()], best, dict(zip(self.labels, row.tolist())), not doubt, doubt)
 
 # %% ../../nbs/deploy/predictor.ipynb #d450789a
 @patch

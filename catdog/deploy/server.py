@@ -15,9 +15,10 @@ from ..core.images import BadImage, CatdogError, data_url, open_image
 from .arrivals import ARRIVALS
 from .batching import RequestBatcher
 from .openapi import openapi_description
-from .pages import error_answer, render_answer, secure, sentence
+from .pages import error_answer, render_answer, secure
 from .predictor import Classifier
 from .uploads import MAX_BODY, MAX_FIELDS, UploadRequest, uploaded_files, wants_page, wants_why
+from .words import forced_choice, shown_probabilities
 
 # %% ../../nbs/deploy/server.ipynb #985a957c
 def _submit(batcher, upload):
@@ -37,14 +38,16 @@ def _result(name, answer):
         return dict(file=name, error=f'{name}: {answer.reason}', status=_statuses.get(answer.status, 415))
     pred = answer.result(60)
     return dict(file=name, label=pred.label, probability=float(pred.probability), sure=bool(pred.sure),
-                text=sentence(pred), probabilities={k: float(v) for k,v in pred.probabilities.items()})
+                doubt=pred.doubt, text=str(pred), probabilities={k: float(v) for k,v in pred.probabilities.items()})
 
 # %% ../../nbs/deploy/server.ipynb #1c53b3e6
-def _with_pictures(batcher, result, data, why):
+def _for_page(batcher, result, answer, data, why):
     "`result` and what a page shows besides: the picture in `data`, and with `why` what in it spoke for the label"
     if 'error' in result: return result
+    pred = answer.result()
     with batcher.opening:
-        result = {**result, 'picture': data_url(open_image(data, max_side=640))}
+        result = {**result, 'picture': data_url(open_image(data, max_side=640)), 'shown': shown_probabilities(pred),
+                  'forced': forced_choice(pred)}
         if why:
             try: result['why'] = data_url(batcher.classifier.why(data, result['label'], max_side=640))
             except CatdogError: result['why_not'] = 'This model cannot say why.'   # it was exported without
@@ -56,12 +59,12 @@ def predict_uploads(
     uploads:list, # Files, from `uploaded_files`
     with_picture:bool=False, # Also give each picture back, as a `data:` address?
     with_why:bool=False # And what in it spoke for the label?
-) -> list: # A dict each: file, label, probability, sure, text, probabilities; or file, error, status
+) -> list: # A dict each: file, label, probability, sure, doubt, text, probabilities; or file, error, status
     "What each of `uploads` shows"
     submitted = [_submit(batcher, o) for o in uploads]
     results = [_result(name, answer) for name,_,answer in submitted]
     if not with_picture: return results
-    return [_with_pictures(batcher, res, data, with_why) for res,(_,data,_) in zip(results, submitted)]
+    return [_for_page(batcher, res, answer, data, with_why) for res,(_,data,answer) in zip(results, submitted)]
 
 # %% ../../nbs/deploy/server.ipynb #de261c0b
 class Metrics:

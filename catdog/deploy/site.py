@@ -6,7 +6,7 @@
 __all__ = ['RUNTIME', 'integrity', 'fetch_runtime', 'runtime_files', 'content_policy', 'fill', 'page_files', 'check_out',
            'host_files', 'build_site']
 
-# %% ../../nbs/deploy/site.ipynb #c28997bd
+# %% ../../nbs/deploy/site.ipynb #59832463
 import base64, gzip, hashlib, html, json, os, re, shlex, shutil, subprocess, tarfile, tempfile
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -16,6 +16,7 @@ from fastcore.script import is_cli
 
 from ..core.images import CatdogError, command, write_atomic
 from .predictor import Classifier
+from .words import question
 
 # %% ../../nbs/deploy/site.ipynb #ab9f878e
 RUNTIME = '1.30.0'   # the version of onnxruntime-web
@@ -72,11 +73,6 @@ def content_policy(
             "style-src 'self'; img-src 'self' blob: data:; manifest-src 'self'; worker-src 'self'; form-action 'none'; "
             "base-uri 'none'")
 
-# %% ../../nbs/deploy/site.ipynb #f75b24a5
-def _question(labels):
-    text = ' or '.join(labels)
-    return f'{text[:1].upper()}{text[1:]}?' if len(labels) <= 4 else 'What is in the picture?'
-
 # %% ../../nbs/deploy/site.ipynb #b8acd11c
 _static = package_files('catdog')/'static'
 
@@ -91,19 +87,19 @@ def fill(
     if unused or set(names) - set(values): raise KeyError(f'{sorted(unused)}, {sorted(set(names) - set(values))}')
     return re.sub(r'\{\{(\w+)\}\}', lambda m: values[m[1]], text).encode()
 
-# %% ../../nbs/deploy/site.ipynb #a7566f00
+# %% ../../nbs/deploy/site.ipynb #89fea98e
 def _data_url(kind, data): return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 def _page(classifier, local, runtime, hashes):
     script,wasm = runtime
-    values = dict(title=_question(classifier.labels), summary=classifier.summary, policy=content_policy(local),
+    values = dict(title=question(classifier.labels), summary=classifier.summary, policy=content_policy(local),
                   runtime=script, runtime_integrity=hashes[script], wasm=wasm, wasm_integrity=hashes[wasm],
                   icon=_data_url('svg+xml', (_static/'icon.svg').read_bytes()))
     return fill(_template('index.html'), **{k: html.escape(v) for k,v in values.items()})
 
 def _manifest(labels):
     "The manifest, with its icons inside: they are wanted when the page may not load anything any more"
-    name = json.dumps(_question(labels))
+    name = json.dumps(question(labels))
     icons = {f'icon_{n}': _data_url('png', (_static/'site'/f'icon-{n}.png').read_bytes()) for n in (192, 512)}
     return fill(_template('manifest.webmanifest'), name=name, short_name=name, **icons)
 
@@ -137,13 +133,13 @@ def check_out(
     if others and not ours: raise CatdogError(f'{out} holds other things: give a new folder, such as {out/"site"}')
     return out
 
-# %% ../../nbs/deploy/site.ipynb #8660c28a
+# %% ../../nbs/deploy/site.ipynb #3383b3c4
 def host_files(
     classifier:Classifier, # What the page is about
     github_pages:bool=False # For GitHub Pages, too?
 ) -> dict: # Name -> content
     "What hosts look for in a folder with the page of `classifier`: a README, and with `github_pages` the workflow"
-    title = _question(classifier.labels)
+    title = question(classifier.labels)
     readme = fill(_template('README.md'), name=json.dumps(title), title=title, summary=f'Model: {classifier.summary}.')
     return {'README.md': readme, **({'.github/workflows/pages.yml': _template('pages.yml').encode()} if github_pages else {})}
 

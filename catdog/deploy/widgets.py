@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 from ..core.images import BadImage, CatdogError, data_url, jpeg_bytes, open_image
 from .predictor import Classifier, find_models
+from .words import forced_choice, percent, question, shown_probabilities, tally
 
 # %% ../../nbs/deploy/widgets.ipynb #1b5c60a1
 def _files(value):
@@ -33,18 +34,21 @@ def _preview(data): return data_url(open_image(data, max_side=480))   # small an
 # %% ../../nbs/deploy/widgets.ipynb #db096645
 def _bar(label, p):
     return (f'<div class="catdog-bar"><span>{escape(label)}</span><i><b style="width:{p:.2%}"></b></i>'
-            f'<span>{100*p:.2f} %</span></div>')
+            f'<span>{escape(percent(p))}</span></div>')
 
 def _label(pred):
-    text = f'{pred.label}, {100*pred.probability:.2f} %' if pred.sure else f'Not sure; {pred.label}?'
-    return f'<p class="catdog-label{"" if pred.sure else " catdog-unsure"}">{escape(text)}</p>'
+    return f'<p class="catdog-label{"" if pred.sure else " catdog-unsure"}">{escape(str(pred))}</p>'
+
+def _soft(text): return f'<p class="catdog-soft">{escape(text)}</p>' if text else ''
+
+def _answer(pred):
+    bars = ''.join(_bar(*o) for o in shown_probabilities(pred))
+    return _label(pred) + bars + _soft(forced_choice(pred))
 
 def _card(name, picture, pred=None, note=''):
     "The `picture` called `name` and, once there is one, the prediction `pred`, with a `note` beneath"
-    answer = _label(pred) + ''.join(_bar(*o) for o in pred.probabilities.items()) if pred else ''
-    note = f'<p class="catdog-soft">{escape(note)}</p>' if note else ''
     return (f'<div class="catdog-card"><img src="{picture}" alt="{escape(name)}">'
-            f'<div>{answer}<p class="catdog-soft">{escape(name)}</p>{note}</div></div>')
+            f'<div>{_answer(pred) if pred else ""}{_soft(name)}{_soft(note)}</div></div>')
 
 # %% ../../nbs/deploy/widgets.ipynb #dd50db57
 def _error(text): return f'<p class="catdog-error" role="alert">{escape(text)}</p>'
@@ -90,7 +94,7 @@ def _drawings():
     "(name, JPEG bytes) of pictures to try"
     from catdog.core.drawing import draw   # the page and the API start without it
     return [(f'drawn {label} {seed}.jpg', jpeg_bytes(draw(label, seed, (320, 320)))) for label,seed in
-            [('cat', 13), ('dog', 6), ('cat', 15), ('dog', 22)]]
+            [('cat', 242), ('dog', 1447), ('cat', 66), ('dog', 166)]]
 
 # %% ../../nbs/deploy/widgets.ipynb #56e84af0
 def _try_buttons(drawings, chosen):
@@ -118,11 +122,6 @@ def _option(name, model):
     name = re.sub(r'^\.\.[/\\](?=models)', '', name)   # seen from the notebook, models/ lies one level up
     if isinstance(model, str): return f'{name}: cannot be opened'
     return f'{name}: only knows drawings' if model.meta.get('trained_on') == 'drawings' else name
-
-# %% ../../nbs/deploy/widgets.ipynb #827399d8
-def _question(labels):
-    text = ' or '.join(labels)
-    return f'{text[:1].upper()}{text[1:]}?' if len(labels) <= 4 else 'What is in the picture?'
 
 # %% ../../nbs/deploy/widgets.ipynb #59117128
 MAX_MESSAGE = 64*2**20   # bytes from a browser at once
@@ -220,10 +219,10 @@ def classifier(self:App):
 def _switched(self:App):
     "Show which model it is now, and let it predict what the last one has predicted"
     model = self.models[self.menu.value]
-    question = _question(self.classifier.labels) if self.classifier else 'What is in the picture?'
+    title = question(self.classifier.labels) if self.classifier else 'What is in the picture?'
     icon = f'<span aria-hidden="true">{_static("icon.svg")}</span>'
     self.head.value = (
-        f'<div class="catdog-head">{icon}<div><h1>{escape(question)}</h1>'
+        f'<div class="catdog-head">{icon}<div><h1>{escape(title)}</h1>'
         '<p class="catdog-soft">Choose pictures, press Predict!, and read what they show.</p></div></div>')
     self.about.value = f'<p class="catdog-soft">{escape(model.summary)}</p>' if self.classifier else _error(model)
     self._enable()
@@ -266,7 +265,7 @@ def predict(self:App):
         for i,o in enumerate(self.pictures, 1):
             self._set_status(f'Looking at picture {i} of {len(self.pictures)} ...')
             o.predict(self.classifier)
-        found = Counter(o.pred.label if o.pred.sure else 'not sure' for o in self.pictures)
+        found = Counter(tally(o.pred) for o in self.pictures)
         self._set_status(', '.join(f'{n} {o}' for o,n in found.items()))
     finally: self.button.disabled = False
 

@@ -67,15 +67,15 @@ def provenance(
     drawn = engines.get('sample', 0) > engines.sum()/2
     return dict(engines=list(engines.index), trained_on='drawings' if drawn else 'photographs')
 
-# %% ../../nbs/learn/dataset.ipynb #efe21ad6
+# %% ../../nbs/learn/dataset.ipynb #b720d947
 class UprightImage(PILImage):
     "fastai's `PILImage`, opened by `open_image`"
     @classmethod
     def create(cls,
         fn, # A path, bytes, an array, a tensor or a picture
-        min_side:int|None=None # A JPEG may come out smaller, as long as no side is shorter than this, in pixels
+        min_side:int|None=None # As for `open_image`: larger pictures are averaged down, but no side below this
     ):
-        "Open `fn` as an upright RGB picture of at least `min_side`; `BadImage` names the file that is none"
+        "Open `fn` as an upright RGB picture, reduced towards `min_side`; `BadImage` names the file that is none"
         if isinstance(fn, Tensor): fn = to_np(fn.permute(1, 2, 0) if fn.shape[0] == 3 else fn)
         try: return cls(open_image(fn, min_side=min_side))
         except BadImage as e:

@@ -7,7 +7,7 @@ __all__ = ['error_sentence', 'label_sentences', 'validation_logits', 'confusion'
            'calibration_sentence', 'plot_calibration', 'print_validation', 'logits_on_test', 'print_test',
            'print_confusion']
 
-# %% ../../nbs/learn/evaluate.ipynb #4870344b
+# %% ../../nbs/learn/evaluate.ipynb #19ce8270
 import torch
 import numpy as np
 from fastai.data.core import DataLoader
@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from ..core.stats import (are_uneven, balanced_error, calibration_error, confusion_counts, error_interval,
                                label_errors)
 from .dataset import labelled_dl, provenance
+from .features import are_files, labelled_features
+from .learner import has_plain_head, head_scores, note_bad
 
 # %% ../../nbs/learn/evaluate.ipynb #af8cc0bb
 def error_sentence(
@@ -45,15 +47,19 @@ def label_sentences(
     lines.append(f'{balanced_error(counts):.1%} balanced error: each label counts once, however many pictures it has')
     return lines + [f'    {label}: {error_sentence(wrong, n, "pictures")}' for _,label,wrong,n in measured[:most]]
 
-# %% ../../nbs/learn/evaluate.ipynb #79894250
+# %% ../../nbs/learn/evaluate.ipynb #ad276d66
 def validation_logits(
     learn:Learner, # Trained
-    dl:DataLoader=None # Batches of pictures and labels; None: the validation set of `learn`
+    dl:DataLoader=None # Pictures and labels, prepared as for validation; None: the validation set of `learn`
 ) -> tuple: # (logits, truth): tensors of shape (n,labels) and (n,), on the CPU
     "Scores of `learn` for the pictures in `dl`, and their true labels"
+    dl = dl or learn.dls.valid
+    if has_plain_head(learn) and are_files(dl.dataset.items):   # perhaps they have passed the body already
+        x,y,_ = labelled_features(learn, dl.dataset, on_bad=note_bad(learn))
+        if len(y): return head_scores(learn, x),torch.from_numpy(y)
     learn.model.eval()
     # Not `get_preds`: where several processes train, it would collect what each of them says about the same pictures
-    with torch.no_grad(): batches = [(learn.model(x), y) for x,y in dl or learn.dls.valid]
+    with torch.no_grad(): batches = [(learn.model(x), y) for x,y in dl]
     return tuple(torch.cat(o).as_subclass(torch.Tensor).cpu() for o in zip(*batches))
 
 # %% ../../nbs/learn/evaluate.ipynb #0545fe9b
@@ -100,7 +106,7 @@ def calibration_sentence(
 ) -> str:
     "What calibration by `temperature` did to the expected calibration error, from `before` to `after`"
     grew = after > before
-    note = ': it grew, although the right answers are likelier now' if grew else ''
+    note = f': it grew, for {temperature:.2f} is what fits the single answers, not this figure' if grew else ''
     return (f'dividing the scores by {temperature:.2f} {"changed" if grew else "brought"} the expected calibration '
             f'error from {before:.1%} to {after:.1%}{note}')
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['onnx_network', 'saved_dls']
 
-# %% ../../nbs/learn/importer.ipynb #63caafdb
-import os
+# %% ../../nbs/learn/importer.ipynb #96f1bad5
+import hashlib, os
 from dataclasses import replace
 
 from .dataset import OpenUpright, split_dls   # first: it says that torch and fastai are being loaded
@@ -24,31 +24,33 @@ from ..core.images import CatdogError
 from ..core.model_file import ModelError, model_file, open_session, read_meta
 from .split import Split
 
-# %% ../../nbs/learn/importer.ipynb #2dec008b
+# %% ../../nbs/learn/importer.ipynb #5aef46fe
 def _as_pixels(x): return np.ascontiguousarray((x*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 class _OnnxBody(nn.Module):
     "The body of an exported model: from pictures (N,3,h,w), 0 to 1, to features (N,C,h,w)"
-    def __init__(self, session):
+    def __init__(self, session, data):
         super().__init__()
         self.session = session
+        self.register_buffer('digest', torch.tensor(list(hashlib.sha256(data).digest()), dtype=torch.uint8))
     def forward(self, x): return torch.from_numpy(self.session.run(['features'], {'pixels': _as_pixels(x)})[0])
 
-# %% ../../nbs/learn/importer.ipynb #577422c0
-def _onnx_head(data):
-    "The head of the ONNX model in the bytes `data`"
+# %% ../../nbs/learn/importer.ipynb #69455860
+def _onnx_head(data, channels):
+    "The head of the ONNX model in the bytes `data`, whose body gives so many `channels`"
     weights = {o.name.removeprefix('head.'): torch.from_numpy(onnx.numpy_helper.to_array(o).copy())
                for o in onnx.load_from_string(data).graph.initializer
                if o.name.startswith('head.') and o.data_location != onnx.TensorProto.EXTERNAL}
     linear = [weights[k] for k in sorted(weights, key=lambda o: int(o.split('.')[0])) if weights[k].ndim == 2]
-    head = create_head(linear[0].shape[1]//2, linear[-1].shape[0], [len(o) for o in linear[:-1]])
+    concat = linear[0].shape[1] == 2*channels
+    head = create_head(channels, linear[-1].shape[0], [len(o) for o in linear[:-1]], concat_pool=concat)
     for key,o in weights.items():   # fastai's last layer has no bias, one that `fit_head` made has
         layer,_,name = key.rpartition('.')
         if name == 'bias' and head.get_submodule(layer).bias is None: head.get_submodule(layer).bias = nn.Parameter(o)
     head.load_state_dict(weights, strict=False)
     return head.eval()
 
-# %% ../../nbs/learn/importer.ipynb #98508113
+# %% ../../nbs/learn/importer.ipynb #fab73716
 def onnx_network(
     file:str|os.PathLike # `model.onnx`, or the model folder
 ) -> tuple: # (network, meta): a module from pictures (N,3,h,w), 0 to 1, to logits; what the model says about itself
@@ -59,7 +61,8 @@ def onnx_network(
     session = open_session(file, data, None)
     meta = read_meta(session, file)
     try:
-        network,x = nn.Sequential(_OnnxBody(session), _onnx_head(data)),torch.rand(4, 3, meta['size'], meta['size'])
+        body,x = _OnnxBody(session, data),torch.rand(4, 3, meta['size'], meta['size'])
+        network = nn.Sequential(body, _onnx_head(data, body(x[:1]).shape[1]))
         logits, = session.run(['logits'], {'pixels': _as_pixels(x)})
         with torch.no_grad(): off = (network(x) - torch.from_numpy(logits)).abs().max().item()
         with torch.no_grad():

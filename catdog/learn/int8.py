@@ -22,7 +22,7 @@ class _Calibration(CalibrationDataReader):
         row = next(self.rows, None)
         return None if row is None else dict(pixels=row)
 
-# %% ../../nbs/learn/int8.ipynb #5fe0cf86
+# %% ../../nbs/learn/int8.ipynb #61ce041f
 def quantize(
     model:onnx.ModelProto, # From `onnx_model`
     pixels:np.ndarray, # Some training pictures as the network is given them, uint8 of shape (n,size,size,3)
@@ -31,7 +31,7 @@ def quantize(
     "`model` with a body of 8-bit integers, in the ranges that `pixels` show"
     model = onnx.ModelProto.FromString(model.SerializeToString())   # what follows writes into it
     body = model.graph.node[:[list(o.output) for o in model.graph.node].index(['features']) + 1]
-    nodes = [o.name for o in body if o.op_type in ('Conv', 'Relu', 'MaxPool', 'Concat', 'Add')]
+    nodes = [o.name for o in body if o.op_type in ('Conv', 'Relu', 'Clip', 'MaxPool', 'Concat', 'Add')]
     # It would advise to infer shapes first; torch has written them into the graph
     onnx.helper.set_model_props(model, {'onnx.quant.pre_process': 'onnxruntime.quant'})
     quantize_static(model, file, _Calibration(pixels), nodes_to_quantize=nodes, per_channel=True, reduce_range=True,

@@ -68,7 +68,7 @@ def _limits_text(limits):
         return '**It is sure of nothing: among the validation answers it was too often wrong where it was surest.**'
     far = ''
     if 'distance' in limits:
-        far = (f',\nor where what it sees lies further than {limits["distance"]:.2f} standard deviations '
+        far = (f',\nor where what it sees lies further than {limits["distance"]:.2f} (cosine distance) '
                'from what it was trained on')
     return (f'It says that it is not sure where the answer is less probable than {limits["probability"]:.2f}{far}.\n'
             'Of the validation answers that were sure, nine in ten or more were right.')
@@ -104,7 +104,7 @@ def model_card(
     int8 = '\nIts body computes with 8-bit integers.' if meta.get('int8') else ''
     return f'''# {" or ".join(labels)}?
 {drawn if meta["trained_on"] == "drawings" else ""}
-Tells pictures of {", ".join(labels)} apart. {_as_is(meta["arch"])}, fine-tuned with catdog on {meta["date"]}.{int8}
+Tells pictures of {", ".join(labels)} apart. {_as_is(meta["arch"])}, trained with catdog on {meta["date"]}.{int8}
 
 ## Data
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_network', 'OnnxNetwork', 'onnx_model', 'onnx_bytes']
 
-# %% ../../nbs/learn/onnx_graph.ipynb #f7b2f9d2
+# %% ../../nbs/learn/onnx_graph.ipynb #c0116eed
 import json
 
 import onnx, torch
@@ -16,12 +16,11 @@ from torch import nn
 
 from ..core.images import CatdogError
 from .dataset import find_transform
-from .learner import ConcatPool, as_maps, head_parts
+from .features import as_maps
+from .learner import ConcatPool, has_plain_head, head_parts
 from .transforms import batch_resize
 
-# %% ../../nbs/learn/onnx_graph.ipynb #ac378935
-_HEAD_LAYERS = {nn.BatchNorm1d, nn.Dropout, nn.Linear, nn.ReLU}
-
+# %% ../../nbs/learn/onnx_graph.ipynb #357b18fb
 def _check_loss(learn):
     activation,z = getattr(learn.loss_func, 'activation', None),torch.linspace(-2, 2, 6).reshape(2, 3)
     if activation is not None and not torch.allclose(torch.as_tensor(activation(z)), z.softmax(1)):
@@ -34,8 +33,7 @@ def check_network(
 ):
     "`CatdogError` says why the network of `learn` could not be exported for pictures of `size`"
     name,model = getattr(learn, 'arch_name', 'the network'),learn.model
-    if not isinstance(model, nn.Sequential) or len(model) != 2 or not isinstance(model[1], nn.Sequential) \
-       or not {type(o) for o in head_parts(model[1])[1]} <= _HEAD_LAYERS:
+    if not has_plain_head(learn):
         raise CatdogError('the model can be exported when it has a head that vision_learner makes by itself')
     _check_loss(learn)
     was = model.training
@@ -75,8 +73,10 @@ class OnnxNetwork(nn.Module):
         self.head = nn.Sequential(*[pool, Flatten()]*self.pooled, *layers)
         norm = find_transform(learn.dls.valid.after_batch, Normalize)
         mean,std = (norm.mean.cpu(), norm.std.cpu()) if norm else (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
-        self.register_buffer('scale', 1/(255*std))
-        self.register_buffer('shift', mean/std)
+        scale,shift = 1/(255*std),mean/std
+        alike = all(bool((o == o.flatten()[0]).all()) for o in (scale, shift))   # one is faster than one a channel
+        self.register_buffer('scale', scale.flatten()[0] if alike else scale)
+        self.register_buffer('shift', shift.flatten()[0] if alike else shift)
         self.names = ['logits', 'features'] + ['distance']*(distance is not None) + ['activation']*self.pooled
         self.cpu().eval()
     def forward(self, pixels):

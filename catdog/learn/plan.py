@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_build', 'print_step', 'print_used']
 
-# %% ../../nbs/learn/plan.ipynb #145d509b
+# %% ../../nbs/learn/plan.ipynb #8af19d6a
 import os
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from ..core.folder import PictureFolder
 from ..core.images import CatdogError
 from .exporter import check_model_folder
 from .recipes import check_recipe
-from .split import used_sentence
+from .split import check_number, used_sentence
 from ..web.labels import labels_in
 from ..web.search import check_search
 
-# %% ../../nbs/learn/plan.ipynb #91536d23
+# %% ../../nbs/learn/plan.ipynb #43f5857b
 def check_build(
     labels:str|list, # As somebody typed them
     path:str|os.PathLike=None, # Folder to download to; None: called after `labels` in data/
@@ -33,13 +33,16 @@ def check_build(
     "What to build; `CatdogError` says what cannot work"
     check_recipe(**settings)
     typed = [labels] if isinstance(labels, str) else list(labels)
-    if n is not None and n < 1: raise CatdogError(f'n is {n}: give a number of pictures, such as 150')
+    check_number(n)
     if photos and path:
         raise CatdogError('give photos, which is read where it lies, or path, to download to: not both')
+    if not photos: typed = check_search(typed, n or 150)
     path,out = Path(photos or path or default_folder(typed)),Path(out or default_folder(typed, 'models'))
-    labels = PictureFolder(photos, typed).labels if photos else labels_in(check_search(typed, n or 150, None), path)
+    labels = PictureFolder(photos, typed).labels if photos else labels_in(typed, path)
     if len(labels) < 2:
         raise CatdogError(f'{labels[0]!r} alone: a classifier needs two labels or more, such as: cat dog')
+    if path.resolve() in (out.resolve(), *out.resolve().parents):
+        raise CatdogError(f'{out}: lies among the pictures; give another folder for the model')
     check_model_folder(out)
     return labels,path,out
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CheckedPicture', 'check_folder', 'check_picture', 'check_pictures', 'copies', 'stratify', 'ApartSplitter', 'LeftOut',
-           'check_left_out', 'Split', 'split_files', 'used_sentence']
+           'check_left_out', 'Split', 'check_number', 'split_files', 'used_sentence']
 
 # %% ../../nbs/learn/split.ipynb #39e6cdf4
 import os, shutil, tempfile, warnings
@@ -173,7 +173,15 @@ class Split:
     content_ids:dict     # File -> 16 hex digits, of all that can be opened
     unvalidated:list     # Labels without a picture for validation
 
-# %% ../../nbs/learn/split.ipynb #367b3a36
+# %% ../../nbs/learn/split.ipynb #633135db
+def check_number(
+    n:int|None # Pictures of each label, at most; None: all
+):
+    "`CatdogError` when so few pictures of each label do not suffice"
+    if n is not None and n < 5:
+        raise CatdogError(f'n is {n}: a label needs 5 pictures or more; give a number such as 150')
+
+# %% ../../nbs/learn/split.ipynb #2f1682e9
 def _check_share(valid_pct):
     if not 0 < valid_pct < 1:
         raise CatdogError(f'valid_pct is the share of the pictures for validation, above 0 and below 1, not {valid_pct}')
@@ -197,6 +205,7 @@ def split_files(
     n:int=None # At most so many pictures of each label, not counting those for testing; None: all
 ) -> Split:
     "Open and split the pictures below `path`; `CatdogError` where they do not suffice"
+    check_number(n)
     _check_share(valid_pct)
     folder = _read_folder(path, labels)
     if n is not None: _choose(folder, n, seed)

@@ -61,9 +61,11 @@
     document.querySelector('link[rel=icon]').href = 'data:image/svg+xml,' + encodeURIComponent(icon)
     watch()
   }
-  const roles = setInterval(() => {   // for those who hear the page
+  const roles = setInterval(() => {   // for those who hear the page; and what it asks is its title
     document.querySelectorAll('.catdog-status').forEach(o => o.setAttribute('role', 'status'))
-    if (alone) document.querySelector('.catdog')?.setAttribute('role', 'main')
+    if (!alone) return
+    document.querySelector('.catdog')?.setAttribute('role', 'main')
+    document.title = document.querySelector('.catdog h1')?.textContent || document.title
   }, 1000)
   signal.addEventListener('abort', () => clearInterval(roles))
 

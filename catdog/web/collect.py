@@ -46,13 +46,14 @@ def _current(row, by_name):
         row = by_name.get(_name(row['copy_of'] or ''), row)
     return row
 
-# %% ../../nbs/web/collect.ipynb #0519900e
+# %% ../../nbs/web/collect.ipynb #8f446503
 class PictureIndex:
     "The pictures that a manifest has a line for, to find the one that another is a copy of"
     def __init__(self,
         manifest:Manifest # Of the data set
     ):
-        self.path,self.rows,self.index = manifest.path,[],DuplicateIndex(self._colours)
+        self.path,self.index = manifest.path,DuplicateIndex(self._colours)
+        self.rows,self.places = [],{}   # places: id of a row -> where it stands in `rows`
         rows = [o for o in manifest.rows.values() if o['file'] and o['phash']]
         by_name = {_name(o['file']): o for o in rows}
         for row in rows:
@@ -61,12 +62,16 @@ class PictureIndex:
 
     def add(self, row, colours=None, current=None):
         "Add the picture of `row`; what is like it is a copy of `current`, by default `row` itself"
+        current = current or row
         self.index.add(len(self.rows), row['phash'], colours)
-        self.rows.append(current or row)
+        self.places.setdefault(id(current), []).append(len(self.rows))
+        self.rows.append(current)
 
     def replace(self, row, new):
         "Let what was a copy of `row` be a copy of `new`"
-        self.rows = [new if o is row else o for o in self.rows]
+        moved = self.places.pop(id(row), [])
+        for i in moved: self.rows[i] = new
+        if moved: self.places.setdefault(id(new), []).extend(moved)
 
     def find(self, candidate):
         "The row of the picture that `candidate` is a copy of, or None"

@@ -42,8 +42,9 @@ def retry_delay(
     if seconds is None: seconds = random.uniform(.75, 1.25) * 2**attempt/2
     return seconds if attempt < TRIES-1 and seconds <= max_wait else None
 
-# %% ../../nbs/web/hosts.ipynb #4cb00831
-_WIKIMEDIA = 'wikimedia wikipedia wikidata wiktionary wikibooks wikisource wikivoyage wikiquote mediawiki'.split()
+# %% ../../nbs/web/hosts.ipynb #bec2f4db
+_WIKIMEDIA = '''wikimedia wikipedia wikidata wiktionary wikibooks wikisource wikivoyage wikiquote wikinews wikiversity
+    wikifunctions mediawiki wmfusercontent wmcloud wmflabs toolforge'''.split()
 
 def site_of(
     host:str # Its name, as in an address

@@ -41,11 +41,16 @@ def get_in(
     for k in keys: o = o.get(k) if isinstance(o, dict) else None
     return o
 
-# %% ../../nbs/web/json_api.ipynb #1518c6e1
-_INVISIBLE = ('style', 'script', 'template', 'noscript', 'head', 'svg')
-_BLOCKS = ('p', 'div', 'ul', 'li', 'table', 'td', 'tr')
+# %% ../../nbs/web/json_api.ipynb #da5ed323
+_INVISIBLE = '''style script template noscript noframes noembed head title svg iframe object video audio canvas datalist
+    select rp'''.split()
+_BLOCKS = ('p', 'div', 'ul', 'ol', 'li', 'dl', 'dt', 'dd', 'table', 'th', 'td', 'tr')
+_ENDS = {**dict.fromkeys(('td', 'th'), ('td', 'th')), 'tr': ('td', 'th', 'tr'), 'li': ('li',), 'option': ('option',),
+         **dict.fromkeys(('dt', 'dd'), ('dt', 'dd'))}   # element -> those that end where it begins, and there alone:
+_AROUND = ('ul', 'ol', 'dl', 'table', 'select')
 _SINGLE = 'area base br col embed hr img input link meta source track wbr'.split()   # elements without an end
-_HIDDEN = re.compile(r'display\s*:\s*none|visibility\s*:\s*(hidden|collapse)')
+_HIDDEN = re.compile(r'''(?x) display\s*:\s*none | visibility\s*:\s*(hidden|collapse)
+                        | (?<![\w-])(font-size|opacity)\s*:\s*0*\.?0*\s*([a-z%]+\s*)?(;|!|$)''')
 
 class _Visible(HTMLParser):
     "Collects in `parts` the text that a browser would show"
@@ -54,10 +59,18 @@ class _Visible(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         if tag in _BLOCKS: self.handle_endtag('p')   # which ends an open paragraph
+        self._end(_ENDS.get(tag, ()))
         if tag == 'br': self.parts.append(' ')
         if tag in _SINGLE: return
-        hidden = tag in _INVISIBLE or 'hidden' in attrs or bool(_HIDDEN.search((attrs.get('style') or '').lower()))
+        style = re.sub(r'/\*.*?\*/', '', (attrs.get('style') or '').lower())
+        hidden = tag in _INVISIBLE or 'hidden' in attrs or bool(_HIDDEN.search(style))
         self.open.append((tag, hidden))
+
+    def _end(self, tags):
+        "End what is open of `tags`, but nothing around the list or table that we are in"
+        inner = next((i for i in reversed(range(len(self.open))) if self.open[i][0] in _AROUND), -1)
+        at = next((i for i in range(inner + 1, len(self.open)) if self.open[i][0] in tags), None)
+        if at is not None: del self.open[at:]
 
     def handle_startendtag(self, tag, attrs): self.handle_starttag(tag, attrs)
 

@@ -21,8 +21,8 @@ def label_key(
     visible = ''.join(o for o in text if unicodedata.category(o) != 'Cf' and not '\ufe00' <= o <= '\ufe0f')
     return ' '.join(visible.split())
 
-# %% ../../nbs/web/labels.ipynb #472492db
-_DEVICES = {'con', 'prn', 'aux', 'nul', *(f'{o}{i}' for o in ('com', 'lpt') for i in range(1, 10))}
+# %% ../../nbs/web/labels.ipynb #503430b9
+_DEVICES = {'con', 'prn', 'aux', 'nul', 'conin$', 'conout$', *(f'{o}{i}' for o in ('com', 'lpt') for i in range(1, 10))}
 _OURS = ('manifest.jsonl', 'credits.txt')
 
 def _fault(label):

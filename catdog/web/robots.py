@@ -12,11 +12,12 @@ from email.utils import parsedate_to_datetime
 
 from ..core.images import CatdogError
 
-# %% ../../nbs/web/robots.ipynb #3ecb304d
+# %% ../../nbs/web/robots.ipynb #721be065
 def _has_passed(text):
     "Is the date in `text` over?"
-    for parse in (parsedate_to_datetime, datetime.fromisoformat):
-        try: when = parse(text.strip().replace('z', '+00:00') if parse == datetime.fromisoformat else text)
+    for parse in (parsedate_to_datetime, lambda o: parsedate_to_datetime(f'{o} 00:00:00'),
+                  lambda o: datetime.fromisoformat(o.strip().replace('z', '+00:00'))):
+        try: when = parse(text)
         except (ValueError, TypeError, IndexError, OverflowError): continue
         return (when if when.tzinfo else when.replace(tzinfo=timezone.utc)) < datetime.now(timezone.utc)
     return False

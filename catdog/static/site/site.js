@@ -263,10 +263,11 @@ function answerOf({labels, temperature, limits}, {logits, distance, activation})
   const scores = Array.from(logits.data, o => o/temperature), top = Math.max(...scores);
   const powers = scores.map(o => Math.exp(o - top)), sum = powers.reduce((a, b) => a + b);
   const probabilities = powers.map(o => o/sum), best = scores.indexOf(top), probability = probabilities[best];
-  const near = limits.distance === Infinity || distance.data[0] <= limits.distance;
-  const sure = near && probability >= limits.probability;
+  const far = limits.distance !== Infinity && !(distance.data[0] <= limits.distance);
+  const never = limits.probability === 1 && limits.distance === 0;   // a model that is sure of nothing
+  const doubt = far && !never ? 'unlike' : far || probability < limits.probability ? 'between' : '';
   const heat = activation && heatOf(activation, scores, best);
-  return {label: labels[best], probability, probabilities, near, sure, heat};
+  return {label: labels[best], probability, probabilities, doubt, heat};
 }
 
 // How much each place spoke for label `best` against the strongest other one, 0 to 1
@@ -277,16 +278,35 @@ function heatOf({data, dims: [, , height, width]}, scores, best) {
   return {width, height, values: values.map(o => o/most)};
 }
 
-const AN = /^(?:(?!uni[^nm]|eu|ewe|one\b|us[aeiou])[aeiou]|hour|hono|heir|honest)/i;
-const a = label => `${AN.test(label) ? 'an' : 'a'} ${label}`;
-const percent = p => p > .999 ? '>99.9 %' : p < .001 ? '<0.1 %' : `${(100*p).toFixed(1)} %`;
+// What follows says the same as catdog/deploy/words.py
 
-function words({label, probability, near, sure}, labels) {
-  if (sure) return `${label}, ${percent(probability)}`;
-  if (near) return `Not sure: this may be ${a(label)}, or something else.`;
-  const any = labels.length > 4 ? 'anything that the model was trained on' : labels.map(a).join(' or ');
-  return `This does not look like ${any}.`;
+const AN = /^(?:(?!uni[^nm]|eu|ewe|one\b|us[aeiou])[aeiou]|hour|hono|heir|honest)/i;
+const withArticle = label => `${AN.test(label) ? 'an' : 'a'} ${label}`;
+const percent = p => p > .999 ? '>99.9 %' : p < .001 ? '<0.1 %' : `${(Math.floor(1000*p + .5)/10).toFixed(1)} %`;
+
+function oneOf(labels) {
+  if (labels.length > 4) return `any of the ${labels.length} things that this model knows`;
+  const words = labels.map(withArticle), last = words.pop();
+  return `${words.join(', ')} or ${last}`;
 }
+
+function words({label, probability, probabilities, doubt}, labels) {
+  if (doubt === 'unlike') return `This does not look like ${oneOf(labels)}`;
+  if (!doubt) return `${label}, ${percent(probability)}`;
+  const others = labels.map((o, i) => [o, probabilities[i]]).filter(([o]) => o !== label);
+  const [rival] = others.reduce((most, o) => o[1] > most[1] ? o : most);
+  return `Not sure, between ${label} and ${rival} (${label} ${percent(probability)})`;
+}
+
+// The probabilities to show, as [label, probability]: none where they mean nothing, and of many the five largest
+function shownProbabilities({probabilities, doubt}, labels) {
+  if (doubt === 'unlike') return [];
+  const pairs = labels.map((o, i) => [o, probabilities[i]]);
+  return pairs.length <= 6 ? pairs : pairs.sort((a, b) => b[1] - a[1]).slice(0, 5);
+}
+
+const forcedChoice = ({label, doubt}) => doubt === 'unlike' ? `If it had to be one of them: ${label}.` : '';
+const tally = ({label, doubt}) => ({between: 'not sure', unlike: 'like none of them'})[doubt] ?? label;
 
 // ---- What is shown
 
@@ -319,9 +339,7 @@ function preview(bitmap) {
   return jpeg(paint(bitmap, ...[bitmap.width, bitmap.height].map(o => Math.max(1, Math.round(scale*o)))));
 }
 
-function bars(labels, probabilities) {
-  let shown = labels.map((label, i) => [label, probabilities[i]]);
-  if (shown.length > 6) shown = shown.sort((a, b) => b[1] - a[1]).slice(0, 5);
+function bars(shown) {
   return make('dl', {}, ...shown.map(([label, p]) => {
     const bar = make('b', {});
     bar.style.width = `${100*p}%`;
@@ -349,8 +367,10 @@ function card(name, picture, answer, model) {
     button.setAttribute('aria-pressed', asked);
     note.textContent = asked ? `Bright: what spoke for ${answer.label}. Dark and grey: what did not.` : '';
   });
-  const text = make('h2', {className: answer.sure ? '' : 'unsure', dir: 'auto'}, words(answer, model.labels));
-  return make('article', {}, img, make('div', {}, text, bars(model.labels, answer.probabilities),
+  const text = make('h2', {className: answer.doubt ? 'unsure' : '', dir: 'auto'}, words(answer, model.labels));
+  const shown = shownProbabilities(answer, model.labels);
+  const below = shown.length ? bars(shown) : make('p', {className: 'small', dir: 'auto'}, forcedChoice(answer));
+  return make('article', {}, img, make('div', {}, text, below,
               make('p', {className: 'small'}, make('bdi', {textContent: name})), button, note));
 }
 
@@ -389,8 +409,8 @@ async function one(file, model) {
     const bitmap = await opened(file, model);
     try {
       const answer = answerOf(model, await run(model, pixelsOf(bitmap, model)));
-      const result = answer.sure ? answer.label : answer.near ? 'not sure' : 'like none of them';
-      return {card: card(name, await preview(bitmap), answer, model), result, words: words(answer, model.labels)};
+      const said = words(answer, model.labels), result = tally(answer);
+      return {card: card(name, await preview(bitmap), answer, model), result, words: said};
     } finally { bitmap.close(); }
   } catch (e) {
     const reason = e.known ? e.message : 'this browser cannot open it';

@@ -1,0 +1,88 @@
+"""Make app_and_cleaner.jpg, the picture of the README, from drawings: make screenshot
+
+On the left the app, asked about two drawings; on the right the cleaner, on drawings of which three lie in the wrong
+folder. Both are served by Voilà and photographed in Chromium.
+"""
+import contextlib, os, shutil, socket, subprocess, sys, tempfile, time
+from pathlib import Path
+
+import nbformat
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from catdog.core.drawing import draw
+from catdog.deploy.predictor import shipped_model
+
+HERE = Path(__file__).resolve().parent
+WIDTH,HEIGHT = 560,620   # CSS pixels, of each of the two
+CLEANER = '''from IPython.utils.capture import capture_output
+with capture_output():
+    from catdog.review import Cleaner, suspects
+    from catdog.train import train
+    learn = train('data', size=128)
+    wrong = suspects(learn)
+Cleaner(learn, suspects=wrong, max_n=6)'''
+APP = 'from catdog.app import App\nApp()'
+
+def write_pictures(folder):
+    "Eighty drawings of each animal, of which three lie in the wrong folder"
+    for label,other,wrong in (('cat', 'dog', 1), ('dog', 'cat', 2)):
+        (folder/label).mkdir(parents=True)
+        for i in range(80):
+            picture = draw(other if i < wrong else label, i + 1000*wrong, (256, 256))   # no picture is there twice
+            picture.save(folder/label/f'{i:02}.jpg', quality=92)
+
+@contextlib.contextmanager
+def voila(folder, code):
+    "Serve a notebook whose only cell is `code`, from `folder`, and yield its address"
+    with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
+    kernel = dict(name='python3', display_name='Python 3')
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=dict(kernelspec=kernel))
+    nbformat.write(notebook, folder/'page.ipynb')
+    program = [Path(sys.executable).with_name('voila'), 'page.ipynb', '--no-browser', f'--port={port}']
+    process = subprocess.Popen(program, cwd=folder, env={**os.environ, 'CATDOG_MODEL': str(shipped_model())},
+                               stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None:
+            with socket.socket() as sock:
+                if sock.connect_ex(('127.0.0.1', port)) == 0: break
+            time.sleep(.1)
+        yield f'http://127.0.0.1:{port}/'
+    finally:
+        process.terminate()
+        process.wait(30)
+
+def ask_app(page, files):
+    "Choose `files` in the app and press Predict!"
+    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose pictures').click()
+    chooser.value.set_files(files)
+    page.get_by_text(f'{len(files)} pictures chosen').wait_for()
+    page.get_by_role('button', name='Predict!').click()
+    page.locator('.catdog-card').nth(len(files) - 1).wait_for()
+
+def main():
+    chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    with tempfile.TemporaryDirectory() as tmp, sync_playwright() as play:
+        tmp = Path(tmp)
+        write_pictures(tmp/'data')
+        files = [tmp/'a_cat.jpg', tmp/'a_dog.jpg']
+        for file,label,seed in zip(files, ('cat', 'dog'), (1003, 1007)): draw(label, seed, (480, 360)).save(file, quality=92)
+        browser = play.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        page = browser.new_page(viewport=dict(width=WIDTH, height=HEIGHT))
+        page.set_default_timeout(120_000)
+        with voila(tmp, APP) as url:
+            page.goto(url)
+            ask_app(page, files)
+            page.wait_for_timeout(1000)
+            page.screenshot(path=tmp/'app.png')
+        with voila(tmp, CLEANER) as url:
+            page.goto(url, timeout=600_000)
+            page.locator('.cd-card:visible').first.wait_for(timeout=600_000)
+            page.wait_for_timeout(1000)
+            page.screenshot(path=tmp/'cleaner.png')
+        both = Image.new('RGB', (2*WIDTH + 20, HEIGHT), '#d0d7de')
+        for name,x in (('app', 0), ('cleaner', WIDTH + 20)): both.paste(Image.open(tmp/f'{name}.png').convert('RGB'), (x, 0))
+        both.save(HERE/'app_and_cleaner.jpg', quality=82, optimize=True)
+    print(HERE/'app_and_cleaner.jpg', (HERE/'app_and_cleaner.jpg').stat().st_size)
+
+if __name__ == '__main__': main()
