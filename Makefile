@@ -51,7 +51,7 @@ lab: .venv/installed ## JupyterLab on the notebooks; one message may have 64 MB,
 
 test: test-notebooks test-python ## the notebooks' cells, then pytest; installs what they need, a browser included
 test-notebooks: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing --n_workers $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing --n-workers $(JOBS)
 test-python: .venv/installed browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations 15
 
