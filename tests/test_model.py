@@ -101,8 +101,8 @@ def error_on(folder, model, out):
     return np.mean([Path(o['file']).parent.name != o['label'] for o in rows])
 
 def test_the_model_that_ships_knows_photographs(photos, tmp_path):
-    assert (shipped_model()/'model.onnx').stat().st_size < 4_000_000
-    assert error_on(photos/'photos'/'test', shipped_model(), tmp_path/'answers.csv') < .06
+    assert (shipped_model()/'model.onnx').stat().st_size < 6_000_000
+    assert error_on(photos/'photos'/'test', shipped_model(), tmp_path/'answers.csv') < .015
 
 def test_two_words_to_a_model_on_photographs(photos, tmp_path):
     command = [Path(sys.executable).with_name('catdog-build'), 'cat', 'dog', '--photos', photos/'photos'/'web',
@@ -114,7 +114,7 @@ def test_two_words_to_a_model_on_photographs(photos, tmp_path):
     model = tmp_path/'models'/'photographs'
     meta = Classifier(model).meta
     assert meta['trained_on'] == 'photographs' and meta['n_pictures'] == 1000
-    assert error_on(photos/'photos'/'test', model, tmp_path/'answers.csv') < .06
+    assert error_on(photos/'photos'/'test', model, tmp_path/'answers.csv') < .025
     from fastai.learner import load_learner
     files = [o for label in ('cat', 'dog') for o in sorted((photos/'photos'/'web'/label).iterdir())[:50]]
     agree(load_learner(model/'export.pkl'), Classifier(model), files)

@@ -216,7 +216,7 @@ def make(folder, *args, **kw):
     "What `make -n` would run in a folder that has a Makefile and nothing of a build"
     shutil.copy(ROOT/'Makefile', folder)
     for o in ('settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt'): shutil.copy(ROOT/o, folder)
-    return subprocess.run(['make', '-n', *args], cwd=folder, capture_output=True, text=True, **kw)
+    return subprocess.run(['make', '--no-print-directory', '-n', *args], cwd=folder, capture_output=True, text=True, **kw)
 
 def test_make_says_what_it_will_download_before_it_does(tmp_path):
     out = make(tmp_path, 'app').stdout
@@ -251,7 +251,7 @@ def test_make_app_builds_for_the_words_given(tmp_path, words, there, expected):
         (tmp_path/there).mkdir(parents=True)
         (tmp_path/there/'model.onnx').touch()
     shutil.copy(ROOT/'Makefile', tmp_path)
-    done = subprocess.run(['make', '-s', '-o', '.venv/installed', 'app', f'BIN={bin}', f'WORDS={words}'], cwd=tmp_path,
+    done = subprocess.run(['make', '--no-print-directory', '-s', '-o', '.venv/installed', 'app', f'BIN={bin}', f'WORDS={words}'], cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     calls = [json.loads(o) for o in (tmp_path/'calls').read_text().splitlines()]
@@ -261,7 +261,7 @@ def test_make_app_builds_for_the_words_given(tmp_path, words, there, expected):
 
 def make_readme(root, out):
     "What `make readme` would write for the index of `root`, written to `out`"
-    line = subprocess.check_output(['make', '-n', '-o', '.venv/installed', 'readme', f'BIN={Path(sys.executable).parent}'],
+    line = subprocess.check_output(['make', '--no-print-directory', '-n', '-o', '.venv/installed', 'readme', f'BIN={Path(sys.executable).parent}'],
                                    cwd=ROOT, text=True)
     assert line.strip().endswith('>README.md')
     subprocess.run(['sh', '-c', line.replace('>README.md', f">'{out}'")], cwd=root, check=True, capture_output=True)
@@ -334,7 +334,7 @@ def test_one_command_installs_the_hooks(tmp_path):
     home.mkdir()
     subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)
     env = {**os.environ, 'HOME': str(home), 'JUPYTER_CONFIG_DIR': str(home/'jupyter'), 'GIT_CONFIG_GLOBAL': str(home/'git')}
-    line = subprocess.check_output(['make', '-n', '-o', '.venv/installed', 'hooks', f'BIN={Path(sys.executable).parent}'],
+    line = subprocess.check_output(['make', '--no-print-directory', '-n', '-o', '.venv/installed', 'hooks', f'BIN={Path(sys.executable).parent}'],
                                    cwd=ROOT, text=True)
     subprocess.run(['sh', '-c', line], cwd=clone, env=env, check=True, capture_output=True)
     git = subprocess.check_output(['git', 'config', '--local', '--list'], cwd=clone, env=env, text=True)
