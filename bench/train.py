@@ -32,6 +32,7 @@ from fastcore.script import call_parse
 
 from catdog.core.images import CatdogError
 from catdog.data import Decoded, get_dls, image_files
+from catdog.learn import features
 from catdog.learn.features import body_session
 from catdog.learn.split import split_files
 from catdog.train import get_learner, train
@@ -69,9 +70,10 @@ def floor(session):
     forward()
     return opening + min(timed(forward)[1] for _ in range(2))
 
-def one(name, seed, do, *args, **kw):
+def one(name, seed, do, /, *args, **kw):
     "Run a recipe, and print its row"
     set_seed(seed)
+    features._features.clear()   # what an earlier training has computed would be known
     learn,seconds = timed(do, *args, **kw)
     error = error_on_test(learn)
     print(f'{name}, seed {seed}: {seconds:.1f} s, {error:.2%} error on {test.name}', flush=True)
