@@ -39,7 +39,7 @@ endif
 
 app: .venv/installed ## build a model if there is none, then serve the app and print its address
 	@set -- $(WORDS); if [ $$# = 0 ]; then ls models/*/model.onnx >/dev/null 2>&1 || $(BIN)/catdog-build cat dog; \
-	else [ -e "models/$$(IFS=-; echo "$$*")/model.onnx" ] || $(BIN)/catdog-build "$$@"; fi
+	else [ -e "$$($(BIN)/python -c 'import sys; from catdog.core.files import default_folder; print(default_folder(sys.argv[1:], "models"))' "$$@")/model.onnx" ] || $(BIN)/catdog-build "$$@"; fi
 	@$(BIN)/catdog-app
 
 site: .venv/installed ## the app as a page without a server, written to site/ and served on localhost

@@ -3,6 +3,8 @@ import io, struct, zlib
 
 import numpy as np
 
+from catdog.core.drawing import draw
+
 def saved(img, format='PNG', **kw):
     "The bytes of `img` in a file of `format`"
     f = io.BytesIO()
@@ -75,3 +77,10 @@ def bmp(img, alpha):
     masks = 0xff0000, 0xff00, 0xff, 0xff000000
     head = struct.pack('<IiiHHIIiiIIIIII', 108, *img.size, 1, 32, 3, pixels.size, 2835, 2835, 0, 0, *masks)
     return b'BM' + struct.pack('<IHHI', 122 + pixels.size, 0, 0, 122) + head + b'BGRs' + bytes(48) + pixels.tobytes()
+
+def write_drawings(folder, n, first, size=lambda i: None):
+    "`folder` with `n` drawings each of cats and dogs, from number `first` on; `size(i)` in pixels"
+    for label in ('cat', 'dog'):
+        (folder/label).mkdir(parents=True)
+        for i in range(n): draw(label, first + i, size(i)).save(folder/label/f'{i}.png')
+    return folder

@@ -358,7 +358,8 @@ def large(cat, tmp_path):
 
 def test_make_lab_lets_large_pictures_through(lab, page, cat, large):
     "The line that `make lab` runs"
-    line = subprocess.check_output(['make', '--no-print-directory', '-n', '-o', '.venv/installed', 'lab', f'BIN={Path(sys.executable).parent}'],
+    line = subprocess.check_output(['make', '--no-print-directory', '-n', '-o', '.venv/installed', 'lab',
+                                    f'BIN={Path(sys.executable).parent}'],
                                    cwd=ROOT, text=True)
     lab(page, line.strip())
     upload(page, cat)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import write_drawings
 from PIL import Image
 
 from catdog.core.drawing import draw
@@ -17,11 +18,7 @@ warnings.filterwarnings('ignore')   # of torch and fastai, about themselves
 @pytest.fixture(scope='module')
 def drawings(tmp_path_factory):
     "20 drawings each of cats and dogs, of many shapes"
-    folder = tmp_path_factory.mktemp('drawings')
-    for label in ('cat', 'dog'):
-        (folder/label).mkdir()
-        for i in range(20): draw(label, 300 + i, (100 + 9*i, 120)).save(folder/label/f'{i}.png')
-    return folder
+    return write_drawings(tmp_path_factory.mktemp('drawings'), 20, 300, lambda i: (100 + 9*i, 120))
 
 def odd(images, folder):
     "`images` as files of odd shapes: very wide or high, turned by EXIF in all ways, transparent, palette, grey, large"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from catdog.core.drawing import draw
-from catdog.core.files import IMAGE_SUFFIXES, content_id, default_folder, files_below, find_pictures, walk_files
+from catdog.core.files import IMAGE_SUFFIXES, content_id, default_folder, find_pictures, walk_files
 from catdog.core.images import jpeg_bytes
 from catdog.web.faults import SUFFIX_FORMATS
 
@@ -49,7 +49,7 @@ def test_links_to_other_disks_are_followed_and_circles_are_not(tmp_path):
     (tmp_path/'data'/'again').symlink_to(tmp_path/'elsewhere')   # the same folder twice is no circle
     (tmp_path/'data'/'dog'/'up').symlink_to(tmp_path/'data')
     (tmp_path/'elsewhere'/'over').symlink_to(tmp_path/'data'/'dog')
-    found = [o.relative_to(tmp_path/'data').as_posix() for o in files_below(tmp_path/'data')]
+    found = [o.relative_to(tmp_path/'data').as_posix() for o in walk_files(tmp_path/'data')]
     assert {'cat/1.jpg', 'again/1.jpg', 'dog/2.jpg'} <= set(found) and len(found) < 50
     assert found == sorted(found, key=lambda o: o.split('/'))
 

@@ -5,22 +5,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from picture_files import write_drawings
 
 from catdog.predict import Classifier, shipped_model
-
-def drawings(folder, n):
-    "`n` pictures each of cats and dogs, drawn in all sizes and shapes, below `folder`"
-    from catdog.core.drawing import draw
-    for label in ('cat', 'dog'):
-        (folder/label).mkdir(parents=True)
-        for i in range(n): draw(label, seed=1000 + i).save(folder/label/f'{i}.png')
-    return folder
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     "A Learner trained on drawings, and the folder that it was exported to"
     from catdog.train import export, train
-    folder = drawings(tmp_path_factory.mktemp('drawings'), 60)
+    folder = write_drawings(tmp_path_factory.mktemp('drawings'), 60, 1000)
     learn = train(folder, epochs=1, size=96, bs=16)
     return learn, export(learn, tmp_path_factory.mktemp('models')/'drawn')
 

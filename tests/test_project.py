@@ -104,9 +104,12 @@ CALLED_BY = dict(
     ipywidgets='disabled tooltip',
     python='__doc__')
 # Public, and for who uses the rooms by themselves: notebooks and tests alone call them
-FOR_OTHERS = 'files_below is_copy onnx_weights'
+FOR_OTHERS = 'is_copy'
 # A whole room that makes colour profiles for tests and notebooks
 PROFILES = 'DISPLAY_P3 ADOBE_RGB REC2020 PROPHOTO srgb_of matrix_profile grey_profile table_profile'
+
+# What a target would do; below another make it would also say which folder it enters
+MAKE_N = 'make', '--no-print-directory', '-n', '-o', '.venv/installed'
 
 def code_of(notebook):
     "The cells of `notebook` that are not exported, as a program"
@@ -216,7 +219,8 @@ def make(folder, *args, **kw):
     "What `make -n` would run in a folder that has a Makefile and nothing of a build"
     shutil.copy(ROOT/'Makefile', folder)
     for o in ('settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt'): shutil.copy(ROOT/o, folder)
-    return subprocess.run(['make', '--no-print-directory', '-n', *args], cwd=folder, capture_output=True, text=True, **kw)
+    return subprocess.run(['make', '--no-print-directory', '-n', *args], cwd=folder, capture_output=True, text=True,
+                          **kw)
 
 def test_make_says_what_it_will_download_before_it_does(tmp_path):
     out = make(tmp_path, 'app').stdout
@@ -238,7 +242,8 @@ def test_make_app_without_cuda(tmp_path):
 @pytest.mark.parametrize('words,there,expected', [
     ('', None, ['cat', 'dog']), ('', 'models/any', None),
     ("grizzly 'black bear' teddy", 'models/any', ['grizzly', 'black bear', 'teddy']),
-    ("grizzly 'black bear' teddy", 'models/grizzly-black bear-teddy', None)])
+    ("grizzly 'black bear' teddy", 'models/grizzly-black bear-teddy', None),
+    ('grizzly t-rex', 'models/grizzly--t-rex', None), ('grizzly t-rex', 'models/grizzly-t-rex', ['grizzly', 't-rex'])])
 def test_make_app_builds_for_the_words_given(tmp_path, words, there, expected):
     "Run for real, with a catdog-build and a catdog-app that write down how they were called"
     bin = tmp_path/'bin'
@@ -247,11 +252,13 @@ def test_make_app_builds_for_the_words_given(tmp_path, words, there, expected):
         (bin/name).write_text(f'#!{sys.executable}\nimport json, sys\n'
                               f'print(json.dumps({{"{name}": sys.argv[1:]}}), file=open("calls", "a"))\n')
         (bin/name).chmod(0o755)
+    (bin/'python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (bin/'python').chmod(0o755)
     if there:
         (tmp_path/there).mkdir(parents=True)
         (tmp_path/there/'model.onnx').touch()
     shutil.copy(ROOT/'Makefile', tmp_path)
-    done = subprocess.run(['make', '--no-print-directory', '-s', '-o', '.venv/installed', 'app', f'BIN={bin}', f'WORDS={words}'], cwd=tmp_path,
+    done = subprocess.run(['make', '-s', '-o', '.venv/installed', 'app', f'BIN={bin}', f'WORDS={words}'], cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     calls = [json.loads(o) for o in (tmp_path/'calls').read_text().splitlines()]
@@ -261,7 +268,7 @@ def test_make_app_builds_for_the_words_given(tmp_path, words, there, expected):
 
 def make_readme(root, out):
     "What `make readme` would write for the index of `root`, written to `out`"
-    line = subprocess.check_output(['make', '--no-print-directory', '-n', '-o', '.venv/installed', 'readme', f'BIN={Path(sys.executable).parent}'],
+    line = subprocess.check_output([*MAKE_N, 'readme', f'BIN={Path(sys.executable).parent}'],
                                    cwd=ROOT, text=True)
     assert line.strip().endswith('>README.md')
     subprocess.run(['sh', '-c', line.replace('>README.md', f">'{out}'")], cwd=root, check=True, capture_output=True)
@@ -334,7 +341,7 @@ def test_one_command_installs_the_hooks(tmp_path):
     home.mkdir()
     subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)
     env = {**os.environ, 'HOME': str(home), 'JUPYTER_CONFIG_DIR': str(home/'jupyter'), 'GIT_CONFIG_GLOBAL': str(home/'git')}
-    line = subprocess.check_output(['make', '--no-print-directory', '-n', '-o', '.venv/installed', 'hooks', f'BIN={Path(sys.executable).parent}'],
+    line = subprocess.check_output([*MAKE_N, 'hooks', f'BIN={Path(sys.executable).parent}'],
                                    cwd=ROOT, text=True)
     subprocess.run(['sh', '-c', line], cwd=clone, env=env, check=True, capture_output=True)
     git = subprocess.check_output(['git', 'config', '--local', '--list'], cwd=clone, env=env, text=True)

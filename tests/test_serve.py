@@ -467,7 +467,6 @@ def test_large_pictures_are_opened_a_few_at_a_time(server):
 
 def hostile(pictures):
     "A strategy of (content type, body)"
-    good = pictures[0]
     bombs = [saved(Image.new('1', (20_000, 20_000)), 'PNG'), saved(Image.new('L', (7000, 7100)), 'GIF'),
              saved(Image.new('RGB', (12_000, 5000)), 'JPEG', quality=1)]
     def changed(args):

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from picture_files import write_drawings
 
 from catdog.predict import Classifier
 
@@ -13,12 +14,7 @@ def environment(): return {**os.environ, 'OMP_NUM_THREADS': '1'}
 @pytest.fixture(scope='module')
 def drawings(tmp_path_factory):
     "60 drawings each of cats and dogs"
-    from catdog.core.drawing import draw
-    folder = tmp_path_factory.mktemp('drawings')
-    for label in ('cat', 'dog'):
-        (folder/label).mkdir()
-        for i in range(60): draw(label, 500 + i, (160, 120)).save(folder/label/f'{i}.png')
-    return folder
+    return write_drawings(tmp_path_factory.mktemp('drawings'), 60, 500, lambda i: (160, 120))
 
 SHARED = '''import json, sys, torch
 from fastai.distributed import DistributedDL

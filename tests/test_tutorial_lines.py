@@ -1,5 +1,5 @@
 "The lines of fastai's tutorials, on what `get_dls`, `train` and `load_learner` return"
-import io, os, warnings
+import os, warnings
 from pathlib import Path
 
 import matplotlib, numpy as np, pytest

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import numpy as np
 import pandas as pd
-from PIL import Image
 from fastai.callback.schedule import Learner
 from fastai.layers import NoneReduce
 from fastcore.foundation import L
@@ -23,7 +22,7 @@ from fastcore.foundation import L
 from .quality import image_quality
 from ..core.files import map_ahead
 from ..core.images import BadImage, CatdogError, open_image
-from ..core.preprocess import open_as, seen_box
+from ..core.preprocess import open_as, overlay_heatmap
 from ..core.stats import error_interval
 from ..learn.evaluate import confusion
 from ..learn.features import picture_features, picture_stamp
@@ -166,15 +165,6 @@ def gradcam(
         maps.append((heat/heat.amax((1, 2), keepdim=True).clamp(min=1e-9)).float().cpu().numpy())
     return np.concatenate(maps)
 
-# %% ../../nbs/clean/interpret.ipynb #0efa7656
-def _overlay(img, heat, box):
-    "`img`, grey and dark where `heat`, a map of the `box` (left, top, right, bottom) of it, is 0"
-    left,top,right,bottom = box
-    heat = Image.fromarray((255*heat).astype('uint8')).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
-    mask = Image.new('L', img.size)
-    mask.paste(heat, (left, top))
-    return Image.composite(img, img.convert('L').point(lambda o: o*2//5).convert('RGB'), mask)
-
 # %% ../../nbs/clean/interpret.ipynb #980e0578
 def gradcam_overlays(
     learn:Learner, # A `vision_learner`
@@ -186,4 +176,4 @@ def gradcam_overlays(
     except CatdogError:   # other transforms: who knows where on the picture the map belongs
         return [open_image(f, max_side) for f in files]
     imgs = (open_as(f, how, max_side) for f in files)
-    return [_overlay(img, heat, seen_box(*img.size, how)) for img,heat in zip(imgs, gradcam(learn, files))]
+    return [overlay_heatmap(img, heat, how) for img,heat in zip(imgs, gradcam(learn, files))]

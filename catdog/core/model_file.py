@@ -101,7 +101,7 @@ def read_meta(
     check(can_prepare(meta), 'which size its pictures have, and how they are prepared')
     check(is_number('temperature', 1, 1e-3, 1e3), 'how to read its scores')
     check(answer_limits(meta) is not None, 'when it is not sure')
-    check(is_number('error', 0, 0, 1) and is_number('n_pictures', 0, 0, 1e12), 'how good it is')
+    check(is_number('error', 0, 0, 1) and is_number('n_train', 0, 0, 1e12), 'how good it is')
     inputs = {o.name: (o.type, o.shape[1:]) for o in session.get_inputs()}
     outputs = {o.name: o.shape[1:] for o in session.get_outputs()}
     if answer_limits(meta)['distance'] < np.inf and outputs.get('distance') != []:

@@ -19,7 +19,7 @@ from ..core.files import batches_ahead
 from ..core.images import BadImage, CatdogError, open_image
 from ..core.model_file import (NOTHING_SURE, ModelError, answer_limits, check_answers, model_file, open_session,
                                     read_meta)
-from ..core.preprocess import open_as, pixels_of, seen_box
+from ..core.preprocess import open_as, overlay_heatmap, pixels_of
 from .words import sentence
 
 # %% ../../nbs/deploy/predictor.ipynb #52c0a4c9
@@ -69,7 +69,7 @@ class Classifier:
 def summary(self:Classifier) -> str:
     "One line about the model: its labels, what it was trained on, its measured error"
     m = self.meta
-    n = f'{m["n_pictures"]:,} ' if m.get('n_pictures') else ''
+    n = f'{m["n_train"]:,} ' if m.get('n_train') else ''
     error = f'{m["error"]:.1%} validation error' if 'error' in m else 'how often it is wrong was not measured'
     notes = ['; knows nothing about photographs']*(m.get('trained_on') == 'drawings')
     notes += ['; sure of nothing']*(self.limits == NOTHING_SURE)
@@ -159,12 +159,7 @@ def why(self:Classifier,
     "`img`, at most `max_side`, with what `explain` says about `label`"
     img = open_as(img, {**self.meta, 'min_side': None}, max_side=4*self.meta['resize_to'])   # a file can be read once
     # by the root, as cameras store light: a place that gave a quarter of what the first one gave is half as bright
-    heat = Image.fromarray((255*np.sqrt(self.explain(img, label))).astype('uint8'))
-    img = open_image(img, max_side=max_side)
-    left,top,right,bottom = seen_box(*img.size, self.meta)
-    mask = Image.new('L', img.size)
-    mask.paste(heat.resize((right - left, bottom - top), Image.Resampling.BICUBIC), (left, top))
-    return Image.composite(img, img.convert('L').point(lambda o: o*2//5).convert('RGB'), mask)
+    return overlay_heatmap(open_image(img, max_side=max_side), np.sqrt(self.explain(img, label)), self.meta)
 
 # %% ../../nbs/deploy/predictor.ipynb #38a398cc
 def _model_folders():

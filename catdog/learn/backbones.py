@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'DEFAULT_ARCH', 'LITE_STATS', 'Backbone', 'find_arch', 'pip_weights_file', 'load_pip_weights',
-           'check_weights', 'available_arch', 'backbone_learner', 'onnx_weights']
+           'check_weights', 'available_arch', 'backbone_learner']
 
 # %% ../../nbs/learn/backbones.ipynb #e19c5757
 import hashlib, io, socket
@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import getproxies
 
-import onnx, timm, torch
+import timm, torch
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
@@ -185,17 +185,3 @@ def backbone_learner(
         learn.freeze()
     learn.arch_name = backbone.name
     return learn
-
-# %% ../../nbs/learn/backbones.ipynb #943218e7
-def onnx_weights(
-    data:bytes # An exported model, `model.onnx`
-) -> dict: # Name -> tensor; what belongs to the network begins with `body.` or `head.`
-    "The weights in an exported model, also in one that keeps them in 8 bits"
-    graph = onnx.load_from_string(data).graph
-    weights = {o.name: onnx.numpy_helper.to_array(o) for o in graph.initializer}
-    for node in graph.node:
-        if node.op_type == 'DequantizeLinear' and node.input[0] in weights:
-            steps,scale,zero = (weights[o].astype('float32') for o in node.input)
-            scale,zero = (o.reshape(-1, *[1]*(steps.ndim - 1)) for o in (scale, zero))   # one for each channel
-            weights[node.input[0].removesuffix('_quantized')] = (steps - zero)*scale
-    return {name: torch.from_numpy(o.copy()) for name,o in weights.items()}

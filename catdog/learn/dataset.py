@@ -7,10 +7,9 @@ __all__ = ['image_files', 'FolderLabel', 'provenance', 'UprightImage', 'OpenUpri
            'split_dls', 'labelled_dl', 'decoded_dls']
 
 # %% ../../nbs/learn/dataset.ipynb #2158c5ed
-import sys, warnings
+import sys
 from pathlib import Path
 
-warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning)   # fastai's, about itself, while it is imported
 # The imports below take many seconds; whoever waits in front of a terminal should know what for
 if Path(sys.argv[0]).stem in ('catdog-build', 'catdog-review') and not {'-h', '--help'} & {*sys.argv}:
     print('Loading torch and fastai', flush=True)

@@ -28,7 +28,7 @@ def validation_batches(
     learn:Learner, # Whose validation transforms are used
     files:list, # Pictures: what its data set takes, paths as a rule
     on_bad=None, # Called with a file that cannot be opened and the error; None: raise it
-    look=None, # Called with each file and its picture, in another thread
+    on_open=None, # Called with each file and its picture, in another thread
     bs:int=16 # Pictures a batch
 ): # Yields (files, batch): those of `files` that could be opened, and a tensor (n,3,size,size)
     "`files` as the network of `learn` gets them in validation"
@@ -37,7 +37,7 @@ def validation_batches(
     def _open(i):
         try: item = dl.create_item(i)
         except (BadImage, OSError) as e: return e
-        if look: look(files[i], item[0])
+        if on_open: on_open(files[i], item[0])
         return item
     opened = zip(files, map_ahead(_open, range(len(files))))
     def _good():
@@ -141,7 +141,7 @@ def picture_features(
     learn:Learner, # Any `vision_learner`; its body is used as it is, its head not at all
     files:list, # Paths of pictures
     on_bad=None, # Called with a file that cannot be opened and the error; None: raise it
-    look=None # Called with each file that has to be opened, and its picture, in another thread
+    on_open=None # Called with each file that has to be opened, and its picture, in another thread
 ) -> dict: # File -> float32, shape (2*channels,): maximum and mean of each channel; without those that are bad
     "What the body of `learn` computes from each of `files`, as in validation; what it was asked before it knows"
     known,stamps = _known(learn),{}
@@ -152,7 +152,7 @@ def picture_features(
     # what is drawn at random afterwards must not depend on what was known already
     bar = tqdm(desc='features', total=len(new), unit=' pictures', delay=2, leave=False)
     with no_random(reproducible=False), bar:
-        for names,x in validation_batches(learn, new, on_bad, look) if new else ():
+        for names,x in validation_batches(learn, new, on_bad, on_open) if new else ():
             run = run or _runtime(learn, x)
             known.update(zip(map(stamps.get, names), run(x)))
             bar.update(len(names))

@@ -83,15 +83,15 @@ def picture_scores(
     learn:Learner, # Trained
     files:list, # Paths of pictures
     on_bad=None, # Called with a file that cannot be opened and the error; None: raise it
-    look=None # Called with each file that has to be opened, and its picture, in another thread
+    on_open=None # Called with each file that has to be opened, and its picture, in another thread
 ) -> dict: # File -> scores, a tensor of shape (labels,); without those that are bad
     "What `learn` says about `files`"
     if has_plain_head(learn):
-        features = picture_features(learn, files, on_bad, look)
+        features = picture_features(learn, files, on_bad, on_open)
         return dict(zip(features, head_scores(learn, np.stack([*features.values()])))) if features else {}
     learn.model.eval()
     with torch.no_grad():
-        batches = [(names, learn.model(x).float().cpu()) for names,x in validation_batches(learn, files, on_bad, look)]
+        batches = [(names, learn.model(x).float().cpu()) for names,x in validation_batches(learn, files, on_bad, on_open)]
     return {f: o for names,rows in batches for f,o in zip(names, rows)}
 
 # %% ../../nbs/learn/learner.ipynb #322479bc
