@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 FAULTS = {'not-found': .04, 'server-error-once': .03, 'rate-limit': .02, 'html': .03, 'truncated': .04, 'stall': .01,
           'redirect': .03, 'bomb': .01, 'large-body': .01, 'cmyk': .02, 'rotated': .02, 'webp': .02,
           'gif': .01, 'avif': .01}
+WORKERS = 64  # the default of our `download_images`
 TIMEOUT = 4   # seconds; fastai's default, and the same for ours
 
 def _spread():
@@ -84,9 +85,9 @@ def _measure(name, who, workers, photos, n, hosts):
 def speed(photos, n=1000):
     print(f'{n} addresses, {sum(FAULTS.values()):.0%} with faults, 50 to 300 ms latency')
     stock = _measure('fastai, 8 workers (its default)', 'fastai', 8, photos, n, True)
-    raised = _measure('fastai, 32 workers', 'fastai', 32, photos, n, True)
-    ours = _measure('ours, 32 workers (its default)', 'ours', 32, photos, n, True)
-    _measure('ours, all at one host', 'ours', 32, photos, n, False)
+    raised = _measure(f'fastai, {WORKERS} workers', 'fastai', WORKERS, photos, n, True)
+    ours = _measure(f'ours, {WORKERS} workers (its default)', 'ours', WORKERS, photos, n, True)
+    _measure('ours, all at one host', 'ours', WORKERS, photos, n, False)
     print(f'ours against fastai: {ours/stock:.1f} times its default, {ours/raised:.1f} times with as many workers')
 
 def copies(photos, n=500, planted=200):

@@ -3,6 +3,7 @@
     python bench/train.py                  # 3 splits of photos/web, by both recipes; error on photos/test (40 minutes)
     python bench/train.py --classic 1      # the same, with one split for the classic recipe, or 0: none (12 minutes)
     python bench/train.py epochs           # photos/web: does fine-tuning after the head help? (10 minutes)
+    python bench/train.py norms            # the classic recipe with batch norms left alone (8 minutes)
     python bench/train.py runtimes         # the body in ONNX Runtime and in PyTorch, pictures a second
     python bench/train.py neither          # what does the model that ships say about pictures of other things?
 
@@ -26,14 +27,15 @@ shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
 if (shared/'torch_home').is_dir(): os.environ.setdefault('TORCH_HOME', str(shared/'torch_home'))
 
 import numpy as np
-from fastai.vision.all import (CategoryBlock, DataBlock, FuncSplitter, ImageBlock, RandomResizedCrop, aug_transforms,
-                               get_image_files, parent_label, set_seed)
+from fastai.vision.all import (BnFreeze, CategoryBlock, DataBlock, FuncSplitter, ImageBlock, RandomResizedCrop,
+                               aug_transforms, get_image_files, parent_label, set_seed)
 from fastcore.script import call_parse
 
 from catdog.core.images import CatdogError
 from catdog.data import Decoded, get_dls, image_files
 from catdog.learn import features
 from catdog.learn.features import body_session
+from catdog.learn.recipes import unfreeze_except_batchnorm
 from catdog.learn.split import split_files
 from catdog.train import get_learner, train
 
@@ -52,6 +54,14 @@ def classic_dls(valid):
 def classic(valid, epochs=4):
     learn = get_learner(classic_dls(valid), LITE)
     learn.fine_tune(epochs)
+    return learn
+
+def without_norms(valid):
+    "What `classic` does, step for step, but for batch norms, which keep what they learned from ImageNet"
+    learn = get_learner(classic_dls(valid), LITE)
+    learn.fit_one_cycle(1, slice(2e-3), pct_start=.99)
+    unfreeze_except_batchnorm(learn)
+    learn.fit_one_cycle(4, slice(1e-5, 1e-3), pct_start=.3, div=5., cbs=BnFreeze())
     return learn
 
 def error_on_test(learn):
@@ -105,6 +115,8 @@ def epochs(seed=0):
     "Error after fitting the head, and after one and two epochs of fine-tuning"
     for n in (0, 1, 2): one(f'{n} epochs', seed, train, web, epochs=n, seed=seed)
 
+def norms(seed=0): one('classic, batch norms left alone', seed, without_norms, split_files(web, seed=seed).valid)
+
 def runtimes(n=320):
     "Pictures a second through the body: ONNX Runtime, PyTorch in float32 and bfloat16, alternating"
     import torch
@@ -138,10 +150,10 @@ def neither(n=100):
 
 @call_parse(pos=['what'])
 def main(
-    what:str='recipes', # recipes, epochs, runtimes or neither
+    what:str='recipes', # recipes, epochs, norms, runtimes or neither
     seeds:int=3, # Splits
     classic:int=None # Splits for the classic recipe; None: all
 ):
     "Measure training"
     if what == 'recipes': recipes(seeds, seeds if classic is None else classic)
-    else: dict(epochs=epochs, neither=neither, runtimes=runtimes)[what]()
+    else: dict(epochs=epochs, neither=neither, norms=norms, runtimes=runtimes)[what]()

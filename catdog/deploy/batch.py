@@ -245,7 +245,7 @@ def predict_bucket(
     model:str=None # Model folder on this machine; the default is the one that `Classifier()` takes
 ) -> str: # `out`
     "What `model` says about each picture in `folder`, by the workers of Dask, into Parquet files in `out`"
-    if not find_spec('dask'): raise CatdogError("for many machines, pip install 'catdog[cluster]'")
+    if not find_spec('dask'): raise CatdogError("many machines need Dask: in a clone, pip install '.[cluster]'")
     import dask
     from dask import dataframe
     classifier,urls = Classifier(model),[check_name(o) for o in _urls(folder)]

@@ -32,7 +32,9 @@ def read_on(
 # %% ../../nbs/deploy/worker.ipynb #7b92f9d8
 class Worker(ThreadWorker):
     "gunicorn's worker with threads, in which whoever stalls gives way"
-    def handle(self, conn):
+    def handle(self,
+        conn # gunicorn's, with the request that has arrived
+    ): # As gunicorn's own: (whether the connection stays open, `conn`)
         "Answer a request on the connection `conn`"
         with ARRIVALS.watch(conn.sock):
             stays = super().handle(conn)

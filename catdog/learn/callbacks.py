@@ -32,11 +32,18 @@ class Bfloat16(Callback):
     order = 10   # where MixedPrecision stands
     autocast = None
     def before_batch(self):
+        "Compute in bfloat16 from here"
         self.autocast = torch.autocast('cpu', torch.bfloat16)
         self.autocast.__enter__()
-    def after_pred(self): self.learn.pred = to_float(self.pred)
-    def after_loss(self): self.leave()
-    def after_cancel_batch(self): self.leave()
+    def after_pred(self):
+        "What the network says goes on in float32"
+        self.learn.pred = to_float(self.pred)
+    def after_loss(self):
+        "The loss is there: float32 again"
+        self.leave()
+    def after_cancel_batch(self):
+        "Or somebody pressed stop"
+        self.leave()
     def leave(self):
         "Compute in float32 again; also right when we do already"
         if self.autocast is not None: self.autocast.__exit__(None, None, None)
@@ -75,10 +82,18 @@ class GrowingSize(Callback):
         size:int # Side of the square that the network sees at the end, and in validation, in pixels
     ):
         self.size,self.crop = size,None
-    def before_fit(self): self.crop = find_transform(self.dls.train.after_item, RandomResizedCrop)
-    def before_train(self): self._grow(self.size_at(self.epoch, self.n_epoch))
-    def after_train(self): self.leave()
-    def leave(self): self._grow(self.size)
+    def before_fit(self):
+        "Find the crop whose size is to grow"
+        self.crop = find_transform(self.dls.train.after_item, RandomResizedCrop)
+    def before_train(self):
+        "Before each epoch: its size"
+        self._grow(self.size_at(self.epoch, self.n_epoch))
+    def after_train(self):
+        "Validation is at full size"
+        self.leave()
+    def leave(self):
+        "Full size again, also when somebody pressed stop"
+        self._grow(self.size)
     def _grow(self, size):
         if self.crop: self.crop.size = (size, size)
     def size_at(self,

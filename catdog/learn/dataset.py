@@ -131,19 +131,28 @@ class SkippingDL(TfmdDL):
     "A `TfmdDL` that goes on without the pictures that cannot be opened, when it has a list of those `left_out`"
     left_out = None   # None: a bad picture is an error, as in `Learner.predict`
 
-    def do_item(self, s):
+    def do_item(self,
+        s:int # Which picture of the data set; None: the next
+    ): # The picture, with its label; None for one that cannot be opened
+        "As fastai's; a picture that has gone bad is left out and noted"
         try: return super().do_item(s)
         except BadImage as e:
             if self.left_out is None: raise
             self.left_out.add(self.dataset.items[s or 0], str(e))
 
-    def chunkify(self, b):
+    def chunkify(self,
+        b # Items
+    ): # Lists of `bs` items
         "Batches of `b`; where there is only one for training, it may be short"
         if not self.drop_last: return super().chunkify(b)
         only = self.n//self.bs == 1 and not self.offs   # offs: of the processes that make batches, the first
         return (o for i,o in enumerate(chunked(b, self.bs)) if len(o) == self.bs or only and not i)
 
-    def new(self, dataset=None, cls=None, **kwargs):
+    def new(self,
+        dataset=None, # Other pictures; None: the same
+        cls=None, # Another class of `DataLoader`; None: this one
+        **kwargs
+    ): # A `DataLoader`
         "As before; only other batches of the same pictures go on without bad ones, and not those for `get_preds`"
         res = super().new(dataset, cls, **kwargs)
         if dataset is None and 'get_idxs' not in kwargs: res.left_out = self.left_out

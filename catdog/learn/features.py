@@ -64,7 +64,10 @@ class PooledBody(nn.Module):
     ):
         super().__init__()
         self.body = body
-    def forward(self, pictures):
+    def forward(self,
+        pictures:torch.Tensor # (n,3,h,w), normalised
+    ) -> torch.Tensor: # (n,2*channels): the maxima, then the means
+        "Features of `pictures`"
         maps = as_maps(self.body(pictures))
         return torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], 1)
 

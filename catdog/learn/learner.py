@@ -36,11 +36,19 @@ def get_learner(
 # %% ../../nbs/learn/learner.ipynb #086ad37f
 class ConcatPool(nn.Module):
     "What fastai's `AdaptiveConcatPool2d` computes, in operations that older ONNX exporters know too"
-    def forward(self, x): return torch.cat([x.amax((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)], 1)
+    def forward(self,
+        x:torch.Tensor # Maps (n,channels,h,w)
+    ) -> torch.Tensor: # (n,2*channels,1,1)
+        "The maximum and the mean of each map of `x`"
+        return torch.cat([x.amax((2, 3), keepdim=True), x.mean((2, 3), keepdim=True)], 1)
 
 class MeanPool(nn.Module):
     "What `nn.AdaptiveAvgPool2d(1)` computes, likewise"
-    def forward(self, x): return x.mean((2, 3), keepdim=True)
+    def forward(self,
+        x:torch.Tensor # Maps (n,channels,h,w)
+    ) -> torch.Tensor: # (n,channels,1,1)
+        "The mean of each map of `x`"
+        return x.mean((2, 3), keepdim=True)
 
 # %% ../../nbs/learn/learner.ipynb #93cc0cb1
 def head_parts(

@@ -79,7 +79,10 @@ class OnnxNetwork(nn.Module):
         self.register_buffer('shift', shift.flatten()[0] if alike else shift)
         self.names = ['logits', 'features'] + ['distance']*(distance is not None) + ['activation']*self.pooled
         self.cpu().eval()
-    def forward(self, pixels):
+    def forward(self,
+        pixels:torch.Tensor # (n,h,w,3), 0 to 255
+    ) -> tuple: # logits (n,labels), and what else the graph gives
+        "What the ONNX file computes from `pixels`"
         x = self.resize(pixels.permute(0, 3, 1, 2).float())
         features = as_maps(self.body(x*self.scale - self.shift))
         steps = [features if self.pooled else features.flatten(1)]
@@ -88,8 +91,10 @@ class OnnxNetwork(nn.Module):
         if self.distance is not None: outputs.append(self.distance(features))
         if self.pooled: outputs.append(self.activation(steps))
         return tuple(outputs)
-    def activation(self, steps):
-        "What each place adds to each score, (n,labels,h,w)"
+    def activation(self,
+        steps:list # Features, and what each layer of the head made of them
+    ) -> torch.Tensor: # (n,labels,h,w)
+        "What each place adds to each score, by `steps`"
         features,slopes = steps[0],_slopes(self.head[2:], steps[2:-1], steps[-1].shape[1])
         n,places = features.shape[1],features.flatten(2)
         of_max,of_mean = (slopes[..., :n], slopes[..., n:]) if self.concat else (None, slopes)

@@ -39,7 +39,10 @@ class PrototypeDistance(nn.Module):
         self.register_buffer('centre', torch.tensor(centre, dtype=torch.float32))
         self.register_buffer('step', torch.tensor(step, dtype=torch.float32))
         self.register_buffer('rows', torch.tensor((rows/step).round(), dtype=torch.int8))
-    def forward(self, features):
+    def forward(self,
+        features:torch.Tensor # (n,channels,h,w)
+    ) -> torch.Tensor: # (n,), 0 to 2
+        "Cosine distance of `features` from the nearest prototype"
         z = features.mean((2, 3)) - self.centre
         z = z/z.square().sum(1, keepdim=True).sqrt().clamp(min=1e-9)
         return 1 - (z @ (self.rows.float()*self.step).T).amax(1)

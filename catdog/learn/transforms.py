@@ -119,7 +119,11 @@ class BatchResize(nn.Module):
     ):
         super().__init__()
         self.register_buffer('weights', weights)
-    def forward(self, x): return self.weights @ x @ self.weights.T
+    def forward(self,
+        x:torch.Tensor # (n,3,h,h)
+    ) -> torch.Tensor: # (n,3,size,size)
+        "`x` squeezed as Pillow does"
+        return self.weights @ x @ self.weights.T
 
 # %% ../../nbs/learn/transforms.ipynb #e27379e2
 def batch_resize(

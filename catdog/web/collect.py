@@ -60,21 +60,30 @@ class PictureIndex:
             current = _current(row, by_name)
             if current['status'] != 'near-duplicate': self.add(row, current=current)
 
-    def add(self, row, colours=None, current=None):
-        "Add the picture of `row`; what is like it is a copy of `current`, by default `row` itself"
+    def add(self,
+        row:dict, # Of the manifest
+        colours:str=None, # Its colour signature, if it is known
+        current:dict=None # The row that copies of it are copies of; None: `row`
+    ):
+        "Add the picture of `row`; what is like it is a copy of `current`"
         current = current or row
         self.index.add(len(self.rows), row['phash'], colours)
         self.places.setdefault(id(current), []).append(len(self.rows))
         self.rows.append(current)
 
-    def replace(self, row, new):
+    def replace(self,
+        row:dict, # Of a picture that is no longer there
+        new:dict # Of the one that took its place
+    ):
         "Let what was a copy of `row` be a copy of `new`"
         moved = self.places.pop(id(row), [])
         for i in moved: self.rows[i] = new
         if moved: self.places.setdefault(id(new), []).extend(moved)
 
-    def find(self, candidate):
-        "The row of the picture that `candidate` is a copy of, or None"
+    def find(self,
+        candidate # What has `phash` and `colours`
+    ): # Its row, or None
+        "The picture that `candidate` is a copy of"
         i = self.index.find(candidate.phash, candidate.colours)
         return None if i is None else self.rows[i]
 

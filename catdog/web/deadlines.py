@@ -85,11 +85,19 @@ class WatchedAdapter(HTTPAdapter):
     "Makes a `requests.Session` one that `Deadlines` can cut off: `session.mount('http://', WatchedAdapter())`"
     pools,proxy_pools = _pools(_Watched),_pools(_Watched)
 
-    def init_poolmanager(self, *args, **kwargs):
+    def init_poolmanager(self,
+        *args, # As for requests' own, like `kwargs`
+        **kwargs
+    ):
+        "Connections of ours in its pools"
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = self.pools
 
-    def proxy_manager_for(self, proxy, **kwargs):
+    def proxy_manager_for(self,
+        proxy:str, # Its address
+        **kwargs # As for requests' own
+    ): # A `urllib3.ProxyManager`, with connections of ours in its pools
+        "Likewise by way of `proxy`"
         manager = super().proxy_manager_for(proxy, **kwargs)
         if not proxy.lower().startswith('socks'): manager.pool_classes_by_scheme = self.proxy_pools
         return manager
@@ -99,12 +107,20 @@ class GuardedAdapter(WatchedAdapter):
     "A `WatchedAdapter` that refuses private addresses; the address of a request must be one from `mend_url`"
     pools = _pools(_Guarded)
 
-    def request_url(self, request, proxies):
+    def request_url(self,
+        request, # The `PreparedRequest`
+        proxies:dict # Scheme -> address
+    ) -> str: # What urllib3 is asked for
+        "The address of `request`; what it sends to the host is kept as it was given"
         url = super().request_url(request, proxies)
         target = '/' + request.url.split('/', 3)[3] if url.startswith('/') else request.url
         _TARGETS[threading.get_ident()] = target
         return url
 
-    def send(self, request, **kwargs):
+    def send(self,
+        request, # The `PreparedRequest`
+        **kwargs # As for requests' own
+    ): # The `requests.Response`
+        "Send `request`, unless `check_url` refuses its address"
         check_url(request.url)
         return super().send(request, **kwargs)

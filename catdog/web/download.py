@@ -31,7 +31,7 @@ def _decode(f, max_side):
 
 # %% ../../nbs/web/download.ipynb #1812327a
 MIN_SIDE = 32   # pixels; what is smaller is an icon
-WORKERS,TIMEOUT = 32,10   # how many are fetched at once, and seconds to wait for each piece
+WORKERS,TIMEOUT = 64,10   # how many are fetched at once, and seconds to wait for each piece
 
 Fetched = namedtuple('Fetched', 'name data img')   # of a picture that has arrived: file name, JPEG, and the picture
 

@@ -102,7 +102,9 @@ def _drawing_facts(self:Result):
 
 # %% ../../nbs/web/faults.ipynb #65cdd9a3
 @patch
-def image(self:Result, size=None):
+def image(self:Result,
+    size:tuple=None # (width, height) of a drawing, in pixels; None: its own
+): # A `PIL.Image`
     "The picture that this is about, as it is drawn or photographed"
     if self.is_photo: return open_image(self.source)
     return draw(self.drawn, self.source, size or self.size)

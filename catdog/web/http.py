@@ -53,7 +53,10 @@ class Session(requests.Session):
         self.auth = lambda request: request   # without one, it would read ~/.netrc
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
-    def rebuild_auth(self, prepared_request, response):
+    def rebuild_auth(self,
+        prepared_request, # The next one of requests
+        response # The answer that leads there
+    ):
         "What a redirect to `prepared_request` does not take along: keys, when it leads to another host"
         if self.should_strip_auth(response.request.url, prepared_request.url):
             for o in ('Authorization', 'Ocp-Apim-Subscription-Key'): prepared_request.headers.pop(o, None)

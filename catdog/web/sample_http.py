@@ -52,7 +52,10 @@ class Server(ThreadedWSGIServer):
         self.connections = set()
         super().__init__('127.0.0.1', sock.getsockname()[1], app, _Handler, fd=sock.fileno())
         sock.close()
-    def handle_error(self, request, client_address): pass
+    def handle_error(self,
+        request, # The socket
+        client_address # Its (host, port)
+    ): "Says nothing: visitors who hang up are expected"
     def close_connections(self):
         "Close what clients still hold open"
         for o in list(self.connections):

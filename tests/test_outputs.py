@@ -1,0 +1,68 @@
+"""Every notebook runs, and what it prints is what is saved in it, up to times, addresses and the last digits of numbers.
+
+`python .ci/notebooks.py NOTEBOOK` saves anew what a notebook prints.
+"""
+import importlib.util, json, re
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location('notebooks', ROOT/'.ci'/'notebooks.py')
+notebooks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(notebooks)
+
+# Cells, by what stands in them, whose numbers no two runs or machines share: rates, threads that race, epochs
+VARIES = {}
+
+FOREIGN = [(r'data:image/[^"\')\s]+', 'PICTURE'), (r'<(style|script)\b.*?</\1>', ''), (r'<[^>]*>', ' '),
+           (r'https?://(127\.0\.0\.1|localhost):\d+', 'ADDRESS'), (r'/tmp/[\w./-]+|tmp\w{8}', 'PATH'), (r' at 0x\w+', ''),
+           (r'\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d)?)?', 'DATE'), (r'[\d.,]+ ?(ms|s|seconds?|minutes?)\b', 'TIME')]
+NUMBER = re.compile(r'\d+(?:[.,]\d+)*(?:e[-+]?\d+)?')
+
+def said(output):
+    "The words of `output`: what it prints, or the text of the page, Markdown or table that it shows"
+    if output.get('name') == 'stderr': return ''
+    if 'text' in output: return ''.join(output['text'])
+    kinds = [''.join(output.get('data', {}).get(f'text/{o}', '')) for o in ('plain', 'markdown', 'html')]
+    if kinds[0].startswith('<IPython.core.display'): kinds = kinds[1:]
+    return next(filter(None, kinds), '')
+
+def words(outputs):
+    "What `outputs` say, without what differs from run to run"
+    text = '\n'.join(map(said, outputs))
+    for pattern,name in FOREIGN: text = re.sub(pattern, name, text, flags=re.S)
+    return ' '.join(unescape(text).split())
+
+def is_close(a, b):
+    "Are the numbers `a` and `b`, as they are written, equal but for their last digits?"
+    if a == b: return True
+    if not re.search('[.e]', a + b): return False
+    x,y = (float(o.replace(',', '')) for o in (a, b))
+    return abs(x - y) <= .02 + .05*abs(x)
+
+def same(saved, now, numbers=True):
+    "Do both texts say the same?"
+    if NUMBER.sub('#', saved) != NUMBER.sub('#', now): return False
+    return not numbers or all(map(is_close, NUMBER.findall(saved), NUMBER.findall(now)))
+
+@pytest.mark.parametrize('a, b', [
+    ('3 of 20 in 4.1 s', '3 of 20 in 12 s'), ('at http://127.0.0.1:8742/a', 'at http://127.0.0.1:50000/a'),
+    ('loss 0.4231', 'loss 0.4239'), ('cat   1\ndog  20', 'cat 1\ndog 20')])
+def test_the_same_is_the_same(a, b): assert same(*(words([{'text': o}]) for o in (a, b)))
+
+@pytest.mark.parametrize('a, b', [
+    ('3 of 20', '4 of 20'), ('a cat', 'a dog'), ('loss 0.42', 'loss 0.62'), ('cat, 98.1 %', 'cat, 68.1 %'), ('done', '')])
+def test_another_text_is_another(a, b): assert not same(*(words([{'text': o}]) for o in (a, b)))
+
+@pytest.mark.parametrize('path', notebooks.NOTEBOOKS, ids=[o.relative_to(ROOT/'nbs').as_posix() for o in notebooks.NOTEBOOKS])
+def test_saved_outputs_are_current(path):
+    saved,wrong = json.loads(path.read_text(encoding='utf8')),[]
+    varying = VARIES.get(path.relative_to(ROOT/'nbs').with_suffix('').as_posix(), ())
+    for old,new in zip(saved['cells'], notebooks.run(path).cells):
+        if old['cell_type'] != 'code': continue
+        source = ''.join(old['source'])
+        before,now = words(old['outputs']),words(new['outputs'])
+        if not same(before, now, not any(o in source for o in varying)): wrong.append(f'{source}\nsaved: {before}\nnow:   {now}')
+    assert not wrong, '\n\n'.join(wrong)
