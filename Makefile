@@ -7,10 +7,10 @@ MADE_WITH := $(shell cat .venv/installed 2>/dev/null)
 TORCH ?= $(MADE_WITH)
 # WORDS="grizzly 'black bear' teddy": what the app tells apart. Without them any model will do, or one of cats and dogs.
 WORDS ?=
-# Tests at a time; who has none left takes some of another's
+# Tests at a time; who has none left takes some of another's. FILES: what `make outputs` is about
 JOBS ?= 2
 .DEFAULT_GOAL := help
-.PHONY: help app site lab hooks repository screenshot test test-notebooks test-python bench readme clean browser
+.PHONY: help app site lab hooks repository screenshot test test-notebooks outputs bench readme clean browser
 
 help: ## this list
 	@grep -hE '^[a-zA-Z._-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' | expand -t 18
@@ -49,11 +49,12 @@ site: .venv/installed ## the app as a page without a server, written to site/ an
 lab: .venv/installed ## JupyterLab on the notebooks; one message may have 64 MB, as in the app
 	$(BIN)/jupyter lab nbs --ServerApp.tornado_settings='{"websocket_max_message_size": 67108864}'
 
-test: test-notebooks test-python ## the notebooks' cells, then pytest; installs what they need, a browser included
-test-notebooks: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing --n-workers $(JOBS)
-test-python: .venv/installed browser
+test: .venv/installed browser ## every notebook, whose outputs must be those that are saved, and pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations 15
+test-notebooks: .venv/installed ## the notebooks' cells alone, whatever they print
+	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing --n-workers $(JOBS)
+outputs: .venv/installed ## save what the notebooks print now: all, or FILES="nbs/02_data.ipynb ..."
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/notebooks.py $(FILES)
 
 browser: .venv/installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/get_browser && tests/get_nginx

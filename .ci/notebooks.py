@@ -3,7 +3,7 @@
 Each runs in a fresh kernel as `nbdev-test` runs it: its pictures are drawn, its files lie in a temporary folder.
 tests/test_outputs.py runs them in the same way, and fails where they say something else than what is saved.
 """
-import os, re, sys
+import os, re, subprocess, sys
 from pathlib import Path
 
 import nbformat
@@ -30,18 +30,18 @@ def run(path):
     "The notebook at `path`, executed; an error in a cell is raised"
     nb = nbformat.read(path, as_version=4)
     env = {**os.environ, 'IN_TEST': '1', 'CATDOG_ENGINE': 'sample'}
-    NotebookClient(nb, timeout=600, kernel_name='python3', store_widget_state=False,
-                   resources={'metadata': {'path': str(path.parent)}}).execute(env=env)
+    client = NotebookClient(nb, timeout=600, kernel_name='python3', store_widget_state=False,
+                            extra_arguments=['--IPKernelApp.log_level=ERROR'],
+                            resources={'metadata': {'path': str(path.parent)}})
+    client.execute(env=env)
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs = joined(cell.outputs)
     return nb
 
 def save(path):
     "Execute the notebook at `path`, and save its outputs in it as `nbdev-clean` leaves them"
-    from nbdev.clean import clean_nb, process_write
-    nb = run(path)
-    nbformat.write(nb, path)
-    process_write(warn_msg='not cleaned', proc_nb=clean_nb, f_in=path)
+    nbformat.write(run(path), path)
+    subprocess.run([Path(sys.executable).with_name('nbdev-clean'), '--fname', path], cwd=ROOT, check=True)
 
 if __name__ == '__main__':
     for path in map(Path, sys.argv[1:] or NOTEBOOKS):

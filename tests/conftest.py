@@ -20,6 +20,12 @@ def photos():
         pytest.skip(f'no photographs at {folder}: set CATDOG_SHARED to a folder that has photos/')
     return folder
 
+@pytest.fixture
+def page(page):
+    "pytest-playwright's, which catches dialogs for files from the beginning, not only while a test waits for one"
+    page.on('filechooser', lambda _: None)
+    return page
+
 @pytest.fixture(scope='session')
 def browser_type_launch_args(browser_type_launch_args):
     "The machine's own Chromium where there is one, else the one that Playwright brought"

@@ -566,7 +566,8 @@ def test_an_upload_that_is_too_large_for_one_message(app_url, page, tmp_path, ca
 def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     "As somebody has it who installed the package: `catdog-app` in any folder"
     port = free_port()
-    process = start([script('catdog-app'), '--port', str(port)], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = start([script('catdog-app'), '--port', str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    text=True, cwd=tmp_path)
     lines = [process.stdout.readline() for _ in range(2)]
     assert f'http://127.0.0.1:{port}/' in lines[1]
     page.goto(f'http://127.0.0.1:{port}/')
@@ -575,6 +576,7 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     page.get_by_role('button', name='Predict!').click()
     assert page.locator('.catdog-label').inner_text().startswith('cat, ')
     assert ended(process) == (0, []) and list(tmp_path.iterdir()) == []
+    assert process.stdout.read() == ''   # nothing else on the terminal: no warning of a kernel about itself
 
 def test_only_the_app_is_reachable(app_url, page):
     for path in ('voila/files/00_start.ipynb', 'voila/files/data/animals/manifest.jsonl',

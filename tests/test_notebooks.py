@@ -132,6 +132,23 @@ def test_what_is_public_is_documented(name):
                    if not v.docment and p != 'self' and v.kind is not inspect.Parameter.VAR_KEYWORD]
         assert not missing, f'{k} does not say what {missing} are'
 
+def methods(o):
+    "The public methods of the class `o` that are written in it or patched into it, with their names"
+    for k,f in vars(o).items():
+        f = getattr(f, '__func__', f)
+        if not k.startswith('_') and inspect.isfunction(f) and f.__module__ == o.__module__: yield k,f
+
+@pytest.mark.parametrize('name', modules)
+def test_what_is_public_in_a_class_is_documented(name):
+    "Also what a library that we build on calls"
+    for cls,o in public(name):
+        if not inspect.isclass(o): continue
+        for k,f in methods(o):
+            assert inspect.getdoc(f) or f.__name__ == '<lambda>', f'{cls}.{k} has no docstring'
+            missing = [p for p,v in docments(f, full=True, returns=False).items()
+                       if not v.docment and p not in ('self', 'cls') and v.kind is not inspect.Parameter.VAR_KEYWORD]
+            assert not missing, f'{cls}.{k} does not say what {missing} are'
+
 def gives_something(o):
     "Does the function `o` return or yield a value itself? (A context manager that yields nothing does not)"
     def own(node):

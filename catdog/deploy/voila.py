@@ -25,8 +25,11 @@ VOILA_CONFIG = {
     'RegexRemovePreprocessor': {'patterns': ['(?!# The app: )']},
     'MappingKernelManager': {'cull_idle_timeout': 1800, 'cull_interval': 20, 'cull_connected': True},
     'KernelRestarter': {'restart_limit': 0},
-    'Voila': {'tornado_settings': {'websocket_max_message_size': MAX_MESSAGE, 'disable_check_xsrf': True, 'headers': {
-        'Content-Security-Policy': _csp, 'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'same-origin'}}}}
+    'Voila': {'tornado_settings': {
+        'websocket_max_message_size': MAX_MESSAGE, 'disable_check_xsrf': True,
+        'ws_ping_timeout': 30_000,   # what tornado makes of Jupyter's own, with a warning
+        'headers': {'Content-Security-Policy': _csp, 'X-Content-Type-Options': 'nosniff',
+                    'Referrer-Policy': 'same-origin'}}}}
 
 # %% ../../nbs/deploy/voila.ipynb #936c904e
 _cell = '# The app: Voilà runs and shows this cell alone\nfrom catdog.app import App\nApp()'

@@ -23,6 +23,12 @@ class VisitorKernels(AsyncMappingKernelManager):
     unvisited_timeout = Integer(60, config=True, help='Seconds until a kernel that no browser connects to is ended')
     _asked = Dict()   # kernel -> when it was asked for last; infinity once a browser has connected to it
 
+    async def start_kernel(self,
+        **kwargs # As for Jupyter's own
+    ) -> str: # Its id
+        "Start a kernel that does not warn of TCP, which does not leave this machine"
+        return await super().start_kernel(extra_arguments=['--IPKernelApp.log_level=ERROR'], **kwargs)
+
     def kernel_model(self,
         kernel_id:str # The page asks for it
     ) -> dict: # Its state, and the number of its connections

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['get_learner', 'ConcatPool', 'MeanPool', 'head_parts', 'has_plain_head', 'head_inputs', 'head_scores',
-           'picture_scores', 'note_bad', 'last_layer', 'fit_head']
+           'picture_scores', 'note_bad', 'last_layer', 'fit_linear', 'fit_head']
 
 # %% ../../nbs/learn/learner.ipynb #086dfc87
 import torch
@@ -139,13 +139,14 @@ def last_layer(
     return head[-1]
 
 # %% ../../nbs/learn/learner.ipynb #87bc60ba
-def fit_head(
-    learn:Learner, # From `get_learner(..., lin_ftrs=[])`: batch norm, dropout and one `Linear` after pooling
+def fit_linear(
+    learn:Learner, # With a head from `lin_ftrs=[]`
+    x:np.ndarray, # What its head gets of each picture, (n,features), as `head_inputs` gives it
+    y:np.ndarray, # Index of the label of each
     C:float=0.003 # Inverse regularisation of the logistic regression, on standardised features
 ) -> Learner: # `learn`
-    "Fit the head of `learn` by logistic regression on the features of its training pictures"
+    "Fit the head of `learn` by logistic regression from `x` to `y`"
     last,norm = last_layer(learn),learn.model[1][-3]
-    x,y = _gather(_features_to_fit(learn))
     scaler = StandardScaler().fit(x)
     regression = LogisticRegression(C=C, max_iter=1000).fit(scaler.transform(x), y)
     w,b = regression.coef_,regression.intercept_
@@ -156,3 +157,11 @@ def fit_head(
                           (last.weight, w), (last.bias, b)): to.copy_(torch.from_numpy(values))
         norm.weight.fill_(1); norm.bias.fill_(0)
     return learn
+
+def fit_head(
+    learn:Learner, # From `get_learner(..., lin_ftrs=[])`: batch norm, dropout and one `Linear` after pooling
+    C:float=0.003 # As for `fit_linear`
+) -> Learner: # `learn`
+    "Fit the head of `learn` by logistic regression on the features of its training pictures"
+    last_layer(learn)   # says what is wrong with the head before anything is computed
+    return fit_linear(learn, *_gather(_features_to_fit(learn)), C)

@@ -12,6 +12,7 @@ import onnx, torch
 from fastai.data.transforms import Normalize
 from fastai.layers import Flatten
 from fastai.learner import Learner
+from fastcore.basics import patch
 from torch import nn
 
 from ..core.images import CatdogError
@@ -91,18 +92,22 @@ class OnnxNetwork(nn.Module):
         if self.distance is not None: outputs.append(self.distance(features))
         if self.pooled: outputs.append(self.activation(steps))
         return tuple(outputs)
-    def activation(self,
-        steps:list # Features, and what each layer of the head made of them
-    ) -> torch.Tensor: # (n,labels,h,w)
-        "What each place adds to each score, by `steps`"
-        features,slopes = steps[0],_slopes(self.head[2:], steps[2:-1], steps[-1].shape[1])
-        n,places = features.shape[1],features.flatten(2)
-        of_max,of_mean = (slopes[..., :n], slopes[..., n:]) if self.concat else (None, slopes)
-        res = of_mean @ places/places.shape[2]
-        if self.concat:
-            top = (features == features.amax((2, 3), keepdim=True)).float()
-            res = res + of_max @ (features*top/top.sum((2, 3), keepdim=True)).flatten(2)
-        return res.unflatten(2, features.shape[2:])
+
+
+# %% ../../nbs/learn/onnx_graph.ipynb #31f370d6
+@patch
+def activation(self:OnnxNetwork,
+    steps:list # Features, and what each layer of the head made of them
+) -> torch.Tensor: # (n,labels,h,w)
+    "What each place adds to each score, by `steps`"
+    features,slopes = steps[0],_slopes(self.head[2:], steps[2:-1], steps[-1].shape[1])
+    n,places = features.shape[1],features.flatten(2)
+    of_max,of_mean = (slopes[..., :n], slopes[..., n:]) if self.concat else (None, slopes)
+    res = of_mean @ places/places.shape[2]
+    if self.concat:
+        top = (features == features.amax((2, 3), keepdim=True)).float()
+        res = res + of_max @ (features*top/top.sum((2, 3), keepdim=True)).flatten(2)
+    return res.unflatten(2, features.shape[2:])
 
 # %% ../../nbs/learn/onnx_graph.ipynb #94b1b99d
 def onnx_model(
