@@ -8,9 +8,9 @@
 It is trained as anybody's model is, by `train`: the head alone, on EfficientNet-Lite2, whose weights come by pip; and
 its calibration and its limits are those that `export` sets. One thing is added. In 8 bits the body gives slightly other
 features, so the head is fitted once more, to those, of each picture and its mirror image: in five-fold cross-validation
-on photos/small 129 of 12,000 were wrong then, 149 before (`cross`). Needs a folder of photographs (CATDOG_SHARED, or ../shared
-beside the project) with photos/small to train on and photos/web for validation. What is measured decides nothing:
-photos/test, of the same kind; photos/breeds, cats and dogs of other sources; photos/neither, of other things.
+on photos/small 129 of 12,000 were wrong then, 149 before (`cross`). Needs a folder of photographs (CATDOG_SHARED, or
+../shared beside the project) with photos/small to train on and photos/web for validation. What is measured decides
+nothing: photos/test, of the same kind; photos/breeds, cats and dogs of other sources; photos/neither, of other things.
 """
 import os, tempfile, time
 from collections import Counter
@@ -107,16 +107,16 @@ def measured(path=PRETRAINED):
         ece = calibration_error(probabilities, truth)
         between,unlike = (sum(o.doubt == doubt for o in given) for doubt in ('between', 'unlike'))
         print(f'photos/{name}: {wrong} of {n} wrong, {error:.2%} (95% interval {low:.2%} to {high:.2%}); expected '
-              f'calibration error {ece:.2%}; keep their answer {1 - (between + unlike)/n:.1%}: {between} are between the '
-              f'labels, {unlike} unlike them; {n/seconds:.0f} pictures a second', flush=True)
+              f'calibration error {ece:.2%}; keep their answer {1 - (between + unlike)/n:.1%}: {between} are between '
+              f'the labels, {unlike} unlike them; {n/seconds:.0f} pictures a second', flush=True)
         yield f'{n:,}',f'{error:.2%} ({low:.2%} to {high:.2%})',f'{ece:.2%}',f'{between/n:.1%}',f'{unlike/n:.1%}'
 
 def others(path=PRETRAINED):
     "How many photographs of other things get no answer, as a sentence"
     given,_,_ = answers(path, 'neither')
     n,unlike,unsure = len(given),sum(o.doubt == 'unlike' for o in given),sum(not o.sure for o in given)
-    res = (f'Of {n} photographs of other things, one of each kind, it says of {unlike/n:.1%} that they look like none of '
-           f'its labels, and is not sure of {unsure/n:.1%}.')
+    res = (f'Of {n} photographs of other things, one of each kind, it says of {unlike/n:.1%} that they look like none '
+           f'of its labels, and is not sure of {unsure/n:.1%}.')
     print(f'photos/neither: {unlike} of {n} unlike, {unsure} not sure; still answered {n - unsure}', flush=True)
     return res
 

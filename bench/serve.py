@@ -22,7 +22,7 @@ web,test = (sorted((shared/'photos'/o).glob('*/*.jpg')) for o in ('web', 'test')
 sample = random.Random(1).sample(web, 200) if web else sys.exit(f'no photographs at {shared}: set CATDOG_SHARED')
 
 def make_model(folder):
-    "What `train` makes of photos/web with the architecture that ships, in 8 bits in `folder`, in 32 in its folder exact"
+    "What `train` makes of photos/web with the architecture that ships, in 8 bits in `folder`, in 32 in `folder`/exact"
     from catdog.predict import Classifier, shipped_model
     from catdog.train import export, train
     learn = train(shared/'photos'/'web', Classifier(shipped_model()).meta['arch'])
@@ -83,7 +83,8 @@ BEFORE = '08b6b04'   # the last commit that ships SqueezeNet
 
 def before(folder):
     from catdog.predict import Classifier, shipped_model
-    data = subprocess.run(['git', 'show', f'{BEFORE}:catdog/pretrained/model.onnx'], cwd=root, capture_output=True).stdout
+    data = subprocess.run(['git', 'show', f'{BEFORE}:catdog/pretrained/model.onnx'], cwd=root,
+                          capture_output=True).stdout
     (folder/'before').mkdir()
     (folder/'before'/'model.onnx').write_bytes(data)
     beside('the network alone, beside the SqueezeNet that shipped before (as plain)',
@@ -168,7 +169,8 @@ def voila(folder, visits=5):
     from nbformat import v4, write
     from playwright.sync_api import sync_playwright
     spec = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
-    write(v4.new_notebook(cells=[v4.new_code_cell(PLAIN_APP.format(str(folder/'export.pkl')))], metadata=spec), folder/'plain.ipynb')
+    write(v4.new_notebook(cells=[v4.new_code_cell(PLAIN_APP.format(str(folder/'export.pkl')))], metadata=spec),
+          folder/'plain.ipynb')
     os.chdir(root)
     ours = ['nbs/07_app.ipynb']
     options = {'ours, preheated': ours, 'ours': [*ours, '--VoilaConfiguration.preheat_kernel=False'],
@@ -207,7 +209,8 @@ def voila(folder, visits=5):
 
 if __name__ == '__main__':
     # what else runs takes a share of the cores, and a Learner's threads wait for each other then
-    print('load average {:.2f}, {:.2f}, {:.2f} (1, 5, 15 minutes)'.format(*os.getloadavg()), f'on {os.cpu_count()} cores')
+    print('load average {:.2f}, {:.2f}, {:.2f} (1, 5, 15 minutes)'.format(*os.getloadavg()),
+          f'on {os.cpu_count()} cores')
     parts = {o.__name__: o for o in (single, int8, before, batch, http, voila)}
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))

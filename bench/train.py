@@ -58,8 +58,8 @@ def classic(valid, epochs=4):
 
 def without_norms(valid):
     "What `classic` does, step for step, but for batch norms, which keep what they learned from ImageNet"
-    learn = get_learner(classic_dls(valid), LITE)
-    learn.fit_one_cycle(1, slice(2e-3), pct_start=.99)
+    learn = get_learner(classic_dls(valid), LITE, train_bn=False)
+    learn.fit_one_cycle(1, slice(2e-3), pct_start=.99, cbs=BnFreeze())
     unfreeze_except_batchnorm(learn)
     learn.fit_one_cycle(4, slice(1e-5, 1e-3), pct_start=.3, div=5., cbs=BnFreeze())
     return learn

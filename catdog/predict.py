@@ -22,7 +22,7 @@ def predict_files(
     *paths:str, # Pictures, and folders of pictures
     model:str=None, # Model folder; the newest one that was trained on photographs, else the one that ships
     out:str=None # File to write: .csv or .parquet
-): # The path of `out`; without it a list of dicts: file, label, probability, sure, doubt, text, p_...; or file and error
+): # The path of `out`; without it dicts of file, label, probability, sure, doubt, text, p_...; or of file and error
     "Say what is on each picture of `paths` with `model`; print it, or write it to `out`, where a stopped run goes on"
     check_paths(paths)
     out,classifier = out and check_out_file(out),Classifier(model)

@@ -34,7 +34,8 @@ def compare(
     "How often each of `learners` is wrong about the pictures in `path`"
     folder,rows = PictureFolder(path),{}
     for name,learn in learners.items():
-        if odd := {*folder.labels} - {*learn.dls.vocab}: raise CatdogError(f'{path}: {name} does not know {sorted(odd)[0]!r}')
+        odd = sorted({*folder.labels} - {*learn.dls.vocab})
+        if odd: raise CatdogError(f'{path}: {name} does not know {odd[0]!r}')
         with learn.no_bar(): answers = learn.get_preds(dl=learn.dls.test_dl(folder.files))[0].argmax(1)
         wrong = sum(learn.dls.vocab[i] != folder.label(f) for f,i in zip(folder.files, answers))
         interval = dict(zip(('error', 'low', 'high'), error_interval(wrong, len(answers))))

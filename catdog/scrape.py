@@ -45,7 +45,7 @@ def scrape(
     retry:bool=False, # Try those again that failed in an earlier run?
     credits:bool=False, # Also write CREDITS.txt: who made each picture, and its licence
     urls_only:str=None, # Fetch nothing; write the addresses to this Parquet file, for img2dataset
-    ignore_robots:Annotated[str, dict(nargs='+')]=None # Opt-outs of X-Robots-Tag to ignore, if you have the right to: noai ...
+    ignore_robots:Annotated[str, dict(nargs='+')]=None # Opt-outs of X-Robots-Tag to ignore, if you may: noai ...
 ): # The manifest, a `pandas.DataFrame`
     "Search for each of `labels`, download up to `n` pictures of each into a folder in `path`, and keep a record"
     labels = check_search(labels, n, queries, engine)

@@ -1,4 +1,4 @@
-"Many pictures into a file: what is refused before the work, pictures that change, two runs at once, a full disk, labels."
+"Many pictures into a file: what is refused beforehand, pictures that change, two runs at once, a full disk, labels."
 import csv, json, os, re, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -44,7 +44,8 @@ def started(folder, n=600):
         time.sleep(.02)
     return process
 
-@pytest.mark.parametrize('address', ['https://example.org/a%20cat.jpg?x=1', 's3://bucket/cat.jpg', 'HTTP://example.org'])
+@pytest.mark.parametrize('address', ['https://example.org/a%20cat.jpg?x=1', 's3://bucket/cat.jpg',
+                                     'HTTP://example.org'])
 @pytest.mark.parametrize('out', [(), ('--out', 'answers.csv')], ids=['printed', 'written'])
 def test_an_address_is_refused_in_words_that_quote_it_as_typed(tmp_path, address, out):
     draw('cat', 1).save(tmp_path/'cat.jpg')
@@ -90,7 +91,8 @@ def test_a_folder_that_cannot_be_read_has_its_row(tmp_path):
         try: return open_image(file).size
         except BadImage as e: return e.reason.removeprefix(f'{file}: ')
     said = as_nobody(say)
-    assert re.match(r"LookupError: \[\('00000.jpg', \(200, 160\)\), \('00001.jpg', \(200, 160\)\), \('locked', .cannot be read", said)
+    assert re.match(r"LookupError: \[\('00000.jpg', \(200, 160\)\), \('00001.jpg', \(200, 160\)\), "
+                    r"\('locked', .cannot be read", said)
 
 @pytest.mark.parametrize('out,words', [('there', 'is a folder'), ('answers.xls', 'ends in .csv'),
                                        ('nowhere/answers.csv', 'no such folder')])

@@ -1,4 +1,4 @@
-"""Builds as a person types them: the labels that were asked for and no others, own folders as they are now, a given split.
+"""Builds as a person types them: the labels asked for and no others, own folders as they are now, a given split.
 Each runs in a folder of its own, twice where something may be left over from the first time."""
 import hashlib, json, os, subprocess, sys, time
 from collections import Counter
@@ -81,7 +81,7 @@ def test_an_own_folder_is_what_it_is_now(tmp_path):
     assert known(tmp_path/'models'/'cat-dog')[1] == ids(mine) and contents(mine) == before
 
 def test_a_folder_is_taken_whole(tmp_path):
-    "Labels that look alike or are typed in another Unicode form, deeper folders, all endings, tiny pictures, half a file"
+    "Labels that look alike or are typed in another Unicode form, deep folders, all endings, tiny pictures, half a file"
     typed,stored = 'caf\u00e9','cafe\u0301'
     mine = fill(tmp_path/'mine', cat=6, dog=20, house=5, tree=5, fish=5)
     for old,new in dict(cat='A+', dog=stored, house='A-', tree='c++', fish='c').items(): (mine/old).rename(mine/new)
@@ -141,7 +141,8 @@ def test_of_a_hundred_labels_of_five_pictures_all_are_measured(tmp_path):
 
 def test_files_that_vanish_or_break_do_not_end_a_training(tmp_path):
     mine = fill(tmp_path/'mine', cat=30, dog=30)
-    p = start('cat', 'dog', '--photos', 'mine', '--out', 'model', '--recipe', 'classic', '--arch', 'efficientnet_lite0', '--epochs', 6, cwd=tmp_path)
+    p = start('cat', 'dog', '--photos', 'mine', '--out', 'model', '--recipe', 'classic', '--arch', 'efficientnet_lite0',
+              '--epochs', 6, cwd=tmp_path)
     while not list(tmp_path.glob('models/.unfinished/*.pth')):   # until an epoch is over
         assert p.poll() is None, p.communicate()
         time.sleep(.02)
@@ -149,7 +150,8 @@ def test_files_that_vanish_or_break_do_not_end_a_training(tmp_path):
     (mine/'dog'/'004.jpg').write_text('<!doctype html>')
     out,err = p.communicate(timeout=300)
     assert p.returncode == 0 and 'Traceback' not in err, err[-3000:]
-    for o in ('cat/003.jpg: left out from now on: there is no such file', 'dog/004.jpg: left out from now on: a web page'):
+    for o in ('cat/003.jpg: left out from now on: there is no such file',
+              'dog/004.jpg: left out from now on: a web page'):
         assert err.count(o) == 1, err
     card = (tmp_path/'model'/'model_card.md').read_text()
     assert 'used 58 of 60 pictures; left out 2 that cannot be opened' in card

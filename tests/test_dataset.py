@@ -160,7 +160,8 @@ def test_a_given_split_is_respected(given, capsys):
     from catdog.data import get_dls
     dls = get_dls(given, 64)
     assert list(dls.vocab) == ['cat', 'dog']
-    for files,part,n in ((dls.train_ds.items, 'train', 20), (dls.valid_ds.items, 'valid', 10), (dls.test_files, 'test', 10)):
+    for files,part,n in ((dls.train_ds.items, 'train', 20), (dls.valid_ds.items, 'valid', 10),
+                         (dls.test_files, 'test', 10)):
         assert len(files) == n and all(o.is_relative_to(given/part) for o in files)
     assert 'used 40 of 43 pictures; left out 3 as no label in train (house)' in capsys.readouterr().out
     assert len(dls.content_ids) == 40
@@ -296,15 +297,16 @@ def kinds(file):
     chw = tensor(upright).permute(2, 0, 1)
     return {'a path': file, 'a str': str(file), 'bytes': file.read_bytes(), 'a picture': Image.open(file),
             'an upright picture': open_image(file), 'a PILImage': PILImage(open_image(file)), 'an array': upright,
-            'floats': upright/255, 'a tensor': tensor(upright), 'its channels first': chw, 'a TensorImage': TensorImage(chw),
-            'a float tensor': chw.float()/255}
+            'floats': upright/255, 'a tensor': tensor(upright), 'its channels first': chw,
+            'a TensorImage': TensorImage(chw), 'a float tensor': chw.float()/255}
 
 @pytest.mark.parametrize('which', ['trained', 'loaded'])
 def test_a_learner_takes_all_that_fastai_takes_and_answers_the_same(learners, photo, which):
     learn = learners[which]
     with learn.no_bar():
         answers = {name: learn.predict(o)[2] for name,o in kinds(photo).items()}
-        batches = {name: learn.get_preds(dl=learn.dls.test_dl([o, o], num_workers=0))[0] for name,o in kinds(photo).items()}
+        batches = {name: learn.get_preds(dl=learn.dls.test_dl([o, o], num_workers=0))[0]
+                   for name,o in kinds(photo).items()}
     for name,p in answers.items():
         assert (p == answers['a path']).all(), name
         assert (batches[name] == batches['a path']).all() and abs(batches[name] - p).max() < 1e-6, name

@@ -206,8 +206,8 @@ def test_a_connection_that_comes_back_is_used_again(app_port, page, cat, tmp_pat
 
 def served(port):
     "A `catdog-serve` that listens on `port`"
-    process = subprocess.Popen([Path(sys.executable).with_name('catdog-serve'), '--port', port], stdout=subprocess.DEVNULL,
-                               env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
+    process = subprocess.Popen([Path(sys.executable).with_name('catdog-serve'), '--port', port],
+                               stdout=subprocess.DEVNULL, env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
     until_open(process, port)
     return process
 
@@ -219,7 +219,7 @@ def api_port():
     process.wait(30)
 
 def proxied(folder, port, path='/catdog/', stripped=True, told=False, more=''):
-    "nginx that shows the server at `port` in the folder `path`, which it takes off if `stripped`, and tells it if `told`"
+    "nginx that shows the server at `port` in folder `path`, which it takes off if `stripped`, and tells it if `told`"
     header = f'proxy_set_header X-Forwarded-Prefix {path.rstrip("/")};'*told
     return nginx(folder, f'location {path} {{ proxy_pass http://127.0.0.1:{port}{"/"*stripped}; {header} {more} }}')
 
@@ -231,7 +231,8 @@ def test_page_and_api_in_a_folder_of_a_proxy(stripped, told, path, api_port, pag
         url,asked_for = host + path,[]
         page.on('response', lambda o: asked_for.append((o.status, o.url)))
         page.goto(url)
-        assert page.evaluate('getComputedStyle(document.querySelector("#predict")).borderRadius') == '12px'   # the style
+        radius = page.evaluate('getComputedStyle(document.querySelector("#predict")).borderRadius')
+        assert radius == '12px'   # the style
         page.set_input_files('#file', cat)
         page.get_by_text('1 picture chosen').wait_for()   # the script
         page.get_by_role('button', name='Predict!').click()
@@ -300,7 +301,8 @@ def test_curl_as_the_readme_and_the_chapter_write_it(api_port, cat, tmp_path):
     shutil.copy(cat, tmp_path/'cat.jpg')
     for line in lines:
         assert '127.0.0.1:8000' in line
-        out = subprocess.run(['sh', '-c', line.replace(':8000', f':{api_port}')], cwd=tmp_path, capture_output=True, timeout=60)
+        out = subprocess.run(['sh', '-c', line.replace(':8000', f':{api_port}')], cwd=tmp_path, capture_output=True,
+                             timeout=60)
         answer = json.loads(out.stdout)
         assert answer['status'] == 'ok' if 'healthz' in line else answer['label'] == 'cat'
 

@@ -39,8 +39,8 @@ def test_all_endings_are_read_where_the_machine_has_no_table_of_mime_types(tmp_p
             (tmp_path/label).mkdir(exist_ok=True)
             kind = dict(jfif='jpeg', jpe='jpeg', jpg='jpeg', tif='tiff').get(o[1:].lower(), o[1:])
             draw(label, i, (90, 70)).save(tmp_path/label/f'{i}{o}', kind)
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', WITHOUT_MIME_TYPES, str(tmp_path)], capture_output=True,
-                          text=True, timeout=120)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', WITHOUT_MIME_TYPES, str(tmp_path)],
+                          capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ['14', '14'], done.stderr
 
 def test_links_to_other_disks_are_followed_and_circles_are_not(tmp_path):
@@ -77,8 +77,8 @@ def test_a_content_has_one_id_wherever_it_lies(tmp_path):
     assert content_id(tmp_path/'a.jpg') == content_id(tmp_path/'b.jpg') == content_id(data) != content_id(data + b' ')
     assert len(content_id(data)) == 16 and int(content_id(data), 16) >= 0
 
-@pytest.mark.parametrize('labels,name', [('cat', 'cat'), (['grizzly', 'black bear', 'teddy'], 'grizzly-black bear-teddy'),
-                                         (['c', 'c++'], 'c-c++')])
+@pytest.mark.parametrize('labels,name', [
+    ('cat', 'cat'), (['grizzly', 'black bear', 'teddy'], 'grizzly-black bear-teddy'), (['c', 'c++'], 'c-c++')])
 def test_a_default_folder_is_called_after_the_words(labels, name):
     assert default_folder(labels) == Path('data')/name and default_folder(labels, 'models') == Path('models')/name
 

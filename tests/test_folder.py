@@ -1,4 +1,4 @@
-"A folder of pictures, read where it lies: labels, a given split, what is ignored, and one meaning of a label everywhere."
+"A folder of pictures, read where it lies: labels, a given split, what is ignored, one meaning of a label everywhere."
 import subprocess, sys, tempfile
 from pathlib import Path
 from unicodedata import normalize
@@ -59,11 +59,13 @@ def test_two_forms_of_one_name_are_one_label(tmp_path):
 GIVEN = {
     'train and valid':          (['train/cat/1.jpg', 'valid/cat/2.jpg'], ['train', 'valid']),
     'val':                      (['train/cat/1.jpg', 'val/cat/2.jpg'], ['train', 'val']),
-    'validation and test':      (['train/cat/1.jpg', 'validation/cat/2.jpg', 'test/cat/3.jpg'], ['train', 'validation', 'test']),
+    'validation and test':      (['train/cat/1.jpg', 'validation/cat/2.jpg', 'test/cat/3.jpg'],
+                                 ['train', 'validation', 'test']),
     'capitals':                 (['Train/cat/1.jpg', 'Test/cat/3.jpg'], ['Train', 'Test']),
     'training and testing':     (['Training/cat/1.jpg', 'Testing/cat/3.jpg'], ['Training', 'Testing']),
     'train alone':              (['train/cat/1.jpg', 'train/dog/1.jpg'], ['train']),
-    'a list beside them':       (['train/cat/1.jpg', 'test/cat/3.jpg', 'labels.csv', '.git/x/1.jpg'], ['train', 'test']),
+    'a list beside them':       (['train/cat/1.jpg', 'test/cat/3.jpg', 'labels.csv', '.git/x/1.jpg'],
+                                 ['train', 'test']),
     'untold test pictures':     (['train/cat/1.jpg', 'test/3.jpg'], ['train', 'test']),
     'trains and buses':         (['train/1.jpg', 'bus/1.jpg'], []),
     'trains in folders':        (['train/steam/1.jpg', 'bus/1.jpg'], []),
@@ -78,7 +80,8 @@ def test_a_given_split_is_seen_and_only_that(tmp_path, files, above):
     assert 'cat' in folder.labels if above else 'train' in folder.labels
 
 def test_what_only_test_has_is_no_label(tmp_path):
-    folder = PictureFolder(touch(tmp_path, 'train/cat/1.jpg', 'train/dog/1.jpg', 'test/unknown/1.jpg', 'test/cat/2.jpg'))
+    folder = PictureFolder(touch(tmp_path, 'train/cat/1.jpg', 'train/dog/1.jpg', 'test/unknown/1.jpg',
+                                 'test/cat/2.jpg'))
     assert folder.labels == ['cat', 'dog'] and [folder.split(o) for o in folder.files] == ['test', 'train', 'train']
     assert folder.ignored == [(tmp_path/'test'/'unknown'/'1.jpg', 'no label in train (unknown)')]
 

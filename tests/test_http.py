@@ -156,7 +156,8 @@ def test_no_cookie_comes_back(tmp_path):
 
 @pytest.mark.parametrize('contact,words', [
     (None, r'https?://'), ('https://cats.example/me', 'https://cats.example/me;'), ('ann@b.example', 'ann@b.example;'),
-    (' Ann\r\nX-Evil: 1 <a@b.example>\n', r'Ann X-Evil: 1 <a@b\.example>;'), ('Köln, c@d.example', r'K\?ln, c@d\.example;')])
+    (' Ann\r\nX-Evil: 1 <a@b.example>\n', r'Ann X-Evil: 1 <a@b\.example>;'),
+    ('Köln, c@d.example', r'K\?ln, c@d\.example;')])
 def test_we_say_who_we_are_and_where_to_complain(tmp_path, monkeypatch, contact, words):
     "name/version (contact), as foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy asks"
     if contact: monkeypatch.setenv('CATDOG_CONTACT', contact)
@@ -212,7 +213,8 @@ ROBOTS = {   # headers -> the word that counts
     ('unavailable_after: 25 Jun 2010 15:00:00 PST',): 'unavailable_after',
     ('unavailable_after: Friday, 25-Jun-60 15:00:00 GMT, NoML',): 'noml', ('max-snippet:50', 'noai'): 'noai',
     ('otherbot: noindex', 'noml'): 'noml', ('otherbot: noai, max-snippet: 3',): None,
-    ('unavailable_after: 25 Jun 2010',): 'unavailable_after', ('unavailable_after: 25 Jun 10, all',): 'unavailable_after',
+    ('unavailable_after: 25 Jun 2010',): 'unavailable_after',
+    ('unavailable_after: 25 Jun 10, all',): 'unavailable_after',
     ('unavailable_after: Fri, 25 Jun 2010',): 'unavailable_after', ('unavailable_after: 25 Jun 2999',): None,
     ('unavailable_after: 2010-06-25T15:00:00Z',): 'unavailable_after', ('NOAI; noimageai',): 'noai',
     ('otherbot: unavailable_after: 25 Jun 2010', '*: noml'): 'noml',

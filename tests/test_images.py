@@ -155,7 +155,8 @@ def test_the_orientation_that_imagemagick_writes_into_a_png():
 def test_a_broken_block_before_the_sound_one():
     data = saved(lying, 'JPEG')
     for broken in (b'', b'what', b'II', bytes(30)):
-        segments = b''.join(b'\xff\xe1' + struct.pack('>H', 8 + len(o)) + b'Exif\0\0' + o for o in (broken, exif_block(TURN)))
+        segments = b''.join(b'\xff\xe1' + struct.pack('>H', 8 + len(o)) + b'Exif\0\0' + o
+                            for o in (broken, exif_block(TURN)))
         assert open_image(data[:2] + segments + data[2:]).size == (40, 80), broken
 
 # Colours
@@ -435,7 +436,8 @@ def boxes(brand, *others):
 
 PAGE = '<!doctype html><html><body><svg width=9><path/></svg> consent'
 PAGES = (PAGE, '\n\n' + PAGE, '<!-- <svg> -->' + PAGE, '<HTML>', '<script>a</script>', '<p>404', '<head/>',
-         '<div><svg/></div>', '\u200b\xa0<html>', '<main>Not found', '<strong>403</strong>', '<section><svg/></section>', '<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "x"><html xmlns="y"><svg/></html>')
+         '<div><svg/></div>', '\u200b\xa0<html>', '<main>Not found', '<strong>403</strong>',
+         '<section><svg/></section>', '<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "x"><html xmlns="y"><svg/></html>')
 HEIC = b'heic heix heim heis hevc hevx hevm hevs mif1 msf1 mif2 tmap'
 DRAWINGS = ('<svg/>', '<?xml version="1.0"?><svg/>', '<!-- a --><svg xmlns="x"><title>html</title></svg>', '<svg:svg/>',
             '<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "x"><svg/>')
@@ -458,8 +460,8 @@ NAMES = {
     'JPEG 2000': [b'\0\0\0\x0cjP  \r\n\x87\n', b'\xff\x4f\xff\x51\0'],
     'video': [boxes(o) for o in (b'isom', b'mp41', b'mp42', b'qt  ', b'M4V ', b'3gp5', b'avc1', b'dash')] + [
               b'\0\0\0\x08wide\0\0\1\0mdat', b'\0\0\0\x18styp', b'\0\0\1\0moof', b'\0\0\0\x08free',
-              b'OggS\0\2' + bytes(20) + b'\1\x1e\x01\x2a\x80theora', b'\x1aE\xdf\xa3\1', b'RIFF\0\0\0\0AVI LIST', b'FLV\1\5', b'\0\0\1\xba\x44',
-              (b'G' + bytes(187))*4, b'0&\xb2u\x8ef\xcf\x11'],
+              b'OggS\0\2' + bytes(20) + b'\1\x1e\x01\x2a\x80theora', b'\x1aE\xdf\xa3\1', b'RIFF\0\0\0\0AVI LIST',
+              b'FLV\1\5', b'\0\0\1\xba\x44', (b'G' + bytes(187))*4, b'0&\xb2u\x8ef\xcf\x11'],
     'sound': [b'ID3\4\0', b'RIFF\0\0\0\0WAVEfmt ', b'fLaC\0', b'OggS\0', boxes(b'M4A ')],
     'RAW': [b'II*\0\x10\0\0\0CR\2\0', boxes(b'crx ', b'isom'), b'FUJIFILMCCD-RAW 0201', b'FOVb\0', b'\0MRM\0',
             b'IIRO\x08\0\0\0', b'IIU\0\x18\0\0\0'],

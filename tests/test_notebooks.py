@@ -18,7 +18,9 @@ def source(cell): return ''.join(cell['source'])
 def is_export(cell): return bool(re.match(r'#\| *export', source(cell)))
 def exported(path): return [o for o in cells(path) if is_export(o)]
 def n_lines(cell): return len([o for o in source(cell).splitlines() if o.strip() and not o.startswith('#|')])
-def module_name(path): return next((m[1] for o in cells(path) if (m := re.match(r'#\| *default_exp (\S+)', source(o)))), None)
+
+def module_name(path):
+    return next((m[1] for o in cells(path) if (m := re.match(r'#\| *default_exp (\S+)', source(o)))), None)
 
 modules = {name: root/'catdog'/f'{name.replace(".", "/")}.py' for o in notebooks if (name := module_name(o))}
 numbers = {module_name(o): int(o.name[:2]) for o in lessons if module_name(o)}
@@ -69,6 +71,15 @@ def test_no_private_name_crosses_a_room(name):
 @pytest.mark.parametrize('name', [o for o in modules if o.split('.')[0] in WITHOUT_TORCH or numbers.get(o, 0) >= 5])
 def test_serving_needs_no_torch(name):
     assert not {o.split('.')[0] for o,_ in imports(name)} & {'torch', 'torchvision', 'fastai', 'fastbook', 'timm'}
+
+@pytest.mark.parametrize('path', notebooks, ids=ids(notebooks))
+def test_a_line_of_code_has_at_most_120_characters(path):
+    assert not [o for c in cells(path) if c['cell_type'] == 'code' for o in source(c).splitlines() if len(o) > 120]
+
+@pytest.mark.parametrize('folder', ['tests', 'bench', '.ci'])
+def test_a_line_of_a_script_has_at_most_120_characters(folder):
+    assert not [(path.name, o) for path in (root/folder).glob('*.py')
+                for o in path.read_text(encoding='utf8').splitlines() if len(o) > 120]
 
 def test_every_module_has_its_notebook():
     generated = {o for o in (root/'catdog').rglob('*.py') if not o.name.startswith('_')}
@@ -164,7 +175,8 @@ def test_what_a_function_returns_is_said(name):
     "By a comment behind the brackets, or where a name says all, by the type"
     for k,o in public(name):
         if not inspect.isfunction(o) or not gives_something(o): continue
-        said = re.search(r'^\).*: *# *\S', inspect.getsource(o), re.M)   # docments reads it only where there is a type, too
+        # docments reads it only where there is a type, too
+        said = re.search(r'^\).*: *# *\S', inspect.getsource(o), re.M)
         assert said or 'return' in inspect.get_annotations(o), f'{k} does not say what it returns'
 
 @pytest.mark.parametrize('path', notebooks, ids=ids(notebooks))

@@ -20,7 +20,8 @@ def cat():
 def serving(*options):
     "A `catdog-serve` in its own process, and its address"
     process = subprocess.Popen([str(Path(sys.executable).with_name('catdog-serve')), '--port', '0', *options],
-                               stdout=subprocess.PIPE, text=True, env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
+                               stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
     return process,process.stdout.readline().split()[0]
 
 @pytest.fixture(scope='module')
@@ -53,14 +54,16 @@ def drop(page, *paths, at=(30, 700)):
     "Drop files and folders of this machine on `page`, as a person does, at a place far from the frame"
     data = dict(items=[], files=list(map(str, paths)), dragOperationsMask=1)
     cdp = page.context.new_cdp_session(page)
-    for kind in ('dragEnter', 'dragOver', 'drop'): cdp.send('Input.dispatchDragEvent', dict(type=kind, x=at[0], y=at[1], data=data))
+    for kind in ('dragEnter', 'dragOver', 'drop'):
+        cdp.send('Input.dispatchDragEvent', dict(type=kind, x=at[0], y=at[1], data=data))
 
 @pytest.fixture
 def folder(tmp_path):
     "A folder `holidays` of pictures, with a folder within it and what computers add"
     holidays = tmp_path/'holidays'
     (holidays/'second').mkdir(parents=True)
-    for i,name in enumerate(['a.jpg', 'b.jpg', 'second/c.jpg']): (holidays/name).write_bytes(jpeg_bytes(draw('cat', i, (90, 80))))
+    for i,name in enumerate(['a.jpg', 'b.jpg', 'second/c.jpg']):
+        (holidays/name).write_bytes(jpeg_bytes(draw('cat', i, (90, 80))))
     for name in ('.DS_Store', 'Thumbs.db', 'notes.txt'): (holidays/name).write_text('nothing to see')
     return holidays
 
@@ -170,7 +173,8 @@ def test_why_without_script(url, visitor, cat):
     page.get_by_text('Bright: what spoke for cat.').wait_for()
     assert page.locator('.sentence').inner_text().startswith('cat, ') and page.locator('.result img').count() == 2
 
-def test_with_script_there_is_no_box_for_it(url, visitor): assert not visitor(url).get_by_label('Also show why').is_visible()
+def test_with_script_there_is_no_box_for_it(url, visitor):
+    assert not visitor(url).get_by_label('Also show why').is_visible()
 
 # Pages of other sites
 
@@ -185,15 +189,20 @@ def elsewhere(tmp_path):
     yield f'http://127.0.0.1:{site.server_port}'
     site.shutdown()
 
-FETCH = '''async ([url, bytes]) => { const body = new FormData(); body.append('file', new File([new Uint8Array(bytes)], 'cat.jpg'));
-    try { return (await (await fetch(url + 'predict', {method: 'POST', body, headers: {'X-Mine': '1'}})).json()).label; }
+FETCH = '''async ([url, bytes]) => {
+    const body = new FormData();
+    body.append('file', new File([new Uint8Array(bytes)], 'cat.jpg'));
+    try { return (await (await fetch(url + 'predict', {method: 'POST', body,
+                                                       headers: {'X-Mine': '1'}})).json()).label; }
     catch (e) { return e.message; } }'''
 
 @pytest.mark.parametrize('shared', [True, False])
 def test_a_page_of_another_site_asks(shared, elsewhere, visitor, cat):
     "With a header of its own, so that the browser asks beforehand whether it may"
     process,url = serving(*(['--cors', elsewhere] if shared else []))
-    try: assert visitor(elsewhere).evaluate(FETCH, [url, list(cat.read_bytes())]) == ('cat' if shared else 'Failed to fetch')
+    try:
+        answer = visitor(elsewhere).evaluate(FETCH, [url, list(cat.read_bytes())])
+        assert answer == ('cat' if shared else 'Failed to fetch')
     finally:
         process.terminate()
         process.wait(30)

@@ -55,7 +55,8 @@ def test_either_limit_alone_makes_an_answer_unsure(tampered):
     assert not Classifier(tampered(neither=dict(never, probability=1))).predict(image_cat()).sure
 
 @pytest.mark.parametrize('neither,doubt,words', [
-    (dict(probability=0, distance=1e9), '', 'cat, '), (dict(probability=1, distance=1e9), 'between', 'Not sure, between cat and dog (cat '),
+    (dict(probability=0, distance=1e9), '', 'cat, '),
+    (dict(probability=1, distance=1e9), 'between', 'Not sure, between cat and dog (cat '),
     (dict(probability=0, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=.9999, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=1, distance=0), 'between', 'Not sure, between cat and dog (cat ')])   # it is sure of nothing

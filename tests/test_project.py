@@ -37,6 +37,7 @@ CALLED = {
     'build': ('tests/test_project.py', "'-m', 'build'"),
     'setuptools': ('pyproject.toml', 'setuptools'),
     'nbdev': ('Makefile', 'nbdev-test'),
+    'nbclient': ('.ci/notebooks.py', 'from nbclient'),
     'jupyterlab': ('Makefile', 'jupyter lab'),
     'nbconvert': ('Makefile', 'jupyter nbconvert'),
     'pytest-xdist': ('Makefile', '--dist'),
@@ -113,12 +114,13 @@ MAKE_N = 'make', '--no-print-directory', '-n', '-o', '.venv/installed'
 
 def code_of(notebook):
     "The cells of `notebook` that are not exported, as a program"
-    cells = [''.join(o['source']) for o in json.loads(notebook.read_text(encoding='utf8'))['cells'] if o['cell_type'] == 'code']
+    cells = [''.join(o['source']) for o in json.loads(notebook.read_text(encoding='utf8'))['cells']
+             if o['cell_type'] == 'code']
     kept = [re.sub(r'^\s*[%!].*', '', o, flags=re.M) for o in cells if not re.match(r'#\| *(export|default_exp)', o)]
     return '\n'.join(kept)
 
 def unused(folder):
-    "What vulture finds in copies of our modules in `folder`; a room's `__all__` does not count as use, a chapter's does"
+    "What vulture finds in copies of our modules in `folder`; a chapter's `__all__` counts as use, a room's does not"
     for file in (ROOT/'catdog').rglob('*.py'):
         copy = folder/file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,8 @@ def built(tmp_path_factory):
         if not name or not (ROOT/name).is_file(): continue
         (project/name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT/name, project/name)
-    done = subprocess.run([sys.executable, '-m', 'build', '-q', '--no-isolation', '-o', dist, project], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'build', '-q', '--no-isolation', '-o', dist, project],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return next(dist.glob('*.tar.gz')),next(dist.glob('*.whl'))
 
@@ -176,7 +179,8 @@ def brought_by(wanted):
         for o in {'', *req.extras}:
             if (normal(req.name), o) in res: continue
             res.add((normal(req.name), o))
-            with contextlib.suppress(PackageNotFoundError): left += [(Requirement(r), o) for r in requires(req.name) or ()]
+            with contextlib.suppress(PackageNotFoundError):
+                left += [(Requirement(r), o) for r in requires(req.name) or ()]
     return {name for name,_ in res}
 
 BLOCK = """import sys
@@ -201,10 +205,12 @@ def test_the_wheel_works_away_from_the_clone(built, tmp_path):
     (there/'sitecustomize.py').write_text(f'NAMES = {absent!r}\n{BLOCK}')
     env = {k: v for k,v in os.environ.items() if not k.startswith(('CATDOG_', 'AZURE_'))} | {'PYTHONPATH': str(there)}
     def run(name, *args):
-        done = subprocess.run([there/'bin'/name, *map(str, args)], cwd=work, env=env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([there/'bin'/name, *map(str, args)], cwd=work, env=env, capture_output=True, text=True,
+                              timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
-    where = subprocess.check_output([sys.executable, '-c', 'import catdog; print(catdog.__file__)'], cwd=work, env=env, text=True)
+    where = subprocess.check_output([sys.executable, '-c', 'import catdog; print(catdog.__file__)'], cwd=work,
+                                    env=env, text=True)
     assert Path(where.strip()).is_relative_to(there)
     for name in COMMANDS: assert run(name, '--help').startswith(f'usage: {name}')
     run('catdog-build', 'cat', 'dog', '--engine', 'sample', '--n', 20, '--size', 64)
@@ -289,7 +295,8 @@ def test_with_an_address_the_chapters_open_in_colab_and_install_there(tmp_path):
     for name in ('first/name', 'some/where'): module.set_repository(name, tmp_path)   # the second one holds
     assert 'repository = some/where\n' in (tmp_path/'settings.ini').read_text()
     for file in sorted((ROOT/'nbs').glob('*.ipynb')):
-        old,new = ([''.join(o['source']) for o in json.loads((o/'nbs'/file.name).read_text())['cells']] for o in (ROOT, tmp_path))
+        old,new = ([''.join(o['source']) for o in json.loads((o/'nbs'/file.name).read_text())['cells']]
+                   for o in (ROOT, tmp_path))
         changed = [(a, b) for a,b in zip(old, new, strict=True) if a != b]
         target = '00_start.ipynb' if file.name == 'index.ipynb' else file.name
         assert new[0].endswith(f'/github/some/where/blob/main/nbs/{target})') and new[0].count('[![Open in Colab]') == 1
@@ -321,7 +328,8 @@ def workflow(name): return yaml.safe_load(read(f'.github/workflows/{name}.yml'))
 
 def test_the_workflows_cover_what_is_promised():
     matrix = workflow('test')['jobs']['test']['strategy']['matrix']
-    pairs = {(o, p) for o in matrix['os'] for p in matrix['python']} | {(o['os'], o['python']) for o in matrix.get('include', [])}
+    pairs = {(o, p) for o in matrix['os'] for p in matrix['python']}
+    pairs |= {(o['os'], o['python']) for o in matrix.get('include', [])}
     assert {p for o,p in pairs if o.startswith('ubuntu')} >= {'3.10', '3.11', '3.12', '3.13'}
     assert any(o.startswith('macos') for o,_ in pairs)
     release = workflow('release')
@@ -340,7 +348,8 @@ def test_one_command_installs_the_hooks(tmp_path):
     clone,home = tmp_path/'clone',tmp_path/'home'
     home.mkdir()
     subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)
-    env = {**os.environ, 'HOME': str(home), 'JUPYTER_CONFIG_DIR': str(home/'jupyter'), 'GIT_CONFIG_GLOBAL': str(home/'git')}
+    env = {**os.environ, 'HOME': str(home), 'JUPYTER_CONFIG_DIR': str(home/'jupyter'),
+           'GIT_CONFIG_GLOBAL': str(home/'git')}
     line = subprocess.check_output([*MAKE_N, 'hooks', f'BIN={Path(sys.executable).parent}'],
                                    cwd=ROOT, text=True)
     subprocess.run(['sh', '-c', line], cwd=clone, env=env, check=True, capture_output=True)

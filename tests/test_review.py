@@ -72,7 +72,7 @@ def test_report_says_what_is_wrong(tmp_path, args, words):
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    "Drawings in data/drawn, models/drawn that was trained on them with seed 1, and the names of the validation pictures"
+    "Drawings in data/drawn, models/drawn trained on them with seed 1, and the names of the validation pictures"
     from catdog.train import export, train
     folder = tmp_path_factory.mktemp('built')
     learn = train(drawings(folder/'data'/'drawn', 24), size=64, bs=8, seed=1)
@@ -97,7 +97,8 @@ def reviewed(*args):
     "What `catdog-review` prints, and of how many pictures it says how many wrong"
     done = review('.', *args)
     assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
-    share,n = re.search(r'^([\d.]+)% \(.*?\) of ([\d,]+) pictures that it had not been trained on', done.stdout, re.M).groups()
+    share,n = re.search(r'^([\d.]+)% \(.*?\) of ([\d,]+) pictures that it had not been trained on', done.stdout,
+                        re.M).groups()
     return done.stdout,(round(float(share)*int(n)/100), int(n))
 
 def predicted():
@@ -138,7 +139,8 @@ def test_new_pictures_stand_apart_and_what_is_left_is_counted(project):
     shutil.copy(trained, 'data/drawn/dog/again.jpg')
     said,(_,n) = reviewed()
     assert n == len(cats)
-    assert f'Measured on {n} of the {len(project)} pictures that validated the model; the others are no longer in' in said
+    measured = f'Measured on {n} of the {len(project)} pictures that validated the model'
+    assert f'{measured}; the others are no longer in' in said
     assert 'None of these is labelled dog.' in said and 'New in data/drawn, and measured apart: 1.' in said
     assert 'Copies of training pictures, which count as such: 1.' in said
     assert re.search(r'of 1 pictures that are new since it was trained were given the wrong label', said)
@@ -223,7 +225,8 @@ def test_the_model_must_know_the_labels_of_the_folder(project):
     from catdog.core.images import CatdogError
     from catdog.review import saved_learner
     for a,b in (('cat', 'cat'), ('dog', 'fox')): shutil.copytree(f'data/drawn/{a}', f'other/{b}')
-    with pytest.raises(CatdogError, match="has no folder 'dog'; there are 'cat', 'fox'"): saved_learner('other', 'models/drawn')
+    with pytest.raises(CatdogError, match="has no folder 'dog'; there are 'cat', 'fox'"):
+        saved_learner('other', 'models/drawn')
 
 def test_compare_counts_what_a_person_would(tmp_path):
     from catdog.review import compare, predictions

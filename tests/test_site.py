@@ -123,7 +123,8 @@ def agreement(page, classifier, files):
         p = {k: fraction(v) for k,v in card['shown'].items()}
         label = max(p, key=p.get) if p else card['small'].removeprefix('If it had to be one of them: ')[:-1]
         doubt = '' if card['sure'] else 'between' if p else 'unlike'
-        yield label == pred.label,abs(p[pred.label] - pred.probability) if p and pred.doubt != 'unlike' else 0,doubt == pred.doubt
+        off = abs(p[pred.label] - pred.probability) if p and pred.doubt != 'unlike' else 0
+        yield label == pred.label,off,doubt == pred.doubt
 
 def test_the_same_answers_about_photographs(app, classifier, photos):
     "`bench/site.py same` asks about all 500"
@@ -678,8 +679,8 @@ def test_the_words_are_those_of_python(open_app):
             answers.append((Prediction(labels[best], p[best], dict(zip(labels, p)), doubt=doubt), p, labels))
     js = """all => all.map(([o, labels]) => [words(o, labels), tally(o), forcedChoice(o),
                            shownProbabilities(o, labels).map(([label, p]) => [label, percent(p)])])"""
-    said = open_app.evaluate(js, [[dict(label=o.label, probability=o.probability, probabilities=p, doubt=o.doubt), labels]
-                                  for o,p,labels in answers])
+    said = open_app.evaluate(js, [[dict(label=o.label, probability=o.probability, probabilities=p, doubt=o.doubt),
+                                   labels] for o,p,labels in answers])
     expected = [[sentence(o), tally(o), forced_choice(o), [[k, percent(v)] for k,v in shown_probabilities(o)]]
                 for o,*_ in answers]
     assert said == expected

@@ -89,7 +89,8 @@ def error_sentences(
                             'pictures, some of which it may have been trained on,')]
     counts = _matrix(table, sorted({*table.label, *table.predicted}))
     if len(rows) and are_uneven(counts):
-        said.append(f'{balanced_error(counts):.1%} balanced error: each label counts once, however many pictures it has.')
+        said.append(f'{balanced_error(counts):.1%} balanced error: each label counts once, '
+                    'however many pictures it has.')
     kinds = dict(Test='test pictures', New='pictures that are new since it was trained')
     return said + [_sentence(table[table.dataset == o], what) for o,what in kinds.items() if (table.dataset == o).any()]
 

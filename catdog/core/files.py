@@ -68,7 +68,7 @@ def default_folder(
     "The folder in `parent` that is called after `labels`"
     labels = [labels] if isinstance(labels, str) else labels
     name = ('--' if any('-' in o for o in labels) else '-').join(labels)   # or two projects would have one folder
-    short = os.fsencode(name)[:150].decode(errors='ignore')   # names may have 255 bytes, and others are made of this one
+    short = os.fsencode(name)[:150].decode(errors='ignore')   # a name may have 255 bytes; others are made of this one
     clear = short == name and not any('--' in o or '-' in (o[:1], o[-1:]) for o in labels)
     return Path(parent)/(name if clear else f'{short}-{content_id(os.fsencode(chr(0).join(labels)))[:8]}')
 

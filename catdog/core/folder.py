@@ -47,7 +47,7 @@ class PictureFolder:
         path:str|os.PathLike, # The folder
         labels:str|list=None # Those that are meant; None: all that there are
     ):
-        "Read what lies in `path` now; `CatdogError` where it is no such folder, or where one of `labels` has none in it"
+        "Read what lies in `path` now; `CatdogError` where it is no such folder, or one of `labels` has none in it"
         self.path,self.asked = Path(path),None if labels is None else _asked(labels)
         if not self.path.is_dir():
             raise CatdogError(f'{path}: there is no such folder; make one with catdog-scrape, or give one that has a '
@@ -68,7 +68,8 @@ class PictureFolder:
 def _asked(labels): return sorted({normalize('NFC', o) for o in ([labels] if isinstance(labels, str) else labels)})
 
 # %% ../../nbs/core/folder.ipynb #6abce772
-def _unreadable(e): raise CatdogError(f'{e.filename}: cannot be read ({e.strerror}); give the right to, or move it away')
+def _unreadable(e):
+    raise CatdogError(f'{e.filename}: cannot be read ({e.strerror}); give the right to, or move it away')
 
 @patch
 def _read(self:PictureFolder):

@@ -16,8 +16,8 @@ FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'AVIF', 'BMP', 'TIFF')   # Pillow's nam
 # %% ../../nbs/core/formats.ipynb #9eb4fedf
 _PAGE = set('a b body br center div font form frameset h1 h2 head html iframe img link meta noscript p pre script span '
             'style table title'.split())
-_ALSO = set('address article aside audio base blockquote button code dd details dl dt em embed fieldset footer h4 h5 h6 '
-            'header hr i input label li main nav object ol option picture section select small strong summary td '
+_ALSO = set('address article aside audio base blockquote button code dd details dl dt em embed fieldset footer h4 h5 '
+            'h6 header hr i input label li main nav object ol option picture section select small strong summary td '
             'template textarea th tr u ul video'.split())   # of other XML documents, too, but those say that they are
 _BLANK = ' \t\r\n\f\v\0\x85\xa0\u200b\u2060\u3000\ufeff'
 

@@ -61,7 +61,8 @@ def _make_room(self:Arrivals, mine=None, full=lambda: False):
     "While it is `full`, give up the one that is silent longest of those, but for `mine`, that hold something"
     while full():
         others = [o for o in self.all if o.arriving and o is not mine and (o.size or mine is None)]
-        if not others: raise ServiceUnavailable('Too many pictures at the moment. Try again in a second.', retry_after=1)
+        if not others:
+            raise ServiceUnavailable('Too many pictures at the moment. Try again in a second.', retry_after=1)
         longest = min(others, key=lambda o: o.last)
         self._give_up(longest, _crowded)
 

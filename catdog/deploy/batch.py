@@ -116,7 +116,8 @@ def check_name(
 # %% ../../nbs/deploy/batch.ipynb #1632250b
 _texts = ('file', 'label', 'doubt', 'text', 'error')   # columns that hold text
 
-def _columns(labels): return ['file', 'label', 'probability', 'sure', 'doubt', 'text', *(f'p_{o}' for o in labels), 'error']
+def _columns(labels):
+    return ['file', 'label', 'probability', 'sure', 'doubt', 'text', *(f'p_{o}' for o in labels), 'error']
 
 # %% ../../nbs/deploy/batch.ipynb #79247221
 def _part_file(classifier, out):

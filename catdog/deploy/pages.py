@@ -23,7 +23,8 @@ def render_page(
     "The page, with `results` or an `error`"
     accept = ','.join(f'image/{o.lower()}' for o in FORMATS)
     return flask.render_template('page.html', title=question(classifier.labels), summary=classifier.summary,
-                                 percent=percent, results=results, error=error, accept=accept, max_bytes=MAX_BODY, max_files=MAX_FILES)
+                                 percent=percent, results=results, error=error, accept=accept,
+                                 max_bytes=MAX_BODY, max_files=MAX_FILES)
 
 # %% ../../nbs/deploy/pages.ipynb #ae07049b
 _headers = {

@@ -43,10 +43,13 @@ def fetch_runtime() -> dict: # Name -> content of the two files; `CatdogError` w
         if res.returncode or not packed:
             lines = re.findall(r'^npm (?:ERR!|error) (?!code|syscall|errno)(.+)', res.stderr, re.M)
             reason = next(iter(lines), res.stderr.strip()[-200:])
-            raise CatdogError(f'npm cannot fetch onnxruntime-web {RUNTIME} ({reason}): try again, or do without --local')
-        with tarfile.open(packed) as tar: data = {o: tar.extractfile(f'package/dist/{o}').read() for o in _runtime_hashes}
+            raise CatdogError(f'npm cannot fetch onnxruntime-web {RUNTIME} ({reason}): try again, '
+                              'or do without --local')
+        with tarfile.open(packed) as tar:
+            data = {o: tar.extractfile(f'package/dist/{o}').read() for o in _runtime_hashes}
     if {k: integrity(v) for k,v in data.items()} != _runtime_hashes:
-        raise CatdogError(f'what npm gives for onnxruntime-web {RUNTIME} is not what this version of catdog was made with')
+        raise CatdogError(f'what npm gives for onnxruntime-web {RUNTIME} is not what '
+                          'this version of catdog was made with')
     return data
 
 # %% ../../nbs/deploy/site.ipynb #3f64634c
@@ -141,7 +144,8 @@ def host_files(
     "What hosts look for in a folder with the page of `classifier`: a README, and with `github_pages` the workflow"
     title = question(classifier.labels)
     readme = fill(_template('README.md'), name=json.dumps(title), title=title, summary=f'Model: {classifier.summary}.')
-    return {'README.md': readme, **({'.github/workflows/pages.yml': _template('pages.yml').encode()} if github_pages else {})}
+    return {'README.md': readme,
+            **({'.github/workflows/pages.yml': _template('pages.yml').encode()} if github_pages else {})}
 
 # %% ../../nbs/deploy/site.ipynb #bbd1ed6a
 @command

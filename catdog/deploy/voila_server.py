@@ -19,7 +19,7 @@ from voila.tornado.handler import TornadoVoilaHandler
 
 # %% ../../nbs/deploy/voila_server.ipynb #a4f21bdc
 class VisitorKernels(AsyncMappingKernelManager):
-    "Jupyter's kernels; one that no browser has connected to ends `unvisited_timeout` seconds after it was asked for last"
+    "Jupyter's kernels; one that no browser connected to ends `unvisited_timeout` seconds after it was asked for last"
     unvisited_timeout = Integer(60, config=True, help='Seconds until a kernel that no browser connects to is ended')
     _asked = Dict()   # kernel -> when it was asked for last; infinity once a browser has connected to it
 

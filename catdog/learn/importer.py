@@ -90,7 +90,8 @@ def saved_dls(
     blocks = TransformBlock(type_tfms=opened, batch_tfms=IntToFloatTensor),CategoryBlock(meta['labels'], sort=False)
     some = split.train or split.valid or list(split.content_ids)   # fastai cannot begin with an empty training set
     if not some: raise CatdogError(f'{split.folder.path}: there is no picture in it that can be opened')
-    dls = split_dls(replace(split, train=some), blocks, square, [], 42, bs=min(64, len(some)), device=torch.device('cpu'))
+    dls = split_dls(replace(split, train=some), blocks, square, [], 42, bs=min(64, len(some)),
+                    device=torch.device('cpu'))
     if not split.train: dls.loaders[0] = dls.train.new(dls.train_ds.new_empty())
     dls.split = split
     return dls

@@ -99,7 +99,8 @@ def picture_scores(
         return dict(zip(features, head_scores(learn, np.stack([*features.values()])))) if features else {}
     learn.model.eval()
     with torch.no_grad():
-        batches = [(names, learn.model(x).float().cpu()) for names,x in validation_batches(learn, files, on_bad, on_open)]
+        batches = [(names, learn.model(x).float().cpu())
+                   for names,x in validation_batches(learn, files, on_bad, on_open)]
     return {f: o for names,rows in batches for f,o in zip(names, rows)}
 
 # %% ../../nbs/learn/learner.ipynb #322479bc

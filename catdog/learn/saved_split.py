@@ -29,14 +29,15 @@ def recorded_pictures(
     file = model_file(model).with_name('pictures.json')
     try: said = json.loads(file.read_text(encoding='utf8'))
     except FileNotFoundError: return None
-    except (OSError, ValueError) as e: raise ModelError(f'{file}: cannot be read ({e}); export the model again') from None
+    except (OSError, ValueError) as e:
+        raise ModelError(f'{file}: cannot be read ({e}); export the model again') from None
     if not isinstance(said, dict) or not all(isinstance(said.get(o, []), list) for o in PARTS):
         raise ModelError(f'{file}: does not say which pictures it was trained on; export the model again')
     return {o: said.get(o, []) for o in PARTS}
 
 # %% ../../nbs/learn/saved_split.ipynb #0eee263d
 class SavedSplit(Split):
-    "What the pictures in a folder are to a saved model; without a record all are in `valid`, and may have been trained on"
+    "What a folder's pictures are to a saved model; without a record all are in `valid`, and may have been trained on"
     recorded = None   # From `recorded_pictures`
     new = ()          # Files that are neither recorded nor copies of pictures for training
     copies = 0        # How many are not recorded, but such copies: they are in `train`
@@ -52,7 +53,7 @@ def _content(file):
     except OSError as e: return e   # of the file, not of the work: it is left out by name
 
 def _sort_files(files, recorded):
-    "Lists of `files` for each of `PARTS`, and 'new'; from file to content id; (file, reason) of those that cannot be read"
+    "Lists of `files` for each of `PARTS`, and 'new'; file to content id; (file, reason) of those that cannot be read"
     contents = dict(zip(files, map_ahead(_content, files)))
     left_out = [(f, f'cannot be read ({o.strerror})') for f,o in contents.items() if isinstance(o, OSError)]
     ids = {f: o for f,o in contents.items() if isinstance(o, str)}
@@ -62,7 +63,7 @@ def _sort_files(files, recorded):
 
 # %% ../../nbs/learn/saved_split.ipynb #d37fe33f
 def _separate_new(new, training):
-    "Of the files `new` those that are really new, those that are copies of some in `training`, and (file, reason) of bad ones"
+    "Of the files `new` the really new, the copies of some in `training`, and (file, reason) of bad ones"
     checked = dict(zip(new + training, check_pictures(new + training))) if new else {}
     good = [f for f,o in checked.items() if not o.fault]
     bad = [(f, checked[f].fault) for f in new if checked[f].fault]

@@ -48,7 +48,7 @@ def check_folder(
     return _read_folder(path, labels).counts()
 
 # %% ../../nbs/learn/split.ipynb #cdf7798b
-CheckedPicture = namedtuple('CheckedPicture', 'content_id phash colours fault')   # fault: why it cannot be opened, or None
+CheckedPicture = namedtuple('CheckedPicture', 'content_id phash colours fault')   # fault: why it does not open, or None
 
 def check_picture(
     file:str|os.PathLike # A picture, as somebody says
@@ -184,7 +184,8 @@ def check_number(
 # %% ../../nbs/learn/split.ipynb #2f1682e9
 def _check_share(valid_pct):
     if not 0 < valid_pct < 1:
-        raise CatdogError(f'valid_pct is the share of the pictures for validation, above 0 and below 1, not {valid_pct}')
+        raise CatdogError('valid_pct is the share of the pictures for validation, above 0 and below 1, '
+                          f'not {valid_pct}')
 
 def _choose(folder, n, seed):
     "Leave `n` pictures of each label in `folder`, at random, and all that are for testing"

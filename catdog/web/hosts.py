@@ -20,7 +20,7 @@ from ..core.images import BadImage
 PER_HOST = 8             # requests to one host at a time; a browser makes six
 TRIES = 3                # how often a busy server is asked in all
 MAX_WAIT = 30            # seconds; a server that wants us to wait longer is left alone
-GIVE_UP = 3              # so many refusals after the first, or requests without an answer, in a row: the host is left alone
+GIVE_UP = 3              # so many refusals after the first, or unanswered requests, in a row: the host is left alone
 BUSY = (429, 500, 502, 503, 504)   # HTTP statuses after which it may work the next time
 
 # %% ../../nbs/web/hosts.ipynb #37d21fb9
