@@ -4,25 +4,31 @@ import hashlib, json, os, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 
+from command_helpers import run_command
+
 from catdog.core.drawing import draw
 from catdog.core.files import content_id
 from catdog.deploy.predictor import Classifier
 
 QUICK = '--size', '64'
 
-def start(*args, cwd):
-    "A catdog-build with `args`, as quick as it can be"
-    command = [str(Path(sys.executable).with_name('catdog-build')), *map(str, args), *QUICK]
+def environment():
     env = {k: v for k,v in os.environ.items() if not k.startswith(('CATDOG_', 'AZURE_'))}
     shared = Path(__file__).parent.parent.parent/'shared'/'torch_home'
     if shared.is_dir(): env.setdefault('TORCH_HOME', str(shared))
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return env
+
+def start(*args, cwd):
+    "A catdog-build with `args`, as quick as it can be"
+    command = [str(Path(sys.executable).with_name('catdog-build')), *map(str, args), *QUICK]
+    return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True)
 
 def build(*args, cwd, ok=True):
     "What catdog-build printed"
-    p = start(*args, cwd=cwd)
-    out,err = p.communicate(timeout=300)
-    assert p.returncode == (0 if ok else 2) and 'Traceback' not in err, out[-2000:] + err[-3000:]
+    done = run_command('catdog-build', *args, *QUICK, cwd=cwd, env=environment())
+    out,err = done.stdout,done.stderr
+    assert done.returncode == (0 if ok else 2) and 'Traceback' not in err, out[-2000:] + err[-3000:]
     return out if ok else err
 
 def fill(folder, **counts):

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from command_helpers import run_command
 from picture_files import write_drawings
 
 from catdog.predict import Classifier
@@ -114,9 +115,11 @@ def test_a_killed_build_is_resumed(tmp_path):
 
 def build(*args, cwd, ok=True, before=()):
     "Run catdog-build with `args` on small pictures; the process, which ended as it should"
-    command = [*before, script('catdog-build'), *map(str, args)]
     env = {**environment(), 'TORCH_HOME': str(cwd/'weights')} if 'TORCH_HOME' not in os.environ else environment()
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=500)
+    if before:
+        command = [*before, script('catdog-build'), *map(str, args)]
+        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=500)
+    else: done = run_command('catdog-build', *args, cwd=cwd, env=env)
     assert done.returncode == (0 if ok else 2), done.stdout[-2000:] + done.stderr[-3000:]
     assert 'Traceback' not in done.stderr
     return done
