@@ -67,7 +67,7 @@ def validation_distances(
     return logits.numpy(),truth.numpy(),distance(x[:, x.shape[1]//2:, None, None]).numpy()
 
 # %% ../../nbs/learn/ood.ipynb #91c38ac0
-def _down(x): return float(np.floor(x*1e4)/1e4)
+def _down(x): return float(np.floor(float(x)*1e4)/1e4)
 
 def ood_limits(
     probability:np.ndarray, # Of each answer about a validation picture, 0 to 1
