@@ -24,7 +24,7 @@ VARIES = {
 
 FOREIGN = [(r'data:image/[^"\')\s]+', 'PICTURE'), (r'<(style|script)\b.*?</\1>', ''), (r'<[^>]*>', ' '),
            (r'https?://(127\.0\.0\.1|localhost):\d+', 'ADDRESS'), (r'/tmp/[\w./-]+|tmp\w{8}', 'PATH'),
-           (r' at 0x\w+', ''), (r'(?<!\.)\b(\d{19}|(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{8})\b', 'ID'),
+           (r' at 0x\w+', ''), (r'(?<!\d\.)\b(\d{19}|(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{8})\b', 'ID'),
            (r'\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d)?)?', 'DATE'),
            (r'epoch\s+train_loss[a-z_\s]*time[\d\s:.]+', 'EPOCHS '), (r'[\d.,]+ ?(ms|s|seconds?|minutes?)\b', 'TIME'),
            (r'the ImageNet weights of .*? Going on with \w+\.', '')]   # said where there is no internet
