@@ -7,7 +7,7 @@ MADE_WITH := $(shell cat .venv/installed 2>/dev/null)
 TORCH ?= $(MADE_WITH)
 # WORDS="grizzly 'black bear' teddy": what the app tells apart. Without them any model will do, or one of cats and dogs.
 WORDS ?=
-# Tests at a time, of which many wait for a browser or a deadline; who has none left takes some of another's. FILES: what `make outputs` is about
+# Tests at a time, of which many wait for a browser or a deadline; who has none left takes some of another's
 JOBS ?= 3
 .DEFAULT_GOAL := help
 .PHONY: help app site lab hooks repository screenshot test test-notebooks outputs bench readme clean browser

@@ -24,7 +24,8 @@ VARIES = {
 
 FOREIGN = [(r'data:image/[^"\')\s]+', 'PICTURE'), (r'<(style|script)\b.*?</\1>', ''), (r'<[^>]*>', ' '),
            (r'https?://(127\.0\.0\.1|localhost):\d+', 'ADDRESS'), (r'/tmp/[\w./-]+|tmp\w{8}', 'PATH'),
-           (r' at 0x\w+', ''), (r'(?<!\d\.)\b(\d{19}|(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{8})\b', 'ID'),
+           (r' at 0x\w+', ''), (r'\b\d+\.\d+\.\d+[\w.+]*', 'VERSION'),
+           (r'(?<!\d\.)\b(\d{19}|(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{8})\b', 'ID'),
            (r'\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d)?)?', 'DATE'),
            (r'epoch\s+train_loss[a-z_\s]*time[\d\s:.]+', 'EPOCHS '), (r'[\d.,]+ ?(ms|s|seconds?|minutes?)\b', 'TIME'),
            (r'the ImageNet weights of .*? Going on with \w+\.', '')]   # said where there is no internet
@@ -58,7 +59,8 @@ def same(saved, now, numbers=True):
 
 @pytest.mark.parametrize('a, b', [
     ('3 of 20 in 4.1 s', '3 of 20 in 12 s'), ('at http://127.0.0.1:8742/a', 'at http://127.0.0.1:50000/a'),
-    ('loss 0.4231', 'loss 0.4239'), ('.a.csv.12ab34cd', '.a.csv.98fe76dc'), ('cat   1\ndog  20', 'cat 1\ndog 20')])
+    ('loss 0.4231', 'loss 0.4239'), ('.a.csv.12ab34cd', '.a.csv.98fe76dc'), ('torch 2.14.1+cpu', 'torch 2.9.0'),
+    ('cat   1\ndog  20', 'cat 1\ndog 20')])
 def test_the_same_is_the_same(a, b): assert same(*(words([{'text': o}]) for o in (a, b)))
 
 @pytest.mark.parametrize('a, b', [
