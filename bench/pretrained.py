@@ -36,8 +36,8 @@ def features_8bit(path, files):
 def fit_in_8_bits(learn, path):
     "Fit the head of `learn` to the features that the model in `path` computes, and write it there"
     import torch
-    from catdog.learn.evaluate import calibrate_on
-    from catdog.learn.learner import fit_linear
+    from catdog.learn.calibration import calibrate_on
+    from catdog.learn.head import fit_linear
     from catdog.train import export
     def features_and_labels(dset): return features_8bit(path, dset.items),np.array([int(o) for o in dset.tls[1]])
     x,y = features_and_labels(learn.dls.train_ds)
@@ -53,8 +53,8 @@ def cross(path=PRETRAINED, folds=5):
     from catdog.core.files import find_pictures
     from catdog.data import get_dls
     from catdog.learn.features import picture_features
-    from catdog.learn.learner import fit_linear, get_learner
-    from catdog.learn.recipes import recipe_tfms
+    from catdog.learn.head import fit_linear, get_learner
+    from catdog.learn.finetune import recipe_tfms
     files = sorted(find_pictures([shared/'photos'/'small']))
     y = np.array([int(o.parent.name == 'dog') for o in files])
     learn = get_learner(get_dls(shared/'photos'/'web', 260, **recipe_tfms('fast', 260)), ARCH, lin_ftrs=[],
@@ -124,7 +124,7 @@ HEADING = '## On photographs that it has not seen'
 
 def card(path=PRETRAINED):
     "Measure, and put the result and the licence into the model card"
-    from catdog.learn.model_card import markdown_table
+    from catdog.learn.card import markdown_table
     file = path/'model_card.md'
     names = 'those for validation, full size as on the web','the same kind, 180 x 180 pixels','breeds, other sources'
     table = markdown_table([(name, *row) for name,row in zip(names, measured(path))],

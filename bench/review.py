@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score
 
 from catdog.clean.interpret import prediction_table
 from catdog.clean.issues import out_of_sample
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 from catdog.core.images import _thumbnail, open_image
 from catdog.data import get_dls, image_files
 from catdog.review import Cleaner, predictions, suspects

@@ -92,7 +92,7 @@ def speed(photos, n=1000):
 
 def copies(photos, n=500, planted=200):
     from PIL import ImageEnhance
-    from catdog.core.drawing import draw
+    from catdog.sample.draw import draw
     from catdog.core.images import jpeg_bytes, open_image
     from catdog.scrape import ENGINES, Photo, scrape
     def scaled(o, by): return o.resize((round(o.width*by), round(o.height*by)))
@@ -157,8 +157,8 @@ def _index_costs(sizes, n=500):
 
 def _open_manifest(n):
     "Seconds to open the data set whose manifest has `n` lines, and to read it as a table"
-    from catdog.web.collect import Collector
-    from catdog.web.manifest import Manifest, Photo, read_manifest
+    from catdog.web.download import Collector
+    from catdog.dataset.manifest import Manifest, Photo, read_manifest
     r = random.Random(0)
     with tempfile.TemporaryDirectory() as d:
         with (Path(d)/'manifest.jsonl').open('w') as f:
@@ -170,7 +170,7 @@ def _open_manifest(n):
         return _least(lambda: Collector(Manifest(Path(d))), 3),_least(lambda: read_manifest(d), 3)
 
 def growth(photos):
-    from catdog.core.drawing import draw
+    from catdog.sample.draw import draw
     from catdog.core.duplicates import colour_signature, near_pairs, perceptual_hash
     from catdog.core.images import open_image
     files = [o for label in ('cat', 'dog') for o in sorted((photos/label).iterdir())[:100]] if photos else []

@@ -17,7 +17,7 @@ from playwright.sync_api import expect, sync_playwright
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root))
 from catdog.deploy.predictor import Classifier, shipped_model   # noqa: E402
-from catdog.deploy.site import build_site                       # noqa: E402
+from catdog.deploy.page import build_site                       # noqa: E402
 
 shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
 photos = sorted((shared/'photos'/'web').glob('*/*.jpg')) or sys.exit(f'no photographs at {shared}: set CATDOG_SHARED')

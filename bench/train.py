@@ -31,12 +31,12 @@ from fastai.vision.all import (BnFreeze, CategoryBlock, DataBlock, FuncSplitter,
                                aug_transforms, get_image_files, parent_label, set_seed)
 from fastcore.script import call_parse
 
-from catdog.core.images import CatdogError
+from catdog.core.errors import CatdogError
 from catdog.data import Decoded, get_dls, image_files
 from catdog.learn import features
 from catdog.learn.features import body_session
-from catdog.learn.recipes import unfreeze_except_batchnorm
-from catdog.learn.split import split_files
+from catdog.learn.finetune import unfreeze_except_batchnorm
+from catdog.dataset.split import split_files
 from catdog.train import get_learner, train
 
 web,test,LITE = shared/'photos'/'web',shared/'photos'/'test','efficientnet_lite0'
@@ -137,7 +137,7 @@ def runtimes(n=320):
 def neither(n=100):
     "What the model that ships calls not sure: pictures of the labels, of other things, and fastbook's bear"
     from fastbook import image_bear, image_cat
-    from catdog.core.drawing import draw
+    from catdog.sample.draw import draw
     from catdog.predict import Classifier, shipped_model
     classifier = Classifier(shipped_model())
     def unsure(pictures):

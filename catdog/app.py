@@ -9,10 +9,10 @@ __all__ = ['serve_app', 'App']
 import os, tempfile
 from pathlib import Path
 
-from .core.images import command
+from .core.errors import command
 from .deploy.predictor import Classifier
-from .deploy.process import check_port
-from .deploy.voila import app_notebook, run_voila
+from .deploy.server import check_port
+from .deploy.widgets import app_notebook, run_voila
 from .deploy.widgets import App
 
 _all_ = ['App']

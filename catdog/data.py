@@ -9,9 +9,8 @@ __all__ = ['get_dls', 'image_files', 'check_folder', 'UprightImage', 'OpenUprigh
 # %% ../nbs/02_data.ipynb #e374dad2
 import os
 
-from .learn.dataset import (Decoded, OpenUpright, UprightImage, decoded_dls, image_files,
-                                  split_dls)   # first: it says that torch and fastai are being loaded
-from .learn.split import ApartSplitter, check_folder, copies, split_files, stratify
+from .learn.loaders import Decoded, OpenUpright, UprightImage, decoded_dls, image_files, split_dls   # first: it says that torch and fastai are being loaded
+from .dataset.split import ApartSplitter, check_folder, copies, split_files, stratify
 from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor

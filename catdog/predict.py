@@ -8,10 +8,10 @@ __all__ = ['predict_files', 'Prediction', 'ModelError', 'shipped_model', 'find_m
 # %% ../nbs/05_predict.ipynb #5fb4dbdd
 from fastcore.script import is_cli
 
-from .core.images import CatdogError, command
-from .core.model_file import ModelError
-from .deploy.batch import (answer_rows, check_out_file, check_paths, found_files, predict_bucket, print_rows,
-                                 write_file)
+from .core.errors import CatdogError, command
+from .core.errors import ModelError
+from catdog.deploy.batch import (answer_rows, check_out_file, check_paths, found_files, predict_bucket, print_rows,
+    write_file)
 from .deploy.predictor import Classifier, Prediction, find_models, shipped_model
 
 _all_ = ['Prediction', 'ModelError', 'shipped_model', 'find_models', 'Classifier', 'predict_bucket']

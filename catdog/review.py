@@ -10,18 +10,18 @@ __all__ = ['compare', 'write_report', 'Cleaner', 'suspects', 'predictions', 'sco
 import os
 from pathlib import Path
 
-from .learn.importer import saved_learner   # first: it says that torch and fastai are being loaded
+from .learn.export import saved_learner   # first: it says that torch and fastai are being loaded
 import pandas as pd
 
 from .clean.cleaner import Cleaner
 from .clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores
 from .clean.issues import suspects
-from .clean.moves import apply_choices, can_undo, undo_choices
+from .dataset.journal import apply_choices, can_undo, undo_choices
 from .clean.report import error_sentences, report
-from .core.folder import PictureFolder
-from .core.images import CatdogError, command
+from .dataset.folder import PictureFolder
+from .core.errors import CatdogError, command
 from .core.stats import error_interval
-from .learn.saved_split import saved_folders
+from .dataset.split import saved_folders
 
 _all_ = ['Cleaner', 'suspects', 'predictions', 'scores', 'plot_confusion', 'gradcam', 'gradcam_overlays',
          'apply_choices', 'can_undo', 'undo_choices', 'report', 'saved_learner']

@@ -14,13 +14,13 @@ from typing import Annotated
 from fastcore.script import is_cli
 
 from .core.files import Moved, default_folder
-from .core.images import command
-from .web.collect import collect, print_conflicts
+from .core.errors import command
+from .web.download import collect, print_conflicts
 from .web.download import download_images
 from .web.engines import SearchError, search_bing, search_commons, search_ddg, search_openverse, search_sample
-from .web.folder import contact_sheet, save_contact_sheet, set_aside
-from .web.manifest import Outcome, Photo, count_outcomes, read_manifest, write_credits
-from .web.sample import SampleWeb, sample_web
+from .dataset.folder import contact_sheet, save_contact_sheet, set_aside
+from .dataset.manifest import Outcome, Photo, count_outcomes, read_manifest, write_credits
+from .sample.server import SampleWeb, sample_web
 from .web.search import ENGINES, check_search, save_urls, search_images, search_terms
 
 _all_ = ['Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'search_images', 'search_terms', 'search_bing',

@@ -8,14 +8,14 @@ __all__ = ['create_app', 'serve', 'MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_F
 # %% ../nbs/06_serve.ipynb #6f4abb02
 import flask
 
-from .core.images import command
-from .deploy.batching import MAX_WAITING, RequestBatcher
-from .deploy.pages import render_page
+from .core.errors import command
+from .deploy.server import MAX_WAITING, RequestBatcher
+from .deploy.server import render_page
 from .deploy.predictor import Classifier
-from .deploy.process import listen, page_address, run_server
+from .deploy.server import listen, page_address, run_server
 from .deploy.server import Metrics, allow_origins, answer_uploads, configure, read_origins
-from .deploy.uploads import MAX_BODY, MAX_FIELDS, MAX_FILES
-from .deploy.words import sentence
+from .deploy.server import MAX_BODY, MAX_FIELDS, MAX_FILES
+from .deploy.predictor import sentence
 
 _all_ = ['MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_FIELDS', 'sentence']
 

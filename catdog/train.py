@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Annotated
 
 from .data import get_dls   # first: it says that torch and fastai are being loaded
-from .core.images import CatdogError, command
+from .core.errors import CatdogError, command
 from .core.stats import calibration_error, error_interval
 from .learn.backbones import ARCHS
-from .learn.callbacks import Bfloat16, Checkpoint, GrowingSize, distributed, faster, speed_ups
-from .learn.evaluate import calibrate, confusion, plot_calibration, print_confusion, print_test, print_validation
-from .learn.exporter import check_exportable, export
-from .learn.learner import fit_head, get_learner
-from .learn.metadata import describe
-from .learn.model_card import model_card
-from .learn.ood import ood_limits
-from .learn.plan import check_build, print_step, print_used
-from .learn.recipes import RECIPES, check_recipe, recipe_learner, recipe_tfms, run_recipe
+from .learn.finetune import Bfloat16, Checkpoint, GrowingSize, distributed, faster, speed_ups
+from catdog.learn.calibration import (calibrate, confusion, plot_calibration, print_confusion, print_test,
+    print_validation)
+from .learn.export import check_exportable, export
+from .learn.head import fit_head, get_learner
+from .learn.card import describe
+from .learn.card import model_card
+from .learn.calibration import ood_limits
+from .learn.finetune import check_build, print_step, print_used
+from .learn.finetune import RECIPES, check_recipe, recipe_learner, recipe_tfms, run_recipe
 from .scrape import scrape
 from fastai.learner import Learner
 from fastai.torch_core import no_random

@@ -2,8 +2,8 @@
 import json, os
 from pathlib import Path
 
-from catdog.core.drawing import draw
-from catdog.core.lock import LOCK
+from catdog.sample.draw import draw
+from catdog.core.files import LOCK
 
 JOURNAL = Path('.removed/journal.jsonl')
 

@@ -3,7 +3,7 @@ import io, struct, zlib
 
 import numpy as np
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 
 def saved(img, format='PNG', **kw):
     "The bytes of `img` in a file of `format`"

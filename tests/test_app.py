@@ -7,10 +7,10 @@ from network_helpers import violations
 from PIL import Image
 
 from catdog.app import App
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes
-from catdog.deploy.voila import VOILA_CONFIG, app_notebook
-from catdog.deploy.words import percent, shown_probabilities
+from catdog.deploy.widgets import VOILA_CONFIG, app_notebook
+from catdog.deploy.predictor import percent, shown_probabilities
 from catdog.predict import Classifier, shipped_model
 
 ROOT = Path(__file__).parent.parent

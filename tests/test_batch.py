@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from clean_helpers import as_nobody, reachable
 
-from catdog.core.drawing import draw
-from catdog.core.images import BadImage, CatdogError, jpeg_bytes, open_image
+from catdog.sample.draw import draw
+from catdog.core.errors import BadImage, CatdogError
+from catdog.core.images import jpeg_bytes, open_image
 from catdog.deploy import batch
 from catdog.predict import Classifier, predict_bucket, predict_files, shipped_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from command_helpers import run_command
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 from catdog.core.files import content_id
 from catdog.deploy.predictor import Classifier
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from catdog.core.images import CatdogError, jpeg_bytes, open_image
+from catdog.core.errors import CatdogError
+from catdog.core.images import jpeg_bytes, open_image
 from catdog.scrape import ENGINES, Photo, SampleWeb, read_manifest, scrape, search_images, write_credits
-from catdog.web.collect import collect, forget_deleted
-from catdog.web.json_api import SearchError
-from catdog.web.labels import labels_in
-from catdog.web.manifest import Manifest, count_outcomes
+from catdog.web.download import collect, forget_deleted
+from catdog.core.errors import SearchError
+from catdog.dataset.folder import labels_in
+from catdog.dataset.manifest import Manifest, count_outcomes
 from web_helpers import copies, files, picture, serve, serve_pictures
 
 @pytest.fixture(scope='module')

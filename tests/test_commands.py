@@ -13,7 +13,7 @@ def run(*args, cwd, **env):
 @pytest.fixture
 def folders(tmp_path):
     "A folder to work in, with an empty data set, one of a single class, and a text file"
-    from catdog.core.drawing import draw
+    from catdog.sample.draw import draw
     (tmp_path/'empty').mkdir()
     (tmp_path/'one'/'cat').mkdir(parents=True)
     for i in range(6): draw('cat', seed=i).save(tmp_path/'one'/'cat'/f'{i}.jpg')
@@ -53,7 +53,7 @@ def test_bad_input_is_a_sentence_and_exit_status_2(folders, args, words):
 def test_training_says_what_is_wrong_with_a_folder(folders, code, words):
     program = [sys.executable, '-c', f'from catdog.train import train; {code}']
     said = subprocess.run(program, cwd=folders, capture_output=True, text=True).stderr.splitlines()[-1]
-    assert words in said and said.startswith('catdog.core.images.CatdogError')
+    assert words in said and said.startswith('catdog.core.errors.CatdogError')
 
 @pytest.mark.parametrize('command', ['catdog-scrape', 'catdog-build', 'catdog-review', 'catdog-predict', 'catdog-serve',
                                      'catdog-app', 'catdog-site'])
@@ -71,7 +71,7 @@ def test_predict_tells_a_picture_from_what_is_none(folders):
 
 def test_scrape_says_what_came_and_shows_it(tmp_path):
     from catdog.core.images import open_image
-    from catdog.learn.split import check_folder
+    from catdog.dataset.split import check_folder
     done = run('catdog-scrape', 'cat', 'dog', '--n', '20', '--engine', 'sample', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     table = {o.split()[0]: o.split()[1:] for o in done.stdout.splitlines() if o.split()}

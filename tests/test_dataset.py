@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catdog.core.drawing import draw
-from catdog.core.images import BadImage, CatdogError
+from catdog.sample.draw import draw
+from catdog.core.errors import BadImage, CatdogError
 
 def fill(folder, **counts):
     "Draw so many small pictures of each label into `folder`; labels that can be drawn, or numbers as words"
@@ -66,7 +66,7 @@ def test_a_small_folder_still_gives_a_batch(drawings):
 def test_batches_depend_on_the_seed_and_on_nothing_drawn_before(drawings):
     import torch
     from catdog.data import get_dls
-    from catdog.learn.dataset import decoded_dls
+    from catdog.learn.loaders import decoded_dls
     def order(seed, before):
         random.seed(before), np.random.seed(before), torch.manual_seed(before)
         states = random.getstate(),torch.get_rng_state()
@@ -140,7 +140,7 @@ def test_copies_are_on_one_side(tmp_path):
 @pytest.mark.parametrize('valid_pct', [0, 1, 20, -0.2, 1.5])
 def test_a_share_that_is_none_is_told_before_anything_is_opened(few, valid_pct, monkeypatch):
     from catdog.data import get_dls
-    from catdog.learn import split
+    from catdog.dataset import split
     monkeypatch.setattr(split, 'check_pictures', lambda files: pytest.fail('it was opened'))
     with pytest.raises(CatdogError, match=f'above 0 and below 1, not {valid_pct}'): get_dls(few, valid_pct=valid_pct)
 
@@ -180,7 +180,7 @@ def test_a_label_that_valid_lacks_is_named(given):
 
 def test_the_splitter_for_a_data_block_respects_it_too(given):
     from catdog.data import ApartSplitter
-    from catdog.core.folder import PictureFolder
+    from catdog.dataset.folder import PictureFolder
     files = PictureFolder(given).files
     train,valid = ([files[i] for i in side] for side in ApartSplitter(given)(files))
     assert (len(train), len(valid)) == (20, 10)
@@ -233,7 +233,7 @@ def test_too_few_that_can_be_opened_are_told(few):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_file_that_vanishes_or_breaks_does_not_end_a_training(few, workers):
     from catdog.data import get_dls
-    from catdog.learn.evaluate import validation_logits
+    from catdog.learn.calibration import validation_logits
     dls = get_dls(few, 64, bs=4, num_workers=workers)
     learn = make_learner(dls)
     gone,broken = dls.train_ds.items[3],dls.valid_ds.items[2]
@@ -258,7 +258,7 @@ def test_the_only_batch_is_shorter_rather_than_missing(few):
 
 def test_what_vanishes_before_it_is_decoded_is_left_out(few):
     from catdog.data import get_dls
-    from catdog.learn.dataset import decoded_dls
+    from catdog.learn.loaders import decoded_dls
     dls = get_dls(few, 64, num_workers=0)
     gone = dls.train_ds.items[0],dls.valid_ds.items[0]
     for o in gone: o.unlink()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from catdog.core.duplicates import (ALIKE, CLOSE, DuplicateIndex, colour_signature, group_copies, near_pairs,
-                                    perceptual_hash, phash_bits)
-from catdog.core.drawing import draw
-from catdog.web.collect import Collector, PictureIndex
-from catdog.web.manifest import Manifest
+    perceptual_hash, phash_bits)
+from catdog.sample.draw import draw
+from catdog.web.download import Collector, PictureIndex
+from catdog.dataset.manifest import Manifest
 
 GREY = np.full((8, 8, 3), 192**-.5, 'float32')
 

@@ -9,8 +9,9 @@ import pytest
 
 from catdog.web import engines
 from catdog.web.download import download_images
-from catdog.web.hosts import TRIES
-from catdog.web.json_api import Pace, SearchError
+from catdog.web.http import TRIES
+from catdog.web.engines import Pace
+from catdog.core.errors import SearchError
 from catdog.web.search import ENGINES, search_images, search_terms
 from web_helpers import serve
 

@@ -9,8 +9,8 @@ import pytest
 from picture_files import write_drawings
 from PIL import Image
 
-from catdog.core.drawing import draw
-from catdog.core.images import CatdogError
+from catdog.sample.draw import draw
+from catdog.core.errors import CatdogError
 from catdog.deploy.predictor import Classifier
 
 warnings.filterwarnings('ignore')   # of torch and fastai, about themselves
@@ -41,7 +41,7 @@ def odd(images, folder):
 def spread(learn):
     "Let `learn` give probabilities of all kinds, though it has learned nothing: a wrong pixel then moves them"
     import torch
-    from catdog.learn.evaluate import validation_logits
+    from catdog.learn.calibration import validation_logits
     last = [o for o in learn.model[1].modules() if list(o.parameters(recurse=False))][-1]   # linear, or a batch norm
     with torch.no_grad():
         norms = [o for o in learn.model.train().modules() if isinstance(o, torch.nn.modules.batchnorm._BatchNorm)]
@@ -82,7 +82,7 @@ def ways():
 
 @pytest.mark.parametrize('way', ['crop', 'squish', 'zeros', 'border', 'reflection', 'random', 'presized'])
 def test_all_ways_to_a_square_answer_as_the_learner(drawings, tmp_path, way):
-    from catdog.learn.exporter import export
+    from catdog.learn.export import export
     item_tfms,batch_tfms = ways()[way]
     learn = learner(drawings, 'squeezenet1_1', item_tfms, batch_tfms=batch_tfms)
     assert_agree(learn, export(learn, tmp_path/'model'), odd([draw('cat', i, (150, 110)) for i in range(40)], tmp_path))
@@ -93,7 +93,7 @@ BODIES = [('resnet18', 64, 'resnet18'), ('convnext_atto', 64, 'convnext_atto'), 
 @pytest.mark.parametrize('arch,size,name', BODIES)
 def test_bodies_of_torchvision_and_timm(drawings, tmp_path, arch, size, name):
     from fastai.vision.all import Resize
-    from catdog.learn.exporter import export
+    from catdog.learn.export import export
     learn = learner(drawings, arch, Resize(size))
     model = export(learn, tmp_path/'model')
     assert_agree(learn, model, odd([draw('dog', i, (150, 110)) for i in range(10)], tmp_path))
@@ -107,14 +107,14 @@ def test_bodies_of_torchvision_and_timm(drawings, tmp_path, arch, size, name):
                                   dict(bn_final=True), dict(lin_first=True), dict(first_bn=False)])
 def test_heads_that_vision_learner_makes(drawings, tmp_path, head):
     from fastai.vision.all import Resize
-    from catdog.learn.exporter import export
+    from catdog.learn.export import export
     learn = learner(drawings, 'squeezenet1_1', Resize(64), **head)
     assert_agree(learn, export(learn, tmp_path/'model'), odd([draw('dog', i, (150, 110)) for i in range(10)], tmp_path))
 
 @pytest.mark.parametrize('arch', ['efficientnet_lite0', 'squeezenet1_0', 'convnext_atto'])
 @pytest.mark.parametrize('way', ['crop', 'reflection', 'squish'])
 def test_on_100_photographs(photos, drawings, tmp_path, arch, way):
-    from catdog.learn.exporter import export
+    from catdog.learn.export import export
     learn = learner(drawings, arch, ways()[way][0])
     sources = [o for label in ('cat', 'dog') for o in sorted((photos/'photos'/'web'/label).iterdir())[:50]]
     files = odd([Image.open(o).convert('RGB') for o in sources], tmp_path)
@@ -124,7 +124,7 @@ def test_on_100_photographs(photos, drawings, tmp_path, arch, way):
 def test_rows_of_a_table_and_labels_that_are_no_words(drawings, tmp_path):
     import pandas as pd, torchvision.models
     from fastai.vision.all import ImageDataLoaders, Resize, vision_learner
-    from catdog.learn.exporter import export
+    from catdog.learn.export import export
     names = [(f'{label}/{i}.png', i % 2) for label in ('cat', 'dog') for i in range(20)]
     rows = pd.DataFrame(names, columns=['name', 'odd'])
     dls = ImageDataLoaders.from_df(rows, drawings, item_tfms=Resize(64), num_workers=0, seed=42)
@@ -139,7 +139,7 @@ def meta_of(model): return Classifier(model).meta
 
 def test_a_loaded_learner_knows_no_figures(drawings, tmp_path):
     from fastai.vision.all import Resize, load_learner
-    from catdog.learn.exporter import export
+    from catdog.learn.export import export
     learn = learner(drawings, 'squeezenet1_1', Resize(64, 'pad'))
     learn.export(tmp_path/'plain.pkl')   # fastai's own
     model = export(load_learner(tmp_path/'plain.pkl'), tmp_path/'model')
@@ -154,7 +154,7 @@ def test_a_loaded_learner_knows_no_figures(drawings, tmp_path):
 
 def test_pictures_that_moved_are_counted(drawings, tmp_path):
     from fastai.vision.all import Resize
-    from catdog.learn.exporter import export
+    from catdog.learn.export import export
     shutil.copytree(drawings, tmp_path/'mine')
     learn = learner(tmp_path/'mine', 'squeezenet1_1', Resize(64))
     whole = meta_of(export(learn, tmp_path/'model'))
@@ -181,7 +181,7 @@ def test_what_an_app_could_not_repeat_is_refused_in_words(drawings, tmp_path, ca
     import torch
     from fastai.vision import all as f
     from torchvision.models import squeezenet1_1
-    from catdog.learn.exporter import check_exportable, export
+    from catdog.learn.export import check_exportable, export
     class Darker(f.Transform):
         def encodes(self, x:f.PILImage): return f.PILImage.create(x.point(lambda o: o//2))
     resize = dict(RatioResize=f.RatioResize(64), RandomCrop=f.RandomCrop(64), rectangle=f.Resize((64, 48)),
@@ -210,7 +210,7 @@ def test_bodies_that_cannot_be_cut_are_refused_by_name(drawings, arch):
 
 def test_training_is_not_begun_for_a_learner_that_cannot_be_exported(drawings, monkeypatch):
     import torch
-    from catdog import train as chapter
+    chapter = train
     monkeypatch.setattr(chapter, 'run_recipe', lambda *args, **kw: pytest.fail('was trained'))
     def head(): return torch.nn.Sequential(torch.nn.AdaptiveMaxPool2d(1), torch.nn.Flatten(), torch.nn.Linear(512, 2))
     kw = dict(size=64, recipe='classic', pretrained=False)
@@ -235,7 +235,7 @@ def test_one_picture_has_one_answer(tmp_path):
 def test_a_full_disk_leaves_the_learner_whole(drawings, tmp_path):
     "fastai's own `export` takes the data and the optimiser off a learner, and forgets to put them back"
     from fastai.vision.all import Resize
-    from catdog.learn import exporter
+    from catdog.learn import export as exporter
     learn = learner(drawings, 'squeezenet1_1', Resize(64))
     learn.create_opt()
     dls,opt = learn.dls,learn.opt

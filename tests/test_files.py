@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 from catdog.core.files import IMAGE_SUFFIXES, content_id, default_folder, find_pictures, walk_files
 from catdog.core.images import jpeg_bytes
-from catdog.web.faults import SUFFIX_FORMATS
+from catdog.sample.server import SUFFIX_FORMATS
 
 def touch(folder, *names):
     for o in names:
@@ -27,8 +27,8 @@ import mimetypes, sys
 mimetypes.knownfiles = []   # as on a machine that has no mime.types, with a Python that knows no .webp
 mimetypes.init()
 for o in ('.webp', '.avif', '.jfif'): mimetypes.types_map.pop(o, None)
-from catdog.learn.dataset import image_files
-from catdog.learn.split import split_files
+from catdog.learn.loaders import image_files
+from catdog.dataset.split import split_files
 print(len(image_files(sys.argv[1])), sum(split_files(sys.argv[1]).folder.counts().values()))
 '''
 

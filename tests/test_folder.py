@@ -6,9 +6,9 @@ from unicodedata import normalize
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from catdog.core.drawing import draw
-from catdog.core.folder import SPLITS, PictureFolder
-from catdog.core.images import CatdogError
+from catdog.sample.draw import draw
+from catdog.dataset.folder import SPLITS, PictureFolder
+from catdog.core.errors import CatdogError
 
 def touch(folder, *names):
     for o in names:
@@ -102,7 +102,7 @@ def test_nothing_that_may_be_a_picture_is_left_out_without_a_reason(tmp_path):
     assert everything.loose == [tmp_path/'7.jpg'] and everything.counts() == dict(bird=0, cat=1, dog=1, fox=1)
 
 def test_a_folder_that_cannot_be_read_is_told():
-    code = ('import os, sys; from catdog.core.folder import PictureFolder\n'
+    code = ('import os, sys; from catdog.dataset.folder import PictureFolder\n'
             'if not os.getuid(): os.setuid(65534)   # root may read everything\nPictureFolder(sys.argv[1])')
     with tempfile.TemporaryDirectory() as d:
         path = touch(Path(d), 'cat/1.jpg', 'dog/2.jpg')
@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_read_is_told():
 
 def test_the_contact_sheet_and_the_training_agree_on_labels(tmp_path):
     from catdog.data import get_dls
-    from catdog.web.folder import contact_sheet
+    from catdog.dataset.folder import contact_sheet
     for label in ('cat', 'dog'):
         for i in range(10):
             to = tmp_path/label/('indoor' if i%2 else '')/f'{i}.jpg'

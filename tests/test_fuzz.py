@@ -5,12 +5,13 @@ from dataclasses import asdict
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from catdog.core.drawing import draw
-from catdog.core.images import BadImage, open_image
-from catdog.web.addresses import check_url, mend_url
+from catdog.sample.draw import draw
+from catdog.core.errors import BadImage
+from catdog.core.images import open_image
+from catdog.web.http import check_url, mend_url
 from catdog.web.engines import parse_bing, parse_commons, parse_ddg, parse_openverse
-from catdog.web.json_api import SearchError
-from catdog.web.manifest import Photo
+from catdog.core.errors import SearchError
+from catdog.dataset.manifest import Photo
 
 EXAMPLES = int(os.environ.get('CATDOG_FUZZ', 200))   # of each test; the bench asks for 10,000
 

@@ -8,7 +8,7 @@ import pytest
 from catdog.core.images import jpeg_bytes
 from catdog.web import download
 from catdog.web.download import download_images
-from catdog.web.hosts import GIVE_UP, PER_HOST, TRIES, HostLimit
+from catdog.web.http import GIVE_UP, PER_HOST, TRIES, HostLimit
 from web_helpers import picture, resolving, serve
 
 DATA = [jpeg_bytes(picture(i, (80, 60))) for i in range(40)]

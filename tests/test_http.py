@@ -7,11 +7,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from catdog.core.images import CatdogError, jpeg_bytes
-from catdog.web import addresses
+from catdog.core.errors import CatdogError
+from catdog.core.images import jpeg_bytes
+from catdog.web import http as addresses
 from catdog.web.download import download_images
 from catdog.web.engines import bing_pages
-from catdog.web.json_api import SearchError
+from catdog.core.errors import SearchError
 from web_helpers import picture, resolving, serve
 
 JPEG = jpeg_bytes(picture())
@@ -238,7 +239,7 @@ def test_what_is_ignored_has_to_be_named(tmp_path):
 # --- Services that do not behave
 
 def test_a_service_that_dribbles_is_cut_off(monkeypatch):
-    monkeypatch.setattr('catdog.web.json_api.ANSWER_SECONDS', .3)
+    monkeypatch.setattr('catdog.web.engines.ANSWER_SECONDS', .3)
     done = threading.Event()
     class Drip(BaseHTTPRequestHandler):
         def log_message(self, *args): pass
@@ -262,6 +263,6 @@ def test_a_service_that_dribbles_is_cut_off(monkeypatch):
         server.server_close()
 
 def test_a_service_that_sends_without_end_is_cut_off(monkeypatch):
-    monkeypatch.setattr('catdog.web.json_api.ANSWER_BYTES', 100_000)
+    monkeypatch.setattr('catdog.web.engines.ANSWER_BYTES', 100_000)
     with serve(lambda *args: (200, {}, b' '*200_000)) as (url, _):
         with pytest.raises(SearchError, match='more than 100,000 bytes'): bing_pages('cat', 3, url, 'key', 'mine')

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image, ImageCms
 from picture_files import (avif_turned, bmp, chunk, exif_block, grey_tiff, png, rgb_tiff, saved, with_exif)
 
-from catdog.core.images import BadImage, open_image
-from catdog.core.profiles import (ADOBE_RGB, DISPLAY_P3, PROPHOTO, REC2020, SRGB, grey_profile, linear, matrix_profile,
-                                  srgb_of, table_profile)
+from catdog.core.errors import BadImage
+from catdog.core.images import open_image
+from catdog.sample.profiles import (ADOBE_RGB, DISPLAY_P3, PROPHOTO, REC2020, SRGB, grey_profile, linear,
+    matrix_profile, srgb_of, table_profile)
 
 @pytest.fixture
 def halve(tmp_path):

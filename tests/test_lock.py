@@ -3,9 +3,9 @@ import os, signal, subprocess, sys
 
 import pytest
 
-from catdog.core import lock
-from catdog.core.images import CatdogError
-from catdog.core.lock import folder_lock
+from catdog.core import files as lock
+from catdog.core.errors import CatdogError
+from catdog.core.files import folder_lock
 
 def start(code, *args):
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE,
@@ -13,7 +13,7 @@ def start(code, *args):
 
 HOLD = '''
 import sys, time
-from catdog.core.lock import folder_lock
+from catdog.core.files import folder_lock
 with folder_lock(sys.argv[1]):
     print('locked', flush=True)
     time.sleep(float(sys.argv[2]))
@@ -21,7 +21,7 @@ with folder_lock(sys.argv[1]):
 COUNT = '''
 import sys
 from pathlib import Path
-from catdog.core.lock import folder_lock
+from catdog.core.files import folder_lock
 file = Path(sys.argv[1])/'count'
 for _ in range(30):
     with folder_lock(sys.argv[1]): file.write_text(str(int(file.read_text()) + 1))

@@ -1,7 +1,7 @@
 "A manifest as a killed run or somebody else left it, and a large one. What fits in a cell is in nbs/web/manifest.ipynb"
 import json, time
 
-from catdog.web.manifest import Manifest, read_manifest
+from catdog.dataset.manifest import Manifest, read_manifest
 
 def test_torn_and_odd_lines_of_a_manifest(tmp_path):
     row = dict(label='cat', file='cat/1.jpg', status='ok', reason='', url='https://a/1')

@@ -32,7 +32,7 @@ def test_onnx_agrees_with_the_learner_on_drawings(trained):
 
 def test_onnx_agrees_on_photographs_of_many_pixels(trained, tmp_path):
     "JPEG files that both sides decode at a half, a quarter and an eighth of their size, upright and turned"
-    from catdog.core.drawing import draw
+    from catdog.sample.draw import draw
     from PIL import Image
     learn,folder = trained
     assert Classifier(folder).meta['min_side'] == 2*96
@@ -49,7 +49,7 @@ def test_onnx_agrees_with_the_exported_pickle(trained):
     agree(load_learner(folder/'export.pkl'), Classifier(folder), sorted(Path(learn.dls.path).rglob('*.png'))[:20])
 
 def test_in_8_bits_it_says_the_same_from_a_smaller_file(trained, tmp_path, monkeypatch):
-    from catdog.learn import exporter
+    from catdog.learn import export as exporter
     from catdog.train import export
     learn,folder = trained
     # a small model of drawings moves by more than `export` tolerates, which learn/int8.ipynb tests; here it may

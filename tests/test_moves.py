@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from clean_helpers import JOURNAL, as_nobody, dataset, pictures, reachable, state
 
-from catdog.clean.moves import apply_choices, can_undo, undo_choices, unfinished_moves
-from catdog.core.images import CatdogError
+from catdog.dataset.journal import apply_choices, can_undo, undo_choices, unfinished_moves
+from catdog.core.errors import CatdogError
 
 def choices(folder, n=15):
     "A third to the other folder, where each name is taken; a third out; a third stays"
@@ -226,7 +226,7 @@ def test_what_cannot_be_done_is_refused_before_anything_moves(tmp_path):
 
 def test_the_manifest_follows(tmp_path):
     "The label stays what was searched for; `read_manifest` can read what is written"
-    from catdog.web.manifest import read_manifest
+    from catdog.dataset.manifest import read_manifest
     folder = dataset(tmp_path/'data', 4)
     apply_choices(folder, {folder/'cat'/'1.jpg': 'dog', folder/'cat'/'2.jpg': '<Delete>'})
     rows = read_manifest(folder).set_index('file')
@@ -281,8 +281,8 @@ def test_a_backslash_in_a_label_is_a_character(tmp_path):
 
 def test_nothing_moves_while_somebody_else_is_at_work_in_the_folder(tmp_path, monkeypatch):
     "A program that fetches pictures into it, say"
-    from catdog.core.lock import folder_lock
-    monkeypatch.setattr('catdog.clean.moves._PATIENCE', .2)
+    from catdog.core.files import folder_lock
+    monkeypatch.setattr('catdog.dataset.journal._PATIENCE', .2)
     folder = dataset(tmp_path/'data', 4)
     start = state(folder)
     with folder_lock(folder), pytest.raises(CatdogError, match=f'process {os.getpid()} .* is at work in .*data'):

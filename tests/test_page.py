@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from network_helpers import violations
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes
 from catdog.predict import shipped_model
 

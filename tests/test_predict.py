@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from catdog.core.drawing import draw
-from catdog.core.images import CatdogError, jpeg_bytes
+from catdog.sample.draw import draw
+from catdog.core.errors import CatdogError
+from catdog.core.images import jpeg_bytes
 from catdog.deploy import batch
 from catdog.predict import Classifier, predict_bucket, predict_files, shipped_model
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np, onnx, pandas as pd, pytest
 from fastbook import image_bear, image_cat
 
-from catdog.core.drawing import draw
-from catdog.core.model_file import ModelError
+from catdog.sample.draw import draw
+from catdog.core.errors import ModelError
 from catdog.deploy.predictor import Classifier, find_models, shipped_model
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,7 @@ import pytest, yaml
 from packaging.requirements import Requirement
 from vulture import Vulture
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 
 ROOT = Path(__file__).resolve().parent.parent
 config = ConfigParser(delimiters=['='], interpolation=None)
@@ -337,7 +337,7 @@ def test_the_workflows_cover_what_is_promised():
 
 # Quiet
 
-@pytest.mark.parametrize('module', ['catdog.train', 'catdog.learn.callbacks'])
+@pytest.mark.parametrize('module', ['catdog.train', 'catdog.learn.finetune'])
 def test_importing_says_nothing(module):
     "No warning of torch or fastai about themselves, whichever module is the first to need them"
     done = subprocess.run([sys.executable, '-c', f'import {module}'], capture_output=True, text=True)

@@ -9,10 +9,10 @@ from fastai.vision.augment import Resize, ResizeMethod
 from catdog.clean.interpret import plot_confusion, precision_recall, predictions
 from catdog.clean.issues import suspects
 from catdog.clean.report import error_sentences, report
-from catdog.core.drawing import draw
-from catdog.core.images import CatdogError
+from catdog.sample.draw import draw
+from catdog.core.errors import CatdogError
 from catdog.data import get_dls
-from catdog.learn.learner import get_learner
+from catdog.learn.head import get_learner
 
 ODD = ['A+', 'c++', '"quoted"', "it's, so", '<img src=x onerror=alert(1)>', '|*_`', '😀', 'قطة', '$x_$', 'a\\b', 'NA']
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from clean_helpers import drawings
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 
 def exported(folder, arch, size=64):
     "Pictures in `folder`, and a model of `arch` that was trained on them"
@@ -197,7 +197,7 @@ def test_defaults_are_what_there_is(project):
     assert len(done.stderr.splitlines()) == 1
 
 def test_a_damaged_record_is_said(project):
-    from catdog.core.model_file import ModelError
+    from catdog.core.errors import ModelError
     from catdog.review import saved_learner
     file = Path('models/drawn/pictures.json')
     for text in ('', '[1]', '{"training": 1}'):
@@ -222,7 +222,7 @@ def test_a_test_set_has_its_own_line(tmp_path, monkeypatch):
            dict(Train={'train'}, Valid={'valid'}, Test={'test'})
 
 def test_the_model_must_know_the_labels_of_the_folder(project):
-    from catdog.core.images import CatdogError
+    from catdog.core.errors import CatdogError
     from catdog.review import saved_learner
     for a,b in (('cat', 'cat'), ('dog', 'fox')): shutil.copytree(f'data/drawn/{a}', f'other/{b}')
     with pytest.raises(CatdogError, match="has no folder 'dog'; there are 'cat', 'fox'"):
@@ -238,7 +238,7 @@ def test_compare_counts_what_a_person_would(tmp_path):
 
 def test_compare_takes_the_labels_of_the_folder_it_is_given(tmp_path):
     "However deep its pictures lie, and wherever those lay that were trained on"
-    from catdog.core.images import CatdogError
+    from catdog.core.errors import CatdogError
     from catdog.review import compare
     learn,_ = exported(tmp_path, 'squeezenet1_0')
     plain = compare(tmp_path/'data', this=learn).loc['this']

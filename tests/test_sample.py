@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest, requests
 
-from catdog.core.images import BadImage, open_image
-from catdog.web.faults import ANSWERS, SERVED_FORMATS
-from catdog.web.sample import SampleWeb
+from catdog.core.errors import BadImage
+from catdog.core.images import open_image
+from catdog.sample.server import ANSWERS, SERVED_FORMATS
+from catdog.sample.server import SampleWeb
 
 KEY = {'Ocp-Apim-Subscription-Key': 'any'}
 
@@ -97,7 +98,7 @@ def test_taken_port_falls_back_to_a_free_one():
 def test_same_pictures_in_every_process():
     code = """
 import hashlib
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 pixels = b''.join(draw(o, i, (80, 60)).tobytes() for o in ('cat', 'dog', 'apple', 'fish') for i in range(5))
 print(hashlib.sha256(pixels).hexdigest())"""
     one,two = run(code, PYTHONHASHSEED='1'),run(code, PYTHONHASHSEED='2')
@@ -105,13 +106,13 @@ print(hashlib.sha256(pixels).hexdigest())"""
     assert one.stdout == two.stdout
 
 def test_process_ends_although_the_web_still_runs():
-    res = run('from catdog.web.sample import sample_web; print(sample_web().url)')
+    res = run('from catdog.sample.server import sample_web; print(sample_web().url)')
     assert res.returncode == 0 and res.stdout.startswith('http://127.0.0.1:') and res.stderr == ''
 
 def test_log_is_quiet():
     res = run("""
 import requests
-from catdog.web.sample import SampleWeb
+from catdog.sample.server import SampleWeb
 with SampleWeb(faults=dict.fromkeys(['not-found', 'server-error-once'], .5)) as web:
     found = requests.get(web.endpoint, params=dict(q='cat', count=10), headers={'Ocp-Apim-Subscription-Key': 'any'})
     for o in found.json()['value']: requests.get(o['contentUrl'])
@@ -120,7 +121,7 @@ with SampleWeb(faults=dict.fromkeys(['not-found', 'server-error-once'], .5)) as 
 
 def test_module_is_light():
     heavy = ('torch', 'fastai', 'requests', 'pandas', 'matplotlib')
-    res = run(f'import catdog.web.sample, sys; print([o for o in {heavy} if o in sys.modules])')
+    res = run(f'import catdog.sample.server, sys; print([o for o in {heavy} if o in sys.modules])')
     assert res.stdout.strip() == '[]', res.stdout + res.stderr
 
 @pytest.mark.parametrize('label', ['Ärger & Söhne', '猫', '../../etc', 'a/b?c#d', '100%', "l'été"])

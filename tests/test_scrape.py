@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.scrape import SampleWeb, read_manifest, save_urls
 from web_helpers import copies, files, picture, serve, serve_pictures

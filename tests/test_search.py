@@ -5,9 +5,9 @@ import os, time
 import pytest
 
 from catdog.web import search
-from catdog.web.json_api import SearchError
-from catdog.web.manifest import Photo
-from catdog.web.sample import SampleWeb
+from catdog.core.errors import SearchError
+from catdog.dataset.manifest import Photo
+from catdog.sample.server import SampleWeb
 from catdog.web.search import ENGINES, search_images
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_the_environment_replaces_auto_alone(engines, monkeypatch):
         assert search_images('cat', 1, engine='ddg')[0].engine == 'ddg'
 
 def test_a_folder_that_the_sample_web_serves_gives_photographs(probes, tmp_path, capsys):
-    from catdog.core.drawing import draw
+    from catdog.sample.draw import draw
     (tmp_path/'cat').mkdir()
     for i in range(3): draw('cat', i, (200, 150)).save(tmp_path/'cat'/f'{i}.jpg')
     with SampleWeb(photos=tmp_path): assert {p.engine for p in search_images('cat', 3)} == {'photos'}

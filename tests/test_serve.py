@@ -10,7 +10,7 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from werkzeug.serving import make_server
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 from catdog.core.images import FORMATS, jpeg_bytes
 from catdog.predict import Classifier, shipped_model
 from catdog.serve import MAX_BODY, MAX_FIELDS, MAX_FILES, MAX_WAITING, create_app

@@ -11,12 +11,12 @@ from PIL import Image, ImageCms
 from fastbook import image_bear
 from playwright.sync_api import Error, expect
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes
-from catdog.core.preprocess import pixels_of
+from catdog.core.model_file import pixels_of
 from catdog.deploy.predictor import Classifier, Prediction, shipped_model
-from catdog.deploy.site import RUNTIME, build_site, check_out, fetch_runtime, integrity
-from catdog.deploy.words import forced_choice, percent, sentence, shown_probabilities, tally
+from catdog.deploy.page import RUNTIME, build_site, check_out, fetch_runtime, integrity
+from catdog.deploy.predictor import forced_choice, percent, sentence, shown_probabilities, tally
 from network_helpers import violations
 
 ROOT = Path(__file__).parent.parent

@@ -172,7 +172,7 @@ def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
     (dict(photos='mine', out='mine/cat/m'), 'among the pictures'),
     (dict(path='data/x', out='data/../data/x/m'), 'among the pictures')])
 def test_what_cannot_work_is_said_first(args, words, tmp_path, monkeypatch):
-    from catdog.core.images import CatdogError
+    from catdog.core.errors import CatdogError
     from catdog.train import build
     monkeypatch.chdir(tmp_path)
     (tmp_path/'a file').touch()
@@ -185,7 +185,7 @@ def test_what_cannot_work_is_said_first(args, words, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('valid_pct', [0, 1, 20, -.1])
 def test_a_share_that_is_none(drawings, valid_pct):
-    from catdog.core.images import CatdogError
+    from catdog.core.errors import CatdogError
     from catdog.train import train
     with pytest.raises(CatdogError, match='above 0 and below 1'): train(drawings, valid_pct=valid_pct)
 
@@ -200,7 +200,7 @@ def test_the_command_says_so_in_one_line(tmp_path):
 def test_words_for_vision_learner_are_honoured_or_refused(drawings, monkeypatch):
     from fastai.metrics import accuracy
     from torch import nn
-    from catdog.core.images import CatdogError
+    from catdog.core.errors import CatdogError
     from catdog.learn import backbones
     from catdog.train import train
     kw = dict(size=64, bs=16, epochs=1, arch='efficientnet_lite0')
@@ -217,7 +217,7 @@ def test_words_for_vision_learner_are_honoured_or_refused(drawings, monkeypatch)
 
 def test_damaged_weights_are_named(drawings, tmp_path, monkeypatch):
     from torchvision.models import SqueezeNet1_0_Weights
-    from catdog.core.images import CatdogError
+    from catdog.core.errors import CatdogError
     from catdog.train import train
     file = tmp_path/'hub'/'checkpoints'/Path(SqueezeNet1_0_Weights.DEFAULT.url).name
     file.parent.mkdir(parents=True)
@@ -266,7 +266,7 @@ def test_a_full_disk_ends_in_a_sentence_and_keeps_the_training(tmp_path):
 # Figures that say what was measured
 
 def test_of_120_cats_and_6_dogs_each_label_has_its_error(tmp_path):
-    from catdog.core.drawing import draw
+    from catdog.sample.draw import draw
     for label,n in (('cat', 120), ('dog', 6)):
         (tmp_path/'mine'/label).mkdir(parents=True)
         for i in range(n): draw('dog', f'{label}{i}', (90, 70)).save(tmp_path/'mine'/label/f'{i}.jpg')   # all are alike
@@ -284,7 +284,7 @@ def test_of_120_cats_and_6_dogs_each_label_has_its_error(tmp_path):
 
 def test_a_model_of_meaningless_labels_is_sure_of_nothing(tmp_path):
     import random
-    from catdog.core.drawing import draw
+    from catdog.sample.draw import draw
     from catdog.train import export, train
     rng,things = random.Random(0),['cat', 'dog', 'house', 'tree', 'fish']
     for i in range(500):
@@ -339,7 +339,7 @@ def test_60_photographs_then_ten_more_and_five_fewer(photos, tmp_path):
         assert str(tmp_path) not in record
 
 def test_a_card_says_where_calibration_made_the_figure_worse():
-    from catdog.learn.evaluate import calibration_sentence
+    from catdog.learn.calibration import calibration_sentence
     assert 'brought' in calibration_sentence(1.3, .09, .04) and 'grew' not in calibration_sentence(1.3, .09, .04)
     grew = calibration_sentence(.9, .048, .055)
     assert 'from 4.8% to 5.5%: it grew' in grew and 'brought' not in grew
@@ -347,7 +347,7 @@ def test_a_card_says_where_calibration_made_the_figure_worse():
 def test_a_card_says_nothing_of_calibration_that_is_not_so():
     "Where all answers are right and the figure grew, the right ones are less likely than before"
     import torch
-    from catdog.learn.evaluate import calibrate_on, calibration_sentence
+    from catdog.learn.calibration import calibrate_on, calibration_sentence
     head = torch.nn.Sequential(torch.nn.Linear(2, 2))
     learn = SimpleNamespace(model=[None, head])
     logits,truth = torch.tensor([[3., 0], [3, 0], [0, 3], [0, 3]]),torch.tensor([0, 0, 1, 1])
@@ -361,7 +361,7 @@ def test_a_card_says_nothing_of_calibration_that_is_not_so():
 def test_labels_of_all_kinds_come_through_the_card(tmp_path):
     "As folders, into the metadata, the tables of the card as Markdown shows them, and the printed one"
     import mistune
-    from catdog.core.drawing import draw
+    from catdog.sample.draw import draw
     labels = ['a|b', '*c*', '_d_ e', '<b>f', '"g", h', '\U0001f408', '\u05db\u05dc\u05d1', '$x$ `y`', '[z](w)']
     for i,label in enumerate(labels):
         (tmp_path/'mine'/label).mkdir(parents=True)

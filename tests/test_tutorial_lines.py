@@ -6,7 +6,7 @@ import matplotlib, numpy as np, pytest
 matplotlib.use('Agg')
 warnings.filterwarnings('ignore')   # of torch and fastai, about themselves
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 
 @pytest.fixture(scope='module')
 def learners(tmp_path_factory):

@@ -7,9 +7,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from PIL import ImageEnhance
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes, open_image
-from catdog.web.manifest import Photo
+from catdog.dataset.manifest import Photo
 from catdog.web.search import ENGINES
 
 @contextmanager

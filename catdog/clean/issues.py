@@ -21,7 +21,8 @@ from sklearn.preprocessing import StandardScaler
 
 from .interpret import PredictionTable, prediction_table
 from ..core.duplicates import ALIKE, CLOSE, near_pairs
-from ..core.images import BadImage, open_image
+from ..core.errors import BadImage
+from ..core.images import open_image
 
 # %% ../../nbs/clean/issues.ipynb #35b45432
 def out_of_sample(

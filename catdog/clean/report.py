@@ -17,9 +17,11 @@ from fastai.callback.schedule import Learner
 
 from .interpret import gradcam_overlays, measured_rows, precision_recall, prediction_table, worst_first
 from .issues import find_issues
-from ..core.images import CatdogError, data_url, thumbnail, write_atomic
+from ..core.errors import CatdogError
+from ..core.files import write_atomic
+from ..core.images import data_url, thumbnail
 from ..core.stats import are_uneven, balanced_error, error_interval
-from ..learn.split import used_sentence
+from ..dataset.split import used_sentence
 
 # %% ../../nbs/clean/report.ipynb #eb0cdff6
 _STYLE = """

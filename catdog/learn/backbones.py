@@ -24,7 +24,7 @@ from huggingface_hub import try_to_load_from_cache
 from timm.models import get_pretrained_cfg
 from torchvision.models import get_model_weights
 
-from ..core.images import CatdogError
+from ..core.errors import CatdogError
 
 # %% ../../nbs/learn/backbones.ipynb #b99236f4
 @dataclass(frozen=True)

@@ -6,22 +6,24 @@
 __all__ = ['validation_batches', 'as_maps', 'PooledBody', 'body_digest', 'body_session', 'picture_stamp', 'picture_features',
            'are_files', 'labelled_features']
 
-# %% ../../nbs/learn/features.ipynb #48142a2c
+# %% ../../nbs/learn/features.ipynb #imports0
 import hashlib, os
 from pathlib import Path
 
-os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report that it is used, and write to TMPDIR
-import numpy as np
 import onnxruntime, torch
+import numpy as np
 from fastai.learner import Learner
 from fastai.torch_core import no_random
 from fastcore.basics import chunked
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..core.errors import BadImage
 from ..core.files import map_ahead
-from ..core.images import BadImage
-from .transforms import pick_items
+from .loaders import pick_items
+
+# %% ../../nbs/learn/features.ipynb #48142a2c
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report that it is used, and write to TMPDIR
 
 # %% ../../nbs/learn/features.ipynb #df64eb69
 def validation_batches(

@@ -10,7 +10,7 @@ import nbformat
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from catdog.core.drawing import draw
+from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes
 from catdog.deploy.predictor import shipped_model
 

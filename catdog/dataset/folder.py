@@ -1,0 +1,278 @@
+"""Which words can be labels, and which of them are the same; A folder of pictures with a sub-folder a label, read where it lies; A contact sheet of a folder of pictures, and what is damaged set aside"""
+
+import io, os, re, shutil, unicodedata
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from pathlib import Path
+from unicodedata import normalize
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from fastcore.basics import patch
+
+from ..core.errors import BadImage, CatdogError
+from ..core.files import Moved, folder_lock, free_name, is_picture_name, progress_bar, walk_files, write_atomic
+from ..core.images import open_image
+
+def label_key(
+    label:str # A word, or several
+) -> str: # The same for all spellings of the label
+    "What is left of `label` without case, Unicode form, invisible characters and double blanks"
+    text = unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', label).casefold())
+    visible = ''.join(o for o in text if unicodedata.category(o) != 'Cf' and not '\ufe00' <= o <= '\ufe0f')
+    return ' '.join(visible.split())
+
+_DEVICES = {'con', 'prn', 'aux', 'nul', 'conin$', 'conout$', *(f'{o}{i}' for o in ('com', 'lpt') for i in range(1, 10))}
+_OURS = ('manifest.jsonl', 'credits.txt')
+
+def _fault(label):
+    "Why `label` cannot be the name of a folder, or None"
+    try: size = len(label.encode('utf8')) if os.fsencode(label) else 0
+    except UnicodeError: return 'it has characters that cannot be written here'
+    if label.startswith('.'): return 'a name that begins with a dot is hidden'
+    if label.endswith('.'): return 'it ends with a dot'
+    if re.search(r'[\\/:*?"<>|]', label): return r'\ / : * ? " < > and | cannot be part of it'
+    if any(unicodedata.category(o) in ('Cc', 'Zl', 'Zp') for o in label): return 'it has a control character'
+    if len(label) > 100 or size > 255: return f'{len(label)} characters, {size} bytes: at most 100 and 255'
+    if label_key(label).partition('.')[0].strip() in _DEVICES: return 'Windows keeps it for a device'
+    if label_key(label) in _OURS: return 'that is the name of a file of catdog'
+
+def check_labels(
+    labels:list # Words, or one of them
+) -> list: # Words, without spaces around them
+    "`labels` as a list of words that can be folders; `CatdogError` where one cannot, or is given twice"
+    labels = [unicodedata.normalize('NFC', str(o).strip()) for o in ([labels] if isinstance(labels, str) else labels)]
+    if not labels: raise CatdogError('give at least one word to search for, such as: cat dog')
+    for o in labels:
+        if not label_key(o): raise CatdogError('a label is empty: give a word such as cat')
+        if fault := _fault(o):
+            raise CatdogError(f'{o[:100]!r} cannot be the name of a folder ({fault}): use letters, digits and spaces')
+    twice = [o for o,k in Counter(map(label_key, labels)).items() if k > 1]
+    if twice: raise CatdogError(f'the label {twice[0]!r} is given twice')
+    return labels
+
+def labels_in(
+    labels:list, # From `check_labels`
+    path:Path, # The folder of the data set; it need not exist
+    known=() # Labels that its manifest has
+) -> list: # `labels`, by the names that `path` has for them
+    "Each of `labels` as it is called in `path`; `CatdogError` where it is a file, or could be one of two"
+    there = [*(o.name for o in path.iterdir() if o.is_dir() and not o.name.startswith('.'))] if path.is_dir() else []
+    res = []
+    for label in labels:
+        same = {o for o in (*there, *known) if label_key(o) == label_key(label)}
+        exact = [o for o in same if unicodedata.normalize('NFC', o) == label]
+        if len(exact or same) > 1:
+            raise CatdogError(f'{label!r} can be {" or ".join(map(repr, sorted(same)))} in {path}: join those first')
+        res.append(next(iter(exact or same), label))
+        if (path/res[-1]).exists() and not (path/res[-1]).is_dir():
+            raise CatdogError(f'{path/res[-1]} is a file: a folder of that name is needed for the pictures')
+        if not exact and same: print(f'{label!r} is the label {res[-1]!r}, which {path} has already.')
+    return res
+
+def label_name(
+    folder:str|os.PathLike # A folder, or what somebody typed
+) -> str: # In Unicode form NFC
+    "The label that the last part of `folder` stands for"
+    return normalize('NFC', os.path.basename(folder))
+
+SPLITS = dict(train='train', training='train', valid='valid', val='valid', validation='valid', test='test',
+              testing='test')   # what a folder is called, in small letters -> its part of the data set
+
+def _split_folders(path, inside):
+    "The folders in `path` that split it -> their part; `inside`: folder -> (has sub-folders, has pictures of its own)"
+    parts = {o: SPLITS.get(o.lower()) for o in inside}
+    training = [o for o,part in parts.items() if part == 'train']
+    above = {o for o,(deeper,own) in inside.items() if parts[o] and deeper and not own}   # labels lie below
+    if all(parts.values()) and above and above >= set(training): return parts
+    if any(parts[o] == 'train' for o in above) and any(parts[o] in ('valid', 'test') for o in above):
+        others = ', '.join(o for o in inside if not parts[o])
+        raise CatdogError(f'{path}: is split into {", ".join(sorted(above))}, and has {others} beside them: '
+                          'move what is no part of the data set elsewhere, or name the labels')
+    return {}
+
+class PictureFolder:
+    "The pictures below a folder with a sub-folder a label, or with `train`, `valid` and `test` above the labels"
+    def __init__(self,
+        path:str|os.PathLike, # The folder
+        labels:str|list=None # Those that are meant; None: all that there are
+    ):
+        "Read what lies in `path` now; `CatdogError` where it is no such folder, or one of `labels` has none in it"
+        self.path,self.asked = Path(path),None if labels is None else _asked(labels)
+        if not self.path.is_dir():
+            raise CatdogError(f'{path}: there is no such folder; make one with catdog-scrape, or give one that has a '
+                              'sub-folder of pictures for each label')
+        self.splits = {}   # folder above the labels -> 'train', 'valid' or 'test'
+        self.folders = {}  # (folder above the labels or '', label) -> what its folder is called
+        self.labels = []   # sorted
+        self.others = []   # labels that are there, but not meant, sorted
+        self.files = []    # pictures of `labels`, sorted
+        self.loose = []    # pictures outside of any label
+        self.ignored = []  # (file, why it is not used): what is no picture by its name, or has no label
+        self._read()
+
+    def __len__(self): return len(self.files)
+    def __repr__(self): return f'PictureFolder({str(self.path)!r}: {len(self)} pictures, {", ".join(self.labels)})'
+
+def _asked(labels): return sorted({normalize('NFC', o) for o in ([labels] if isinstance(labels, str) else labels)})
+
+def _unreadable(e):
+    raise CatdogError(f'{e.filename}: cannot be read ({e.strerror}); give the right to, or move it away')
+
+@patch
+def _read(self:PictureFolder):
+    parts = [(o, o.relative_to(self.path).parts) for o in walk_files(self.path, _unreadable)]
+    inside = {}
+    for o,names in parts:
+        if len(names) < 2: continue
+        deeper,own = inside.get(names[0], (False, False))
+        inside[names[0]] = deeper or len(names) > 2,own or (len(names) == 2 and is_picture_name(o))
+    tops = {label_name(o) for o in inside}
+    if not (self.asked and tops.issuperset(self.asked)): self.splits = _split_folders(self.path, inside)
+    for o,names in parts: self._find_label(names)
+    self._choose_labels()
+    for o,names in parts: self._add(o, names)
+
+@patch
+def _above(self:PictureFolder, names): return names[0] if names[0] in self.splits else ''
+
+@patch
+def _find_label(self:PictureFolder, names):
+    above = self._above(names)
+    depth = 1 if above else 0
+    if len(names) < depth + 2: return
+    key = above,label_name(names[depth])
+    if key[1].encode(errors='ignore').decode() != key[1]:
+        raise CatdogError(f'{self.path/above}: has a folder whose name is no UTF-8, {names[depth]!r}: rename it')
+    if self.folders.setdefault(key, names[depth]) == names[depth]: return
+    raise CatdogError(f'{self.path/above}: has two folders whose names look the same, {key[1]!r}: '
+                      'put their pictures into one')
+
+@patch
+def _choose_labels(self:PictureFolder):
+    there = sorted({label for above,label in self.folders if self.splits.get(above, 'train') == 'train'})
+    if self.splits and not there:
+        raise CatdogError(f'{self.path}: has {", ".join(sorted(self.splits))}, but no folder train to learn from')
+    self.labels = there if self.asked is None else self.asked
+    self.others = [o for o in there if o not in self.labels]
+    if missing := [o for o in self.labels if o not in there]:
+        raise CatdogError(f'{self.path}: has no folder {", ".join(map(repr, missing))}; '
+                          f'there {"is" if len(there) == 1 else "are"} {", ".join(map(repr, there)) or "none"}')
+
+@patch
+def _add(self:PictureFolder, file, names):
+    above = self._above(names)
+    depth,picture = 1 if above else 0,is_picture_name(file)
+    if len(names) < depth + 2:
+        may = self.asked is None and self.splits.get(above, 'train') == 'train'   # was it perhaps meant to train with?
+        if picture: self.loose.append(file) if may else self.ignored.append((file, 'outside of any label'))
+    elif (label := label_name(names[depth])) in self.labels:
+        if picture: self.files.append(file)
+        else: self.ignored.append((file, f'no picture ({file.suffix.lower() or "no ending"})'))
+    elif picture and label not in self.others: self.ignored.append((file, f'no label in train ({label})'))
+
+@patch
+def _names(self:PictureFolder, file):
+    "(folder above the labels or '', names of the folders and of the file from the label on)"
+    try: names = Path(file).relative_to(self.path).parts
+    except ValueError:
+        try: names = Path(os.path.abspath(file)).relative_to(os.path.abspath(self.path)).parts
+        except ValueError: names = ()
+    above = names and self._above(names)
+    if len(names) < (3 if above else 2): raise CatdogError(f'{file}: lies outside of any label in {self.path}')
+    return above,names[1:] if above else names
+
+@patch
+def label(self:PictureFolder,
+    file:str|os.PathLike # A file below the folder; it need not exist
+) -> str: # In Unicode form NFC
+    "The label of `file`; `CatdogError` where it lies outside of any"
+    return label_name(self._names(file)[1][0])
+
+@patch
+def split(self:PictureFolder,
+    file:str|os.PathLike # A file below the folder
+) -> str|None: # 'train', 'valid' or 'test'
+    "What `file` is meant for; None where the folder does not say"
+    return self.splits.get(self._names(file)[0])
+
+@patch
+def place(self:PictureFolder,
+    file:str|os.PathLike, # A picture below the folder
+    label:str # Another label, with a folder or without
+) -> Path: # Below the same folder; nothing is moved
+    "Where `file` would lie if it had `label`"
+    above,(_,*rest) = self._names(file)
+    folder = self.folders.get((above, normalize('NFC', label)), label)
+    return self.path.joinpath(above, folder, *rest)
+
+@patch
+def by_label(self:PictureFolder) -> dict: # Label -> paths, sorted
+    "The pictures of each label, also of those that have none"
+    res = {o: [] for o in self.labels}
+    for o in self.files: res[self.label(o)].append(o)
+    return res
+
+@patch
+def counts(self:PictureFolder) -> Counter: # Label -> pictures
+    "How many pictures each label has"
+    return Counter({label: len(o) for label,o in self.by_label().items()})
+
+@patch
+def without_files(self:PictureFolder) -> PictureFolder: # A copy
+    "The same folder, as if it had no pictures"
+    res = copy(self)
+    res.files,res.loose,res.ignored = [],[],[]
+    return res
+
+def contact_sheet(
+    path:str|os.PathLike, # A folder with a sub-folder for each label
+    n:int=20, # How many of each label
+    columns:int=10, # How many beside each other
+    side:int=96 # Side of each, in pixels
+) -> Image.Image: # To look at, or to save
+    "The first `n` pictures of each label in `path`, `columns` to a row, each in a square of `side`"
+    files,head = PictureFolder(path).by_label(),24
+    if not files: raise CatdogError(f'{path} has no folders with pictures in it: give one that catdog-scrape made')
+    rows = {o: max(1, -(-min(n, len(k))//columns)) for o,k in files.items()}
+    sheet = Image.new('RGB', (columns*side, sum(head + k*side for k in rows.values())), 'white')
+    draw,y = ImageDraw.Draw(sheet),0
+    for o in files:
+        draw.text((4, y + 4), f'{o}: {len(files[o])} pictures', 'black', ImageFont.load_default(14))
+        for i,f in enumerate(files[o][:n]):
+            try: img = ImageOps.contain(open_image(f, side), (side - 4, side - 4))
+            except BadImage: img = Image.new('RGB', (side - 4, side - 4), 'firebrick')
+            left,top = i%columns*side,y + head + i//columns*side
+            sheet.paste(img, (left + (side - img.width)//2, top + (side - img.height)//2))
+        y += head + rows[o]*side
+    return sheet
+
+def save_contact_sheet(
+    path:Path # A folder with a sub-folder for each label
+) -> Path: # The file, `<path>_contact_sheet.png`
+    "Write the contact sheet of `path` beside it (in it, it would be a picture without a label)"
+    f = io.BytesIO()
+    contact_sheet(path).save(f, 'PNG')
+    return write_atomic(path.with_name(f'{path.name}_contact_sheet.png'), f.getvalue())
+
+def _image_fault(file):
+    "Why `file` cannot be used, or None; a file that cannot even be read is left alone"
+    try: open_image(file, max_side=64)
+    except BadImage as e: return None if e.status == 'missing' else str(e)
+
+def set_aside(
+    path:str|os.PathLike # A folder with a sub-folder for each label
+) -> list[Moved]: # What was moved: the file, where it is now, and why
+    "Move the files in `path` that cannot be opened as pictures to `path/.removed/<label>/`"
+    path = Path(path)
+    folder,moved = PictureFolder(path),[]
+    files = sorted([*folder.files, *(f for f,_ in folder.ignored)])
+    with (folder_lock(path, wait=10), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+          progress_bar(len(files), 'check') as bar):
+        for file,reason in zip(files, pool.map(_image_fault, files)):
+            bar.update()
+            if not reason: continue
+            to = free_name(path/'.removed'/file.relative_to(path))
+            to.parent.mkdir(parents=True, exist_ok=True)
+            moved.append(Moved(file, shutil.move(file, to), reason))
+    return moved
