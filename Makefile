@@ -17,7 +17,7 @@ help: ## this list
 
 .venv: .venv/installed ## the environment alone
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'catdog needs Python 3.10 or later: make PYTHON=/path/to/python3.11'; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'catdog needs Python 3.11 or later: make PYTHON=/path/to/python3.11'; exit 2; }
 ifeq ($(TORCH),cpu)
 	@echo 'Making .venv with PyTorch without CUDA: it downloads 0.7 GB and takes 2.6 GB of disk, in about 2 minutes.'
 else
@@ -69,7 +69,7 @@ repository: .venv/installed ## REPO=OWNER/NAME: the project's address on GitHub,
 	$(BIN)/python .ci/set_repository.py $(REPO)
 	$(MAKE) readme
 
-screenshot: .venv/installed browser ## nbs/images/app_and_cleaner.jpg, the picture of the README, on drawn pictures
+screenshot: .venv/installed browser ## nbs/images/app_and_cleaner.jpg, the image of the README, on drawn images
 	$(BIN)/python nbs/images/app_and_cleaner.py
 
 hooks: .venv/installed ## git hooks that keep notebooks free of what is not yours, and merge them

@@ -1,6 +1,6 @@
 """Run notebooks and save what they print: python .ci/notebooks.py [NOTEBOOK ...], by default all of them.
 
-Each runs in a fresh kernel as `nbdev-test` runs it: its pictures are drawn, its files lie in a temporary folder.
+Each runs in a fresh kernel as `nbdev-test` runs it: its images are drawn, its files lie in a temporary folder.
 tests/test_outputs.py runs them in the same way, and fails where they say something else than what is saved.
 """
 import os, re, subprocess, sys

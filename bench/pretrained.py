@@ -7,7 +7,7 @@
 
 It is trained as anybody's model is, by `train`: the head alone, on EfficientNet-Lite2, whose weights come by pip; and
 its calibration and its limits are those that `export` sets. One thing is added. In 8 bits the body gives slightly other
-features, so the head is fitted once more, to those, of each picture and its mirror image: in five-fold cross-validation
+features, so the head is fitted once more, to those, of each image and its mirror image: in five-fold cross-validation
 on photos/small 129 of 12,000 were wrong then, 149 before (`cross`). Needs a folder of photographs (CATDOG_SHARED, or
 ../shared beside the project) with photos/small to train on and photos/web for validation. What is measured decides
 nothing: photos/test, of the same kind; photos/breeds, cats and dogs of other sources; photos/neither, of other things.
@@ -50,16 +50,16 @@ def fit_in_8_bits(learn, path):
 def cross(path=PRETRAINED, folds=5):
     "Wrong answers of an 8-bit body in cross-validation: its head fitted to exact features, and as `make` does it"
     import torch
-    from catdog.core.files import find_pictures
+    from catdog.core.files import find_images
     from catdog.data import get_dls
-    from catdog.learn.features import picture_features
+    from catdog.learn.features import image_features
     from catdog.learn.head import fit_linear, get_learner
     from catdog.learn.finetune import recipe_tfms
-    files = sorted(find_pictures([shared/'photos'/'small']))
+    files = sorted(find_images([shared/'photos'/'small']))
     y = np.array([int(o.parent.name == 'dog') for o in files])
     learn = get_learner(get_dls(shared/'photos'/'web', 260, **recipe_tfms('fast', 260)), ARCH, lin_ftrs=[],
                         concat_pool=False)
-    rounded,exact = features_8bit(path, files),np.stack([*picture_features(learn, files).values()])
+    rounded,exact = features_8bit(path, files),np.stack([*image_features(learn, files).values()])
     exact = exact[:, exact.shape[1]//2:]   # the means
     fold,wrong = np.random.default_rng(0).integers(0, folds, len(y)),Counter()
     for k in range(folds):
@@ -82,15 +82,15 @@ def make(path=PRETRAINED):
         export(learn, path, int8=True)
         fit_in_8_bits(learn, path)
     # apps need only the ONNX file, and nobody should unpickle what they did not write
-    for name in ('export.pkl', 'pictures.json'): (path/name).unlink(missing_ok=True)
+    for name in ('export.pkl', 'images.json'): (path/name).unlink(missing_ok=True)
     print(f'made in {(time.perf_counter() - start)/60:.0f} minutes; {(path/"model.onnx").stat().st_size:,} bytes')
     card(path)
 
 def answers(path, name):
     "A `Prediction` for each photograph below photos/`name`, the folder that each lies in, and seconds"
-    from catdog.core.files import find_pictures
+    from catdog.core.files import find_images
     from catdog.predict import Classifier
-    classifier,files = Classifier(path),list(find_pictures([shared/'photos'/name]))
+    classifier,files = Classifier(path),list(find_images([shared/'photos'/name]))
     classifier.predict_batch(files[:8])   # the first time takes longer
     start = time.perf_counter()
     return classifier.predict_batch(files),[o.parent.name for o in files],time.perf_counter() - start
@@ -108,7 +108,7 @@ def measured(path=PRETRAINED):
         between,unlike = (sum(o.doubt == doubt for o in given) for doubt in ('between', 'unlike'))
         print(f'photos/{name}: {wrong} of {n} wrong, {error:.2%} (95% interval {low:.2%} to {high:.2%}); expected '
               f'calibration error {ece:.2%}; keep their answer {1 - (between + unlike)/n:.1%}: {between} are between '
-              f'the labels, {unlike} unlike them; {n/seconds:.0f} pictures a second', flush=True)
+              f'the labels, {unlike} unlike them; {n/seconds:.0f} images a second', flush=True)
         yield f'{n:,}',f'{error:.2%} ({low:.2%} to {high:.2%})',f'{ece:.2%}',f'{between/n:.1%}',f'{unlike/n:.1%}'
 
 def others(path=PRETRAINED):

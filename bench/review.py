@@ -1,10 +1,10 @@
-"""How soon do 5,000 pictures stand in the cleaner; how many wrong pictures does each ranking, each program find?
+"""How soon do 5,000 images stand in the cleaner; how many wrong images does each ranking, each program find?
 
     python bench/review.py [--photos ../shared/photos/web] [--seeds 3] [--cleanlab PYTHON] [--cleanvision PYTHON]
 
 The first question is answered with drawings. The others, which need photographs, are left out without them. For the
 labels it copies 1,000 photographs, swaps the labels of 50, adds 30 drawings of neither, trains on all of it as a
-person would, and ranks. For the quality it copies 300 and adds copies, blurred, dark, blank and tiny pictures. PYTHON
+person would, and ranks. For the quality it copies 300 and adds copies, blurred, dark, blank and tiny images. PYTHON
 is the interpreter of an environment of its own in which cleanlab, or cleanvision, is installed (catdog depends on
 neither).
 """
@@ -65,7 +65,7 @@ def plant(photos, folder, swap=50, neither=30, seed=0):
     return truth
 
 def measured(name, files, score, truth, took):
-    "A row of the result: higher `score`, worse picture"
+    "A row of the result: higher `score`, worse image"
     def _is(*kinds): return [truth[f] in kinds for f in files]
     first = [truth[files[i]] for i in np.argsort(-np.asarray(score), kind='stable')[:100]]
     return dict(ranking=name, swapped_in_100=first.count('swapped'), neither_in_100=first.count('neither'),
@@ -86,7 +86,7 @@ def peak_from_here():
     return lambda: (_kb('VmHWM') - before)/2**10
 
 def open_many(n=5000):
-    "Seconds and memory that the `Cleaner` takes for `n` pictures when their predictions are there"
+    "Seconds and memory that the `Cleaner` takes for `n` images when their predictions are there"
     with tempfile.TemporaryDirectory() as d:
         for label in ('cat', 'dog'):
             (Path(d)/label).mkdir()
@@ -99,7 +99,7 @@ def open_many(n=5000):
         cleaner,opened = timed(lambda: Cleaner(learn))
         assert len(cleaner.table) == n and len(cleaner.iw.widget.children) == _thumbnail.cache_info().misses == 24
         _,turned = timed(lambda: [cleaner.iw.show(i) for i in range(1, 11)])
-        print(f'{n:,} pictures: predictions {took:.1f} s; then open in the cleaner after {opened:.2f} s, '
+        print(f'{n:,} images: predictions {took:.1f} s; then open in the cleaner after {opened:.2f} s, '
               f'{turned/10:.2f} s a page; {more():.0f} MiB more memory at the peak')
 
 def rank(photos, seed, size, recipe, epochs, cleanlab):
@@ -117,7 +117,7 @@ def rank(photos, seed, size, recipe, epochs, cleanlab):
         print(f'suspects in {took:.1f} s, then the Cleaner in {again:.1f} s')
         predicted = prediction_table(learn)
         t = predicted.table
-        rows.append(measured('loss on plain pictures', list(t.file), t.loss, truth, took))
+        rows.append(measured('loss on plain images', list(t.file), t.loss, truth, took))
         info,took = timed(lambda: [o for i in (0, 1) for o in _get_iw_info(learn, i)])
         rows.append(measured("fastai's cleaner (random crops)", [Path(o[0]) for o in info],
                              [float(o[2]) for o in info], truth, took))
@@ -202,7 +202,7 @@ def main(
     cleanlab:str=None, # An interpreter that has cleanlab
     cleanvision:str=None # An interpreter that has cleanvision
 ):
-    "Print how long the cleaner takes, what each ranking finds, and what is found of poor pictures and copies"
+    "Print how long the cleaner takes, what each ranking finds, and what is found of poor images and copies"
     open_many()
     if not photos: return
     print(quality(photos, size, cleanvision).round(1).to_string(index=False), flush=True)

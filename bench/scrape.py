@@ -5,7 +5,7 @@ speed: 1,000 addresses of the sample web with 50 to 300 ms latency and faults in
   names, as search results are; the last line is ours with all of them at one host, which it asks for 8 at a time.
 copies: 500 photographs and 200 planted copies (half and 1.5 times the size, JPEG quality 50, 4% of each side cut off,
   brightened).
-growth: what one more picture costs beside 1,000, 10,000 and 100,000: its signatures, and to find its copies among the
+growth: what one more image costs beside 1,000, 10,000 and 100,000: its signatures, and to find its copies among the
   others and add it (random hashes, so nearly no copies); all pairs of 10,000; opening a manifest of 100,000 lines.
 fuzz: 10,000 hostile inputs for each parser of an answer, for the addresses and for `open_image`.
 `--photos` is a folder with sub-folders cat and dog; without it the sample web draws, which is slow."""
@@ -25,10 +25,10 @@ WORKERS = 64  # the default of our `download_images`
 TIMEOUT = 4   # seconds; fastai's default, and the same for ours
 
 def _spread():
-    "Let the names *.pictures.test be this machine"
+    "Let the names *.images.test be this machine"
     import socket
     real = socket.getaddrinfo
-    def ours(host): return '127.0.0.1' if str(host).endswith('.pictures.test') else host
+    def ours(host): return '127.0.0.1' if str(host).endswith('.images.test') else host
     socket.getaddrinfo = lambda host, *args, **kwargs: real(ours(host), *args, **kwargs)
 
 def _fetch_fastai(urls, dest, workers):
@@ -59,7 +59,7 @@ def _contender(who, workers, urls):
 
 def _run_contender(who, workers, folder):
     _spread()
-    dest = folder/'pictures'
+    dest = folder/'images'
     dest.mkdir()
     urls = json.loads((folder/'urls.json').read_text())
     seconds,kept = dict(fastai=_fetch_fastai, ours=_fetch_ours)[who](urls, dest, workers)
@@ -72,7 +72,7 @@ def _measure(name, who, workers, photos, n, hosts):
         found = {o: [p.url for p in bing_pages(o, n//2, web.endpoint, 'XXX', 'photos')] for o in ('cat', 'dog')}
         truth = {f'{label}/{Path(u).stem}': web.truth(u) for label,us in found.items() for u in us}
         port = web.url.rpartition(':')[2]
-        def _host(i): return f'http://h{i%50}.pictures.test:{port}' if hosts else web.url
+        def _host(i): return f'http://h{i%50}.images.test:{port}' if hosts else web.url
         spread = {label: [u.replace(web.url, _host(i)) for i,u in enumerate(us)] for label,us in found.items()}
         seconds,kept,memory = _contender(who, workers, spread)
     valid = {o for o,t in truth.items() if t['valid']}
@@ -121,7 +121,7 @@ def copies(photos, n=500, planted=200):
             df = scrape('animal', str(data), n=len(order), engine='bench')
         finally: server.terminate()
         by_name = {o.rpartition('/')[2]: k for k,o in enumerate(df.file) if isinstance(o, str)}
-        def _of(k):   # which original the picture is judged to be the same as
+        def _of(k):   # which original the image is judged to be the same as
             visited = set()
             while df.status[k] != 'ok' and k not in visited:
                 visited.add(k)
@@ -141,7 +141,7 @@ def copies(photos, n=500, planted=200):
 def _least(f, repeat=5): return min(timeit.repeat(f, number=1, repeat=repeat))
 
 def _index_costs(sizes, n=500):
-    "ms to find and to add one of `n` more pictures in an index of each of `sizes`, by size"
+    "ms to find and to add one of `n` more images in an index of each of `sizes`, by size"
     from catdog.core.duplicates import DuplicateIndex
     r,colours,costs = np.random.default_rng(0),np.full((8, 8, 3), 192**-.5, 'float32'),{}
     def _hashes(n): return [r.bytes(18).hex() for _ in range(n)]
@@ -163,7 +163,7 @@ def _open_manifest(n):
     with tempfile.TemporaryDirectory() as d:
         with (Path(d)/'manifest.jsonl').open('w') as f:
             for i in range(n):
-                photo = Photo(f'https://pictures.example/{i}.jpg', 'A cat on a wall', f'https://pictures.example/{i}',
+                photo = Photo(f'https://images.example/{i}.jpg', 'A cat on a wall', f'https://images.example/{i}',
                               640, 480, 'CC BY 4.0', 'somebody', 'openverse', 'cat')
                 f.write(json.dumps(dict(label='cat', file=f'cat/{i:016x}.jpg', status='ok', reason='', **asdict(photo),
                                         phash=r.randbytes(18).hex(), area=640*480, copy_of=None)) + '\n')
@@ -174,15 +174,15 @@ def growth(photos):
     from catdog.core.duplicates import colour_signature, near_pairs, perceptual_hash
     from catdog.core.images import open_image
     files = [o for label in ('cat', 'dog') for o in sorted((photos/label).iterdir())[:100]] if photos else []
-    pictures = [open_image(o, 512) for o in files] or [draw('cat', i, (480, 360)) for i in range(50)]
-    signatures = _least(lambda: [(perceptual_hash(o), colour_signature(o)) for o in pictures])/len(pictures)*1e3
+    images = [open_image(o, 512) for o in files] or [draw('cat', i, (480, 360)) for i in range(50)]
+    signatures = _least(lambda: [(perceptual_hash(o), colour_signature(o)) for o in images])/len(images)*1e3
     costs = _index_costs((1000, 10_000, 100_000))
-    print(f'signatures of a picture: {signatures:.2f} ms')
+    print(f'signatures of an image: {signatures:.2f} ms')
     for size,ms in costs.items():
-        print(f'beside {size:>7,} pictures: {ms:.3f} ms in the index, {signatures + ms:.2f} ms in all')
+        print(f'beside {size:>7,} images: {ms:.3f} ms in the index, {signatures + ms:.2f} ms in all')
     last,first = costs[100_000],costs[1000]
     print(f'100,000 against 1,000: {(signatures + last)/(signatures + first):.2f} times in all; the index alone '
-          f'{last/first:.1f} times, {(last - first)*1e3/99:.1f} ns for each picture that is there')
+          f'{last/first:.1f} times, {(last - first)*1e3/99:.1f} ns for each image that is there')
     bits = np.random.default_rng(1).random((10_000, 144)) < .5
     print(f'all pairs of 10,000: {_least(lambda: list(near_pairs(bits)), 3):.2f} s')
     print('a manifest of 100,000: opened in {:.1f} s, read as a table in {:.1f} s'.format(*_open_manifest(100_000)))

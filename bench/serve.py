@@ -56,7 +56,7 @@ def single(folder):
                 *seconds,label = timed(do, file)
                 t.append(seconds); said.append(label)
     same = sum(map(str.__eq__, *labels))
-    beside('one picture', *times, 'ms', 1000)
+    beside('one image', *times, 'ms', 1000)
     print(f'same label on {same} of {len(sample)}')
     wrong = sum(o.label != f.parent.name for o,f in zip(classifier.predict_batch(test), test))
     dl = learn.dls.test_dl(test)
@@ -97,8 +97,8 @@ def batch(folder, n=512, times=3):
     def plain():
         with learn.no_bar(): return learn.get_preds(dl=learn.dls.test_dl(files, bs=64))
     runs = [(timed(classifier.predict_batch, files)[:2], timed(plain)[:2]) for _ in range(times)]
-    beside(f'{n} pictures', *zip(*runs), 's')
-    print(f'ours {n/statistics.median(o[0][0] for o in runs):.0f} pictures a second')
+    beside(f'{n} images', *zip(*runs), 's')
+    print(f'ours {n/statistics.median(o[0][0] for o in runs):.0f} images a second')
 
 PLAIN = '''
 import sys
@@ -120,7 +120,7 @@ server.serve_forever()
 '''
 
 def http(folder, seconds=15):
-    "8 clients, each with a picture of its own, for `seconds` against each server"
+    "8 clients, each with an image of its own, for `seconds` against each server"
     import urllib3
     from catdog.predict import Classifier
     pkl,classifier,files = folder/'export.pkl',Classifier(folder),sample[:8]
@@ -150,14 +150,14 @@ def http(folder, seconds=15):
         rates[name] = len(times)/(time.perf_counter() - start)
         p = statistics.quantiles(times, n=100) if len(times) > 1 else [float('nan')]*99
         print(f'{name}: {rates[name]:.1f} requests a second, median {1000*p[49]:.0f} ms, p99 {1000*p[98]:.0f} ms, '
-              f'{len(wrong)} answers about another picture, {len(failed)} refused', flush=True)
+              f'{len(wrong)} answers about another image, {len(failed)} refused', flush=True)
         process.terminate(); process.wait(30)
     for name in list(rates)[:2]: print(f'ours answers {rates["ours"]/rates[name]:.1f} times as many as: {name}')
 
 PLAIN_APP = '''from fastai.vision.all import *
 import ipywidgets as widgets
 learn = load_learner({!r})
-upload,out,label = widgets.FileUpload(description='Choose pictures'),widgets.Output(),widgets.Label()
+upload,out,label = widgets.FileUpload(description='Choose images'),widgets.Output(),widgets.Label()
 def clicked(_): label.value = str(learn.predict(PILImage.create(upload.data[-1]))[0])
 button = widgets.Button(description='Predict!')
 button.on_click(clicked)
@@ -194,7 +194,7 @@ def voila(folder, visits=5):
                 page = browser.new_page()
                 start = time.perf_counter()
                 page.goto(f'http://127.0.0.1:{port}/', timeout=180_000)
-                page.get_by_role('button', name='Choose pictures').wait_for(timeout=180_000)
+                page.get_by_role('button', name='Choose images').wait_for(timeout=180_000)
                 times.append(time.perf_counter() - start)
                 kernels = [o for o in psutil.Process(process.pid).children(recursive=True)
                            if 'ipykernel_launcher' in ' '.join(o.cmdline())]

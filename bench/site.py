@@ -76,7 +76,7 @@ def browser():
         try: yield context
         finally: context.close()
 
-# How each of them is used: until one can choose a picture, and from the choice to the answer
+# How each of them is used: until one can choose an image, and from the choice to the answer
 
 # By the page's own clock, from the moment that the browser says that a file was chosen to that when its card is there
 WATCH = '''() => {
@@ -109,9 +109,9 @@ class Flask:
 
 class Voila:
     name = 'Voila app'
-    def stands(self, page): page.get_by_role('button', name='Choose pictures').wait_for(timeout=180_000)
+    def stands(self, page): page.get_by_role('button', name='Choose images').wait_for(timeout=180_000)
     def answer(self, page, file):
-        with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose pictures').click()
+        with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose images').click()
         chooser.value.set_files(file)
         page.locator(f'.catdog-card img[alt="{file.name}"]').wait_for()
         page.get_by_role('button', name='Predict!').click()
@@ -149,7 +149,7 @@ def measure(kind, counter, files, visits):
             rows.append((cold, load, first, statistics.median(later), answers, again, sum(counter.taken())))
     cold,load,first,later,answers,again,reload = map(statistics.median, zip(*rows))
     print(f'{kind.name:22} first visit {cold:.2f} s, {load/1e6:.2f} MB | again {again:.2f} s, {reload/1e3:.1f} kB | '
-          f'first answer {1000*first:.0f} ms, later {1000*later:.0f} ms | a picture {answers/1e3:.1f} kB', flush=True)
+          f'first answer {1000*first:.0f} ms, later {1000*later:.0f} ms | an image {answers/1e3:.1f} kB', flush=True)
 
 def static(folder): return (sys.executable, '-m', 'http.server', 'PORT', '-b', '127.0.0.1', '-d', folder)
 
@@ -213,13 +213,13 @@ def peak(do, *args):
 def large(folder):
     "A phone's photographs: 12 and 48 million pixels"
     for size in ((4000, 3000), (8000, 6000)):
-        picture = folder/f'{size[0]}.jpg'
-        Image.open(photos[0]).resize(size).save(picture, quality=85)
+        image = folder/f'{size[0]}.jpg'
+        Image.open(photos[0]).resize(size).save(image, quality=85)
         with served(*static(folder)) as counter, browser() as context:
             page = context.pages[0]
             opened(Site(), page, counter)
             before = memory()
-            seconds,most = peak(Site().answer, page, picture)
+            seconds,most = peak(Site().answer, page, image)
             print(f'{size[0]*size[1]//10**6} million pixels: {seconds:.2f} s to the answer; '
                   f'the page has {before:.0f} MB before, {most:.0f} MB at most')
 

@@ -4,15 +4,15 @@
     python bench/train.py --classic 1      # the same, with one split for the classic recipe, or 0: none (12 minutes)
     python bench/train.py epochs           # photos/web: does fine-tuning after the head help? (10 minutes)
     python bench/train.py norms            # the classic recipe with batch norms left alone (8 minutes)
-    python bench/train.py runtimes         # the body in ONNX Runtime and in PyTorch, pictures a second
-    python bench/train.py neither          # what does the model that ships say about pictures of other things?
+    python bench/train.py runtimes         # the body in ONNX Runtime and in PyTorch, images a second
+    python bench/train.py neither          # what does the model that ships say about images of other things?
 
 The classic recipe is stock fastai, in its own words: `DataBlock`, `RandomResizedCrop(224, min_scale=0.5)`,
 `aug_transforms()`, batches of 64, `fine_tune(4)`. The fast one is `train` with its defaults. Both start from the same
-EfficientNet-Lite0 and have the same validation pictures, those of `split_files`; both times go from the folder of JPEG
+EfficientNet-Lite0 and have the same validation images, those of `split_files`; both times go from the folder of JPEG
 files to a trained `Learner`, decoding included, and for the fast one also the look at every file before the split and
 the calibration. The graph of the body for ONNX Runtime is written before, as it is once on each machine; how long that
-takes is printed. The floor is what nobody can go below who looks at each picture once: decode all, and one pass forward
+takes is printed. The floor is what nobody can go below who looks at each image once: decode all, and one pass forward
 at 224 pixels, in the fastest runtime that we know. Rows beside: the fast recipe with SqueezeNet, whose weights torch
 downloads or finds below TORCH_HOME, and with a ResNet-18 from random numbers, whose time alone means something.
 
@@ -70,13 +70,13 @@ def error_on_test(learn):
     return (p.argmax(1) != truth).float().mean().item()
 
 def floor(session):
-    "Seconds to decode all pictures and to pass them through the body once"
+    "Seconds to decode all images and to pass them through the body once"
     files = image_files(web)
     decoded,opening = timed(Decoded, files, 224, 448)
     def forward():
         for i in range(0, len(files), 16):
             x = np.ascontiguousarray(decoded.pixels[i:i + 16].transpose(0, 3, 1, 2), dtype='float32')
-            session.run(None, {'pictures': (x - 127)/128})
+            session.run(None, {'images': (x - 127)/128})
     forward()
     return opening + min(timed(forward)[1] for _ in range(2))
 
@@ -118,7 +118,7 @@ def epochs(seed=0):
 def norms(seed=0): one('classic, batch norms left alone', seed, without_norms, split_files(web, seed=seed).valid)
 
 def runtimes(n=320):
-    "Pictures a second through the body: ONNX Runtime, PyTorch in float32 and bfloat16, alternating"
+    "Images a second through the body: ONNX Runtime, PyTorch in float32 and bfloat16, alternating"
     import torch
     from catdog.learn.features import PooledBody
     learn = get_learner(get_dls(web, 224), LITE)
@@ -127,21 +127,21 @@ def runtimes(n=320):
     def by_torch(bf16):
         with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=bf16):
             body(x.to(memory_format=torch.channels_last))
-    ways = {'ONNX Runtime': lambda: session.run(None, {'pictures': x.numpy()}),
+    ways = {'ONNX Runtime': lambda: session.run(None, {'images': x.numpy()}),
             'PyTorch, float32': lambda: by_torch(False), 'PyTorch, bfloat16': lambda: by_torch(True)}
     times = {name: [] for name in ways}
     for i in range(n//16 + 1):
         for name,do in ways.items(): times[name].append(timed(do)[1])
-    for name,o in times.items(): print(f'{name}: {16/median(o[1:]):.0f} pictures a second')
+    for name,o in times.items(): print(f'{name}: {16/median(o[1:]):.0f} images a second')
 
 def neither(n=100):
-    "What the model that ships calls not sure: pictures of the labels, of other things, and fastbook's bear"
+    "What the model that ships calls not sure: images of the labels, of other things, and fastbook's bear"
     from fastbook import image_bear, image_cat
     from catdog.sample.draw import draw
     from catdog.predict import Classifier, shipped_model
     classifier = Classifier(shipped_model())
-    def unsure(pictures):
-        answers = classifier.predict_batch(pictures)
+    def unsure(images):
+        answers = classifier.predict_batch(images)
         return f'{sum(not o.sure for o in answers)} of {len(answers)}'
     print('photographs of cats and dogs that it has not seen:', unsure(image_files(test)))
     for thing in ('house', 'tree', 'car', 'flower', 'fish'):

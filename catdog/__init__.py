@@ -1,3 +1,7 @@
+"""Modules:
+
+- `catdog.core.errors`: The errors that catdog raises, and the decorator that makes a function a command"""
+
 __version__ = "0.1.0"
 
 import warnings

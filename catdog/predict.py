@@ -19,15 +19,15 @@ _all_ = ['Prediction', 'ModelError', 'shipped_model', 'find_models', 'Classifier
 # %% ../nbs/05_predict.ipynb #ea5f2a68
 @command
 def predict_files(
-    *paths:str, # Pictures, and folders of pictures
+    *paths:str, # Images, and folders of images
     model:str=None, # Model folder; the newest one that was trained on photographs, else the one that ships
     out:str=None # File to write: .csv or .parquet
 ): # The path of `out`; without it dicts of file, label, probability, sure, doubt, text, p_...; or of file and error
-    "Say what is on each picture of `paths` with `model`; print it, or write it to `out`, where a stopped run goes on"
+    "Say what is on each image of `paths` with `model`; print it, or write it to `out`, where a stopped run goes on"
     check_paths(paths)
     out,classifier = out and check_out_file(out),Classifier(model)
     if not any(True for _ in found_files(paths)):
-        raise CatdogError('no pictures: give some files, or a folder with pictures in it')
+        raise CatdogError('no images: give some files, or a folder with images in it')
     in_terminal = is_cli(predict_files)
     if not out and not in_terminal: return list(answer_rows(classifier, found_files(paths)))
     if out: bad = write_file(classifier, paths, out, print_errors=in_terminal)

@@ -40,16 +40,16 @@ def train(
     arch:str=None, # Name of an architecture in `ARCHS`, or one of timm; None: that of `recipe` in `RECIPES`
     epochs:int=None, # Epochs of fine-tuning once the head is there; None: 4, or for 'fast' none
     size:int=None, # Side of the square that the network sees, in pixels; None: what `arch` was made for
-    bs:int=64, # Pictures a batch
+    bs:int=64, # Images a batch
     valid_pct:float=0.2, # Share for validation, where the folder has no valid
     seed:int=42, # Which ones are for validation, and all else that is drawn at random
     recipe:str='fast', # 'fast', or 'classic', fastai's `fine_tune(epochs)`
     resume:bool=False, # Go on after the last whole epoch of the same training, which was stopped?
     labels:list=None, # Those that are meant; None: all that have a folder
-    n:int=None, # At most so many pictures of each label; None: all
+    n:int=None, # At most so many images of each label; None: all
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # Trained, without the callbacks that sped it up
-    "Train `arch` on the pictures below `path` by `recipe` and print its validation error"
+    "Train `arch` on the images below `path` by `recipe` and print its validation error"
     arch,size = check_recipe(recipe, arch, size, epochs, **kw)
     with no_random(seed):
         dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, **recipe_tfms(recipe, size))
@@ -64,11 +64,11 @@ def train(
 @command
 def build(
     labels:Annotated[list, dict(nargs='+', type=str)], # Two words or more
-    path:str=None, # Folder for the pictures; called after the words in data/ if you give none
+    path:str=None, # Folder for the images; called after the words in data/ if you give none
     out:str=None, # Folder for the model; called after the words in models/ if you give none
-    n:int=None, # Pictures a label: 150 from the web; of your own photos all, or at most so many
+    n:int=None, # Images a label: 150 from the web; of your own photos all, or at most so many
     engine:str='auto', # Search engine: auto, bing, ddg, openverse, commons or sample
-    photos:str=None, # Your own pictures instead of the web: a folder with a sub-folder a label, read where it lies
+    photos:str=None, # Your own images instead of the web: a folder with a sub-folder a label, read where it lies
     arch:str=None, # Architecture: efficientnet_lite0, or resnet18 for 'classic'; or another, of torchvision or timm
     epochs:int=None, # Epochs of fine-tuning once the head is there; as a rule none, or 4 for 'classic'
     size:int=None, # Side of the square that the network sees, in pixels, 32 to 2048; as a rule 224
@@ -78,7 +78,7 @@ def build(
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
     labels,path,out = check_build(labels, path, out, n, photos, recipe=recipe, arch=arch, size=size, epochs=epochs)
-    print_step(1, f'Pictures of {", ".join(labels)}: {"as they lie in" if photos else "from the web into"} {path}')
+    print_step(1, f'Images of {", ".join(labels)}: {"as they lie in" if photos else "from the web into"} {path}')
     if not photos and not (resume and path.exists()): scrape(labels, path=path, n=n or 150, engine=engine)
     print_step(2, 'Training')
     learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None)

@@ -24,7 +24,7 @@ def dataset(folder, n=15):
 def state(folder):
     return {o.relative_to(folder).as_posix(): o.read_bytes() for o in folder.rglob('*')
             if o.is_file() and o.parent.name != '.removed' and o.name != LOCK}
-def pictures(folder): return sorted(v for k,v in state(folder).items() if k.endswith('.jpg'))
+def images(folder): return sorted(v for k,v in state(folder).items() if k.endswith('.jpg'))
 
 def drawings(folder, n=14):
     "`n` cats and `n` dogs; the first cat and the first two dogs lie in the wrong folder"

@@ -94,7 +94,7 @@ def sideways(page): return page.evaluate('document.scrollingElement.scrollWidth 
 # The page of `catdog-serve`
 
 def choose(page, files):
-    with page.expect_file_chooser() as chooser: page.get_by_text('Choose pictures', exact=True).click()
+    with page.expect_file_chooser() as chooser: page.get_by_text('Choose images', exact=True).click()
     chooser.value.set_files(files)
 
 def test_page(page_url, visitor, cat, classifier):
@@ -103,7 +103,7 @@ def test_page(page_url, visitor, cat, classifier):
     visitor.on('pageerror', lambda o: broken.append(str(o)))
     visitor.goto(page_url)
     choose(visitor, cat)
-    visitor.get_by_text('1 picture chosen').wait_for()
+    visitor.get_by_text('1 image chosen').wait_for()
     assert visitor.locator('#preview img').evaluate('o => o.naturalWidth') > 0
     visitor.get_by_role('button', name='Predict!').click()
     pred = classifier.predict(cat)
@@ -130,7 +130,7 @@ def test_page_errors(page_url, visitor, drawings):
     visitor.goto(page_url)
     choose(visitor, drawings/'notes.txt')
     visitor.get_by_role('button', name='Predict!').click()
-    assert visitor.get_by_role('alert').inner_text() == 'notes.txt: a text file, not a picture'
+    assert visitor.get_by_role('alert').inner_text() == 'notes.txt: a text file, not an image'
     big = drawings/'big.jpg'
     big.write_bytes(bytes(17*2**20))
     choose(visitor, big)
@@ -143,7 +143,7 @@ def test_page_without_script(page_url, browser, cat, drawings):
     page.set_input_files('#file', [cat, drawings/'notes.txt'])
     page.get_by_role('button', name='Predict!').click()
     assert page.locator('.sentence').inner_text().startswith('cat, ')
-    assert page.get_by_role('alert').inner_text() == 'notes.txt: a text file, not a picture'
+    assert page.get_by_role('alert').inner_text() == 'notes.txt: a text file, not an image'
     context.close()
 
 def press_and_choose(page, files):
@@ -165,14 +165,14 @@ def test_page_by_keyboard(page_url, page, cat):
 # The widget app
 
 def upload(page, files):
-    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose pictures').click()
+    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose images').click()
     chooser.value.set_files(files)
 
 def test_app(app_url, visitor, cat, drawings, classifier):
     visitor.goto(app_url)
     predict = visitor.get_by_role('button', name='Predict!')
     upload(visitor, [cat, drawings/'notes.txt', drawings/'drawing1.jpg'])
-    visitor.get_by_text('2 pictures chosen').wait_for()
+    visitor.get_by_text('2 images chosen').wait_for()
     assert visitor.locator('.catdog-card img').evaluate_all('imgs => imgs.every(o => o.naturalWidth > 0)')
     predict.click()
     visitor.locator('.catdog-label').nth(1).wait_for()
@@ -180,12 +180,12 @@ def test_app(app_url, visitor, cat, drawings, classifier):
     assert preds[0].label == 'cat'
     assert visitor.locator('.catdog-label').all_inner_texts() == [str(o) for o in preds]
     assert visitor.locator('.catdog-card').first.locator('.catdog-bar').count() == len(classifier.labels)
-    assert visitor.get_by_role('alert').inner_text() == 'notes.txt: a text file, not a picture'
+    assert visitor.get_by_role('alert').inner_text() == 'notes.txt: a text file, not an image'
     before = visitor.locator('.catdog-card img').first.get_attribute('src')
     visitor.get_by_role('button', name='Why?').first.click()
     visitor.get_by_text('what spoke for cat').wait_for()
     assert visitor.locator('.catdog-card img').first.get_attribute('src') != before
-    assert visitor.get_by_role('button', name='Why?').count() == 1   # the other picture's
+    assert visitor.get_by_role('button', name='Why?').count() == 1   # the other image's
     assert visitor.evaluate('document.activeElement.innerText') == 'Show all'
     visitor.keyboard.press('Enter')
     visitor.get_by_text('what spoke for cat').wait_for(state='hidden')
@@ -212,7 +212,7 @@ def names(page): return sorted(o.split('\n')[-1] for o in page.locator('.catdog-
 
 @pytest.fixture
 def folder(tmp_path):
-    "A folder `holidays` of pictures, with a folder within it and what computers add"
+    "A folder `holidays` of images, with a folder within it and what computers add"
     holidays = tmp_path/'holidays'
     (holidays/'second').mkdir(parents=True)
     for o in ('a.jpg', 'b.jpg', 'second/c.jpg'): (holidays/o).write_bytes(jpeg_bytes(draw('cat', o, (90, 80))))
@@ -223,18 +223,18 @@ def test_app_takes_what_is_dropped_anywhere(app_url, page, cat, folder):
     page.set_viewport_size(SIZES['desktop']['viewport'])
     opened(page, app_url)
     drop(page, cat)
-    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_text('1 image chosen').wait_for()
     drop(page, folder, cat)
-    page.get_by_text('4 pictures chosen').wait_for()
+    page.get_by_text('4 images chosen').wait_for()
     assert names(page) == ['a.jpg', 'b.jpg', 'c.jpg', 'cat.jpg']
     for i in range(30): (folder/f'{i}.png').write_bytes(b'')
     drop(page, folder)
-    notice(page, 'There are more than 32 pictures in the folder holidays: drop at most 32.')
+    notice(page, 'There are more than 32 images in the folder holidays: drop at most 32.')
     for o in [*folder.rglob('*.jpg'), *folder.rglob('*.png')]: o.unlink()
     drop(page, folder)
-    notice(page, 'There are no pictures in the folder holidays.')
+    notice(page, 'There are no images in the folder holidays.')
     drop(page, items=[('text/uri-list', 'https://example.com/cat.jpg')])
-    notice(page, 'This is a link, not a picture')
+    notice(page, 'This is a link, not an image')
     assert len(names(page)) == 4   # those from before, which can be predicted
     page.get_by_role('button', name='Predict!').click()
     page.locator('.catdog-label').nth(3).wait_for()
@@ -250,7 +250,7 @@ def test_app_takes_what_is_pasted(app_url, browser, cat):
         const png = await new Promise(done => canvas.toBlob(done, 'image/png'))
         await navigator.clipboard.write([new ClipboardItem({'image/png': png})]) }''', list(cat.read_bytes()))
     page.keyboard.press('Control+v')
-    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_text('1 image chosen').wait_for()
     page.get_by_role('button', name='Predict!').click()
     page.locator('.catdog-label').wait_for()
     assert page.locator('.catdog-label').inner_text().startswith('cat, ')
@@ -264,8 +264,8 @@ def test_a_phone_offers_its_camera(app_url, visitor, cat):
         with visitor.expect_file_chooser() as chooser: camera.tap()
         assert chooser.value.element.get_attribute('capture') == 'environment' and not chooser.value.is_multiple()
         chooser.value.set_files(cat)
-        visitor.get_by_text('1 picture chosen').wait_for()
-        with visitor.expect_file_chooser() as chooser: visitor.get_by_role('button', name='Choose pictures').tap()
+        visitor.get_by_text('1 image chosen').wait_for()
+        with visitor.expect_file_chooser() as chooser: visitor.get_by_role('button', name='Choose images').tap()
         assert chooser.value.element.get_attribute('capture') is None and chooser.value.is_multiple()
 
 @pytest.mark.parametrize('brand', ['heic', 'mif1', 'heix', 'hevc'])
@@ -311,7 +311,7 @@ def test_app_follows_the_scheme_of_the_visitor_and_axe_finds_nothing(app_url, br
     assert min(captions(page)) >= 4.5
     assert violations(page) == []
     upload(page, [cat, drawings/'notes.txt', cat.with_name('grizzly.jpg')])
-    page.get_by_text('2 pictures chosen').wait_for()
+    page.get_by_text('2 images chosen').wait_for()
     page.get_by_role('button', name='Predict!').click()
     page.get_by_text('1 cat, 1 like none of them').wait_for()
     page.get_by_role('button', name='Why?').first.click()
@@ -352,18 +352,18 @@ def lab(tmp_path, start):
 
 @pytest.fixture
 def large(cat, tmp_path):
-    "A picture of 12 MB"
+    "An image of 12 MB"
     (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(12*2**20))
     return tmp_path/'large.jpg'
 
-def test_make_lab_lets_large_pictures_through(lab, page, cat, large):
+def test_make_lab_lets_large_images_through(lab, page, cat, large):
     "The line that `make lab` runs"
     line = subprocess.check_output(['make', '--no-print-directory', '-n', '-o', '.venv/installed', 'lab',
                                     f'BIN={Path(sys.executable).parent}'],
                                    cwd=ROOT, text=True)
     lab(page, line.strip())
     upload(page, cat)
-    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_text('1 image chosen').wait_for()
     upload(page, large)
     page.locator('.catdog-card').filter(has_text='large.jpg').wait_for()
     assert names(page) == ['large.jpg'] and page.locator('.catdog-notice').count() == 0
@@ -377,13 +377,13 @@ def test_what_is_too_large_for_jupyterlab_is_called_so(lab, page, cat, large, tm
     assert page.locator('body').get_attribute('data-jp-theme-light') == 'false'
     assert min(captions(page)) >= 4.5 and violations(page, within='.catdog') == []
     upload(page, cat)
-    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_text('1 image chosen').wait_for()
     upload(page, large)
     notice(page, '13 MB did not arrive: that is more than Jupyter takes at once')
-    page.get_by_text('0 pictures chosen').wait_for()   # not the one from before
+    page.get_by_text('0 images chosen').wait_for()   # not the one from before
     assert names(page) == []
     upload(page, cat)   # and it goes on
-    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_text('1 image chosen').wait_for()
     assert names(page) == ['cat.jpg'] and page.locator('.catdog-notice').count() == 0
     # what is dropped on the app is the app's, what is dropped elsewhere is Jupyter's
     taken = '''([selector, bytes]) => {
@@ -418,9 +418,9 @@ def test_app_by_keyboard(app_url, page, cat):
     focused = 'document.activeElement.tagName == "BUTTON" ? document.activeElement.innerText : ""'
     for _ in range(10):
         page.keyboard.press('Tab')
-        if page.evaluate(focused).startswith('Choose pictures'): break
+        if page.evaluate(focused).startswith('Choose images'): break
     press_and_choose(page, cat)
-    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_text('1 image chosen').wait_for()
     page.keyboard.press('Tab')
     assert page.evaluate(focused) == 'Predict!'
     page.keyboard.press('Enter')
@@ -432,7 +432,7 @@ def test_two_visitors_see_their_own(app_url, browser, classifier, cat):
     pages = [o.new_page() for o in contexts]
     for page in pages: page.goto(app_url)
     for i,page in enumerate(pages): upload(page, files[i])
-    for page in pages: page.get_by_text('1 picture chosen').wait_for()
+    for page in pages: page.get_by_text('1 image chosen').wait_for()
     for page in pages: page.get_by_role('button', name='Predict!').click()
     preds = [classifier.predict(o) for o in files]
     assert str(preds[0]) != str(preds[1])   # so that a mix-up shows
@@ -560,7 +560,7 @@ def test_an_upload_that_is_too_large_for_one_message(app_url, page, tmp_path, ca
     upload(page, [*tmp_path.iterdir()])
     page.get_by_role('alert').filter(has_text='76 MB are too much at once').wait_for()
     upload(page, [*tmp_path.iterdir()][:3])
-    page.get_by_text('3 pictures chosen').wait_for()
+    page.get_by_text('3 images chosen').wait_for()
     assert page.get_by_role('alert').all_inner_texts() in ([], [''])
 
 def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
@@ -572,7 +572,7 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     assert f'http://127.0.0.1:{port}/' in lines[1]
     page.goto(f'http://127.0.0.1:{port}/')
     upload(page, cat)
-    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_text('1 image chosen').wait_for()
     page.get_by_role('button', name='Predict!').click()
     assert page.locator('.catdog-label').inner_text().startswith('cat, ')
     assert ended(process) == (0, []) and list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"Many pictures into a file: what is refused beforehand, pictures that change, two runs at once, a full disk, labels."
+"Many images into a file: what is refused beforehand, images that change, two runs at once, a full disk, labels."
 import csv, json, os, re, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from clean_helpers import as_nobody, reachable
 
 from catdog.sample.draw import draw
-from catdog.core.errors import BadImage, CatdogError
+from catdog.core.errors import ImageError, CatdogError
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.deploy import batch
 from catdog.predict import Classifier, predict_bucket, predict_files, shipped_model
@@ -14,7 +14,7 @@ from catdog.predict import Classifier, predict_bucket, predict_files, shipped_mo
 NOT_UTF8 = os.fsdecode(b'caf\xe9.jpg')
 
 def album(folder, n):
-    "`n` pictures below `folder`; those with an even number are cats, the others dogs"
+    "`n` images below `folder`; those with an even number are cats, the others dogs"
     data = [jpeg_bytes(draw(['cat', 'dog'][i%2], i, (200, 160))) for i in range(8)]
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n): (folder/f'{i:05}.jpg').write_bytes(data[i%8])
@@ -37,7 +37,7 @@ def rows(file):
     with open(file, newline='', encoding='utf8', errors='surrogateescape') as f: return list(csv.DictReader(f))
 
 def started(folder, n=600):
-    "A run that has written some answers about `n` pictures into a file and goes on"
+    "A run that has written some answers about `n` images into a file and goes on"
     album(folder/'album', n)
     process = start(folder, 'album', '--out', 'answers.csv')
     while not (part(folder) and part(folder).stat().st_size > 4000):
@@ -56,17 +56,17 @@ def test_an_address_is_refused_in_words_that_quote_it_as_typed(tmp_path, address
     with pytest.raises(CatdogError, match='download'): predict_files(address, model=shipped_model())
 
 def test_what_is_no_path_at_all_has_its_line(tmp_path):
-    "A picture written out as an address is longer than any name may be"
+    "An image written out as an address is longer than any name may be"
     draw('cat', 1).save(tmp_path/'cat.jpg')
     address = 'data:image;base64,' + 'x'*300
     code,said,err = run(tmp_path, address, 'cat.jpg')
     assert code == 2 and said.startswith('cat.jpg: ') and len(err.splitlines()) == 1 and err.count(address) == 1
 
-def test_a_line_names_its_picture_once(tmp_path):
+def test_a_line_names_its_image_once(tmp_path):
     draw('cat', 1).save(tmp_path/'cat.jpg')
     (tmp_path/'page.jpg').write_text('<html>')
     code,said,err = run(tmp_path, 'cat.jpg', 'gone.jpg', 'page.jpg')
-    assert code == 2 and err.splitlines() == ['gone.jpg: there is no such file', 'page.jpg: a web page, not a picture']
+    assert code == 2 and err.splitlines() == ['gone.jpg: there is no such file', 'page.jpg: a web page, not an image']
 
 def test_a_name_that_is_not_utf8(tmp_path):
     "Parquet cannot hold it, which is said before anything is predicted; CSV can, and so can a terminal"
@@ -82,7 +82,7 @@ def test_a_name_that_is_not_utf8(tmp_path):
     with pytest.raises(CatdogError, match='UTF-8'): predict_bucket(tmp_path/'album', tmp_path/'answers')
 
 def test_a_folder_that_cannot_be_read_has_its_row(tmp_path):
-    "Nobody should believe that all pictures were asked about"
+    "Nobody should believe that all images were asked about"
     album(tmp_path/'album', 2)
     album(tmp_path/'album'/'locked', 2)
     reachable(tmp_path)
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_read_has_its_row(tmp_path):
     def say(): raise LookupError([(o.name, _reason(o)) for o in batch.found_files([tmp_path/'album'])])
     def _reason(file):
         try: return open_image(file).size
-        except BadImage as e: return e.reason.removeprefix(f'{file}: ')
+        except ImageError as e: return e.reason.removeprefix(f'{file}: ')
     said = as_nobody(say)
     assert re.match(r"LookupError: \[\('00000.jpg', \(200, 160\)\), \('00001.jpg', \(200, 160\)\), "
                     r"\('locked', .cannot be read", said)
@@ -103,7 +103,7 @@ def test_an_out_that_cannot_be_written_is_told_at_the_start(tmp_path, out, words
     code,_,err = run(tmp_path, 'album', '--out', out if '.' in out else 'there.csv')
     assert code == 2 and words in err and len(err.splitlines()) == 1 and part(tmp_path) is None
 
-def test_a_picture_that_changed_since_the_stopped_run_is_asked_again(tmp_path):
+def test_a_image_that_changed_since_the_stopped_run_is_asked_again(tmp_path):
     process = started(tmp_path)
     process.kill()
     process.wait()
@@ -114,17 +114,17 @@ def test_a_picture_that_changed_since_the_stopped_run_is_asked_again(tmp_path):
     (tmp_path/'album'/'00002.jpg').unlink()
     (tmp_path/'album'/'00000-new.jpg').write_bytes((tmp_path/'album'/'00004.jpg').read_bytes())
     code,_,err = run(tmp_path, 'album', '--out', 'answers.csv')
-    assert code == 2 and 'going on from there' in err   # 2: there is no picture in 00003.jpg any more
+    assert code == 2 and 'going on from there' in err   # 2: there is no image in 00003.jpg any more
     by_file,before = ({o['file']: o for o in some} for some in (rows(tmp_path/'answers.csv'), done))
     assert list(by_file) == sorted(f'album/{o.name}' for o in (tmp_path/'album').iterdir()) and len(by_file) == 600
     assert before['album/00000.jpg']['label'] == 'cat' and by_file['album/00000.jpg']['label'] == 'dog'
-    assert by_file['album/00003.jpg']['error'] == 'a web page, not a picture'
+    assert by_file['album/00003.jpg']['error'] == 'a web page, not an image'
     left = [f for f in before if f in by_file and f[6:11] not in ('00000', '00003')]
     assert len(left) > 15
     assert all(by_file[f] == {k: before[f][k] for k in by_file[f]} for f in left)
 
 class Counting(Classifier):
-    "Notes which pictures it opens"
+    "Notes which images it opens"
     def __init__(self, *args):
         super().__init__(*args)
         self.opened = []
@@ -133,7 +133,7 @@ class Counting(Classifier):
         return super().pixels(img)
 
 def test_only_what_is_new_or_changed_is_asked_again(tmp_path, monkeypatch):
-    "By size and by time of change; also where pictures came, went, or are asked for in another order"
+    "By size and by time of change; also where images came, went, or are asked for in another order"
     monkeypatch.chdir(tmp_path)
     album(Path('album'), 20)
     classifier,files = Counting(shipped_model()),sorted(Path('album').iterdir())

@@ -32,7 +32,7 @@ def build(*args, cwd, ok=True):
     return out if ok else err
 
 def fill(folder, **counts):
-    "Draw so many pictures of each label, which begins with something that can be drawn, into `folder`"
+    "Draw so many images of each label, which begins with something that can be drawn, into `folder`"
     for label,n in counts.items():
         (folder/label).mkdir(parents=True, exist_ok=True)
         for i in range(n): draw(label.partition('_')[0], f'{label}{i}', (120, 90)).save(folder/label/f'{i:03}.jpg')
@@ -43,8 +43,8 @@ def contents(folder):
             for o in sorted(folder.rglob('*')) if o.is_file()}
 
 def known(model):
-    "Labels, and content ids of all the pictures that made the `model`"
-    ids = json.loads((model/'pictures.json').read_text())
+    "Labels, and content ids of all the images that made the `model`"
+    ids = json.loads((model/'images.json').read_text())
     return Classifier(model).labels,{o for k in ids.values() for o in k}
 
 def ids(*folders): return {content_id(o) for folder in folders for o in folder.rglob('*.jpg')}
@@ -61,7 +61,7 @@ def test_others_in_the_same_folder_are_not_trained_on_and_named(tmp_path):
     fill(tmp_path/'data', cat=6, dog=6, house=6, tree=6)
     said = build('house', 'tree', '--photos', 'data', '--out', 'model', cwd=tmp_path)
     assert known(tmp_path/'model') == (['house', 'tree'], ids(tmp_path/'data'/'house', tmp_path/'data'/'tree'))
-    assert 'data has pictures of cat, dog, too' in said
+    assert 'data has images of cat, dog, too' in said
 
 def test_photos_of_one_folder_and_then_of_another(tmp_path):
     a,b = fill(tmp_path/'A', cat=20, dog=20),fill(tmp_path/'B', cat_b=9, dog_b=8)
@@ -75,7 +75,7 @@ def test_photos_of_one_folder_and_then_of_another(tmp_path):
 def test_an_own_folder_is_what_it_is_now(tmp_path):
     mine = fill(tmp_path/'mine', cat=30, dog=30)
     for _ in range(2):   # the same folder again: nothing is a duplicate of itself
-        assert 'used 60 of 60 pictures' in build('cat', 'dog', '--photos', 'mine', cwd=tmp_path)
+        assert 'used 60 of 60 images' in build('cat', 'dog', '--photos', 'mine', cwd=tmp_path)
         assert known(tmp_path/'models'/'cat-dog')[1] == ids(mine) and len(ids(mine)) == 60
     for o in sorted(mine.rglob('*.jpg'))[::3][:25]: o.unlink()   # 20 are gone
     for label in ('cat', 'dog'):   # 20 are new, one is another
@@ -83,11 +83,11 @@ def test_an_own_folder_is_what_it_is_now(tmp_path):
     draw('cat', 'changed', (120, 90)).save(sorted(mine.rglob('*.jpg'))[0])
     before = contents(mine)
     assert len(before) == 60
-    assert 'used 60 of 60 pictures' in build('cat', 'dog', '--photos', 'mine', cwd=tmp_path)
+    assert 'used 60 of 60 images' in build('cat', 'dog', '--photos', 'mine', cwd=tmp_path)
     assert known(tmp_path/'models'/'cat-dog')[1] == ids(mine) and contents(mine) == before
 
 def test_a_folder_is_taken_whole(tmp_path):
-    "Labels that look alike or are typed in another Unicode form, deep folders, all endings, tiny pictures, half a file"
+    "Labels that look alike or are typed in another Unicode form, deep folders, all endings, tiny images, half a file"
     typed,stored = 'caf\u00e9','cafe\u0301'
     mine = fill(tmp_path/'mine', cat=6, dog=20, house=5, tree=5, fish=5)
     for old,new in dict(cat='A+', dog=stored, house='A-', tree='c++', fish='c').items(): (mine/old).rename(mine/new)
@@ -102,11 +102,11 @@ def test_a_folder_is_taken_whole(tmp_path):
     (mine/'A+'/'notes.txt').write_text('cats')
     before = contents(mine)
     said = build('A-', typed, 'A+', 'c++', '--photos', 'mine', '--out', 'model', cwd=tmp_path)
-    labels,pictures = known(tmp_path/'model')
-    assert labels == ['A+', 'A-', 'c++', typed] and len(pictures) == 43
+    labels,images = known(tmp_path/'model')
+    assert labels == ['A+', 'A-', 'c++', typed] and len(images) == 43
     card = (tmp_path/'model'/'model_card.md').read_text()
     for text in (said, card):
-        assert 'used 43 of 45 pictures; left out 1 that cannot be opened' in text and '1 as no picture (.txt)' in text
+        assert 'used 43 of 45 images; left out 1 that cannot be opened' in text and '1 as no image (.txt)' in text
     assert f'{stored}/000.jpg' in said and '000.jpg' not in card   # the card goes with the model, and names no file
     assert contents(mine) == before
 
@@ -116,33 +116,33 @@ def test_a_label_without_a_folder_is_told_before_any_work(tmp_path):
     assert "no folder 'bird'; there are 'cat', 'dog'" in said and not (tmp_path/'models').exists()
 
 def test_a_given_split_is_what_it_says(tmp_path):
-    "And a label that valid has no picture of is named as not validated"
+    "And a label that valid has no image of is named as not validated"
     mine = fill(tmp_path/'mine'/'train', cat=10, dog=10, tree=5).parent
     fill(mine/'valid', cat_v=4, dog_v=4), fill(mine/'test', cat_t=5, dog_t=5, tree_t=5, house=2)
     for o in (*mine.glob('valid/*_v'), *mine.glob('test/*_t')): o.rename(o.with_name(o.name[:-2]))
     said = build('cat', 'dog', 'tree', '--photos', 'mine', '--out', 'model', cwd=tmp_path)
-    record,labels = json.loads((tmp_path/'model'/'pictures.json').read_text()),('cat', 'dog', 'tree')
+    record,labels = json.loads((tmp_path/'model'/'images.json').read_text()),('cat', 'dog', 'tree')
     of = [ids(*(mine/part/o for o in labels)) for part in ('train', 'valid', 'test')]
     assert [set(record[o]) for o in ('training', 'validation', 'test')] == of and list(map(len, of)) == [25, 8, 15]
     card = (tmp_path/'model'/'model_card.md').read_text()
     for text in (said, card):
-        assert '8 validation pictures' in text and '15 test pictures' in text
+        assert '8 validation images' in text and '15 test images' in text
         assert any('tree' in o and 'validat' in o for o in text.splitlines())
     assert 'house' not in card.split('## ')[0] and known(tmp_path/'model')[0] == [*labels]
 
 def test_few_dogs_among_many_cats_are_validated(tmp_path):
     mine = fill(tmp_path/'mine', cat=120, dog=6)
     build('cat', 'dog', '--photos', 'mine', '--out', 'model', cwd=tmp_path)
-    dogs,record = ids(mine/'dog'),json.loads((tmp_path/'model'/'pictures.json').read_text())
+    dogs,record = ids(mine/'dog'),json.loads((tmp_path/'model'/'images.json').read_text())
     assert len(dogs & {*record['validation']}) == 1 and len(dogs & {*record['training']}) == 5
 
-def test_of_a_hundred_labels_of_five_pictures_all_are_measured(tmp_path):
+def test_of_a_hundred_labels_of_five_images_all_are_measured(tmp_path):
     things = 'cat', 'dog', 'house', 'tree', 'fish'
     mine = fill(tmp_path/'mine', **{f'{things[i%5]}_{i}': 5 for i in range(100)})
     labels = sorted(o.name for o in mine.iterdir())
     build(*labels, '--photos', 'mine', '--out', 'model', cwd=tmp_path)
     of = {content_id(o): o.parent.name for o in mine.rglob('*.jpg')}
-    record = json.loads((tmp_path/'model'/'pictures.json').read_text())
+    record = json.loads((tmp_path/'model'/'images.json').read_text())
     assert Counter(of[o] for o in record['validation']) == {o: 1 for o in labels}
 
 def test_files_that_vanish_or_break_do_not_end_a_training(tmp_path):
@@ -160,5 +160,5 @@ def test_files_that_vanish_or_break_do_not_end_a_training(tmp_path):
               'dog/004.jpg: left out from now on: a web page'):
         assert err.count(o) == 1, err
     card = (tmp_path/'model'/'model_card.md').read_text()
-    assert 'used 58 of 60 pictures; left out 2 that cannot be opened' in card
+    assert 'used 58 of 60 images; left out 2 that cannot be opened' in card
     assert ids(mine) - {content_id(mine/'dog'/'004.jpg')} <= known(tmp_path/'model')[1]

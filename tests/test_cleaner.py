@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat, psutil, pytest
-from clean_helpers import JOURNAL, drawings, pictures, state
+from clean_helpers import JOURNAL, drawings, images, state
 from network_helpers import violations
 
 from catdog.dataset.journal import apply_choices
@@ -20,7 +20,7 @@ def test_cleaner_killed_at_any_time(tmp_path):
     rows = (dict(label=o.parent.name, file=o.relative_to(data).as_posix(), status='ok') for o in data.rglob('*.jpg'))
     (data/'manifest.jsonl').write_text(''.join(json.dumps(o, separators=(' , ', ' :')) + '\n' for o in rows))
     learn = get_learner(get_dls(data, size=32, num_workers=0))
-    start,everything = state(data),pictures(data)
+    start,everything = state(data),images(data)
     cleaner = Cleaner(learn, max_n=4)   # its choices are there in each process that is forked from this one
     for i,f in enumerate(cleaner.table.file): cleaner.iw.choose(f, ('<Delete>', 'cat', 'dog')[i%3])
     files = [cleaner.fns[i] for i in cleaner.delete()] + [cleaner.fns[i] for i,_ in cleaner.change()]
@@ -28,7 +28,7 @@ def test_cleaner_killed_at_any_time(tmp_path):
     def left(): return sum(o.exists() for o in files)
 
     def killed_with(n):
-        "Apply in a process of its own, and kill it once no more than `n` pictures are left to move"
+        "Apply in a process of its own, and kill it once no more than `n` images are left to move"
         pid = os.fork()
         if not pid:
             try: cleaner.apply()
@@ -53,7 +53,7 @@ def test_cleaner_killed_at_any_time(tmp_path):
     while in_the_middle < 20:
         killed_with(r.randint(1, len(files) - 1))
         in_the_middle += left() > 0
-        assert pictures(data) == everything
+        assert images(data) == everything
         assert finish_and_undo() == applied
 
 def learner(data):
@@ -84,7 +84,7 @@ def test_the_two_lines_of_the_course_do_the_same(tmp_path):
     assert not any(f.exists() for f in delete | change)
     assert (cleaner.delete(), cleaner.change()) == ([], [])   # done is done: the lines can be run again
     cleaner.bt_apply.click()   # and who applies now is told
-    assert cleaner.message.value.startswith('Moved 0 of 5 pictures.') and 'is no longer there' in cleaner.message.value
+    assert cleaner.message.value.startswith('Moved 0 of 5 images.') and 'is no longer there' in cleaner.message.value
     # what was taken out before a cleaner opened shows on none of its pages: it comes back without a choice
     file = cleaner.fns[5]
     apply_choices(data, {file: '<Delete>'})
@@ -93,24 +93,24 @@ def test_the_two_lines_of_the_course_do_the_same(tmp_path):
     assert file.exists()
     assert (later.tally.value, later.delete(), later.apply()) == ('Nothing is chosen', [], [])
 
-def test_pages_and_large_pictures(tmp_path):
+def test_pages_and_large_images(tmp_path):
     from PIL import Image
     from catdog.clean.cleaner import Cleaner
     from catdog.core.images import open_image
     cleaner,files = Cleaner(learner(drawings(tmp_path/'data', 20)), max_n=6),[]
-    for page in range(cleaner.iw.n_pages):   # every picture of a category is on one of the pages
+    for page in range(cleaner.iw.n_pages):   # every image of a category is on one of the pages
         cleaner.iw.show(page)
         files += cleaner.iw.shown
     assert files == cleaner.iw.view
     assert cleaner.iw.n_pages > 1 and cleaner.bt_next.disabled and not cleaner.bt_back.disabled
     cleaner.enlarge(files[0])
     assert cleaner.large.layout.display == 'flex'
-    large = base64.b64decode(re.search(r'base64,([^"]+)', cleaner.picture.value)[1])
+    large = base64.b64decode(re.search(r'base64,([^"]+)', cleaner.image.value)[1])
     assert open_image(large).size == Image.open(files[0]).size
     cleaner.shrink()
     cleaner.iw.show(0)
     card,displays = cleaner.iw.cards[0],[]
-    for _ in range(3):   # the key that opens closes; another picture takes the place of the first
+    for _ in range(3):   # the key that opens closes; another image takes the place of the first
         card.zoom.click()
         displays.append(cleaner.large.layout.display)
         if len(displays) == 2: cleaner.enlarge(cleaner.iw.shown[1])
@@ -141,24 +141,24 @@ def test_labels_that_are_not_folders(tmp_path):
                                           num_workers=0, item_tfms=Resize(32))
     learn = get_learner(dls)
     start,cleaner = state(path),Cleaner(learn, suspects=suspects(learn), max_n=30)
-    assert cleaner.message.value.startswith('The 28 pictures do not lie in folders that are their labels')
-    for view,category in (('Worst first', True), ('All pictures', True), ('All pictures', False)):
+    assert cleaner.message.value.startswith('The 28 images do not lie in folders that are their labels')
+    for view,category in (('Worst first', True), ('All images', True), ('All images', False)):
         cleaner.dd_view.value,cleaner.dd_cats.value = view,category
         assert cleaner.iw.shown
         for card in cleaner.iw.cards[:len(cleaner.iw.shown)]:
             assert card.menu.options == ('<Keep>', '<Delete>') and 'label: <b>' in card.text.value
-        if view == 'All pictures': assert {is_cat(o.name) for o in cleaner.iw.shown} == {category}
+        if view == 'All images': assert {is_cat(o.name) for o in cleaner.iw.shown} == {category}
     gone = cleaner.iw.shown[:2]
     for o in gone: cleaner.iw.choose(o, '<Delete>')
     cleaner.bt_apply.click()
-    assert cleaner.message.value == 'Moved 2 pictures.' and not any(o.exists() for o in gone)
+    assert cleaner.message.value == 'Moved 2 images.' and not any(o.exists() for o in gone)
     assert not set(gone) & set(cleaner.iw.view)
     cleaner.bt_undo.click()
     assert state(path) == start and set(gone) < set(cleaner.iw.view)
     assert [is_cat(o.name) for o in cleaner.table.file] == cleaner.table.label.tolist()   # a label is no folder's name
 
 def test_some_labels_are_not_folders(tmp_path):
-    "A list corrects two labels; what can be done with a picture stands in its menu"
+    "A list corrects two labels; what can be done with an image stands in its menu"
     from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
     from catdog.clean.cleaner import Cleaner
     from catdog.learn.head import get_learner
@@ -167,7 +167,7 @@ def test_some_labels_are_not_folders(tmp_path):
     dls = ImageDataLoaders.from_path_func(data, get_image_files(data), lambda o: corrected.get(o, o.parent.name),
                                           valid_pct=.2, seed=1, bs=8, num_workers=0, item_tfms=Resize(32))
     cleaner = Cleaner(get_learner(dls), max_n=30)
-    assert cleaner.message.value.startswith('2 of the 20 pictures do not lie in folders that are their labels')
+    assert cleaner.message.value.startswith('2 of the 20 images do not lie in folders that are their labels')
     for cleaner.dd_ds.value in ('Train', 'Valid'):
         for cleaner.dd_cats.value in ('cat', 'dog'):
             for card in cleaner.iw.cards[:len(cleaner.iw.shown)]:
@@ -180,7 +180,7 @@ def test_some_labels_are_not_folders(tmp_path):
     assert t.label[data/other/file.name] == other
 
 def test_a_split_data_set_with_folders_below_the_labels(tmp_path):
-    "The label is the folder below train or test, however deep the picture lies; it keeps its part and its place"
+    "The label is the folder below train or test, however deep the image lies; it keeps its part and its place"
     from catdog.clean.cleaner import Cleaner
     data = tmp_path/'data'
     for part,n in (('train', 10), ('test', 3)): drawings(data/part, n)
@@ -193,7 +193,7 @@ def test_a_split_data_set_with_folders_below_the_labels(tmp_path):
     cleaner.iw.cards[cleaner.iw.shown.index(file)].menu.value = 'dog'
     cleaner.bt_apply.click()
     moved = data/'test'/'dog'/'indoor'/'02.jpg'
-    assert moved.exists() and cleaner.message.value == 'Moved 1 picture.' and moved not in cleaner.iw.shown
+    assert moved.exists() and cleaner.message.value == 'Moved 1 image.' and moved not in cleaner.iw.shown
     cleaner.dd_cats.value = 'dog'
     assert moved in cleaner.iw.shown
     cleaner.bt_undo.click()
@@ -210,7 +210,7 @@ def test_data_loaders_from_a_table_are_refused(tmp_path):
     from catdog.learn.head import get_learner
     with pytest.raises(CatdogError, match='made from a table'): Cleaner(get_learner(dls))
 
-def test_pictures_that_lie_elsewhere(tmp_path):
+def test_images_that_lie_elsewhere(tmp_path):
     "Data loaders whose path is another folder: nothing could be moved, and that is said at once"
     from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
     from catdog.clean.cleaner import Cleaner
@@ -219,7 +219,7 @@ def test_pictures_that_lie_elsewhere(tmp_path):
     dls = ImageDataLoaders.from_path_func(tmp_path/'models', get_image_files(path), lambda o: is_cat(o.name),
                                           valid_pct=.2, bs=8, num_workers=0, item_tfms=Resize(32))
     cleaner = Cleaner(get_learner(dls))
-    assert f'28 pictures do not lie in {tmp_path/"models"}, the folder of the data loaders' in cleaner.message.value
+    assert f'28 images do not lie in {tmp_path/"models"}, the folder of the data loaders' in cleaner.message.value
     assert {o.menu.options for o in cleaner.iw.cards} == {('<Keep>',)}
 
 # The cleaner, in a browser
@@ -232,7 +232,7 @@ Cleaner(learn, suspects=suspects(learn), max_n=4)'''
 
 @pytest.fixture
 def lab(tmp_path):
-    "A folder with pictures and a notebook that shows a cleaner for them"
+    "A folder with images and a notebook that shows a cleaner for them"
     drawings(tmp_path/'data')
     kernel = dict(name='python3', display_name='Python 3')
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)], metadata=dict(kernelspec=kernel))
@@ -290,7 +290,7 @@ def review_with_clicks(page, folder, shot):
     page.screenshot(path=shot/'suspects.png')
     assert cards.locator('img').evaluate_all('all => all.map(o => o.alt)') == [
         o.split('Show ')[1].removesuffix(' large')
-        for o in cards.locator('.cd-picture button').evaluate_all('all => all.map(o => o.title)')]
+        for o in cards.locator('.cd-image button').evaluate_all('all => all.map(o => o.title)')]
     readable(page)
     turn(button('Apply').click)
     shows('Nothing is chosen, so nothing has moved. A suggestion counts once you agree')
@@ -301,8 +301,8 @@ def review_with_clicks(page, folder, shot):
     shows('Nothing is chosen')
 
     # choices in two categories and two data sets, on two pages
-    turn(view.select_option, 'All pictures')
-    third = menus.nth(2).input_value()   # a suggestion, where that picture is a suspect
+    turn(view.select_option, 'All images')
+    third = menus.nth(2).input_value()   # a suggestion, where that image is a suspect
     choose(0, '<Delete>')
     choose(1, 'dog')
     turn(button('Next ›').click)
@@ -323,8 +323,8 @@ def review_with_clicks(page, folder, shot):
     expect(menus.nth(2)).to_have_value('<Delete>')
     page.screenshot(path=shot/'choices.png')
 
-    # a click shows a picture large, a click anywhere closes it; on the keyboard the same key does both
-    zoom,large = cards.first.locator('.cd-picture button'),page.locator('.cd-large img')
+    # a click shows an image large, a click anywhere closes it; on the keyboard the same key does both
+    zoom,large = cards.first.locator('.cd-image button'),page.locator('.cd-large img')
     zoom.click()
     expect(large).to_be_visible()
     page.screenshot(path=shot/'large.png')
@@ -340,12 +340,12 @@ def review_with_clicks(page, folder, shot):
     expect(large).not_to_be_visible()
 
     turn(button('Apply').click)
-    shows('Moved 4 pictures.')
+    shows('Moved 4 images.')
     now = state(data)
     assert sorted(now.values()) == sorted(start.values()) and len(list((data/'.removed'/'cat').iterdir())) == 2
     assert Counter(o.split('/')[0] for o in now if not o.startswith('.')) == dict(cat=12, dog=14)
     turn(button('Undo').click)
-    shows('Put back 4 pictures.')
+    shows('Put back 4 images.')
     assert state(data) == start
     expect(button('Undo')).to_be_disabled()
     shows('Chosen: 2 to delete, 1 to cat, 1 to dog')   # to change one and apply again

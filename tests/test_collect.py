@@ -13,7 +13,7 @@ from catdog.web.download import collect, forget_deleted
 from catdog.core.errors import SearchError
 from catdog.dataset.folder import labels_in
 from catdog.dataset.manifest import Manifest, count_outcomes
-from web_helpers import copies, files, picture, serve, serve_pictures
+from web_helpers import copies, files, image, serve, serve_images
 
 @pytest.fixture(scope='module')
 def web():
@@ -98,15 +98,15 @@ def test_command_that_only_writes_addresses(tmp_path):
     assert run(tmp_path, 'cat', '--urls-only', 'urls.parquet', '--n', '5', '--engine', 'sample').returncode == 0
     assert pq.read_table(tmp_path/'urls.parquet').num_rows == 5 and not (tmp_path/'data').exists()
 
-# --- Copies and conflicts among pictures that a test chose
+# --- Copies and conflicts among images that a test chose
 
 def statuses(df, label): return df[df.label == label].status.tolist()
 
 def test_larger_of_two_copies_is_kept(tmp_path):
-    a,b = picture(1),picture(2)
+    a,b = image(1),image(2)
     bytes_ = {k: jpeg_bytes(v) for k,v in copies(a).items()}
     order = [bytes_['half'], *[jpeg_bytes(a)]*2, bytes_['larger'], bytes_['q50'], bytes_['cropped'], jpeg_bytes(b)]
-    with serve_pictures({'cat': order}) as _: df = scrape('cat', str(tmp_path), engine='test')
+    with serve_images({'cat': order}) as _: df = scrape('cat', str(tmp_path), engine='test')
     near = 'near-duplicate'
     assert statuses(df, 'cat') == [near, near, 'duplicate', 'ok', near, near, 'ok']
     kept = df[df.status == 'ok'].file.tolist()
@@ -116,13 +116,13 @@ def test_larger_of_two_copies_is_kept(tmp_path):
     assert [open_image(tmp_path/o).size for o in df.file[:2]] == [(160, 120), (320, 240)]
     assert (tmp_path/'manifest.jsonl').read_text().count('\n') == 7   # one line an address
 
-def test_same_picture_under_two_labels_is_a_conflict(tmp_path, capsys):
-    a,b,c = picture(1),picture(2),picture(3)
+def test_same_image_under_two_labels_is_a_conflict(tmp_path, capsys):
+    a,b,c = image(1),image(2),image(3)
     half = jpeg_bytes(a.resize((160, 120)))
-    pictures = {'cat': [jpeg_bytes(a), jpeg_bytes(b)], 'dog': [half, jpeg_bytes(c), jpeg_bytes(a)]}
-    with serve_pictures(pictures) as (_, asked):
+    images = {'cat': [jpeg_bytes(a), jpeg_bytes(b)], 'dog': [half, jpeg_bytes(c), jpeg_bytes(a)]}
+    with serve_images(images) as (_, asked):
         df = scrape(['cat', 'dog'], str(tmp_path), engine='test')
-        assert '3 pictures were found under two labels' in capsys.readouterr().out
+        assert '3 images were found under two labels' in capsys.readouterr().out
         assert statuses(df, 'cat') == ['conflict', 'ok'] and statuses(df, 'dog') == ['conflict', 'ok', 'conflict']
         assert all(o.startswith('.removed/') and (tmp_path/o).exists() for o in df[df.status == 'conflict'].file)
         assert len(list(tmp_path.glob('cat/*'))) == len(list(tmp_path.glob('dog/*'))) == 1
@@ -134,8 +134,8 @@ def test_same_picture_under_two_labels_is_a_conflict(tmp_path, capsys):
         assert len(asked) == n and (tmp_path/conflict.relative_to('.removed')).exists()
 
 def test_what_a_person_has_moved_stays_where_it_is(tmp_path):
-    a,b = picture(1),picture(2)
-    with serve_pictures({'cat': [jpeg_bytes(a)], 'dog': [jpeg_bytes(b), jpeg_bytes(a)]}) as _:
+    a,b = image(1),image(2)
+    with serve_images({'cat': [jpeg_bytes(a)], 'dog': [jpeg_bytes(b), jpeg_bytes(a)]}) as _:
         df = scrape('cat', str(tmp_path), engine='test')
         (tmp_path/'dog').mkdir()
         moved = (tmp_path/df.file[0]).rename(tmp_path/'dog'/Path(df.file[0]).name)   # "this is a dog"
@@ -146,7 +146,7 @@ def test_copies_of_photographs_are_found(photos, tmp_path):
     "At least 95% of planted copies are found, and hardly an original is dropped (all 500 + 200: bench/scrape.py)"
     originals = [open_image(o, 512) for o in sorted((photos/'photos'/'web'/'cat').iterdir())[:100]]
     planted = [jpeg_bytes(o) for i,img in enumerate(originals[:40]) for o in [list(copies(img).values())[i%5]]]
-    with serve_pictures({'cat': [jpeg_bytes(o) for o in originals] + planted}) as _:
+    with serve_images({'cat': [jpeg_bytes(o) for o in originals] + planted}) as _:
         df = scrape('cat', str(tmp_path), engine='test')
     df['seen'] = df.status.isin(['duplicate', 'near-duplicate'])
     # a copy that is larger is kept in place of its original
@@ -164,7 +164,7 @@ SPELLINGS = [('cat', 'Cat'), ('cat', 'CAT'), ('Cat', 'cat'), ('\u00e9t\u00e9', '
 
 @pytest.mark.parametrize('first,second', SPELLINGS)
 def test_another_spelling_of_a_label_is_the_same_label(tmp_path, capsys, first, second):
-    with serve_pictures({'all': [jpeg_bytes(picture(i)) for i in range(6)]}) as (found, asked):
+    with serve_images({'all': [jpeg_bytes(image(i)) for i in range(6)]}) as (found, asked):
         def find(term, n): return [Photo(o, engine='test', term=term) for o in found['all']]
         ENGINES['spelt'] = find
         scrape(first, tmp_path, n=6, engine='spelt')
@@ -205,7 +205,7 @@ def test_a_file_in_the_way_gets_a_sentence(tmp_path, monkeypatch):
 # --- One at a time
 
 def search_server(gate, n=24):
-    "A service that speaks Bing's protocol, and its pictures: cat is 0 to 23, dog 100 to 123; 8 to 23 wait for `gate`"
+    "A service that speaks Bing's protocol, and its images: cat is 0 to 23, dog 100 to 123; 8 to 23 wait for `gate`"
     def answer(path, params, headers):
         if path == '/search':
             base = {'cat': 0, 'dog': 100}[params['q']]
@@ -213,7 +213,7 @@ def search_server(gate, n=24):
             return 200, {}, {'value': [{'contentUrl': f'http://{host}/{base + i}', 'name': 'x'} for i in range(n)]}
         i = int(path[1:])
         if 8 <= i < 24: gate.wait(60)
-        return 200, {}, jpeg_bytes(picture(i))
+        return 200, {}, jpeg_bytes(image(i))
     return serve(answer)
 
 def start(label, cwd, url, n=24, *args):
@@ -280,7 +280,7 @@ def test_who_waits_can_be_stopped(tmp_path):
 def test_ctrl_c_while_a_service_makes_us_wait_loses_nothing(tmp_path):
     with serve(lambda path, params, headers: answer(path, params, headers)) as (url, asked):
         def answer(path, params, headers):
-            if path != '/search': return 200, {}, jpeg_bytes(picture(int(path[1:])))
+            if path != '/search': return 200, {}, jpeg_bytes(image(int(path[1:])))
             if params['q'] != 'cat': return 429, {'Retry-After': '25'}, b''
             return 200, {}, {'value': [{'contentUrl': f'{url}/{i}', 'name': 'x'} for i in range(6)]}
         run = start('cat', tmp_path, url, 6, '--queries', '{}', '{} outdoors')
@@ -316,7 +316,7 @@ def test_what_another_program_is_writing_is_left_alone(tmp_path):
 @pytest.fixture
 def six(tmp_path):
     "A data set of six cats, and what is asked of their host"
-    with serve_pictures({'cat': [jpeg_bytes(picture(i)) for i in range(6)]}) as (_, asked):
+    with serve_images({'cat': [jpeg_bytes(image(i)) for i in range(6)]}) as (_, asked):
         scrape('cat', tmp_path, n=6, engine='test')
         yield tmp_path,asked
 
@@ -330,31 +330,31 @@ def test_a_label_whose_folder_was_deleted_is_fetched_again(six, capsys, retry):
     assert count_outcomes(read_manifest(path)).loc['missing', 'cat'] == 6 and credits(path) == []
     df = scrape('cat', path, n=6, engine='test', retry=retry)
     assert files(path) == before and df.status.tolist() == ['ok']*6 and len(asked) == 12 and len(credits(path)) == 6
-    assert '6 pictures of cat are no longer in' in capsys.readouterr().out
+    assert '6 images of cat are no longer in' in capsys.readouterr().out
 
-def test_a_picture_that_was_deleted_is_reported_and_comes_back_when_asked_for(six, capsys):
+def test_a_image_that_was_deleted_is_reported_and_comes_back_when_asked_for(six, capsys):
     path,asked = six
     before = files(path)
     (path/before[0]).unlink()
     df = scrape('cat', path, n=6, engine='test')
     assert sorted(df.status) == ['missing'] + ['ok']*5 and len(asked) == 6 and len(credits(path)) == 5
-    assert '1 pictures of cat are no longer in' in capsys.readouterr().out
+    assert '1 images of cat are no longer in' in capsys.readouterr().out
     assert not any(o.startswith(before[0]) for o in credits(path))
     df = scrape('cat', path, n=6, engine='test', retry=True)
     assert files(path) == before and df.status.tolist() == ['ok']*6 and len(asked) == 7 and len(credits(path)) == 6
 
-def test_copies_of_a_deleted_picture_do_not_stand_in_its_way(tmp_path):
+def test_copies_of_a_deleted_image_do_not_stand_in_its_way(tmp_path):
     "The small one lies in .removed, for a larger one that somebody deleted; that one comes back"
-    a = picture(1)
+    a = image(1)
     data = {'cat': [jpeg_bytes(a.resize((160, 120))), jpeg_bytes(a), jpeg_bytes(a.resize((480, 360))), jpeg_bytes(a)]}
-    with serve_pictures(data) as (_, asked):
+    with serve_images(data) as (_, asked):
         before = scrape('cat', tmp_path, n=4, engine='test').status.tolist()
         kept = files(tmp_path)
         shutil.rmtree(tmp_path/'cat')
         after = scrape('cat', tmp_path, n=4, engine='test').status.tolist()
     assert before == after == ['near-duplicate', 'near-duplicate', 'ok', 'near-duplicate'] and files(tmp_path) == kept
 
-def test_a_picture_that_was_moved_is_counted_where_it_is(six):
+def test_a_image_that_was_moved_is_counted_where_it_is(six):
     path,asked = six
     one,two,three,*_ = files(path)
     (path/'dog').mkdir()
@@ -367,10 +367,10 @@ def test_a_picture_that_was_moved_is_counted_where_it_is(six):
     assert len(said) == 5 and not any(Path(two).name in o for o in said)
     assert any(o.startswith(f'dog/{Path(one).name}: ') for o in said)
 
-def test_a_conflict_whose_picture_was_deleted_or_settled_is_none(tmp_path, capsys):
-    a = jpeg_bytes(picture(1))
-    data = {'cat': [a, jpeg_bytes(picture(2))], 'dog': [a, jpeg_bytes(picture(3))]}
-    with serve_pictures(data) as _:
+def test_a_conflict_whose_image_was_deleted_or_settled_is_none(tmp_path, capsys):
+    a = jpeg_bytes(image(1))
+    data = {'cat': [a, jpeg_bytes(image(2))], 'dog': [a, jpeg_bytes(image(3))]}
+    with serve_images(data) as _:
         scrape(['cat', 'dog'], tmp_path, engine='test')
         cat,dog = (next(o for o in files(tmp_path) if o.startswith(f'.removed/{k}/')) for k in ('cat', 'dog'))
         os.rename(tmp_path/cat, tmp_path/cat.removeprefix('.removed/'))   # it is a cat
@@ -380,7 +380,7 @@ def test_a_conflict_whose_picture_was_deleted_or_settled_is_none(tmp_path, capsy
     assert df.status.tolist() == ['ok', 'ok', 'missing', 'ok'] and 'under two labels' not in capsys.readouterr().out
     assert [o.partition(':')[0] for o in credits(tmp_path)] == df.file[df.status == 'ok'].tolist()
 
-def test_a_run_that_was_killed_while_it_fetched_deleted_pictures_again_goes_on(six):
+def test_a_run_that_was_killed_while_it_fetched_deleted_images_again_goes_on(six):
     path,asked = six
     before = files(path)
     shutil.rmtree(path/'cat')
@@ -389,8 +389,8 @@ def test_a_run_that_was_killed_while_it_fetched_deleted_pictures_again_goes_on(s
 
 # --- Every address has a line
 
-def test_hopeless_addresses_have_a_line_and_mended_ones_a_picture(tmp_path, monkeypatch):
-    good = jpeg_bytes(picture(1))
+def test_hopeless_addresses_have_a_line_and_mended_ones_a_image(tmp_path, monkeypatch):
+    good = jpeg_bytes(image(1))
     with serve(lambda path, *_: (200, {}, good) if path == '/my%20cat.jpg' else (404, {}, b'')) as (url, asked):
         monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
         urls = [f' {url.replace("http", "HTTP")}/my cat.jpg\n', 'data:image/png;base64,AA', 'javascript:1', '//',
@@ -400,11 +400,11 @@ def test_hopeless_addresses_have_a_line_and_mended_ones_a_picture(tmp_path, monk
     assert df.url.tolist() == urls
     assert df.status.tolist() == ['ok'] + ['refused']*5 + ['http-404'] + ['refused']*3 and all(df.reason[1:])
 
-def test_pictures_of_an_earlier_search_are_tried_again_when_the_next_search_is_refused(tmp_path, monkeypatch, capsys):
-    data = {'cat': [jpeg_bytes(picture(i)) for i in range(2)] + [500]}
-    with serve_pictures(data) as (found, asked):
+def test_images_of_an_earlier_search_are_tried_again_when_the_next_search_is_refused(tmp_path, monkeypatch, capsys):
+    data = {'cat': [jpeg_bytes(image(i)) for i in range(2)] + [500]}
+    with serve_images(data) as (found, asked):
         assert sorted(scrape('cat', tmp_path, n=3, engine='test').status) == ['http-500', 'ok', 'ok']
-        data['cat'][2] = jpeg_bytes(picture(9))
+        data['cat'][2] = jpeg_bytes(image(9))
         def refused(term, n): raise SearchError('test', 'it answered 429')
         monkeypatch.setitem(ENGINES, 'test', refused)
         assert scrape('cat', tmp_path, n=9, engine='test', retry=True).status.tolist() == ['ok']*3
@@ -413,7 +413,7 @@ def test_pictures_of_an_earlier_search_are_tried_again_when_the_next_search_is_r
 
 def test_opt_outs_are_ignored_when_they_are_named(tmp_path, monkeypatch):
     headers = {'X-Robots-Tag': 'noindex, max-snippet: 3, noml'}
-    with serve(lambda *_: (200, headers, jpeg_bytes(picture(1)))) as (url, asked):
+    with serve(lambda *_: (200, headers, jpeg_bytes(image(1)))) as (url, asked):
         monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
         monkeypatch.setitem(ENGINES, 'mine', lambda term, n: [Photo(url, engine='mine')])
         with pytest.raises(CatdogError, match="'noinde' is no rule"):

@@ -34,8 +34,8 @@ WRONG = {
     'not a model':          (['catdog-predict', 'one', '--model', 'no_model'], 'model.onnx'),
     'no such model':        (['catdog-predict', 'one', '--model', 'nowhere'], 'nowhere'),
     'a text file':          (['catdog-predict', 'notes.txt'], 'text file'),
-    'no such picture':      (['catdog-predict', 'nothing.jpg'], 'no such file'),
-    'an empty folder':      (['catdog-predict', 'empty'], 'no pictures'),
+    'no such image':      (['catdog-predict', 'nothing.jpg'], 'no such file'),
+    'an empty folder':      (['catdog-predict', 'empty'], 'no images'),
     'serve, not a model':   (['catdog-serve', '--model', 'no_model'], 'model.onnx'),
     'app, not a model':     (['catdog-app', '--model', 'no_model'], 'model.onnx'),
 }
@@ -48,7 +48,7 @@ def test_bad_input_is_a_sentence_and_exit_status_2(folders, args, words):
     assert words in done.stderr and 'Traceback' not in done.stderr + done.stdout
     assert set(before) <= set(folders.rglob('*'))   # nothing of the person's is gone
 
-@pytest.mark.parametrize('code,words', [('train("empty")', 'no pictures'), ('train("one")', "labelled 'cat'"),
+@pytest.mark.parametrize('code,words', [('train("empty")', 'no images'), ('train("one")', "labelled 'cat'"),
                                         ('train("nowhere")', 'no such folder')])
 def test_training_says_what_is_wrong_with_a_folder(folders, code, words):
     program = [sys.executable, '-c', f'from catdog.train import train; {code}']
@@ -63,11 +63,11 @@ def test_help_says_what_each_parameter_is(command, tmp_path):
     options = [o for o in done.stdout.splitlines() if o.startswith('  -') and '--help' not in o]
     assert options and all(len(o.split('  ')[-1]) > 8 for o in options)
 
-def test_predict_tells_a_picture_from_what_is_none(folders):
+def test_predict_tells_a_image_from_what_is_none(folders):
     done = run('catdog-predict', 'one/cat/0.jpg', 'notes.txt', cwd=folders)
     assert done.returncode == 2
     assert done.stdout.startswith('one/cat/0.jpg: ') and len(done.stdout.splitlines()) == 1
-    assert done.stderr == 'notes.txt: a text file, not a picture\n'
+    assert done.stderr == 'notes.txt: a text file, not an image\n'
 
 def test_scrape_says_what_came_and_shows_it(tmp_path):
     from catdog.core.images import open_image
@@ -83,7 +83,7 @@ def test_two_projects_do_not_meet_in_one_folder(tmp_path):
     for words in (['cat', 'dog'], ['grizzly', 'black bear', 'teddy']):
         done = run('catdog-scrape', *words, '--n', '8', '--engine', 'sample', cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert f'Pictures of {", ".join(words)} go to data/{"-".join(words)}' in done.stdout
+        assert f'Images of {", ".join(words)} go to data/{"-".join(words)}' in done.stdout
     labels = {o.name: sorted(k.name for k in o.iterdir() if k.is_dir() and not k.name.startswith('.'))
               for o in (tmp_path/'data').iterdir() if o.is_dir()}
     assert labels == {'cat-dog': ['cat', 'dog'], 'grizzly-black bear-teddy': ['black bear', 'grizzly', 'teddy']}

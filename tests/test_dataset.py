@@ -1,4 +1,4 @@
-"From a folder to batches: which pictures train and validate, what is left out, and all that a `Learner` takes."
+"From a folder to batches: which images train and validate, what is left out, and all that a `Learner` takes."
 import hashlib, io, json, random, warnings
 from collections import Counter
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from catdog.sample.draw import draw
-from catdog.core.errors import BadImage, CatdogError
+from catdog.core.errors import ImageError, CatdogError
 
 def fill(folder, **counts):
-    "Draw so many small pictures of each label into `folder`; labels that can be drawn, or numbers as words"
+    "Draw so many small images of each label into `folder`; labels that can be drawn, or numbers as words"
     for label,n in counts.items():
         (folder/label).mkdir(parents=True, exist_ok=True)
         for i in range(n): draw(label.partition('_')[0], f'{label}{i}', (80, 60)).save(folder/label/f'{i:03}.png')
@@ -86,7 +86,7 @@ def test_labels_that_were_asked_for_and_no_others(tmp_path):
     dls = get_dls(path, 64, labels=['cat', 'house'])
     assert list(dls.vocab) == ['cat', 'house'] and dls.split.folder.others == ['dog', 'tree']
     assert {o.parent.name for o in dls.train_ds.items + dls.valid_ds.items} == {'cat', 'house'}
-    with pytest.raises(CatdogError, match=r"fewer than 5 pictures of 'tree' \(2\)"): get_dls(path, 64)
+    with pytest.raises(CatdogError, match=r"fewer than 5 images of 'tree' \(2\)"): get_dls(path, 64)
     with pytest.raises(CatdogError, match="no folder 'bird'; there are 'cat', 'dog', 'house', 'tree'"):
         get_dls(path, 64, labels=['cat', 'bird'])
 
@@ -112,7 +112,7 @@ def test_of_few_dogs_among_many_cats_some_are_validated(tmp_path):
         dls = get_dls(path, 64, seed=seed)
         assert sides(dls) == [dict(cat=96, dog=5), dict(cat=24, dog=1)] and not dls.unvalidated
 
-def test_of_a_hundred_labels_of_five_pictures_all_are_validated(tmp_path):
+def test_of_a_hundred_labels_of_five_images_all_are_validated(tmp_path):
     from catdog.data import get_dls
     path = fill(tmp_path, **{f'{("cat", "dog", "house", "tree", "fish")[i%5]}_{i}': 5 for i in range(100)})
     dls = get_dls(path, 64)
@@ -141,18 +141,18 @@ def test_copies_are_on_one_side(tmp_path):
 def test_a_share_that_is_none_is_told_before_anything_is_opened(few, valid_pct, monkeypatch):
     from catdog.data import get_dls
     from catdog.dataset import split
-    monkeypatch.setattr(split, 'check_pictures', lambda files: pytest.fail('it was opened'))
+    monkeypatch.setattr(split, 'check_images', lambda files: pytest.fail('it was opened'))
     with pytest.raises(CatdogError, match=f'above 0 and below 1, not {valid_pct}'): get_dls(few, valid_pct=valid_pct)
 
 # a given split
 
 @pytest.fixture
 def given(tmp_path):
-    "10 pictures of each label to train with, 5 to validate, 5 to test; and 3 of a label that train has not"
+    "10 images of each label to train with, 5 to validate, 5 to test; and 3 of a label that train has not"
     fill(tmp_path/'given'/'train', cat=10, dog=10)
     fill(tmp_path/'given'/'valid', cat=5, dog=5)
     fill(tmp_path/'given'/'test', cat=5, dog=5, house=3)
-    for part in ('valid', 'test'):   # not the same pictures
+    for part in ('valid', 'test'):   # not the same images
         for o in (tmp_path/'given'/part).rglob('*.png'): draw(o.parent.name, f'{part}{o.name}', (80, 60)).save(o)
     return tmp_path/'given'
 
@@ -163,10 +163,10 @@ def test_a_given_split_is_respected(given, capsys):
     for files,part,n in ((dls.train_ds.items, 'train', 20), (dls.valid_ds.items, 'valid', 10),
                          (dls.test_files, 'test', 10)):
         assert len(files) == n and all(o.is_relative_to(given/part) for o in files)
-    assert 'used 40 of 43 pictures; left out 3 as no label in train (house)' in capsys.readouterr().out
+    assert 'used 40 of 43 images; left out 3 as no label in train (house)' in capsys.readouterr().out
     assert len(dls.content_ids) == 40
 
-def test_without_valid_the_validation_pictures_come_out_of_train(given):
+def test_without_valid_the_validation_images_come_out_of_train(given):
     from catdog.data import get_dls
     for o in sorted((given/'valid').rglob('*'), reverse=True): o.unlink() if o.is_file() else o.rmdir()
     dls = get_dls(given, 64)
@@ -180,8 +180,8 @@ def test_a_label_that_valid_lacks_is_named(given):
 
 def test_the_splitter_for_a_data_block_respects_it_too(given):
     from catdog.data import ApartSplitter
-    from catdog.dataset.folder import PictureFolder
-    files = PictureFolder(given).files
+    from catdog.dataset.folder import ImageFolder
+    files = ImageFolder(given).files
     train,valid = ([files[i] for i in side] for side in ApartSplitter(given)(files))
     assert (len(train), len(valid)) == (20, 10)
     assert all('train' in o.parts for o in train) and all('valid' in o.parts for o in valid)
@@ -196,14 +196,14 @@ def test_one_truncated_file_among_60_is_left_out_and_said(tmp_path, capsys):
         for i in range(30): draw(label, i, (160, 120)).save(path/label/f'{i}.jpg')
     bad = path/'cat'/'7.jpg'
     truncate(bad)
-    for o in ('cat/notes.txt', 'dog/Thumbs.db', 'dog/1.heic'): (path/o).write_bytes(b'no picture')
+    for o in ('cat/notes.txt', 'dog/Thumbs.db', 'dog/1.heic'): (path/o).write_bytes(b'no image')
     before = contents(path)
     dls = get_dls(path, 64, num_workers=0)
     assert [f for f,_ in dls.left_out] == [bad] and dls.left_out[0][1]
     assert bad not in dls.train_ds.items + dls.valid_ds.items and len(dls.content_ids) == 59
     said = capsys.readouterr().out
-    assert 'used 59 of 63 pictures; left out 1 that cannot be opened (cat/7.jpg: ' in said
-    for o in ('1 as no picture (.txt)', '1 as no picture (.db)', '1 as no picture (.heic)'): assert o in said
+    assert 'used 59 of 63 images; left out 1 that cannot be opened (cat/7.jpg: ' in said
+    for o in ('1 as no image (.txt)', '1 as no image (.db)', '1 as no image (.heic)'): assert o in said
     learn = make_learner(dls)
     with learn.no_bar(): learn.fit(1)
     assert contents(path) == before
@@ -214,7 +214,7 @@ def test_what_a_manifest_calls_good_is_opened_too(few):
                  phash='0'*36) for o in sorted(few.rglob('*.png'))]
     (few/'manifest.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     (few/'dog'/'003.png').write_text('<!doctype html>')
-    assert list(get_dls(few, 64).left_out) == [(few/'dog'/'003.png', 'a web page, not a picture')]
+    assert list(get_dls(few, 64).left_out) == [(few/'dog'/'003.png', 'a web page, not an image')]
 
 def test_many_bad_files_stop_it_before_the_first_epoch(few):
     from catdog.data import get_dls
@@ -222,13 +222,13 @@ def test_many_bad_files_stop_it_before_the_first_epoch(few):
     for o in bad[:3]: o.write_bytes(b'')
     assert len(get_dls(few, 64).left_out) == 3
     bad[3].write_bytes(b'')
-    with pytest.raises(CatdogError, match='4 of 24 pictures cannot be opened .*the file is empty'): get_dls(few, 64)
+    with pytest.raises(CatdogError, match='4 of 24 images cannot be opened .*the file is empty'): get_dls(few, 64)
 
 def test_too_few_that_can_be_opened_are_told(few):
     from catdog.data import get_dls
     for o in sorted((few/'dog').iterdir())[6:]: o.unlink()
     for o in sorted((few/'dog').iterdir())[:2]: o.write_bytes(b'')
-    with pytest.raises(CatdogError, match=r"fewer than 5 good pictures of 'dog' \(4\)"): get_dls(few, 64)
+    with pytest.raises(CatdogError, match=r"fewer than 5 good images of 'dog' \(4\)"): get_dls(few, 64)
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_file_that_vanishes_or_breaks_does_not_end_a_training(few, workers):
@@ -245,9 +245,9 @@ def test_a_file_that_vanishes_or_breaks_does_not_end_a_training(few, workers):
     assert {f for f,_ in dls.left_out} == {gone, broken} and len(dls.left_out) == 2
     if not workers: assert sum('left out from now on' in str(o.message) for o in said) == 2   # others say it themselves
     assert len(validation_logits(learn)[1]) == len(dls.valid_ds) - 1
-    # who asks about certain pictures hears which of them is none
-    with learn.no_bar(), pytest.raises(BadImage, match=broken.name): learn.get_preds()
-    with learn.no_bar(), pytest.raises(BadImage, match=f'{gone.name}: there is no such file'): learn.predict(gone)
+    # who asks about certain images hears which of them is none
+    with learn.no_bar(), pytest.raises(ImageError, match=broken.name): learn.get_preds()
+    with learn.no_bar(), pytest.raises(ImageError, match=f'{gone.name}: there is no such file'): learn.predict(gone)
 
 def test_the_only_batch_is_shorter_rather_than_missing(few):
     from catdog.data import get_dls
@@ -268,7 +268,7 @@ def test_what_vanishes_before_it_is_decoded_is_left_out(few):
     assert [len(y) for _,y in quick.train] == [len(quick.train_ds)]   # one less than a whole batch, and not none
     assert len(make_learner(quick).get_preds()[0]) == len(quick.valid_ds)
     for o in sorted(few.rglob('*.png'))[::5]: o.unlink()
-    with pytest.raises(CatdogError, match='of 24 pictures cannot be opened'): decoded_dls(dls, 64)
+    with pytest.raises(CatdogError, match='of 24 images cannot be opened'): decoded_dls(dls, 64)
 
 # a learner as fastai's
 
@@ -284,7 +284,7 @@ def learners(drawings, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def photo(tmp_path_factory):
-    "A large picture whose EXIF says that it lies on its side"
+    "A large image whose EXIF says that it lies on its side"
     file,note = tmp_path_factory.mktemp('photo')/'big.jpg',Image.Exif()
     note[0x0112] = 6
     draw('cat', 1, (1200, 900)).save(file, exif=note)
@@ -295,8 +295,8 @@ def kinds(file):
     from catdog.core.images import open_image
     upright = np.array(open_image(file))
     chw = tensor(upright).permute(2, 0, 1)
-    return {'a path': file, 'a str': str(file), 'bytes': file.read_bytes(), 'a picture': Image.open(file),
-            'an upright picture': open_image(file), 'a PILImage': PILImage(open_image(file)), 'an array': upright,
+    return {'a path': file, 'a str': str(file), 'bytes': file.read_bytes(), 'an image': Image.open(file),
+            'an upright image': open_image(file), 'a PILImage': PILImage(open_image(file)), 'an array': upright,
             'floats': upright/255, 'a tensor': tensor(upright), 'its channels first': chw,
             'a TensorImage': TensorImage(chw), 'a float tensor': chw.float()/255}
 
@@ -326,9 +326,9 @@ def test_a_saved_learner_names_no_file_of_a_persons(learners, drawings, tmp_path
     learners['trained'].export(tmp_path/'export.pkl')
     assert b'007.png' not in (tmp_path/'export.pkl').read_bytes()
 
-def test_a_bad_picture_is_named(learners):
+def test_a_bad_image_is_named(learners):
     with learners['loaded'].no_bar():
         for o in ('nowhere.jpg', Path('nowhere.jpg')):
-            with pytest.raises(BadImage, match='nowhere.jpg: there is no such file'): learners['loaded'].predict(o)
-        with pytest.raises(BadImage, match='web page'): learners['loaded'].predict(b'<!doctype html>')
-        with pytest.raises(BadImage): learners['loaded'].predict(io.BytesIO(b'').getvalue())
+            with pytest.raises(ImageError, match='nowhere.jpg: there is no such file'): learners['loaded'].predict(o)
+        with pytest.raises(ImageError, match='web page'): learners['loaded'].predict(b'<!doctype html>')
+        with pytest.raises(ImageError): learners['loaded'].predict(io.BytesIO(b'').getvalue())

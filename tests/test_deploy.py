@@ -68,7 +68,7 @@ def until_open(process, port):
     raise AssertionError('the server has ended')
 
 def asked(url, cat):
-    "What the API at `url` says about the picture `cat`"
+    "What the API at `url` says about the image `cat`"
     res = requests.post(f'{url}predict', files={'file': ('cat.jpg', cat.read_bytes())}, timeout=60)
     assert res.status_code == 200, res.text
     return res.json()
@@ -76,9 +76,9 @@ def asked(url, cat):
 def used(page, cat):
     "Use the app on `page`: upload `cat`, press Predict!; what it says"
     page.get_by_role('button', name='Predict!').wait_for(timeout=60_000)
-    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose pictures').click()
+    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose images').click()
     chooser.value.set_files(cat)
-    page.get_by_text('1 picture chosen').wait_for()
+    page.get_by_text('1 image chosen').wait_for()
     page.get_by_role('button', name='Predict!').click()
     page.locator('.catdog-label').wait_for()
     return page.locator('.catdog-label').inner_text()
@@ -185,7 +185,7 @@ def test_a_connection_that_comes_back_is_used_again(app_port, page, cat, tmp_pat
     def usable():
         page.get_by_role('alert').wait_for(state='hidden', timeout=60_000)
         page.get_by_role('button', name='Why?').click()
-        page.get_by_text('what spoke for cat').wait_for()   # the app still has the picture
+        page.get_by_text('what spoke for cat').wait_for()   # the app still has the image
         page.get_by_role('button', name='Show all').click()
         page.get_by_text('what spoke for cat').wait_for(state='hidden')
     with proxied(tmp_path, app_port, path='/', more=all_of_it) as host:
@@ -234,7 +234,7 @@ def test_page_and_api_in_a_folder_of_a_proxy(stripped, told, path, api_port, pag
         radius = page.evaluate('getComputedStyle(document.querySelector("#predict")).borderRadius')
         assert radius == '12px'   # the style
         page.set_input_files('#file', cat)
-        page.get_by_text('1 picture chosen').wait_for()   # the script
+        page.get_by_text('1 image chosen').wait_for()   # the script
         page.get_by_role('button', name='Predict!').click()
         assert page.locator('.sentence').inner_text().startswith('cat, ')
         page.get_by_role('button', name='Why?').click()
@@ -269,7 +269,7 @@ def test_metrics_cannot_be_reached_past_a_proxy_that_closes_them(api_port, tmp_p
             assert res.status_code == status and 'catdog_requests' not in res.text, path
 
 @pytest.mark.parametrize('megabytes', [2, 12])
-def test_a_picture_that_is_too_large_for_the_proxy(megabytes, api_port, page, cat, tmp_path):
+def test_a_image_that_is_too_large_for_the_proxy(megabytes, api_port, page, cat, tmp_path):
     "nginx lets 1 MB through unless it is told otherwise, and answers itself"
     (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(megabytes*2**20))
     (tmp_path/'nginx').mkdir()

@@ -1,4 +1,4 @@
-"The room core.duplicates with many pictures: what it finds, and what that costs."
+"The room core.duplicates with many images: what it finds, and what that costs."
 import json, time
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ import pytest
 from catdog.core.duplicates import (ALIKE, CLOSE, DuplicateIndex, colour_signature, group_copies, near_pairs,
     perceptual_hash, phash_bits)
 from catdog.sample.draw import draw
-from catdog.web.download import Collector, PictureIndex
+from catdog.web.download import Collector, ImageIndex
 from catdog.dataset.manifest import Manifest
 
 GREY = np.full((8, 8, 3), 192**-.5, 'float32')
@@ -24,7 +24,7 @@ def differing(phash, k, seed=0):
 
 @pytest.fixture(scope='module')
 def large():
-    "An index of 100,000 pictures"
+    "An index of 100,000 images"
     index = DuplicateIndex({}.get)
     for o in hashes(100_000): index.add(o, o, GREY)
     return index
@@ -63,9 +63,9 @@ def test_all_pairs_are_those_of_comparing_one_by_one():
     assert list(near_pairs([])) == list(near_pairs(bits[:1])) == []
 
 def test_drawings_and_their_copies_are_grouped():
-    pictures = [draw('cat', i, (120, 90)) for i in range(6)]
-    pictures += [o.resize((60, 45)) for o in pictures[:3]]
-    groups = group_copies([phash_bits(perceptual_hash(o)) for o in pictures], lambda i: colour_signature(pictures[i]))
+    images = [draw('cat', i, (120, 90)) for i in range(6)]
+    images += [o.resize((60, 45)) for o in images[:3]]
+    groups = group_copies([phash_bits(perceptual_hash(o)) for o in images], lambda i: colour_signature(images[i]))
     assert groups[6:].tolist() == groups[:3].tolist() and len(set(groups[:6])) == 6
 
 def least(f, n):
@@ -76,7 +76,7 @@ def least(f, n):
         return (time.perf_counter() - start)/n
     return min(_once() for _ in range(20))
 
-def test_among_100_000_pictures_one_more_costs_less_than_a_millisecond(large):
+def test_among_100_000_images_one_more_costs_less_than_a_millisecond(large):
     new = iter(hashes(10_000, 3))
     def _one_more():
         o = next(new)
@@ -85,7 +85,7 @@ def test_among_100_000_pictures_one_more_costs_less_than_a_millisecond(large):
     assert least(_one_more, 20) < 1e-3
     assert large.find(differing(hashes(100_000)[99_999], 30), GREY) == hashes(100_000)[99_999]
 
-def test_what_a_picture_costs_does_not_grow_with_the_others(large):
+def test_what_a_image_costs_does_not_grow_with_the_others(large):
     "Its signatures and all: among 100,000 at most twice what it costs among 1,000"
     few,img,new = DuplicateIndex({}.get),draw('cat', 1, (480, 360)),hashes(1, 3)[0]
     for o in hashes(1000): few.add(o, o, GREY)
@@ -93,9 +93,9 @@ def test_what_a_picture_costs_does_not_grow_with_the_others(large):
     assert _cost(large) < 2*_cost(few)
 
 def test_a_larger_copy_takes_the_place_of_one_as_fast_among_many():
-    "Of 40,000 pictures or of 400"
+    "Of 40,000 images or of 400"
     def _cost(n):
-        index = PictureIndex(SimpleNamespace(path=None, rows={}))
+        index = ImageIndex(SimpleNamespace(path=None, rows={}))
         rows = [dict(file=f'{i}.jpg', phash=o) for i,o in enumerate(hashes(n))]
         for o in rows: index.add(o, GREY)
         at = iter(range(n))
@@ -105,7 +105,7 @@ def test_a_larger_copy_takes_the_place_of_one_as_fast_among_many():
     assert _cost(40_000) < 20*_cost(400)   # a list that is copied takes 100 times as long
 
 def test_a_copy_of_a_copy_stands_for_the_largest():
-    index,(a,b) = PictureIndex(SimpleNamespace(path=None, rows={})),hashes(2, 9)
+    index,(a,b) = ImageIndex(SimpleNamespace(path=None, rows={})),hashes(2, 9)
     small,middle,large = (dict(file=f'{o}.jpg', phash=a) for o in ('small', 'middle', 'large'))
     index.add(dict(file='other.jpg', phash=b), GREY)
     index.add(small, GREY)

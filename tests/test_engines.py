@@ -60,7 +60,7 @@ def strict(name):
 
 # --- Each of these answers as its service documents, and complains as it does.
 
-def page_of(i): return f'https://pictures.example/{i}.jpg'
+def page_of(i): return f'https://images.example/{i}.jpg'
 
 @strict('bing')
 def bing(total, path, params, headers):

@@ -1,12 +1,12 @@
 """What people have is exported and answers as their Learner does, or is refused in words: transforms, bodies, heads,
-blocks, learners without their pictures. The learners are plain fastai, the answers those of a `Classifier` that reads
+blocks, learners without their images. The learners are plain fastai, the answers those of a `Classifier` that reads
 the files."""
 import json, os, shutil, warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_files import write_drawings
+from image_files import write_drawings
 from PIL import Image
 
 from catdog.sample.draw import draw
@@ -146,13 +146,13 @@ def test_a_loaded_learner_knows_no_figures(drawings, tmp_path):
     assert_agree(learn, model, odd([draw('cat', i, (150, 110)) for i in range(10)], tmp_path))
     card,classifier = (model/'model_card.md').read_text(),Classifier(model)
     assert 'Not measured' in card and 'is not known' in card and 'not measured' in classifier.summary
-    assert not {'error', 'neither', 'n_pictures', 'calibration'} & {*classifier.meta}
+    assert not {'error', 'neither', 'n_images', 'calibration'} & {*classifier.meta}
     assert classifier.predict(draw('cat', 1)).sure   # there is no limit
-    assert not (model/'pictures.json').exists()
+    assert not (model/'images.json').exists()
     with pytest.warns(UserWarning, match='stays in 32 bits'):
         export(load_learner(tmp_path/'plain.pkl'), model, int8=True)
 
-def test_pictures_that_moved_are_counted(drawings, tmp_path):
+def test_images_that_moved_are_counted(drawings, tmp_path):
     from fastai.vision.all import Resize
     from catdog.learn.export import export
     shutil.copytree(drawings, tmp_path/'mine')
@@ -163,8 +163,8 @@ def test_pictures_that_moved_are_counted(drawings, tmp_path):
     for o in gone: o.rename(o.with_suffix('.elsewhere'))
     some = meta_of(export(learn, tmp_path/'model'))
     assert (some['n_valid'], some['n_missing']) == (7, 3)
-    assert '3 other validation pictures could not be opened' in (tmp_path/'model'/'model_card.md').read_text()
-    ids = json.loads((tmp_path/'model'/'pictures.json').read_text())
+    assert '3 other validation images could not be opened' in (tmp_path/'model'/'model_card.md').read_text()
+    ids = json.loads((tmp_path/'model'/'images.json').read_text())
     assert [len(ids[o]) for o in ('training', 'validation', 'test')] == [26, 7, 0]
     (tmp_path/'mine').rename(tmp_path/'elsewhere')
     none = meta_of(export(learn, tmp_path/'model'))
@@ -216,11 +216,11 @@ def test_training_is_not_begun_for_a_learner_that_cannot_be_exported(drawings, m
     kw = dict(size=64, recipe='classic', pretrained=False)
     for args,more,words in (('squeezenet1_1', dict(custom_head=head()), 'vision_learner makes'),
                             ('squeezenet1_1', dict(n_out=3), 'each of its 2 labels'),
-                            ('alexnet', dict(size=32), 'cannot take pictures of 32 x 32')):
+                            ('alexnet', dict(size=32), 'cannot take images of 32 x 32')):
         with pytest.raises(CatdogError, match=words): chapter.train(drawings, args, **{**kw, **more})
 
-def test_one_picture_has_one_answer(tmp_path):
-    "As a path, bytes, a file, a picture and an array; small, and so large that it is reduced"
+def test_one_image_has_one_answer(tmp_path):
+    "As a path, bytes, a file, an image and an array; small, and so large that it is reduced"
     import io
     from catdog.deploy.predictor import shipped_model
     classifier = Classifier(shipped_model())

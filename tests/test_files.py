@@ -1,11 +1,11 @@
-"Which files are pictures: the same list for every reader, whatever the machine's tables say."
+"Which files are images: the same list for every reader, whatever the machine's tables say."
 import os, subprocess, sys
 from pathlib import Path
 
 import pytest
 
 from catdog.sample.draw import draw
-from catdog.core.files import IMAGE_SUFFIXES, content_id, default_folder, find_pictures, walk_files
+from catdog.core.files import IMAGE_SUFFIXES, content_id, default_folder, find_images, walk_files
 from catdog.core.images import jpeg_bytes
 from catdog.sample.server import SUFFIX_FORMATS
 
@@ -57,7 +57,7 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path/'pipe.jpg')   # whoever opened it would wait for ever
     touch(tmp_path, '1.jpg', 'folder.jpg/2.png')
     (tmp_path/'gone.jpg').symlink_to('nowhere')
-    assert [o.name for o in find_pictures([tmp_path])] == ['1.jpg', '2.png', 'gone.jpg']
+    assert [o.name for o in find_images([tmp_path])] == ['1.jpg', '2.png', 'gone.jpg']
 
 def test_a_folder_that_cannot_be_read_is_passed_over_or_told(tmp_path, monkeypatch):
     touch(tmp_path, 'cat/1.jpg', 'dog/2.jpg')
@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_read_is_passed_over_or_told(tmp_path, monkeypat
     told = []
     assert [o.name for o in walk_files(tmp_path, told.append)] == ['1.jpg']
     assert [o.filename for o in told] == [str(tmp_path/'dog')]
-    assert [o.name for o in find_pictures([tmp_path])] == ['1.jpg']
+    assert [o.name for o in find_images([tmp_path])] == ['1.jpg']
 
 def test_a_content_has_one_id_wherever_it_lies(tmp_path):
     data = jpeg_bytes(draw('cat', 1, (60, 60)))

@@ -1,4 +1,4 @@
-"A folder of pictures, read where it lies: labels, a given split, what is ignored, one meaning of a label everywhere."
+"A folder of images, read where it lies: labels, a given split, what is ignored, one meaning of a label everywhere."
 import subprocess, sys, tempfile
 from pathlib import Path
 from unicodedata import normalize
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from catdog.sample.draw import draw
-from catdog.dataset.folder import SPLITS, PictureFolder
+from catdog.dataset.folder import SPLITS, ImageFolder
 from catdog.core.errors import CatdogError
 
 def touch(folder, *names):
@@ -26,10 +26,10 @@ def test_a_label_is_the_name_of_its_folder_exactly(labels, above):
         path = touch(Path(d), *(f'{above}/{o}/deep/er/1.jpg' if above else f'{o}/deep/1.jpg' for o in labels))
         wanted = sorted(normalize('NFC', o) for o in labels)
         if SPLITS.get(above, 'train') != 'train':
-            with pytest.raises(CatdogError, match='no folder train'): PictureFolder(path)
+            with pytest.raises(CatdogError, match='no folder train'): ImageFolder(path)
             return
-        folder = PictureFolder(path, [normalize('NFD', o) for o in labels])
-        assert folder.labels == PictureFolder(path).labels == wanted
+        folder = ImageFolder(path, [normalize('NFD', o) for o in labels])
+        assert folder.labels == ImageFolder(path).labels == wanted
         assert sorted(map(folder.label, folder.files)) == wanted
         for o in folder.files:
             assert folder.place(o, folder.label(o)) == o and folder.split(o) == SPLITS.get(above)
@@ -38,23 +38,23 @@ def test_a_label_is_the_name_of_its_folder_exactly(labels, above):
 def test_labels_that_look_much_alike_stay_apart(tmp_path):
     labels = ['A+', 'A-', 'c', 'c++', 'cat', 'wild cat', '🐈', '🐈‍⬛', 'Cat', '"quoted"', 'a|b', '<b>', 'חתול', '*']
     path = touch(tmp_path, *(f'{o}/1.jpg' for o in labels))
-    assert PictureFolder(path).labels == sorted(labels)
-    for o in labels: assert PictureFolder(path, [o]).files == [path/o/'1.jpg']
+    assert ImageFolder(path).labels == sorted(labels)
+    for o in labels: assert ImageFolder(path, [o]).files == [path/o/'1.jpg']
 
 def test_a_label_without_a_folder_names_those_there_are(tmp_path):
     path = touch(tmp_path, 'cat/1.jpg', 'wild cat/1.jpg')
     with pytest.raises(CatdogError, match="no folder 'dog', 'fish'; there are 'cat', 'wild cat'"):
-        PictureFolder(path, ['cat', 'dog', 'fish'])
-    assert PictureFolder(path, 'wild cat').others == ['cat']
+        ImageFolder(path, ['cat', 'dog', 'fish'])
+    assert ImageFolder(path, 'wild cat').others == ['cat']
 
 def test_two_forms_of_one_name_are_one_label(tmp_path):
     nfc,nfd = '\u00e9','e\u0301'
     path = touch(tmp_path, f'train/{nfc}/1.jpg', f'test/{nfd}/2.jpg', 'train/dog/1.jpg')
-    folder = PictureFolder(path, [nfd, 'dog'])
+    folder = ImageFolder(path, [nfd, 'dog'])
     assert folder.labels == ['dog', nfc] and len(folder.files) == 3
     assert folder.place(path/'test'/'dog'/'9.jpg', nfc) == path/'test'/nfd/'9.jpg'
     touch(path, f'train/{nfd}/3.jpg')
-    with pytest.raises(CatdogError, match='two folders whose names look the same'): PictureFolder(path)
+    with pytest.raises(CatdogError, match='two folders whose names look the same'): ImageFolder(path)
 
 GIVEN = {
     'train and valid':          (['train/cat/1.jpg', 'valid/cat/2.jpg'], ['train', 'valid']),
@@ -66,44 +66,44 @@ GIVEN = {
     'train alone':              (['train/cat/1.jpg', 'train/dog/1.jpg'], ['train']),
     'a list beside them':       (['train/cat/1.jpg', 'test/cat/3.jpg', 'labels.csv', '.git/x/1.jpg'],
                                  ['train', 'test']),
-    'untold test pictures':     (['train/cat/1.jpg', 'test/3.jpg'], ['train', 'test']),
+    'untold test images':     (['train/cat/1.jpg', 'test/3.jpg'], ['train', 'test']),
     'trains and buses':         (['train/1.jpg', 'bus/1.jpg'], []),
     'trains in folders':        (['train/steam/1.jpg', 'bus/1.jpg'], []),
     'train and test are labels': (['train/1.jpg', 'test/1.jpg'], []),
-    'pictures beside labels':   (['train/1.jpg', 'train/cat/1.jpg', 'test/cat/1.jpg'], []),
+    'images beside labels':   (['train/1.jpg', 'train/cat/1.jpg', 'test/cat/1.jpg'], []),
 }
 
 @pytest.mark.parametrize('files,above', GIVEN.values(), ids=GIVEN)
 def test_a_given_split_is_seen_and_only_that(tmp_path, files, above):
-    folder = PictureFolder(touch(tmp_path, *files))
+    folder = ImageFolder(touch(tmp_path, *files))
     assert sorted(folder.splits) == sorted(above)
     assert 'cat' in folder.labels if above else 'train' in folder.labels
 
 def test_what_only_test_has_is_no_label(tmp_path):
-    folder = PictureFolder(touch(tmp_path, 'train/cat/1.jpg', 'train/dog/1.jpg', 'test/unknown/1.jpg',
+    folder = ImageFolder(touch(tmp_path, 'train/cat/1.jpg', 'train/dog/1.jpg', 'test/unknown/1.jpg',
                                  'test/cat/2.jpg'))
     assert folder.labels == ['cat', 'dog'] and [folder.split(o) for o in folder.files] == ['test', 'train', 'train']
     assert folder.ignored == [(tmp_path/'test'/'unknown'/'1.jpg', 'no label in train (unknown)')]
 
 def test_a_folder_beside_the_split_is_an_error_until_somebody_says_what_is_meant(tmp_path):
     path = touch(tmp_path, 'train/cat/1.jpg', 'test/cat/1.jpg', 'more/1.jpg')
-    with pytest.raises(CatdogError, match='has more beside them'): PictureFolder(path)
-    assert PictureFolder(path, ['train', 'test']).labels == ['test', 'train']
+    with pytest.raises(CatdogError, match='has more beside them'): ImageFolder(path)
+    assert ImageFolder(path, ['train', 'test']).labels == ['test', 'train']
 
-def test_nothing_that_may_be_a_picture_is_left_out_without_a_reason(tmp_path):
+def test_nothing_that_may_be_a_image_is_left_out_without_a_reason(tmp_path):
     files = ['cat/1.jpg', 'cat/2.HEIC', 'cat/3', 'cat/deep/4.txt', 'dog/5.jpg', 'fox/6.jpg', '7.jpg', 'manifest.jsonl',
              'cat/.hidden.jpg', '.removed/cat/8.jpg', 'bird/9.heic']
-    folder = PictureFolder(touch(tmp_path, *files), ['cat', 'dog'])
+    folder = ImageFolder(touch(tmp_path, *files), ['cat', 'dog'])
     reasons = {f.relative_to(tmp_path).as_posix(): o for f,o in folder.ignored}
-    assert reasons == {'cat/2.HEIC': 'no picture (.heic)', 'cat/3': 'no picture (no ending)',
-                       'cat/deep/4.txt': 'no picture (.txt)', '7.jpg': 'outside of any label'}
+    assert reasons == {'cat/2.HEIC': 'no image (.heic)', 'cat/3': 'no image (no ending)',
+                       'cat/deep/4.txt': 'no image (.txt)', '7.jpg': 'outside of any label'}
     assert folder.others == ['bird', 'fox'] and len(folder) == 2
-    everything = PictureFolder(tmp_path)
+    everything = ImageFolder(tmp_path)
     assert everything.loose == [tmp_path/'7.jpg'] and everything.counts() == dict(bird=0, cat=1, dog=1, fox=1)
 
 def test_a_folder_that_cannot_be_read_is_told():
-    code = ('import os, sys; from catdog.dataset.folder import PictureFolder\n'
-            'if not os.getuid(): os.setuid(65534)   # root may read everything\nPictureFolder(sys.argv[1])')
+    code = ('import os, sys; from catdog.dataset.folder import ImageFolder\n'
+            'if not os.getuid(): os.setuid(65534)   # root may read everything\nImageFolder(sys.argv[1])')
     with tempfile.TemporaryDirectory() as d:
         path = touch(Path(d), 'cat/1.jpg', 'dog/2.jpg')
         path.chmod(0o755)

@@ -1,4 +1,4 @@
-"Whatever a stranger's server says: hostile answers, addresses and pictures. CATDOG_FUZZ: how many of each."
+"Whatever a stranger's server says: hostile answers, addresses and images. CATDOG_FUZZ: how many of each."
 import io, json, os
 from dataclasses import asdict
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from catdog.sample.draw import draw
-from catdog.core.errors import BadImage
+from catdog.core.errors import ImageError
 from catdog.core.images import open_image
 from catdog.web.http import check_url, mend_url
 from catdog.web.engines import parse_bing, parse_commons, parse_ddg, parse_openverse
@@ -50,18 +50,18 @@ def test_parsers_take_anything(parse, answer):
 @example(url='http://[')
 def test_any_address_is_a_host_or_refused(url):
     try: assert check_url(url) and mend_url(url).isascii() and mend_url(mend_url(url)) == mend_url(url)
-    except BadImage as e: assert e.status == 'refused'
+    except ImageError as e: assert e.status == 'refused'
 
-PICTURES = []
+IMAGES = []
 for kind in ('JPEG', 'PNG', 'GIF', 'WEBP', 'TIFF', 'BMP'):
     f = io.BytesIO()
     draw('cat', 3, (48, 40)).save(f, kind)
-    PICTURES.append(f.getvalue())
+    IMAGES.append(f.getvalue())
 
 @st.composite
 def damaged(draw_):
-    "A picture with some of its bytes changed, and perhaps its end missing"
-    data = bytearray(draw_(st.sampled_from(PICTURES)))
+    "An image with some of its bytes changed, and perhaps its end missing"
+    data = bytearray(draw_(st.sampled_from(IMAGES)))
     changes = st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255))
     for at,byte in draw_(st.lists(changes, max_size=12)): data[at] = byte
     return bytes(data[:draw_(st.integers(0, len(data)))] if draw_(st.booleans()) else data)
@@ -70,5 +70,5 @@ def damaged(draw_):
 @given(data=damaged() | st.binary(max_size=300))
 def test_open_image_takes_anything(data):
     try: img = open_image(data, max_side=32)
-    except BadImage: return
+    except ImageError: return
     assert img.mode == 'RGB' and 0 < max(img.size) <= 32

@@ -9,9 +9,9 @@ from catdog.core.images import jpeg_bytes
 from catdog.web import download
 from catdog.web.download import download_images
 from catdog.web.http import GIVE_UP, PER_HOST, TRIES, HostLimit
-from web_helpers import picture, resolving, serve
+from web_helpers import image, resolving, serve
 
-DATA = [jpeg_bytes(picture(i, (80, 60))) for i in range(40)]
+DATA = [jpeg_bytes(image(i, (80, 60))) for i in range(40)]
 
 @pytest.fixture(autouse=True)
 def private(monkeypatch): monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
@@ -59,7 +59,7 @@ def test_at_most_two_at_all_hosts_of_wikimedia_together(tmp_path):
 
 @pytest.mark.parametrize('retry_after', [None, '1', '3600'])
 def test_a_host_that_refuses_again_and_again_is_left_alone(tmp_path, retry_after):
-    "It costs seconds in all, not for each picture, and what other hosts have is not lost"
+    "It costs seconds in all, not for each image, and what other hosts have is not lost"
     def answer(path, params, headers):
         if headers['Host'].startswith('busy.'): return 429, {'Retry-After': retry_after} if retry_after else {}, b''
         return 200, {}, DATA[int(path[1:])]
@@ -97,7 +97,7 @@ def test_a_host_that_never_answers_is_left_alone(tmp_path):
     assert 'its server took too long, as for the' in outcomes[-1].reason
 
 def test_one_that_stumbles_now_and_then_is_asked_for_everything(tmp_path):
-    "Every third picture cannot be had: that is no reason to leave the others"
+    "Every third image cannot be had: that is no reason to leave the others"
     def answer(path, params, headers):
         i = int(path[1:])
         return (500 if i%3 else 200), {'Retry-After': '0'}, DATA[i]
@@ -107,7 +107,7 @@ def test_one_that_stumbles_now_and_then_is_asked_for_everything(tmp_path):
     assert Counter(path for path,_,_ in asked) == {f'/{i}': TRIES if i%3 else 1 for i in range(12)}
 
 def test_the_whole_of_a_download_ends(monkeypatch, tmp_path):
-    "Every picture takes long; what has not been begun in time has an outcome all the same"
+    "Every image takes long; what has not been begun in time has an outcome all the same"
     monkeypatch.setattr(download, 'SECONDS', .5)
     monkeypatch.setattr(download, 'SECONDS_EACH', 0)
     def slow(path, params, headers):

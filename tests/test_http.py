@@ -13,9 +13,9 @@ from catdog.web import http as addresses
 from catdog.web.download import download_images
 from catdog.web.engines import bing_pages
 from catdog.core.errors import SearchError
-from web_helpers import picture, resolving, serve
+from web_helpers import image, resolving, serve
 
-JPEG = jpeg_bytes(picture())
+JPEG = jpeg_bytes(image())
 
 def fetch(url, tmp_path, **kw): return download_images([url], tmp_path, **kw)[0]
 
@@ -106,11 +106,11 @@ def test_hopeless_addresses_have_an_outcome(tmp_path, url):
 def test_name_that_resolves_to_this_machine_is_refused(monkeypatch, tmp_path):
     "DNS rebinding: whatever the name said before, the address of the connection counts"
     monkeypatch.delenv('CATDOG_ALLOW_PRIVATE')
-    with serve(lambda *args: (200, {}, JPEG)) as (url, asked), resolving('pictures.example'):
-        o = fetch(url.replace('127.0.0.1', 'pictures.example'), tmp_path)
+    with serve(lambda *args: (200, {}, JPEG)) as (url, asked), resolving('images.example'):
+        o = fetch(url.replace('127.0.0.1', 'images.example'), tmp_path)
         assert (o.status, asked) == ('refused', []) and 'CATDOG_ALLOW_PRIVATE' in o.reason
         monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
-        assert fetch(url.replace('127.0.0.1', 'pictures.example'), tmp_path).status == 'ok'
+        assert fetch(url.replace('127.0.0.1', 'images.example'), tmp_path).status == 'ok'
 
 def test_redirect_into_the_private_network_is_refused(monkeypatch, tmp_path):
     monkeypatch.delenv('CATDOG_ALLOW_PRIVATE')
@@ -177,12 +177,12 @@ def test_proxies_of_the_environment_are_used(tmp_path, monkeypatch, netrc):
         (tmp_path/'netrc').write_text(NETRC['default'])
         (tmp_path/'netrc').chmod(0o600)
         monkeypatch.setenv('NETRC', str(tmp_path/'netrc'))
-    def proxy(target): return 200, {}, JPEG if target.startswith('http://pictures') else b'{"value": []}'
+    def proxy(target): return 200, {}, JPEG if target.startswith('http://images') else b'{"value": []}'
     with serve_anything(proxy) as (port, asked):
         monkeypatch.setenv('http_proxy', f'http://127.0.0.1:{port}')
-        assert fetch('http://pictures.example/a%2fb c%.jpg', tmp_path/'got').status == 'ok'
+        assert fetch('http://images.example/a%2fb c%.jpg', tmp_path/'got').status == 'ok'
         bing_pages('cat', 3, 'http://search.example/v7', 'key', 'mine')
-    assert asked[0][0] == 'http://pictures.example/a%2fb%20c%.jpg'
+    assert asked[0][0] == 'http://images.example/a%2fb%20c%.jpg'
     assert asked[1][0].startswith('http://search.example/v7?q=cat')
     assert 'Authorization' not in asked[0][1] | asked[1][1]
 
@@ -199,7 +199,7 @@ def test_a_proxy_that_dribbles_is_cut_off(tmp_path, monkeypatch):
                 except OSError: pass   # cut off
         thread = Slow(daemon=True)
         thread.start()
-        assert fetch('http://pictures.example/a.jpg', tmp_path, timeout=.3).status == 'timed-out'
+        assert fetch('http://images.example/a.jpg', tmp_path, timeout=.3).status == 'timed-out'
         thread.join(5)
         assert not thread.is_alive()
 

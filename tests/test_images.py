@@ -1,4 +1,4 @@
-"The room core.images, and what it is made of: pictures come out as their makers meant them, or are refused by name."
+"The room core.images, and what it is made of: images come out as their makers meant them, or are refused by name."
 import io, random, struct, subprocess, sys, zlib
 from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from picture_files import (avif_turned, bmp, chunk, exif_block, grey_tiff, png, rgb_tiff, saved, with_exif)
+from image_files import (avif_turned, bmp, chunk, exif_block, grey_tiff, png, rgb_tiff, saved, with_exif)
 
-from catdog.core.errors import BadImage
+from catdog.core.errors import ImageError
 from catdog.core.images import open_image
 from catdog.sample.profiles import (ADOBE_RGB, DISPLAY_P3, PROPHOTO, REC2020, SRGB, grey_profile, linear,
     matrix_profile, srgb_of, table_profile)
@@ -40,7 +40,7 @@ def test_the_help_of_a_command_is_made_of_the_comments(halve): assert 'An even n
 def array(src, **kw): return np.asarray(open_image(src, **kw)).astype(int)
 
 def refusal(data):
-    with pytest.raises(BadImage) as e: open_image(data)
+    with pytest.raises(ImageError) as e: open_image(data)
     return e.value
 
 def photograph(size=(296, 200)):
@@ -49,13 +49,13 @@ def photograph(size=(296, 200)):
     img = Image.fromarray(r.integers(0, 256, (size[1]//4, size[0]//4, 3), dtype='uint8'))
     return img.resize(size, Image.Resampling.BICUBIC)
 
-# The same picture, however it comes
+# The same image, however it comes
 
 def ways(file):
     "A file as all that `open_image` takes"
     opened = open_image(file)
     return {'path': file, 'text': str(file), 'bytes': file.read_bytes(), 'file': io.BytesIO(file.read_bytes()),
-            'picture': Image.open(file), 'opened': opened, 'array': np.asarray(opened)}
+            'image': Image.open(file), 'opened': opened, 'array': np.asarray(opened)}
 
 @pytest.mark.parametrize('side', [None, 64, 192])
 @pytest.mark.parametrize('number', [1, 6, 3])
@@ -73,7 +73,7 @@ def test_real_photographs_give_the_same_pixels_however_they_come(photos):
         want = array(file, min_side=96)
         for way,src in ways(file).items(): assert (array(src, min_side=96) == want).all(), (file.name, way)
 
-def test_a_picture_of_somebody_is_left_as_it_is():
+def test_a_image_of_somebody_is_left_as_it_is():
     img = Image.open(io.BytesIO(saved(photograph(), 'JPEG', icc_profile=matrix_profile(DISPLAY_P3, 'srgb'))))
     before = np.asarray(img).copy(),dict(img.info)
     small = open_image(img, max_side=60)
@@ -236,12 +236,12 @@ def test_cmyk_without_adobes_mark_is_as_in_a_browser(drawn):
     data = data[:at] + data[at + 2 + int.from_bytes(data[at + 2:at + 4], 'big'):]
     assert b'Adobe' not in data and abs(array(data) - drawn(data)).max() <= 1
 
-def test_a_picture_is_the_same_colour_in_every_thread():
+def test_a_image_is_the_same_colour_in_every_thread():
     data,want = stored('RGB', P3),array(stored('RGB', P3))
     with ThreadPoolExecutor(8) as pool:
         for o in pool.map(array, [data]*64): assert (o == want).all()
 
-def test_hostile_profiles_leave_the_picture():
+def test_hostile_profiles_leave_the_image():
     r,img,want = random.Random(0),photograph((40, 30)),np.asarray(photograph((40, 30)))
     good = [P3, grey_profile(1.8), table_profile('RGB ', camera, 5)]
     for i in range(300):
@@ -277,7 +277,7 @@ def keyed_pngs():
 def test_transparent_is_white_in_every_mode(drawn):
     for name,data in keyed_pngs(): assert abs(array(data) - drawn(data)).max() <= 1, name
 
-def test_a_key_colour_of_an_opened_picture_is_white_too():
+def test_a_key_colour_of_an_opened_image_is_white_too():
     for name,data in keyed_pngs(): assert (array(Image.open(io.BytesIO(data))) == array(data)).all(), name
 
 def test_a_bmp_without_opacity_is_opaque(drawn):
@@ -288,7 +288,7 @@ def test_a_bmp_without_opacity_is_opaque(drawn):
     assert (array(bmp(img, 0)) == np.asarray(img)).all() and array(bmp(img, 1)).min() > 250
     assert (array(rgb_tiff(img.convert('RGBA').point(lambda o: o), t277=(4,))) == np.asarray(img)).all()
 
-def test_a_picture_that_is_wholly_transparent_stays_so():
+def test_a_image_that_is_wholly_transparent_stays_so():
     assert array(saved(Image.new('RGBA', (9, 9), (255, 0, 0, 0)))).min() == 255
 
 # Light and dark
@@ -358,7 +358,7 @@ def test_a_jpeg_without_its_last_bytes_opens():
                 if cut < 3: assert not rows.any()
 
 @pytest.mark.parametrize('format', ['JPEG', 'PNG', 'GIF', 'BMP', 'TIFF'])
-def test_the_line_is_a_sixteenth_of_the_picture(format):
+def test_the_line_is_a_sixteenth_of_the_image(format):
     data = saved(photograph(), format)
     if format == 'TIFF': data = rgb_tiff(photograph())
     whole = array(data)
@@ -398,7 +398,7 @@ NOTES = {'text with a wrong check sum': b'\0\0\0\3tEXta\0b' + bytes(4),
          'a resolution cut short': chunk(b'pHYs', b'\0\1'), 'a gamma cut short': chunk(b'gAMA', b'\0'),
          'a profile packed in an unknown way': chunk(b'iCCP', b'a\0\7what'),
          'a broken profile': chunk(b'iCCP', b'a\0\0what'), 'an animation out of order': animation(7, 9),
-         'an animation larger than the picture': animation(0, 900)}
+         'an animation larger than the image': animation(0, 900)}
 
 @pytest.mark.parametrize('name', NOTES)
 def test_a_broken_note_in_a_png_is_passed_over(drawn, name):
@@ -424,7 +424,7 @@ def test_broken_segments_in_a_jpeg_are_passed_over():
         segment = bytes([255, 0xe0 + n]) + struct.pack('>H', len(body) + 2) + body
         assert (array(data[:2] + segment + data[2:]) == array(data)).all(), (n, body[:12])
 
-def test_an_mpo_without_its_second_picture_opens():
+def test_an_mpo_without_its_second_image_opens():
     img = photograph((64, 48))
     data = saved(img, 'MPO', save_all=True, append_images=[img.rotate(90)])
     second = data.index(b'\xff\xd8', 9)
@@ -483,7 +483,7 @@ def test_a_raw_file_that_is_a_tiff_file_is_named_and_not_opened(order):
     assert open_image(rgb_tiff(thumb, order)).size == (16, 12)
     for tags in (dict(t50706=(1, 4)), dict(t262=(32_803,)), dict(t259=(34_713,))):
         assert 'RAW' in str(refusal(rgb_tiff(thumb, order, **tags)))
-    where = 10 + 12*10 + 4 + 16*12*3   # the list of the sensor's picture lies behind the thumbnail
+    where = 10 + 12*10 + 4 + 16*12*3   # the list of the sensor's image lies behind the thumbnail
     sensor = struct.pack(order + 'HHHIHHI', 1, 262, 3, 1, 32_803, 0, 0)
     assert 'RAW' in str(refusal(rgb_tiff(thumb, order, t330=(4, 1, struct.pack(order + 'I', where))) + sensor))
 

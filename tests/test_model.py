@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from picture_files import write_drawings
+from image_files import write_drawings
 
 from catdog.predict import Classifier, shipped_model
 
@@ -69,7 +69,7 @@ def test_the_model_file_is_about_this_model_and_no_machine(trained):
     learn,folder = trained
     data = (folder/'model.onnx').read_bytes()
     meta = json.loads(onnxruntime.InferenceSession(data).get_modelmeta().custom_metadata_map['catdog'])
-    assert meta['labels'] == ['cat', 'dog'] and meta['n_pictures'] == 120 and meta['n_valid'] == 24
+    assert meta['labels'] == ['cat', 'dog'] and meta['n_images'] == 120 and meta['n_valid'] == 24
     assert str(Path(__file__).parent.parent).encode() not in data and b'site-packages' not in data
 
 def test_an_export_that_is_killed_leaves_the_good_model(trained):
@@ -86,7 +86,7 @@ export(learn, {str(folder)!r})'''
     assert Classifier(folder).labels == ['cat', 'dog']
 
 def error_on(folder, model, out):
-    "Share of the pictures below `folder`, in a sub-folder a label, that `catdog-predict` gets wrong"
+    "Share of the images below `folder`, in a sub-folder a label, that `catdog-predict` gets wrong"
     command = Path(sys.executable).with_name('catdog-predict')
     subprocess.run([command, folder, '--model', model, '--out', out], check=True)
     with open(out, newline='') as f: rows = list(csv.DictReader(f))
@@ -106,7 +106,7 @@ def test_two_words_to_a_model_on_photographs(photos, tmp_path):
     assert '% error on ' in done.stdout
     model = tmp_path/'models'/'photographs'
     meta = Classifier(model).meta
-    assert meta['trained_on'] == 'photographs' and meta['n_pictures'] == 1000
+    assert meta['trained_on'] == 'photographs' and meta['n_images'] == 1000
     assert error_on(photos/'photos'/'test', model, tmp_path/'answers.csv') < .025
     from fastai.learner import load_learner
     files = [o for label in ('cat', 'dog') for o in sorted((photos/'photos'/'web'/label).iterdir())[:50]]
@@ -118,6 +118,6 @@ def test_a_build_on_drawings_says_so(tmp_path, monkeypatch, capsys):
     model = build(['cat', 'dog'], out='models/quick', n=40, engine='sample', size=96)
     printed = capsys.readouterr().out
     assert [o[:5] for o in printed.splitlines() if o.startswith('[')] == [f'[{i}/4]' for i in range(1, 5)]
-    assert 'validation pictures (95% interval' in printed and 'knows nothing about photographs' in printed
+    assert 'validation images (95% interval' in printed and 'knows nothing about photographs' in printed
     assert Classifier(model).meta['trained_on'] == 'drawings'
     assert 'means nothing' in (model/'model_card.md').read_text()

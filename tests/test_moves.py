@@ -1,9 +1,9 @@
-"No picture may be lost, whatever happens: killed in the middle, a full disk, a folder that cannot be written."
+"No image may be lost, whatever happens: killed in the middle, a full disk, a folder that cannot be written."
 import json, multiprocessing, os, random, resource, shutil, signal, sys
 from pathlib import Path
 
 import pytest
-from clean_helpers import JOURNAL, as_nobody, dataset, pictures, reachable, state
+from clean_helpers import JOURNAL, as_nobody, dataset, images, reachable, state
 
 from catdog.dataset.journal import apply_choices, can_undo, undo_choices, unfinished_moves
 from catdog.core.errors import CatdogError
@@ -14,7 +14,7 @@ def choices(folder, n=15):
     return {folder/label/f'{i}.jpg': kinds[label][i%3] for label in kinds for i in range(n)}
 
 def check_manifest(folder):
-    "Each row names a file that is there, and that is the picture it named at first"
+    "Each row names a file that is there, and that is the image it named at first"
     rows = [json.loads(o) for o in (folder/'manifest.jsonl').read_text(encoding='utf8').splitlines()]
     assert len({o['file'] for o in rows}) == len(rows)
     for o in rows: assert (folder/o['file']).read_text() == ' '.join(o['url'].split('/')[-2:])
@@ -45,12 +45,12 @@ def test_killed_while_applying(tmp_path, seed):
     counted = dataset(tmp_path/'counted')
     with Lines() as lines: apply_choices(counted, choices(counted))
     folder = dataset(tmp_path/'data')
-    start,everything = state(folder),pictures(folder)
+    start,everything = state(folder),images(folder)
     assert killed_at(random.Random(seed).randint(1, lines.n - 1), lambda: apply_choices(folder, choices(folder)))
-    assert pictures(folder) == everything
+    assert images(folder) == everything
     # a new process knows no choices; the same one still has them; a third starts with something else
     apply_choices(folder, [{}, choices(folder), {folder/'cat'/'2.jpg': 'dog'}][seed%3])
-    assert pictures(folder) == everything
+    assert images(folder) == everything
     check_manifest(folder)
     if seed%3 == 1:
         left,expected = ({k for k in state(o) if not k.startswith('dog')} for o in (folder, counted))
@@ -62,22 +62,22 @@ def test_killed_while_applying(tmp_path, seed):
 @pytest.mark.parametrize('seed', range(40))
 def test_killed_while_undoing(tmp_path, seed):
     counted,folder = dataset(tmp_path/'counted'),dataset(tmp_path/'data')
-    start,everything = state(folder),pictures(folder)
+    start,everything = state(folder),images(folder)
     for o in (counted, folder): apply_choices(o, choices(o))
     with Lines() as lines: undo_choices(counted)
     assert killed_at(random.Random(seed).randint(1, lines.n - 1), lambda: undo_choices(folder))
-    assert pictures(folder) == everything
+    assert images(folder) == everything
     if seed%2: undo_choices(folder)
     else:   # applying something new first finishes what was begun
         apply_choices(folder, {folder/'cat'/'2.jpg': 'dog'})
-        assert pictures(folder) == everything
+        assert images(folder) == everything
         undo_choices(folder, everything=True)
     assert state(folder) == start
 
 @pytest.mark.parametrize('what', [lambda o: apply_choices(o, choices(o, 4)), undo_choices], ids=['applying', 'undoing'])
 def test_killed_between_a_move_and_the_line_that_says_so(tmp_path, what):
     folder,rename = dataset(tmp_path/'data', 4),os.rename
-    start,everything = state(folder),pictures(folder)
+    start,everything = state(folder),images(folder)
     for last in range(1, 7):   # the moves that it makes
         if what is undo_choices: apply_choices(folder, choices(folder, 4))
         pid = os.fork()
@@ -90,7 +90,7 @@ def test_killed_between_a_move_and_the_line_that_says_so(tmp_path, what):
             os.rename = rename_and_die
             try: what(folder)
             finally: os._exit(0)
-        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]) and pictures(folder) == everything
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]) and images(folder) == everything
         if what is not undo_choices: apply_choices(folder, {})
         undo_choices(folder, everything=True)
         assert state(folder) == start
@@ -115,7 +115,7 @@ def test_journal_cut_off_anywhere(tmp_path):
 def test_full_disk(tmp_path):
     "The journal cannot be written: nothing moves that is not in it, and a sentence says so"
     folder = dataset(tmp_path/'data')
-    start,everything = state(folder),pictures(folder)
+    start,everything = state(folder),images(folder)
     counted = dataset(tmp_path/'counted')
     apply_choices(counted, choices(counted))
     size,plan = (counted/JOURNAL).stat().st_size,(counted/JOURNAL).read_bytes().index(b'\n')
@@ -129,7 +129,7 @@ def test_full_disk(tmp_path):
             except CatdogError as e: os._exit('File too large' in str(e))
             finally: os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-        assert pictures(folder) == everything
+        assert images(folder) == everything
         if limit <= plan + 1: assert state(folder) == start   # what is not in the journal has not moved
         apply_choices(folder, {})   # there is room again
         check_manifest(folder)
@@ -140,22 +140,22 @@ def test_full_disk(tmp_path):
 @pytest.mark.parametrize('locked', ['.', 'dog', 'cat'])
 def test_read_only_folder(tmp_path, locked):
     folder = dataset(tmp_path/'data')
-    start,everything = state(folder),pictures(folder)
+    start,everything = state(folder),images(folder)
     reachable(tmp_path)
     for o in (folder, folder/'cat', folder/'dog'): o.chmod(0o777)
     (folder/locked).chmod(0o555)
     said = as_nobody(lambda: apply_choices(folder, choices(folder)))
     assert said.startswith('CatdogError') and 'Permission denied' in said and str(folder) in said
-    assert pictures(folder) == everything
+    assert images(folder) == everything
     (folder/locked).chmod(0o777)
     assert as_nobody(lambda: apply_choices(folder, choices(folder))) == 'nothing'
-    assert pictures(folder) == everything and state(folder) != start
+    assert images(folder) == everything and state(folder) != start
     check_manifest(folder)
     assert as_nobody(lambda: undo_choices(folder, True)) == 'nothing'
     assert state(folder) == start
 
-def test_vanished_picture(tmp_path):
-    "Someone took pictures away meanwhile: the others move, and each that is gone is named"
+def test_vanished_image(tmp_path):
+    "Someone took images away meanwhile: the others move, and each that is gone is named"
     folder = dataset(tmp_path/'data')
     gone = [folder/'cat'/'0.jpg', folder/'cat'/'1.jpg']
     for o in gone: o.unlink()
@@ -170,9 +170,9 @@ def test_vanished_picture(tmp_path):
     assert {k for k in state(folder) if k.endswith('.jpg')} == {k for k in kept if k.endswith('.jpg')}
 
 def test_two_at_once(tmp_path):
-    "Two people apply the same choices at the same time: each picture moves once"
+    "Two people apply the same choices at the same time: each image moves once"
     folder = dataset(tmp_path/'data', 200)
-    start,everything = state(folder),pictures(folder)
+    start,everything = state(folder),images(folder)
     barrier,pids = multiprocessing.get_context('fork').Barrier(4),[]
     for _ in range(4):
         pid = os.fork()
@@ -185,7 +185,7 @@ def test_two_at_once(tmp_path):
             finally: os._exit(code)
         pids.append(pid)
     assert [os.waitstatus_to_exitcode(os.waitpid(o, 0)[1]) for o in pids] == [0]*4
-    assert pictures(folder) == everything
+    assert images(folder) == everything
     check_manifest(folder)
     undo_choices(folder, everything=True)
     assert state(folder) == start
@@ -247,7 +247,7 @@ def tree(folder, *files):
     ('test/cat/old/1.jpg', 'dog', 'test/dog/old/1.jpg'), ('cat/indoor/1.jpg', 'cat', None),
     ('train/cat/1.jpg', 'cat', None), ('cat/indoor/1.jpg', '<Delete>', '.removed/cat/indoor/1.jpg'),
     ('train/cat/1.jpg', '<Delete>', '.removed/train/cat/1.jpg'), ('1.jpg', '<Delete>', '.removed/1.jpg')])
-def test_a_picture_keeps_its_place_under_another_label(tmp_path, file, label, to):
+def test_a_image_keeps_its_place_under_another_label(tmp_path, file, label, to):
     "The label is the first folder, or the first below train, valid and test, and nothing else of the place changes"
     top = '' if file[0] in 'c1' else 'train/'
     folder = tree(tmp_path/'data', file, f'{top}cat/2.jpg', f'{top}dog/2.jpg', *(['valid/cat/3.jpg'] if top else []))
@@ -280,7 +280,7 @@ def test_a_backslash_in_a_label_is_a_character(tmp_path):
     assert [o.to for o in apply_choices(folder, {folder/'cat'/'2.jpg': 'a\\b'})] == [folder/'a\\b'/'2.jpg']
 
 def test_nothing_moves_while_somebody_else_is_at_work_in_the_folder(tmp_path, monkeypatch):
-    "A program that fetches pictures into it, say"
+    "A program that fetches images into it, say"
     from catdog.core.files import folder_lock
     monkeypatch.setattr('catdog.dataset.journal._PATIENCE', .2)
     folder = dataset(tmp_path/'data', 4)

@@ -22,7 +22,7 @@ VARIES = {
     'learn/callbacks': ['checkpoint.loss'],
 }
 
-FOREIGN = [(r'data:image/[^"\')\s]+', 'PICTURE'), (r'<(style|script)\b.*?</\1>', ''), (r'<[^>]*>', ' '),
+FOREIGN = [(r'data:image/[^"\')\s]+', 'IMAGE'), (r'<(style|script)\b.*?</\1>', ''), (r'<[^>]*>', ' '),
            (r'https?://(127\.0\.0\.1|localhost):\d+', 'ADDRESS'), (r'/tmp/[\w./-]+|tmp\w{8}', 'PATH'),
            (r' at 0x\w+', ''), (r'\b\d+\.\d+\.\d+[\w.+]*', 'VERSION'),
            (r'(?<!\d\.)\b(\d{19}|(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{8})\b', 'ID'),

@@ -59,7 +59,7 @@ def drop(page, *paths, at=(30, 700)):
 
 @pytest.fixture
 def folder(tmp_path):
-    "A folder `holidays` of pictures, with a folder within it and what computers add"
+    "A folder `holidays` of images, with a folder within it and what computers add"
     holidays = tmp_path/'holidays'
     (holidays/'second').mkdir(parents=True)
     for i,name in enumerate(['a.jpg', 'b.jpg', 'second/c.jpg']):
@@ -69,36 +69,36 @@ def folder(tmp_path):
 
 def status(page, text): page.get_by_role('status').filter(has_text=text).wait_for()
 
-def test_a_picture_is_dropped_anywhere(url, visitor, cat):
+def test_a_image_is_dropped_anywhere(url, visitor, cat):
     page = visitor(url)
     assert page.evaluate('document.elementFromPoint(30, 700).closest("#drop")') is None
     drop(page, cat)
-    status(page, '1 picture chosen')
+    status(page, '1 image chosen')
     assert predict(page)[0].startswith('cat, ') and page.url == url
 
 def test_a_dropped_folder_is_opened(url, visitor, folder):
     page = visitor(url)
     drop(page, folder)
-    status(page, '3 pictures chosen')
+    status(page, '3 images chosen')
     assert sorted(page.locator('#preview li').all_inner_texts()) == ['a.jpg', 'b.jpg', 'c.jpg']
     assert len(predict(page)) == 3
 
 def test_a_file_and_a_folder_are_dropped_together(url, visitor, folder, cat):
     page = visitor(url)
     drop(page, cat, folder)
-    status(page, '4 pictures chosen')
+    status(page, '4 images chosen')
 
-def test_a_dropped_folder_without_pictures_is_named(url, visitor, folder):
+def test_a_dropped_folder_without_images_is_named(url, visitor, folder):
     page = visitor(url)
     for o in folder.rglob('*.jpg'): o.unlink()
     drop(page, folder)
-    status(page, 'There are no pictures in the folder holidays.')
+    status(page, 'There are no images in the folder holidays.')
 
-def test_a_dropped_folder_with_too_many_pictures_is_named(url, visitor, folder):
+def test_a_dropped_folder_with_too_many_images_is_named(url, visitor, folder):
     for i in range(30): (folder/f'{i}.png').write_bytes(b'')
     page = visitor(url)
     drop(page, folder)
-    status(page, 'There are more than 16 pictures in the folder holidays')
+    status(page, 'There are more than 16 images in the folder holidays')
 
 def test_text_that_is_dropped_is_left_to_the_browser(url, visitor):
     page = visitor(url)
@@ -109,7 +109,7 @@ def test_text_that_is_dropped_is_left_to_the_browser(url, visitor):
 
 # What is pasted
 
-def test_a_picture_is_pasted(url, visitor, cat):
+def test_a_image_is_pasted(url, visitor, cat):
     page = visitor(url, permissions=['clipboard-read', 'clipboard-write'])
     page.evaluate('''async bytes => {
         const bitmap = await createImageBitmap(new Blob([new Uint8Array(bytes)], {type: 'image/jpeg'}));
@@ -118,7 +118,7 @@ def test_a_picture_is_pasted(url, visitor, cat):
         const png = await new Promise(done => canvas.toBlob(done, 'image/png'));
         await navigator.clipboard.write([new ClipboardItem({'image/png': png})]); }''', list(cat.read_bytes()))
     page.keyboard.press('Control+v')
-    status(page, '1 picture chosen')
+    status(page, '1 image chosen')
     assert predict(page)[0].startswith('cat, ')
 
 # The camera
@@ -130,7 +130,7 @@ def test_a_phone_offers_its_camera(url, visitor, cat):
     with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Take a photo').tap()
     assert chooser.value.element.get_attribute('id') == 'camera'
     chooser.value.set_files(cat)
-    status(page, '1 picture chosen')
+    status(page, '1 image chosen')
     assert predict(page)[0].startswith('cat, ')
 
 def test_a_desktop_does_not(url, visitor):
@@ -141,7 +141,7 @@ def test_a_desktop_does_not(url, visitor):
 # Why?
 
 def is_darker(page, which, than):
-    "Is the picture `which` darker than the picture `than`?"
+    "Is the image `which` darker than the image `than`?"
     a,b = (page.locator(o).evaluate('''o => { const c = document.createElement('canvas'); c.width = c.height = 32;
         const g = c.getContext('2d'); g.drawImage(o, 0, 0, 32, 32);
         return g.getImageData(0, 0, 32, 32).data.reduce((sum, o) => sum + o, 0); }''') for o in (which, than))
@@ -216,7 +216,7 @@ def test_axe_finds_nothing(url, visitor, size, scheme, cat, tmp_path):
     assert violations(page) == []
     (tmp_path/'notes.txt').write_text('buy cat food')
     page.set_input_files('#file', [cat, tmp_path/'notes.txt', cat.with_name('grizzly.jpg')])
-    status(page, '3 pictures chosen')
+    status(page, '3 images chosen')
     assert violations(page) == []
     *_,bear = predict(page)
     assert bear == 'This does not look like a cat or a dog' and page.locator('article').last.locator('dl').count() == 0

@@ -1,4 +1,4 @@
-"Many pictures: runs that are killed or cut off anywhere, constant memory, workers of Dask that die"
+"Many images: runs that are killed or cut off anywhere, constant memory, workers of Dask that die"
 import csv, os, signal, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,11 +44,11 @@ def test_a_killed_run_goes_on(tmp_path):
     assert int(said.split(' has ')[1].split()[0].replace(',', '')) >= done > 10
     with open(tmp_path/'answers.csv', newline='') as f: rows = list(csv.DictReader(f))
     assert [o['file'] for o in rows] == [f'album/{i//500:02}/{i:05}.jpg' for i in range(n)]
-    by_picture = {i: {(o['label'], o['probability'][:6]) for o in rows[i::8]} for i in range(8)}
-    assert all(len(o) == 1 for o in by_picture.values()) and part() is None
+    by_image = {i: {(o['label'], o['probability'][:6]) for o in rows[i::8]} for i in range(8)}
+    assert all(len(o) == 1 for o in by_image.values()) and part() is None
 
 class Counting(Classifier):
-    "Notes which pictures it opens"
+    "Notes which images it opens"
     def __init__(self, *args):
         super().__init__(*args)
         self.opened = []
@@ -58,7 +58,7 @@ class Counting(Classifier):
 
 @pytest.fixture
 def again(tmp_path, monkeypatch):
-    """A file of answers about eleven pictures, one of them broken, the lines of the log that it was made of, and what
+    """A file of answers about eleven images, one of them broken, the lines of the log that it was made of, and what
     writes it once more when a stopped run has left a log of the content given; it returns how many were opened"""
     monkeypatch.chdir(tmp_path)
     write_album(Path('album'), 10)
@@ -87,7 +87,7 @@ def test_a_file_and_the_list_say_the_same(again):
         for k in ('file', 'label', 'error'): assert line[k] == row.get(k, '')
 
 def test_what_predict_files_refuses(again):
-    for paths,out,words in (([], None, 'no pictures'), (['album'], 'answers.xls', 'ends in .csv'),
+    for paths,out,words in (([], None, 'no images'), (['album'], 'answers.xls', 'ends in .csv'),
                             (['album'], 'nowhere/answers.csv', 'no such folder')):
         with pytest.raises(CatdogError, match=words): predict_files(*paths, out=out)
     assert not list(Path().glob('.*.part'))
@@ -104,7 +104,7 @@ def test_an_unfinished_file_that_is_none_of_ours(again):
     for junk in (b'', b'junk', b'"', log[0][:-3], b'\0\xff\r\n'*9, whole):
         assert write(junk) == len(log) - 1 and out.read_bytes() == whole
 
-def test_pictures_that_came_or_went_meanwhile(again):
+def test_images_that_came_or_went_meanwhile(again):
     out,whole,log,write = again
     assert write(b''.join(log)) == 0 and out.read_bytes() == whole
     # of those that the log has in between, none is asked again
@@ -142,7 +142,7 @@ def peak(folder, *args):
     return int(done.stdout.split('VmHWM:')[1].split()[0])/1024
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     write_album(tmp_path/'few', 100)
     write_album(tmp_path/'many', 1200)
     assert peak(tmp_path, 'many', 'many.csv') < peak(tmp_path, 'few', 'few.csv') + 20

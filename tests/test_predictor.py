@@ -143,7 +143,7 @@ def test_a_tampered_model_is_refused_or_answers(tmp_path, classifier):
     "Bytes changed anywhere: a sentence, or a model that gives probabilities, and never a crash"
     whole,rng,refused = (shipped_model()/'model.onnx').read_bytes(),random.Random(2),0
     head = whole.rfind(b'catdog')   # metadata stand near the end
-    picture = draw('cat', 1)
+    image = draw('cat', 1)
     for i in range(60):
         data = bytearray(whole)
         if i % 3 == 0: data = data[:rng.randrange(len(data))]
@@ -151,7 +151,7 @@ def test_a_tampered_model_is_refused_or_answers(tmp_path, classifier):
             start = head - 200 if i % 3 == 1 else 0
             for _ in range(rng.choice([1, 20, 2000])): data[rng.randrange(start, len(data))] = rng.randrange(256)
         (tmp_path/'model.onnx').write_bytes(data)
-        try: answer = Classifier(tmp_path).predict(picture)
+        try: answer = Classifier(tmp_path).predict(image)
         except ModelError as e:
             refused += 1
             assert str(e).startswith(str(tmp_path)) and '\n' not in str(e) and len(str(e)) < 400

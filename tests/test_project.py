@@ -321,8 +321,8 @@ def test_the_readme_names_what_there_is():
 def test_the_way_to_the_first_command_is_one_screen():
     before = read('README.md').split('make app')[0]
     assert len(before.split()) <= 150 and before.count('![') == 1
-    picture = ROOT/re.search(r'!\[[^\]]*\]\(([^)]+)\)', before)[1]
-    assert picture.stat().st_size <= 150_000
+    image = ROOT/re.search(r'!\[[^\]]*\]\(([^)]+)\)', before)[1]
+    assert image.stat().st_size <= 150_000
 
 def workflow(name): return yaml.safe_load(read(f'.github/workflows/{name}.yml'))
 

@@ -1,4 +1,4 @@
-"The report and the plots for whatever a label, a picture or a file may be called."
+"The report and the plots for whatever a label, an image or a file may be called."
 import re
 
 import numpy as np
@@ -18,7 +18,7 @@ ODD = ['A+', 'c++', '"quoted"', "it's, so", '<img src=x onerror=alert(1)>', '|*_
 
 @pytest.fixture(scope='module')
 def learn(tmp_path_factory):
-    "A learner for eleven labels; one of its pictures lies under two of them, and one has a name that is no text"
+    "A learner for eleven labels; one of its images lies under two of them, and one has a name that is no text"
     folder = tmp_path_factory.mktemp('odd')
     for i,label in enumerate(ODD):
         (folder/label).mkdir()
@@ -34,7 +34,7 @@ def test_labels_come_through_the_report(learn, tmp_path, page):
     page.on('dialog', lambda o: messages.append(o.message))
     page.goto((tmp_path/'r.html').as_uri())
     assert page.title() == ' or '.join(learn.dls.vocab) + '?' and not messages
-    for i in range(3):   # pictures; confusion; precision and recall
+    for i in range(3):   # images; confusion; precision and recall
         heads = page.locator('table').nth(i).locator('th[scope=row]')
         assert [o.text_content() for o in heads.all()] == list(learn.dls.vocab)
     heads = page.locator('table').nth(1).locator('th[scope=col]')
@@ -71,11 +71,11 @@ def table(**n):
             for k,v in n.items() for i in range(v)]
     return pd.DataFrame(rows, columns=['label', 'predicted', 'dataset'])
 
-def test_a_trained_picture_is_never_called_unseen():
+def test_a_trained_image_is_never_called_unseen():
     first, = error_sentences(table(Train=50, Valid=4))
-    assert first.startswith('25.0%') and 'of 4 pictures that it had not been trained on' in first
+    assert first.startswith('25.0%') and 'of 4 images that it had not been trained on' in first
     assert len(error_sentences(table(Train=50, Valid=4, Test=5, New=10))) == 3
-    assert re.match(r'20.0% .* of 5 test pictures', error_sentences(table(Valid=4, Test=5))[1])
-    assert re.match(r'10.0% .* of 10 pictures that are new', error_sentences(table(Valid=4, New=10))[1])
+    assert re.match(r'20.0% .* of 5 test images', error_sentences(table(Valid=4, Test=5))[1])
+    assert re.match(r'10.0% .* of 10 images that are new', error_sentences(table(Valid=4, New=10))[1])
     for o in (table(Unknown=5), table(Train=5), table(Train=5, New=2)):
         assert 'had not been trained on' not in ' '.join(error_sentences(o))

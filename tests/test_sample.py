@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest, requests
 
-from catdog.core.errors import BadImage
+from catdog.core.errors import ImageError
 from catdog.core.images import open_image
 from catdog.sample.server import ANSWERS, SERVED_FORMATS
 from catdog.sample.server import SampleWeb
@@ -95,7 +95,7 @@ def test_latency_is_kept():
 def test_taken_port_falls_back_to_a_free_one():
     with SampleWeb() as one, SampleWeb(port=int(one.url.rpartition(':')[2])) as two: assert one.url != two.url
 
-def test_same_pictures_in_every_process():
+def test_same_images_in_every_process():
     code = """
 import hashlib
 from catdog.sample.draw import draw
@@ -160,7 +160,7 @@ def ask(url, patience=60, limit=2**20):
                 if len(data) > limit: break
             return answer.status_code, open_image(data).size if answer.ok else None
         except requests.exceptions.ConnectionError: return answer.status_code, 'silence'
-        except BadImage as e: return answer.status_code, e.status
+        except ImageError as e: return answer.status_code, e.status
 
 SOUND = ('ok', 'duplicate', 'near-duplicate', 'huge', 'wrong-label', 'redirect', 'server-error-once', 'rate-limit')
 FAULTY = {'html': 'not-an-image', 'truncated': 'truncated', 'tiny': (16, 16), 'stall': 'silence', 'bomb': 'too-large',
@@ -168,7 +168,7 @@ FAULTY = {'html': 'not-an-image', 'truncated': 'truncated', 'tiny': (16, 16), 's
 ONCE = {'server-error-once': 500, 'rate-limit': 429}
 
 @pytest.mark.parametrize('kind', (*SOUND, *SERVED_FORMATS))
-def test_sound_address_gives_the_picture(hard, kind):
+def test_sound_address_gives_the_image(hard, kind):
     o = first_of(hard, kind)
     if kind in ONCE: assert ask(o.url) == (ONCE[kind], None)
     assert ask(o.url) == (200, o.size) and hard.truth(o.url)['valid']
@@ -191,4 +191,4 @@ def test_what_else_an_address_says(hard):
     assert first_of(hard, 'wrong-label').truth['drawn'] == 'dog'
     assert requests.get(first_of(hard, 'no-ai').url).headers['X-Robots-Tag'] == 'noai, noimageai'
     o = first_of(hard, 'redirect')
-    assert requests.get(o.url).url == o.url.replace('pictures', 'moved')
+    assert requests.get(o.url).url == o.url.replace('images', 'moved')

@@ -8,7 +8,7 @@ import pytest
 from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.scrape import SampleWeb, read_manifest, save_urls
-from web_helpers import copies, files, picture, serve, serve_pictures
+from web_helpers import copies, files, image, serve, serve_images
 
 SCRIPT = '''
 import json, sys
@@ -38,7 +38,7 @@ def start(tmp_path):
 def lines(path): return (path/'manifest.jsonl').read_bytes().count(b'\n') if (path/'manifest.jsonl').exists() else 0
 
 def mess():
-    "Two labels with all that can happen to a picture"
+    "Two labels with all that can happen to an image"
     r,res = random.Random(5),{}
     for label in ('cat', 'dog'):
         good = [draw(label, i, (200 + 4*i, 160 + 3*i)) for i in range(30)]
@@ -52,7 +52,7 @@ def mess():
 def test_kill_at_any_moment_and_go_on(start, tmp_path):
     whole,torn = tmp_path/'whole',tmp_path/'torn'
     r = random.Random(int(os.environ.get('CATDOG_KILLS_SEED', 1)))
-    with serve_pictures(mess(), latency=.03) as (found, asked):
+    with serve_images(mess(), latency=.03) as (found, asked):
         p = start(found, whole)
         out = p.communicate(timeout=120)[0]
         assert p.returncode == 0, out
@@ -77,7 +77,7 @@ def test_kill_at_any_moment_and_go_on(start, tmp_path):
 
 def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(monkeypatch, start, tmp_path):
     monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
-    data = {'cat': [jpeg_bytes(picture(i)) for i in range(20)]}
+    data = {'cat': [jpeg_bytes(image(i)) for i in range(20)]}
     stalled,ready = threading.Event(),threading.Event()
     def answer(path, params, headers):
         i = int(path[1:])

@@ -29,7 +29,7 @@ def saved(img, format='JPEG', **kw):
 def classifier(): return Classifier(shipped_model())
 
 @pytest.fixture(scope='module')
-def pictures(): return [jpeg_bytes(draw(['cat', 'dog'][i%2], i, (240, 200))) for i in range(8)]
+def images(): return [jpeg_bytes(draw(['cat', 'dog'][i%2], i, (240, 200))) for i in range(8)]
 
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
@@ -45,7 +45,7 @@ def server(tmp_path_factory):
 def client(classifier): return create_app(classifier).test_client()
 
 def post(server, *files, accept='*/*', **kw):
-    files = [('file', o if isinstance(o, tuple) else ('picture', o)) for o in files]
+    files = [('file', o if isinstance(o, tuple) else ('image', o)) for o in files]
     return requests.post(f'{server[0]}/predict', files=files, headers={'Accept': accept}, timeout=60, **kw)
 
 def refused(res, status, words):
@@ -60,24 +60,24 @@ def test_formats(server, classifier, format):
     assert res['label'] == expected.label and res['text'] == str(expected) and res['doubt'] == expected.doubt
     assert res['probabilities'] == pytest.approx(expected.probabilities, abs=1e-5)
 
-def test_several_pictures(server, classifier, pictures):
-    res = post(server, ('a.jpg', pictures[0]), ('notes.txt', b'buy cat food'), ('b.jpg', pictures[1]))
+def test_several_images(server, classifier, images):
+    res = post(server, ('a.jpg', images[0]), ('notes.txt', b'buy cat food'), ('b.jpg', images[1]))
     seen = res.json()['predictions']
     assert res.status_code == 200 and [o['file'] for o in seen] == ['a.jpg', 'notes.txt', 'b.jpg']
-    assert seen[1] == {'file': 'notes.txt', 'error': 'notes.txt: a text file, not a picture'}
-    for o,data in [(seen[0], pictures[0]), (seen[2], pictures[1])]:
+    assert seen[1] == {'file': 'notes.txt', 'error': 'notes.txt: a text file, not an image'}
+    for o,data in [(seen[0], images[0]), (seen[2], images[1])]:
         assert o['probability'] == pytest.approx(classifier.predict(data).probability, abs=1e-5)
 
 @pytest.mark.parametrize('data,status,words', [
     *[(b'\0\0\0\x18ftyp' + o + bytes(100), 415, 'HEIC photograph') for o in
       (b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'hevm', b'hevs', b'mif1', b'msf1')],
     (b'', 400, 'empty'), (b'buy cat food', 415, 'a text file'), (b'<!doctype html><p>404', 415, 'a web page'),
-    (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, 'SVG'), (bytes(range(256))*40, 415, 'no picture'),
+    (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, 'SVG'), (bytes(range(256))*40, 415, 'no image'),
     (b'%PDF-1.7 ...', 415, 'PDF')])
-def test_not_pictures(server, data, status, words): refused(post(server, ('cat.jpg', data)), status, words)
+def test_not_images(server, data, status, words): refused(post(server, ('cat.jpg', data)), status, words)
 
-def test_damaged_pictures(server, pictures):
-    refused(post(server, pictures[0][:2000]), 400, 'damaged')
+def test_damaged_images(server, images):
+    refused(post(server, images[0][:2000]), 400, 'damaged')
     refused(post(server, saved(draw('cat', 1, (200, 200)), 'PNG')[:500]), 400, 'damaged')
 
 def test_bomb(server):
@@ -85,27 +85,27 @@ def test_bomb(server):
     assert len(bomb) < 200_000
     refused(post(server, bomb), 413, '9000 x 9000')
 
-def test_no_file(server, pictures):
+def test_no_file(server, images):
     url = f'{server[0]}/predict'
-    refused(requests.post(url, files={'other': pictures[0]}), 400, "no file in the field 'file'")
+    refused(requests.post(url, files={'other': images[0]}), 400, "no file in the field 'file'")
     refused(requests.post(url, files={'file': (None, 'a text')}), 400, 'no file')
     refused(requests.post(url, files={'file': ('', b'')}), 400, 'no file')
     refused(requests.post(url), 415, 'multipart/form-data')
     refused(requests.post(url, json={'file': 'cat.jpg'}), 415, 'multipart/form-data')
-    refused(requests.post(url, data=pictures[0], headers={'Content-Type': 'image/jpeg'}), 415, 'multipart/form-data')
+    refused(requests.post(url, data=images[0], headers={'Content-Type': 'image/jpeg'}), 415, 'multipart/form-data')
     def send(body, kind): return requests.post(url, data=body, headers={'Content-Type': kind})
     refused(send(b'--x\r\nnonsense', 'multipart/form-data'), 400, 'no file')
     refused(send(b'--y\r\n\r\n--y--', 'multipart/form-data; boundary=x'), 400, 'no file')
 
-def test_limits(server, pictures):
+def test_limits(server, images):
     url = f'{server[0]}/predict'
-    refused(post(server, *[pictures[0]]*(MAX_FILES + 1)), 413, f'at most {MAX_FILES}')
-    assert len(post(server, *[pictures[0]]*MAX_FILES).json()['predictions']) == MAX_FILES
+    refused(post(server, *[images[0]]*(MAX_FILES + 1)), 413, f'at most {MAX_FILES}')
+    assert len(post(server, *[images[0]]*MAX_FILES).json()['predictions']) == MAX_FILES
     refused(requests.post(url, files=[(f'f{i}', b'1') for i in range(MAX_FIELDS + 1)]), 413, 'too much')
     refused(post(server, bytes(MAX_BODY)), 413, 'too much')
-    refused(requests.post(url, data={'text': 'x'*1_000_000}, files={'file': pictures[0]}), 413, 'too much')
+    refused(requests.post(url, data={'text': 'x'*1_000_000}, files={'file': images[0]}), 413, 'too much')
 
-def test_a_body_of_unknown_length_is_limited_too(server, pictures):
+def test_a_body_of_unknown_length_is_limited_too(server, images):
     def endless():
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="cat.jpg"\r\n\r\n'
         for _ in range(40): yield bytes(2**20)
@@ -113,7 +113,7 @@ def test_a_body_of_unknown_length_is_limited_too(server, pictures):
     try: status = requests.post(f'{server[0]}/predict', data=endless(), headers=headers).status_code
     except requests.ConnectionError: status = 413   # the server need not listen to the end
     assert status == 413
-    assert post(server, pictures[0]).status_code == 200
+    assert post(server, images[0]).status_code == 200
 
 def test_other_addresses(server):
     refused(requests.get(f'{server[0]}/predict'), 405, 'does not answer')
@@ -164,11 +164,11 @@ def test_the_command_shares_too():
     wrong = subprocess.run([script('catdog-serve'), '--cors', 'a.org'], capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2 and wrong.stderr.count('\n') == 1 and 'a.org is no origin' in wrong.stderr
 
-def test_everyone_reads_about_their_own_picture(server, classifier, pictures):
-    expected = [classifier.predict(o) for o in pictures]
+def test_everyone_reads_about_their_own_image(server, classifier, images):
+    expected = [classifier.predict(o) for o in images]
     assert len({round(o.probability, 6) for o in expected}) == 8   # so that a mix-up shows
     def visit(i):
-        res = post(server, (f'{i}.jpg', pictures[i%8])).json()
+        res = post(server, (f'{i}.jpg', images[i%8])).json()
         return res['predictions'][0]['file'],res['probabilities']
     with ThreadPoolExecutor(8) as pool: answers = list(pool.map(visit, range(96)))
     for i,(name,probabilities) in enumerate(answers):
@@ -201,21 +201,21 @@ def test_nothing_is_written_to_disk(classifier, server):
     before = set(server[1].iterdir())
     assert post(server, noise).status_code == 200 and set(server[1].iterdir()) == before
 
-def test_people_get_the_page(server, classifier, pictures):
-    res = post(server, ('<img src=x onerror=alert(1)>.jpg', pictures[0]), accept=BROWSER)
+def test_people_get_the_page(server, classifier, images):
+    res = post(server, ('<img src=x onerror=alert(1)>.jpg', images[0]), accept=BROWSER)
     assert res.headers['Content-Type'].startswith('text/html') and res.headers['Cache-Control'] == 'no-store'
-    assert escape(str(classifier.predict(pictures[0]))) in res.text and 'src="data:image/jpeg;base64,' in res.text
+    assert escape(str(classifier.predict(images[0]))) in res.text and 'src="data:image/jpeg;base64,' in res.text
     assert '<img src=x' not in res.text
     wrong = post(server, ('cat.jpg', b'buy cat food'), accept=BROWSER)
-    assert wrong.status_code == 415 and 'cat.jpg: a text file, not a picture' in wrong.text and '<form' in wrong.text
+    assert wrong.status_code == 415 and 'cat.jpg: a text file, not an image' in wrong.text and '<form' in wrong.text
     none = post(server, ('', b''), accept=BROWSER)
-    assert none.status_code == 400 and 'Choose a picture first.' in none.text
+    assert none.status_code == 400 and 'Choose an image first.' in none.text
     nowhere = requests.get(f'{server[0]}/nowhere', headers={'Accept': BROWSER})
     assert nowhere.headers['Content-Type'].startswith('text/html')
 
-def test_programs_get_json(server, pictures):
+def test_programs_get_json(server, images):
     for accept in ('application/json', '*/*', 'application/json, text/plain;q=0.5'):
-        assert post(server, pictures[0], accept=accept).headers['Content-Type'] == 'application/json'
+        assert post(server, images[0], accept=accept).headers['Content-Type'] == 'application/json'
 
 def test_the_page_is_closed_to_others(server):
     for path in ('/', '/static/page.js', '/nowhere', '/healthz'):
@@ -227,7 +227,7 @@ def test_the_page_is_closed_to_others(server):
     assert not re.findall(r'(?:src|href|action)="(?:https?:)?//', html)
     assert not re.search(r'\sstyle=|\son\w+=|<script>|<style', html)
 
-def test_the_description_is_right(server, pictures):
+def test_the_description_is_right(server, images):
     spec = requests.get(f'{server[0]}/openapi.json').json()
     assert set(spec['paths']) == {'/', '/predict', '/healthz', '/metrics', '/openapi.json'}
     assert spec['openapi'].startswith('3.')
@@ -242,8 +242,8 @@ def test_the_description_is_right(server, pictures):
             assert set(schema.get('required', [])) <= set(value)
             known,other = schema.get('properties', {}),schema.get('additionalProperties')
             for k,v in value.items(): fits(v, known[k] if k in known else other)
-    fits(post(server, pictures[0]).json(), answer)
-    fits(post(server, *pictures).json(), answer)
+    fits(post(server, images[0]).json(), answer)
+    fits(post(server, *images).json(), answer)
     fits(requests.get(f'{server[0]}/healthz').json(), schema('/healthz', 'get'))
 
 def test_serving_needs_no_torch():
@@ -265,7 +265,7 @@ def test_commands_say_what_is_wrong(command, tmp_path):
                                  env=environment(), timeout=60)
             assert res.returncode == 2 and res.stderr.count('\n') == 1 and words in res.stderr, res
 
-def test_the_procfile_serves_the_api(pictures):
+def test_the_procfile_serves_the_api(images):
     "The line of the `Procfile`, as a host runs it: with $PORT"
     with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
     line = next(o for o in (ROOT/'Procfile').read_text().splitlines() if o.startswith('api:'))[4:].strip()
@@ -274,7 +274,7 @@ def test_the_procfile_serves_the_api(pictures):
                                env=environment(), cwd=ROOT)
     try:
         assert f':{port}/ is open' in process.stdout.readline()
-        res = requests.post(f'http://127.0.0.1:{port}/predict', files={'file': pictures[0]}, timeout=60)
+        res = requests.post(f'http://127.0.0.1:{port}/predict', files={'file': images[0]}, timeout=60)
         assert res.status_code == 200 and res.json()['label'] in ('cat', 'dog')
     finally:
         process.send_signal(signal.SIGTERM)
@@ -282,8 +282,8 @@ def test_the_procfile_serves_the_api(pictures):
 
 # Many at once
 
-def test_64_clients_with_64_pictures(server, classifier):
-    "2,000 requests: every answer is about its own picture; whoever is told to come back comes back"
+def test_64_clients_with_64_images(server, classifier):
+    "2,000 requests: every answer is about its own image; whoever is told to come back comes back"
     data = [jpeg_bytes(draw(['cat', 'dog'][i%2], i, (120, 100))) for i in range(64)]
     expected = [classifier.predict(o).probabilities for o in data]
     assert len({round(o['cat'], 6) for o in expected}) > 56   # so that a mix-up shows
@@ -303,7 +303,7 @@ def test_64_clients_with_64_pictures(server, classifier):
     with ThreadPoolExecutor(64) as pool: list(pool.map(client, range(64)))
     assert seen[200] == 2000, seen
 
-def test_a_full_queue_says_when_to_come_back(pictures):
+def test_a_full_queue_says_when_to_come_back(images):
     "A network that hangs: as many as may wait do so, the others are told at once; then all is well again"
     let_go = threading.Event()
     class Hanging(Classifier):
@@ -316,14 +316,14 @@ def test_a_full_queue_says_when_to_come_back(pictures):
     url = f'http://127.0.0.1:{here.port}'
     with ThreadPoolExecutor(MAX_WAITING + 8) as pool:
         try:
-            asked = [pool.submit(post, [url], pictures[i%8]) for i in range(MAX_WAITING + 8)]
+            asked = [pool.submit(post, [url], images[i%8]) for i in range(MAX_WAITING + 8)]
             first = [o.result() for _,o in zip(range(8), as_completed(asked, 50))]
             assert all(refused(o, 503, 'Too many') and int(o.headers['Retry-After']) >= 1 for o in first)
             assert requests.get(f'{url}/healthz', timeout=20).status_code == 200   # it is busy, not dead
             assert 'path="/predict",status="503"} 8.0' in requests.get(f'{url}/metrics', timeout=20).text
         finally: let_go.set()
         assert sorted(o.result().status_code for o in asked) == [200]*MAX_WAITING + [503]*8
-    assert post([url], pictures[0]).status_code == 200
+    assert post([url], images[0]).status_code == 200
     here.shutdown()
 
 @functools.lru_cache
@@ -350,7 +350,7 @@ HEAD = (b'POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-da
 PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="cat.jpg"\r\n\r\n'
 
 def begun(n=0, path=b'/predict'):
-    "The beginning of a large upload, and `n` bytes of its picture"
+    "The beginning of a large upload, and `n` bytes of its image"
     return HEAD % (path, LARGE) + PART + bytes(n)
 
 def connect(server, data, timeout=20):
@@ -369,8 +369,8 @@ STALLED = {'an upload that has begun': begun(), 'a part of an upload': begun(LAR
 
 @pytest.mark.parametrize('n', [100, 300])   # fewer and more than there are threads
 @pytest.mark.parametrize('what', STALLED)
-def test_the_next_visitor_is_served_while_others_stall(server, pictures, what, n):
-    assert post(server, pictures[0]).status_code == 200   # the first answer of all takes longer
+def test_the_next_visitor_is_served_while_others_stall(server, images, what, n):
+    assert post(server, images[0]).status_code == 200   # the first answer of all takes longer
     workers,before = processes(server),memory(server)
     stalled = [connect(server, STALLED[what]) for _ in range(n)]
     try:
@@ -378,29 +378,29 @@ def test_the_next_visitor_is_served_while_others_stall(server, pictures, what, n
             time.sleep(wait)
             health,seconds = timed(requests.get, f'{server[0]}/healthz', timeout=20)
             assert health.status_code == 200 and seconds < most
-            res,seconds = timed(post, server, pictures[0])
+            res,seconds = timed(post, server, images[0])
             assert res.status_code == 200 and seconds < most
         assert memory(server) < before + 200
         assert processes(server) == workers
     finally:
         for o in stalled: o.close()
 
-def test_stalled_uploads_of_any_size_take_bounded_memory(server, pictures):
+def test_stalled_uploads_of_any_size_take_bounded_memory(server, images):
     "A gigabyte of them: what the server holds stays below the 256 MB that it allows, and a bit"
-    assert post(server, pictures[0]).status_code == 200
+    assert post(server, images[0]).status_code == 200
     before,body = memory(server),begun(LARGE - 1000)
     stalled = [connect(server, body) for _ in range(64)]
     try:
         time.sleep(1)
-        res,seconds = timed(post, server, pictures[0])
+        res,seconds = timed(post, server, images[0])
         assert res.status_code == 200 and seconds < 1
         assert memory(server) < before + 350
     finally:
         for o in stalled: o.close()
 
 def test_who_is_slow_but_steady_is_served_while_others_stall(server):
-    picture = saved(Image.fromarray(np.random.default_rng(1).integers(0, 255, (500, 600, 3), 'uint8')), 'PNG')
-    body = PART + picture + b'\r\n--x--\r\n'
+    image = saved(Image.fromarray(np.random.default_rng(1).integers(0, 255, (500, 600, 3), 'uint8')), 'PNG')
+    body = PART + image + b'\r\n--x--\r\n'
     slow,stalled = connect(server, HEAD % (b'/predict', len(body))),[]
     for i in range(0, len(body), 90_000):
         slow.sendall(body[i:i+90_000])
@@ -415,7 +415,7 @@ arrivals.ARRIVALS.silence,arrivals.ARRIVALS.whole = 1,3
 from catdog.serve import create_app
 '''
 
-def test_there_is_a_deadline(tmp_path, pictures):
+def test_there_is_a_deadline(tmp_path, images):
     "Silence, a drop now and then, half the headers: all are ended, with a reason where one can be given"
     (tmp_path/'hasty.py').write_text(HASTY)
     with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
@@ -425,7 +425,7 @@ def test_there_is_a_deadline(tmp_path, pictures):
     try:
         while 'Booting worker' not in (line := process.stderr.readline()): assert line
         here = [f'http://127.0.0.1:{port}']
-        assert post(here, pictures[0]).status_code == 200
+        assert post(here, images[0]).status_code == 200
         silent,headers,dripping = (connect(here, STALLED[o]) for o in
                                    ('an upload that has begun', 'half the headers', 'an upload that has begun'))
         start,ended = time.monotonic(),{}
@@ -443,12 +443,12 @@ def test_there_is_a_deadline(tmp_path, pictures):
         for o in (silent, dripping):
             assert b' 408 ' in ended[o][0].split(b'\r\n')[0] and b'too slow, or it stalled' in ended[o][0]
         assert ended[headers][0] == b''
-        assert post(here, pictures[0]).status_code == 200
+        assert post(here, images[0]).status_code == 200
     finally:
         process.terminate()
         process.communicate(timeout=40)
 
-def test_large_pictures_are_opened_a_few_at_a_time(server):
+def test_large_images_are_opened_a_few_at_a_time(server):
     "Each is 150 MB once it is open; of a small file"
     data,cores = saved(Image.new('RGB', (7000, 7100)), 'PNG', compress_level=1),min(8, os.cpu_count())
     assert len(data) < 1_000_000
@@ -467,7 +467,7 @@ def test_large_pictures_are_opened_a_few_at_a_time(server):
 
 # Uploads that mean harm
 
-def hostile(pictures):
+def hostile(images):
     "A strategy of (content type, body)"
     bombs = [saved(Image.new('1', (20_000, 20_000)), 'PNG'), saved(Image.new('L', (7000, 7100)), 'GIF'),
              saved(Image.new('RGB', (12_000, 5000)), 'JPEG', quality=1)]
@@ -496,31 +496,31 @@ def hostile(pictures):
         'multipart/form-data; boundary="x', 'application/json', 'image/jpeg', 'application/x-www-form-urlencoded', ''])
     return st.tuples(kind, st.one_of(multipart, multipart, broken, fields, st.binary(max_size=2000)))
 
-def test_hostile_uploads(server, pictures):
+def test_hostile_uploads(server, images):
     "1,000 of them: each is answered with a reason, memory stays, and the next good request is answered"
-    assert post(server, pictures[0]).status_code == 200
+    assert post(server, images[0]).status_code == 200
     statuses,before = collections.Counter(),[]
     @hypothesis.settings(max_examples=1000, deadline=None, database=None,
                          suppress_health_check=list(hypothesis.HealthCheck))
-    @hypothesis.given(hostile(pictures))
+    @hypothesis.given(hostile(images))
     def attack(upload):
         res = requests.post(f'{server[0]}/predict', data=upload[1], headers={'Content-Type': upload[0]}, timeout=60)
         statuses[res.status_code] += 1
         assert res.status_code in (200, 400, 413, 415) and 'Traceback' not in res.text, res.text
         assert res.headers['Content-Type'] == 'application/json', res.text
         assert res.status_code == 200 or res.json()['error']
-        if sum(statuses.values()) == 100: before.append(memory(server))   # by then it has opened large pictures
+        if sum(statuses.values()) == 100: before.append(memory(server))   # by then it has opened large images
     attack()
     for _ in range(2):   # 100 MB; the server may close the line before it has read it all
         try: assert post(server, bytes(100*2**20)).status_code == 413
         except requests.ConnectionError: pass
     assert sum(statuses.values()) >= 1000 and set(statuses) >= {200, 400, 413, 415}, statuses
     assert memory(server) < before[0] + 100
-    assert post(server, pictures[0]).status_code == 200
+    assert post(server, images[0]).status_code == 200
 
 def test_the_server_keeps_to_its_description(server):
     "schemathesis makes requests from the OpenAPI description and compares the answers with it"
-    # that bytes are a picture is more than a schema can say: a refusal of what fits the schema is no fault
+    # that bytes are an image is more than a schema can say: a refusal of what fits the schema is no fault
     left_out = [positive_data_acceptance]
     operations,seen = schemathesis.openapi.from_url(f'{server[0]}/openapi.json').get_all_operations(),set()
     for operation in operations:

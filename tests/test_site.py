@@ -97,13 +97,13 @@ def cards(page, n):
     expect(page.get_by_role('status')).not_to_contain_text('Looking')
     return page.locator('article').evaluate_all(CARDS)
 
-def as_files(pictures):
-    return [dict(name=k, mimeType='image/jpeg', buffer=v) for k,v in pictures.items()]
+def as_files(images):
+    return [dict(name=k, mimeType='image/jpeg', buffer=v) for k,v in images.items()]
 
-def asked(page, **pictures):
-    "The cards of `page` about these pictures, name -> bytes"
-    page.set_input_files('#file', as_files(pictures))
-    return cards(page, len(pictures))
+def asked(page, **images):
+    "The cards of `page` about these images, name -> bytes"
+    page.set_input_files('#file', as_files(images))
+    return cards(page, len(images))
 
 def fraction(text): return {'>99.9 %': 1, '<0.1 %': 0}.get(text) or float(text.strip('<> %'))/100
 
@@ -115,7 +115,7 @@ def assert_close(card, pred):
 # The same answers
 
 def agreement(page, classifier, files):
-    "Per picture: same label, difference of the probability if one is shown, same doubt, of `page` and `classifier`"
+    "Per image: same label, difference of the probability if one is shown, same doubt, of `page` and `classifier`"
     page.set_input_files('#file', files)
     shown = cards(page, len(files))
     assert [o['name'] for o in shown] == [o.name for o in files]
@@ -135,11 +135,11 @@ def test_the_same_answers_about_photographs(app, classifier, photos):
 
 PIXELS = '''async ([data, meta]) => {
   const bytes = Uint8Array.from(atob(data), o => o.charCodeAt(0));
-  const bitmap = await opened(new File([bytes], 'picture'), meta);
+  const bitmap = await opened(new File([bytes], 'image'), meta);
   return btoa(Array.from(pixelsOf(bitmap, meta), o => String.fromCharCode(o)).join('')); }'''
 
 def pixels(page, data, **meta):
-    "What the page gives a model with this `meta` for the picture `data`"
+    "What the page gives a model with this `meta` for the image `data`"
     found = page.evaluate(PIXELS, [base64.b64encode(data).decode(), meta])
     return np.frombuffer(base64.b64decode(found), 'uint8').reshape(meta['size'], meta['size'], 3).astype(int)
 
@@ -158,7 +158,7 @@ def test_models_that_crop_or_pad(open_app, size, method, pad_mode):
     img,meta = draw('dog', 7, size),dict(size=64, resize_to=72, resize=dict(method=method, pad_mode=pad_mode))
     assert np.array_equal(pixels(open_app, saved(img, 'PNG'), **meta), pixels_of(img, meta))
 
-def test_models_that_learnt_pictures_as_they_are_stored(open_app):
+def test_models_that_learnt_images_as_they_are_stored(open_app):
     img,exif = draw('dog', 7, (200, 120)),Image.Exif()
     exif[0x112] = 6
     data = saved(img, quality=95, exif=exif, icc_profile=profile(DISPLAY_P3))
@@ -168,7 +168,7 @@ def test_models_that_learnt_pictures_as_they_are_stored(open_app):
 
 @pytest.mark.parametrize('size,k', [((400, 300), 2), ((801, 799), 4), ((2000, 1600), 8), ((3001, 2003), 8),
                                     ((299, 900), 1)])
-def test_large_pictures_are_reduced_first(open_app, size, k):
+def test_large_images_are_reduced_first(open_app, size, k):
     img = draw('cat', 9, (600, 600)).resize(size)
     mine = np.asarray(img.reduce(k).resize((64, 64), 2)).astype(int)
     off = np.abs(pixels(open_app, saved(img, 'PNG'), size=64, resize_to=64, min_side=150) - mine)
@@ -225,7 +225,7 @@ def with_alpha(img):
     return img
 
 def kinds():
-    "Pictures of every kind that browsers open: name -> (bytes, how far a pixel may be off in the mean)"
+    "Images of every kind that browsers open: name -> (bytes, how far a pixel may be off in the mean)"
     cat = draw('cat', 5, (301, 203))
     deep = Image.fromarray(np.asarray(cat.convert('L')).astype('uint16')*257)
     return {'JPEG': (saved(cat), .5), 'CMYK JPEG': (saved(cat.convert('CMYK')), 6),
@@ -237,42 +237,42 @@ def kinds():
             'animation': (saved(cat, 'GIF', save_all=True, append_images=[draw('dog', 3, (301, 203))]), 0)}
 
 @pytest.mark.parametrize('kind', kinds())
-def test_kinds_of_pictures(open_app, classifier, kind):
+def test_kinds_of_images(open_app, classifier, kind):
     data,most = kinds()[kind]
     size,resize_to = classifier.meta['size'],classifier.meta['resize_to']
     theirs = pixels(open_app, data, size=size, resize_to=resize_to)
     assert np.abs(theirs - classifier.pixels(data)).mean() <= most
-    card, = asked(open_app, **{'picture.jpg': data})
+    card, = asked(open_app, **{'image.jpg': data})
     pred = classifier.predict(data)
     assert_close(card, pred)
 
-# What is no picture, or too much of one
+# What is no image, or too much of one
 
 JPEG_FIRST = 'which this browser cannot open: save it as JPEG first'
 REFUSED = {
-    'text.jpg': (b'buy cat food', 'a text file, not a picture'),
-    'umlauts.jpg': (('Kätzchen '*300).encode(), 'a text file, not a picture'), 'empty.jpg': (b'', 'the file is empty'),
-    'page.jpg': (b'<!DOCTYPE html><p>No cats here', 'a web page, not a picture'),
+    'text.jpg': (b'buy cat food', 'a text file, not an image'),
+    'umlauts.jpg': (('Kätzchen '*300).encode(), 'a text file, not an image'), 'empty.jpg': (b'', 'the file is empty'),
+    'page.jpg': (b'<!DOCTYPE html><p>No cats here', 'a web page, not an image'),
     'drawing.jpg': (b'<svg xmlns="http://www.w3.org/2000/svg"></svg>', 'an SVG drawing: save it as PNG or JPEG first'),
     'photo.heic': (b'\0\0\0\x18ftypheic' + bytes(60), f'a HEIC photograph, {JPEG_FIRST}'),
-    'scan.tif': (saved(draw('cat', 1, (60, 60)), 'TIFF'), f'a TIFF picture, {JPEG_FIRST}'),
-    'new.jxl': (b'\xff\x0a' + bytes(60), f'a JPEG XL picture, {JPEG_FIRST}'),
-    'letter.jpg': (b'%PDF-1.7', 'a PDF document, not a picture'),
+    'scan.tif': (saved(draw('cat', 1, (60, 60)), 'TIFF'), f'a TIFF image, {JPEG_FIRST}'),
+    'new.jxl': (b'\xff\x0a' + bytes(60), f'a JPEG XL image, {JPEG_FIRST}'),
+    'letter.jpg': (b'%PDF-1.7', 'a PDF document, not an image'),
     'all.jpg': (b'PK\3\4' + bytes(60), 'an archive: unpack it first'),
-    'noise.jpg': (bytes(range(256)), 'no picture in a format that this browser opens')}
+    'noise.jpg': (bytes(range(256)), 'no image in a format that this browser opens')}
 
-def test_what_is_no_picture_gets_a_sentence(app):
+def test_what_is_no_image_gets_a_sentence(app):
     shown = asked(app, **{k: v[0] for k,v in REFUSED.items()}, **{'cat.jpg': jpeg_bytes(draw('cat', 13, (320, 320)))})
     assert [o['words'] for o in shown[:-1]] == [f'{k}: {v[1]}' for k,v in REFUSED.items()]
     assert all(o['error'] for o in shown[:-1]) and not shown[-1]['error']
     expect(app.get_by_role('status')).to_contain_text(f'{len(REFUSED)} cannot be opened')
 
 @pytest.mark.parametrize('format', ['JPEG', 'PNG'])
-def test_half_a_picture(open_app, format):
+def test_half_a_image(open_app, format):
     "A browser may show the upper half of it; no answer rests on that"
     data = saved(draw('cat', 13, (600, 600)), format)
     card, = asked(open_app, **{'half.jpg': data[:len(data)//2]})
-    assert card['error'] and card['words'].startswith('half.jpg: a damaged picture')
+    assert card['error'] and card['words'].startswith('half.jpg: a damaged image')
 
 def memory():
     "MB that the pages of the browser have"
@@ -311,14 +311,14 @@ def test_more_than_50_million_pixels_are_refused_unopened(app):
     before = memory()
     with peak() as most: first,second = asked(app, **bombs)
     assert first['words'] == '12000.png: 12000 x 12000 pixels: more than the 50 million that we open'
-    assert second['words'] == '30000.png: a damaged picture, or one too large for this browser'   # the browser says no
+    assert second['words'] == '30000.png: a damaged image, or one too large for this browser'   # the browser says no
     assert most[0] - before < 200
 
 # What people do
 
 def test_several_at_once_and_again(app, classifier):
-    pictures = {f'{o} {i}.jpg': jpeg_bytes(draw(o, i, (240, 200))) for i in range(3) for o in ('cat', 'dog')}
-    for few in (pictures, dict(list(pictures.items())[:2])):   # the second choice takes the place of the first
+    images = {f'{o} {i}.jpg': jpeg_bytes(draw(o, i, (240, 200))) for i in range(3) for o in ('cat', 'dog')}
+    for few in (images, dict(list(images.items())[:2])):   # the second choice takes the place of the first
         shown = asked(app, **few)
         assert [o['name'] for o in shown] == list(few)
         for card,pred in zip(shown, classifier.predict_batch(few.values())):
@@ -336,11 +336,11 @@ def test_who_chooses_again_does_not_wait(app):
 
 @pytest.fixture
 def folder(tmp_path):
-    "Pictures in folders, and what lies beside them"
+    "Images in folders, and what lies beside them"
     for name in ('cat 10.jpg', 'cat 9.jpg', 'inner/Kätzchen auf dem Dach.jpg', 'inner/deep/כלב.jpg'):
         (tmp_path/'my pets'/name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path/'my pets'/name).write_bytes(jpeg_bytes(draw('cat', len(name), (200, 200))))
-    for name in ('notes.txt', 'inner/list.csv', '.DS_Store'): (tmp_path/'my pets'/name).write_text('not a picture')
+    for name in ('notes.txt', 'inner/list.csv', '.DS_Store'): (tmp_path/'my pets'/name).write_text('not an image')
     return tmp_path/'my pets'
 
 def drop(page, *files, at=(300, 500)):
@@ -350,7 +350,7 @@ def drop(page, *files, at=(300, 500)):
     for kind in ('dragEnter', 'dragOver', 'drop'):
         mouse.send('Input.dispatchDragEvent', dict(type=kind, x=at[0], y=at[1], data=data))
 
-def test_drop_pictures_anywhere(app, folder):
+def test_drop_images_anywhere(app, folder):
     drop(app, folder/'cat 9.jpg', folder/'notes.txt', at=(20, 600))
     assert [(o['name'], o['error']) for o in cards(app, 2)] == [('cat 9.jpg', False), ('notes.txt', True)]
 
@@ -358,7 +358,7 @@ def test_drop_a_folder(app, folder):
     drop(app, folder)
     names = [o['name'] for o in cards(app, 4)]
     assert names == ['cat 9.jpg', 'cat 10.jpg', 'כלב.jpg', 'Kätzchen auf dem Dach.jpg']
-    expect(app.get_by_role('status')).to_contain_text('left out, by their names no pictures: 2')
+    expect(app.get_by_role('status')).to_contain_text('left out, by their names no images: 2')
 
 def test_a_folder_of_more_than_a_hundred(app, tmp_path):
     "A browser lists a folder a hundred files at a time"
@@ -367,10 +367,10 @@ def test_a_folder_of_more_than_a_hundred(app, tmp_path):
     drop(app, tmp_path)
     assert [o['name'] for o in cards(app, 130)] == [f'{i}.jpg' for i in range(130)]
 
-def test_drop_a_folder_without_pictures(app, tmp_path):
+def test_drop_a_folder_without_images(app, tmp_path):
     (tmp_path/'empty').mkdir()
     drop(app, tmp_path/'empty')
-    expect(app.get_by_role('status')).to_have_text('There is no picture in this folder.')
+    expect(app.get_by_role('status')).to_have_text('There is no image in this folder.')
 
 def test_paste(app, url):
     app.context.grant_permissions(['clipboard-read', 'clipboard-write'], origin=url)
@@ -382,17 +382,17 @@ def test_paste(app, url):
     assert not card['error']
     app.evaluate('() => navigator.clipboard.writeText("a cat")')
     app.keyboard.press('Control+v')
-    expect(app.get_by_role('status')).to_have_text('There is no picture in the clipboard.')
+    expect(app.get_by_role('status')).to_have_text('There is no image in the clipboard.')
 
 def test_a_phone_offers_its_camera(new_context, url, playwright):
     phone = open_page(new_context(**playwright.devices['Pixel 7']).new_page(), url)
-    camera = phone.get_by_label('Take a picture')
+    camera = phone.get_by_label('Take an image')
     assert camera.get_attribute('capture') == 'environment'
     with phone.expect_file_chooser() as chooser: camera.tap()
     chooser.value.set_files(as_files({'image.jpg': jpeg_bytes(draw('cat', 13, (320, 320)))}))
     assert not cards(phone, 1)[0]['error']
 
-def test_a_computer_offers_no_camera(app): expect(app.get_by_text('Take a picture')).to_be_hidden()
+def test_a_computer_offers_no_camera(app): expect(app.get_by_text('Take an image')).to_be_hidden()
 
 def test_keyboard_alone(app, tmp_path):
     (tmp_path/'cat.jpg').write_bytes(jpeg_bytes(draw('cat', 13, (320, 320))))
@@ -446,13 +446,13 @@ def test_no_violation_that_axe_finds(new_context, url, scheme, width):
     expect(page.get_by_text('Bright: what spoke')).to_be_visible()
     assert violations(page, everything) == []
 
-# No picture leaves the device
+# No image leaves the device
 
-LEAKS = {'fetch': 'url => fetch(url, {method: "POST", body: "a picture"}).then(() => true, () => false)',
-         'beacon': 'url => { try { return navigator.sendBeacon(url, "a picture") && false } catch { return false } }',
+LEAKS = {'fetch': 'url => fetch(url, {method: "POST", body: "an image"}).then(() => true, () => false)',
+         'beacon': 'url => { try { return navigator.sendBeacon(url, "an image") && false } catch { return false } }',
          'request': '''url => new Promise(done => { const o = new XMLHttpRequest(); o.onload = () => done(true);
-                       o.onerror = () => done(false); o.open("POST", url); o.send("a picture"); })''',
-         'picture': '''url => new Promise(done => Object.assign(new Image(), {onload: () => done(true),
+                       o.onerror = () => done(false); o.open("POST", url); o.send("an image"); })''',
+         'image': '''url => new Promise(done => Object.assign(new Image(), {onload: () => done(true),
                        onerror: () => done(false), src: url}))''',
          'socket': '''url => new Promise(done => { try { const o = new WebSocket(url.replace("http", "ws"));
                       o.onopen = () => done(true); o.onerror = () => done(false); } catch { done(false) } })''',

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from command_helpers import run_command
-from picture_files import write_drawings
+from image_files import write_drawings
 
 from catdog.predict import Classifier
 
@@ -50,7 +50,7 @@ def test_two_processes_share_the_work_and_agree(drawings, tmp_path):
     env = {**environment(), 'ACCELERATE_USE_CPU': 'true'}   # its own --cpu starts one process only
     done = subprocess.run(launch, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count('validation pictures (95% interval') == 1   # one of them speaks
+    assert done.stdout.count('validation images (95% interval') == 1   # one of them speaks
     first,second = (json.loads((tmp_path/f'{i}.json').read_text()) for i in (0, 1))
     assert len(first['orders']) == len(second['orders']) == 2   # epochs
     for a,b in zip(first['orders'], second['orders']):
@@ -105,7 +105,7 @@ def test_a_killed_build_is_resumed(tmp_path):
     assert not (tmp_path/'models'/'cat-dog').exists()
     kw = dict(cwd=tmp_path, env=environment(), capture_output=True, text=True)
     other = subprocess.run([*build[:-1], '13', '--resume'], **kw)
-    assert other.returncode == 2 and 'no unfinished training of these pictures with these settings' in other.stderr
+    assert other.returncode == 2 and 'no unfinished training of these images with these settings' in other.stderr
     second = subprocess.run([*build, '--resume'], **kw)
     assert second.returncode == 0, second.stderr[-3000:]
     went_on = int(second.stdout.split('Going on after epoch ')[1].split()[0])
@@ -114,7 +114,7 @@ def test_a_killed_build_is_resumed(tmp_path):
     assert not list((tmp_path/'models'/'.unfinished').iterdir())   # done: nothing to go on with
 
 def build(*args, cwd, ok=True, before=()):
-    "Run catdog-build with `args` on small pictures; the process, which ended as it should"
+    "Run catdog-build with `args` on small images; the process, which ended as it should"
     env = {**environment(), 'TORCH_HOME': str(cwd/'weights')} if 'TORCH_HOME' not in os.environ else environment()
     if before:
         command = [*before, script('catdog-build'), *map(str, args)]
@@ -168,9 +168,9 @@ def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
     (dict(photos='mine', labels=['cat', 'cow']), "no folder 'cow'"),
     (dict(labels=['cat', 'a/b']), 'cannot be the name'), (dict(engine='altavista'), 'no engine'),
     (dict(n=4), 'n is 4: a label needs 5'), (dict(photos='mine', n=1), 'n is 1: a label needs 5'),
-    (dict(photos='mine', out='mine'), 'among the pictures'),
-    (dict(photos='mine', out='mine/cat/m'), 'among the pictures'),
-    (dict(path='data/x', out='data/../data/x/m'), 'among the pictures')])
+    (dict(photos='mine', out='mine'), 'among the images'),
+    (dict(photos='mine', out='mine/cat/m'), 'among the images'),
+    (dict(path='data/x', out='data/../data/x/m'), 'among the images')])
 def test_what_cannot_work_is_said_first(args, words, tmp_path, monkeypatch):
     from catdog.core.errors import CatdogError
     from catdog.train import build
@@ -279,8 +279,8 @@ def test_of_120_cats_and_6_dogs_each_label_has_its_error(tmp_path):
     assert meta['error'] == pytest.approx((b + c)/25, abs=1e-4)
     for text in (out, card):
         assert f'{balanced:.1%} balanced error' in text
-        assert f'{c:.1%} error on 1 pictures (95% interval' in text and f'{b/24:.1%} error on 24 pictures (95%' in text
-    assert 'the interval is wide' in card   # 25 pictures
+        assert f'{c:.1%} error on 1 images (95% interval' in text and f'{b/24:.1%} error on 24 images (95%' in text
+    assert 'the interval is wide' in card   # 25 images
 
 def test_a_model_of_meaningless_labels_is_sure_of_nothing(tmp_path):
     import random
@@ -330,9 +330,9 @@ def test_60_photographs_then_ten_more_and_five_fewer(photos, tmp_path):
         before = contents()
         out = build('cat', 'dog', '--photos', 'mine', '--size', 96, cwd=tmp_path).stdout
         model = tmp_path/'models'/'cat-dog'
-        card,record,meta = *((model/o).read_text() for o in ('model_card.md', 'pictures.json')),Classifier(model).meta
+        card,record,meta = *((model/o).read_text() for o in ('model_card.md', 'images.json')),Classifier(model).meta
         assert contents() == before and len(before) == n and not (tmp_path/'data').exists()
-        assert (meta['n_pictures'], meta['n_train'] + meta['n_valid']) == (n, n) and f'used {n} of {n} pictures' in out
+        assert (meta['n_images'], meta['n_train'] + meta['n_valid']) == (n, n) and f'used {n} of {n} images' in out
         assert f'{meta["n_train"]:,} photographs for training, {meta["n_valid"]:,} for validation' in card
         ids = {hashlib.sha256(o.read_bytes()).hexdigest()[:16] for o in (tmp_path/'mine').rglob('*.jpg')}
         assert {o for part in json.loads(record).values() for o in part} == ids

@@ -16,15 +16,15 @@ def learners(tmp_path_factory):
     folder = tmp_path_factory.mktemp('tutorial')
     os.chdir(folder)
     for label in ('cat', 'dog'):
-        (folder/'pictures'/label).mkdir(parents=True)
-        for i in range(20): draw(label, 700 + i, (150, 100)).save(folder/'pictures'/label/f'{i}.jpg')
-    learn = train('pictures', size=64, bs=8)
-    model = export(learn, 'models/pictures')
+        (folder/'images'/label).mkdir(parents=True)
+        for i in range(20): draw(label, 700 + i, (150, 100)).save(folder/'images'/label/f'{i}.jpg')
+    learn = train('images', size=64, bs=8)
+    model = export(learn, 'models/images')
     return dict(train=learn, load_learner=load_learner(model/'export.pkl'))
 
-FILE = 'pictures/cat/3.jpg'
+FILE = 'images/cat/3.jpg'
 def forms():
-    "What a person hands to `predict`: the same picture in each form"
+    "What a person hands to `predict`: the same image in each form"
     import torch
     from fastai.vision.core import PILImage
     img = PILImage.create(FILE)
@@ -43,7 +43,7 @@ def test_predict_takes_whatever_fastai_takes(learners, name, form):
 
 @pytest.mark.parametrize('name', ['train', 'load_learner'])
 def test_test_dl_and_get_preds(learners, name):
-    learn,files = learners[name],sorted(Path('pictures').rglob('*.jpg'))
+    learn,files = learners[name],sorted(Path('images').rglob('*.jpg'))
     with learn.no_bar():
         probabilities,_ = learn.get_preds(dl=learn.dls.test_dl(files))
         assert probabilities.shape == (40, 2)
@@ -63,7 +63,7 @@ def test_get_preds_of_the_validation_set(learners):
     assert error == pytest.approx((probabilities.argmax(1) != truth).float().mean().item())
 
 def drawn():
-    "How many pictures the current figure shows"
+    "How many images the current figure shows"
     from matplotlib import pyplot as plt
     n = sum(bool(ax.images) for ax in plt.gcf().axes)
     plt.close('all')
@@ -93,7 +93,7 @@ def test_plot_top_losses_and_the_confusion_matrix(learners):
 
 def test_lr_find_and_fine_tune(learners, tmp_path):
     from catdog.train import get_dls, get_learner
-    learn = get_learner(get_dls('pictures', size=64, bs=8, num_workers=0), path=tmp_path)
+    learn = get_learner(get_dls('images', size=64, bs=8, num_workers=0), path=tmp_path)
     with learn.no_bar(), learn.no_logging():
         assert learn.lr_find(num_it=5, show_plot=False).valley > 0
         learn.fine_tune(1)
@@ -106,7 +106,7 @@ def test_export_and_load_learner(learners, tmp_path):
     again = load_learner(tmp_path/'export.pkl')
     with learn.no_bar(), again.no_bar(): assert again.predict(FILE)[2].tolist() == learn.predict(FILE)[2].tolist()
     assert list(again.dls.vocab) == ['cat', 'dog']
-    assert len(learn.dls.train_ds) == 32   # the first one keeps its pictures
+    assert len(learn.dls.train_ds) == 32   # the first one keeps its images
 
 def test_the_cleaner_of_fastai(learners, monkeypatch):
     from IPython.display import display
@@ -118,9 +118,9 @@ def test_the_cleaner_of_fastai(learners, monkeypatch):
 
 def test_what_get_dls_returns(learners):
     from catdog.data import get_dls
-    dls = get_dls('pictures', size=64, bs=8)
+    dls = get_dls('images', size=64, bs=8)
     x,y = dls.one_batch()
     assert x.shape == (8, 3, 64, 64) and y.shape == (8,)
-    assert list(dls.vocab) == ['cat', 'dog'] and dls.c == 2 and dls.path == Path('pictures')
+    assert list(dls.vocab) == ['cat', 'dog'] and dls.c == 2 and dls.path == Path('images')
     assert len(dls.train_ds) + len(dls.valid_ds) == 40 and dls.train_ds[0][0].shape == (100, 150)
     assert len(dls.train.items) == 32 and dls.valid_ds.items[0].exists()

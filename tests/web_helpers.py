@@ -1,4 +1,4 @@
-"What several tests of the web need: a server that answers as it is told, pictures, an engine that finds them"
+"What several tests of the web need: a server that answers as it is told, images, an engine that finds them"
 import json, os, random, socket, threading, time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,7 +47,7 @@ def resolving(*names):
         return real('127.0.0.1', *args, **kwargs)
     with patch.object(socket, 'getaddrinfo', _lookup): yield
 
-def picture(seed=0, size=(320, 240)): return draw('cat', seed, size)
+def image(seed=0, size=(320, 240)): return draw('cat', seed, size)
 
 def copies(img):
     w,h = img.size
@@ -56,18 +56,18 @@ def copies(img):
                 bright=ImageEnhance.Brightness(img).enhance(1.1))
 
 @contextmanager
-def serve_pictures(pictures, latency=0):
-    """A server of `pictures`: label -> list of bytes, or of statuses, and the engine 'test', which finds them;
+def serve_images(images, latency=0):
+    """A server of `images`: label -> list of bytes, or of statuses, and the engine 'test', which finds them;
     gives the addresses and what was asked"""
     def answer(path, params, headers):
         label,i = path[1:].split('/')
-        o = pictures[label][int(i)]
+        o = images[label][int(i)]
         if latency: time.sleep(latency*random.random())
         return (200, {}, o) if isinstance(o, bytes) else (o, {}, b'')
     def find(term, n): return [Photo(u, engine='test', term=term) for u in found.get(term, [])][:n]
     with (patch.dict(os.environ, CATDOG_ALLOW_PRIVATE='1'), patch.dict(ENGINES, test=find),
           serve(answer) as (url, asked)):
-        found = {label: [f'{url}/{label}/{i}' for i in range(len(o))] for label,o in pictures.items()}
+        found = {label: [f'{url}/{label}/{i}' for i in range(len(o))] for label,o in images.items()}
         yield found, asked
 
 def files(path): return sorted(o.relative_to(path).as_posix() for o in path.rglob('*.jpg'))

@@ -1,4 +1,12 @@
-"""Errors that a user can put right, and the decorator that makes a function a command"""
+"""The errors that catdog raises, and the decorator that makes a function a command
+
+    CatdogError             something the user can fix; its text is a sentence that says what to do
+    ├── ImageError          bytes that are not an image we can use
+    ├── FetchError          a request that failed: `reason` is one word of `FETCH_REASONS`
+    │   └── SearchError     a search engine that could not answer
+    ├── DataError           a data set on disk that cannot be used as it is
+    └── ModelError          a file that is not a model we can use
+"""
 
 import os, sys
 from functools import wraps
@@ -6,21 +14,49 @@ from functools import wraps
 from fastcore.script import call_parse, is_cli
 
 class CatdogError(ValueError):
-    "Something that a person can put right; its text says what is wrong and what to do"
+    "An error that the user can fix; its text says what is wrong and what to do"
 
-class BadImage(CatdogError):
-    "`reason` says why this is no picture that we can use, `status` is the same as one word for a table"
+class DataError(CatdogError):
+    "A data set that cannot be used as it is"
+
+class ModelError(CatdogError):
+    "A file that is not a model we can use"
+
+class ImageError(CatdogError):
+    "Bytes that are not an image we can use"
     def __init__(self,
-        reason:str, # What is wrong, as a person would say it
-        status:str='not-an-image' # 'not-an-image', 'truncated', 'too-large', 'too-small' or 'missing'
+        reason:str, # What is wrong, for a person
+        status:str='not-an-image' # One word for tables: 'not-an-image', 'truncated', 'too-large', 'too-small', 'missing'
     ):
         super().__init__(reason)
         self.reason,self.status = reason,status
 
+FETCH_REASONS = 'timeout', 'refused', 'unreachable', 'busy', 'invalid'
+
+class FetchError(CatdogError):
+    "A request that failed"
+    def __init__(self,
+        text:str, # What happened, for a person
+        reason:str='unreachable' # One of `FETCH_REASONS`
+    ):
+        super().__init__(text)
+        self.text,self.reason = text,reason
+
+class SearchError(FetchError):
+    "A search engine that could not answer"
+    def __init__(self,
+        engine:str, # Name of the engine
+        text:str, # What happened and what to do
+        offline:bool=False, # Whether it could not be reached at all
+        term:bool=False # Whether another search term may succeed
+    ):
+        super().__init__(f'{engine}: {text}', 'unreachable' if offline else 'refused')
+        self.engine,self.text,self.offline,self.term = engine,text,offline,term
+
 def command(
-    func # With docments: the comments become the command's help
-): # A function as before, and what a console script calls
-    "`func` as fastcore's `call_parse` makes it a command, with a `CatdogError` as one sentence and exit status 2"
+    func # A function with docments, which become the command's help
+): # `func` for Python, and an entry point for console scripts
+    "Make `func` a command with fastcore's `call_parse`; print a `CatdogError` as one sentence and exit with status 2"
     @wraps(func)
     def _f(*args, **kwargs):
         try: return func(*args, **kwargs)
@@ -30,17 +66,3 @@ def command(
             raise SystemExit(2) from None
     main = call_parse(_f)
     return main
-
-class ModelError(CatdogError):
-    "This is no model that we can use; the text says why"
-
-class SearchError(CatdogError):
-    "`engine` could not answer; `offline` when it could not even be reached, `term` when another one may do better"
-    def __init__(self,
-        engine:str, # Name of the engine
-        text:str, # What happened and what to do
-        offline:bool=False, # Could it not be reached at all?
-        term:bool=False # Is it about what was searched for?
-    ):
-        super().__init__(f'{engine}: {text}')
-        self.engine,self.text,self.offline,self.term = engine,text,offline,term

@@ -1,4 +1,4 @@
-"""Which files are pictures, what they are called, and work done ahead by threads; One writer at a time in a folder, across processes"""
+"""Which files are images, what they are called, and work done ahead by threads; One writer at a time in a folder, across processes"""
 
 import hashlib, os, secrets, socket, sys, time
 from collections import deque, namedtuple
@@ -9,7 +9,6 @@ from pathlib import Path
 from fastcore.basics import chunked
 
 from .errors import CatdogError
-from .images import open_image
 
 def write_atomic(
     path:str|os.PathLike, # Where the file shall appear
@@ -29,21 +28,21 @@ def write_atomic(
     return path
 
 def progress_bar(
-    total:int, # How many pictures there are
+    total:int, # How many images there are
     desc:str # What is said before the bar
 ): # A `tqdm`, to be used in a `with` statement
-    "A progress bar that counts pictures"
+    "A progress bar that counts images"
     from tqdm.auto import tqdm
-    return tqdm(total=total, desc=desc, unit=' pictures', delay=1)
+    return tqdm(total=total, desc=desc, unit=' images', delay=1)
 
-# What the names of pictures in the formats that `open_image` opens end in, in small letters
+# What the names of images in the formats that `open_image` opens end in, in small letters
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.jfi', '.pjpeg', '.pjp', '.mpo', '.png', '.apng', '.gif',
                   '.webp', '.avif', '.avifs', '.bmp', '.dib', '.tif', '.tiff')
 
-def is_picture_name(
+def is_image_name(
     file:str|os.PathLike # A path, or a name
-) -> bool: # Does it end as the names of pictures do?
-    "Is `file` a picture, by its name?"
+) -> bool: # Does it end as the names of images do?
+    "Is `file` an image, by its name?"
     return os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
 
 def walk_files(
@@ -63,12 +62,12 @@ def walk_files(
         if o.is_dir(): yield from walk_files(o.path, onerror, (*above, here))
         elif o.is_file() or not os.path.exists(o.path): yield Path(o.path)   # a link to nowhere is found out on opening
 
-def find_pictures(
+def find_images(
     paths # Files and folders
-): # Yields paths: the files as they are, and the pictures below the folders
+): # Yields paths: the files as they are, and the images below the folders
     "The files that `paths` stand for, in an order that stays the same"
     for path in map(Path, paths):
-        if path.is_dir(): yield from (o for o in walk_files(path) if is_picture_name(o))
+        if path.is_dir(): yield from (o for o in walk_files(path) if is_image_name(o))
         else: yield path
 
 def content_id(

@@ -1,4 +1,4 @@
-"""From a picture to the pixels that a network wants, the same in training, checking and answering; Opens and checks a model file that may come from anybody"""
+"""From an image to the pixels that a network wants, the same in training, checking and answering; Opens and checks a model file that may come from anybody"""
 
 import json, os
 from pathlib import Path
@@ -13,25 +13,25 @@ from .images import open_image
 OPENED = 'upright', 'as stored'
 
 def open_as(
-    src, # What `open_image` takes: a path, bytes, a binary file, an array or a picture
+    src, # What `open_image` takes: a path, bytes, a binary file, an array or an image
     meta:dict, # opened: one of `OPENED`, the first by default; min_side: as for `open_image`, or None
     max_side:int=None # As for `open_image`
 ) -> Image.Image: # RGB
-    "`src`, opened as `meta` says; `BadImage` when it is no picture"
+    "`src`, opened as `meta` says; `ImageError` when it is no image"
     return open_image(src, max_side, min_side=meta.get('min_side'), as_stored=meta.get('opened') == 'as stored')
 
 METHODS = 'squish', 'crop', 'pad'
 PAD_MODES = dict(zeros='constant', border='edge', reflection='reflect')   # fastai's name -> numpy's
 
 def square_box(
-    w:int, # Width of a picture, in pixels
+    w:int, # Width of an image, in pixels
     h:int, # Its height
     size:int, # Side of the square that it becomes
     method:str # 'crop' or 'pad'
-) -> tuple: # (left, top, side), in pixels of the picture; of 'pad' it begins outside
-    "The square in, or around, a picture of `w` by `h` that becomes one of `size`"
+) -> tuple: # (left, top, side), in pixels of the image; of 'pad' it begins outside
+    "The square in, or around, an image of `w` by `h` that becomes one of `size`"
     scale = (min if method == 'crop' else max)(w/size, h/size)
-    side = int(scale*size)   # rounded as fastai does, or a picture in a thousand would be a pixel off
+    side = int(scale*size)   # rounded as fastai does, or an image in a thousand would be a pixel off
     return int(.5*(w - side)),int(.5*(h - side)),side
 
 def to_square(
@@ -52,17 +52,17 @@ def pixels_of(
     src, # As for `open_as`
     meta:dict # size, resize_to: sides in pixels; resize: method and pad_mode, perhaps; and as for `open_as`
 ) -> np.ndarray: # uint8, shape (size,size,3)
-    "`src` as the network of `meta` wants it; `BadImage` when it is no picture"
+    "`src` as the network of `meta` wants it; `ImageError` when it is no image"
     size,larger = meta['size'],meta['resize_to']
     img,start = to_square(open_as(src, meta), larger, **meta.get('resize', {})),(larger - size)//2
     return np.ascontiguousarray(np.asarray(img)[start:start+size, start:start+size])
 
 def seen_box(
-    w:int, # Width of a picture, in pixels
+    w:int, # Width of an image, in pixels
     h:int, # Its height
     meta:dict # As for `pixels_of`
-) -> tuple: # (left, top, right, bottom), in pixels; of a padded picture it reaches beyond its edges
-    "The part of a picture of `w` by `h` that the network of `meta` is given"
+) -> tuple: # (left, top, right, bottom), in pixels; of a padded image it reaches beyond its edges
+    "The part of an image of `w` by `h` that the network of `meta` is given"
     method,share = meta.get('resize', {}).get('method', 'squish'),meta['size']/meta['resize_to']
     x,y,side = (0, 0, None) if method == 'squish' else square_box(w, h, meta['resize_to'], method)
     wide,high = (w, h) if side is None else (side, side)
@@ -128,7 +128,7 @@ def answer_limits(
 
 def can_prepare(
     meta:dict # What the model says about itself
-) -> bool: # Do we know how to prepare pictures for it?
+) -> bool: # Do we know how to prepare images for it?
     "Are `size`, `resize_to`, `min_side`, `opened` and `resize` of `meta` what `pixels_of` understands?"
     def is_side(o, low, high): return type(o) is int and low <= o <= high
     size,resize = meta.get('size'),meta.get('resize', {})
@@ -155,7 +155,7 @@ def read_meta(
     check(isinstance(labels, list) and len(labels) > 1 and all(isinstance(o, str) and o for o in labels)
           and len(set(labels)) == len(labels),
           'which labels it knows')
-    check(can_prepare(meta), 'which size its pictures have, and how they are prepared')
+    check(can_prepare(meta), 'which size its images have, and how they are prepared')
     check(is_number('temperature', 1, 1e-3, 1e3), 'how to read its scores')
     check(answer_limits(meta) is not None, 'when it is not sure')
     check(is_number('error', 0, 0, 1) and is_number('n_train', 0, 0, 1e12), 'how good it is')
@@ -172,9 +172,9 @@ def check_answers(
     meta:dict, # From `read_meta`
     file:Path # What messages are about
 ):
-    "`ModelError` about `file` unless `session` gives finite scores, one for each label of `meta`, for a black picture"
+    "`ModelError` about `file` unless `session` gives finite scores, one for each label of `meta`, for a black image"
     try: logits, = session.run(['logits'], {'pixels': np.zeros((1, meta['size'], meta['size'], 3), 'uint8')})
     except Exception as e:
-        raise ModelError(f'{file}: fails at the first picture ({str(e).splitlines()[0][:150]})') from None
+        raise ModelError(f'{file}: fails at the first image ({str(e).splitlines()[0][:150]})') from None
     if logits.shape != (1, len(meta['labels'])) or not np.isfinite(logits).all():
-        raise ModelError(f'{file}: its scores for a black picture are no numbers; it is damaged')
+        raise ModelError(f'{file}: its scores for a black image are no numbers; it is damaged')

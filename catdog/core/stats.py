@@ -28,13 +28,13 @@ def label_errors(
 def balanced_error(
     counts:np.ndarray # From `confusion_counts`
 ) -> float: # From 0 to 1
-    "The mean of the labels' errors in `counts`, each counted once, without those that have no pictures"
+    "The mean of the labels' errors in `counts`, each counted once, without those that have no images"
     return float(np.mean([wrong/n for wrong,n in label_errors(counts) if n]))
 
 def are_uneven(
     counts:np.ndarray # From `confusion_counts`
 ) -> bool: # Then one figure is not enough
-    "Has the largest label in `counts` more than 1.5 times as many pictures as the smallest?"
+    "Has the largest label in `counts` more than 1.5 times as many images as the smallest?"
     sizes = [n for _,n in label_errors(counts)]
     return max(sizes) > 1.5*min(sizes)
 

@@ -1,4 +1,4 @@
-"""Which words can be labels, and which of them are the same; A folder of pictures with a sub-folder a label, read where it lies; A contact sheet of a folder of pictures, and what is damaged set aside"""
+"""Which words can be labels, and which of them are the same; A folder of images with a sub-folder a label, read where it lies; A contact sheet of a folder of images, and what is damaged set aside"""
 
 import io, os, re, shutil, unicodedata
 from collections import Counter
@@ -10,8 +10,8 @@ from unicodedata import normalize
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fastcore.basics import patch
 
-from ..core.errors import BadImage, CatdogError
-from ..core.files import Moved, folder_lock, free_name, is_picture_name, progress_bar, walk_files, write_atomic
+from ..core.errors import ImageError, CatdogError
+from ..core.files import Moved, folder_lock, free_name, is_image_name, progress_bar, walk_files, write_atomic
 from ..core.images import open_image
 
 def label_key(
@@ -66,7 +66,7 @@ def labels_in(
             raise CatdogError(f'{label!r} can be {" or ".join(map(repr, sorted(same)))} in {path}: join those first')
         res.append(next(iter(exact or same), label))
         if (path/res[-1]).exists() and not (path/res[-1]).is_dir():
-            raise CatdogError(f'{path/res[-1]} is a file: a folder of that name is needed for the pictures')
+            raise CatdogError(f'{path/res[-1]} is a file: a folder of that name is needed for the images')
         if not exact and same: print(f'{label!r} is the label {res[-1]!r}, which {path} has already.')
     return res
 
@@ -80,7 +80,7 @@ SPLITS = dict(train='train', training='train', valid='valid', val='valid', valid
               testing='test')   # what a folder is called, in small letters -> its part of the data set
 
 def _split_folders(path, inside):
-    "The folders in `path` that split it -> their part; `inside`: folder -> (has sub-folders, has pictures of its own)"
+    "The folders in `path` that split it -> their part; `inside`: folder -> (has sub-folders, has images of its own)"
     parts = {o: SPLITS.get(o.lower()) for o in inside}
     training = [o for o,part in parts.items() if part == 'train']
     above = {o for o,(deeper,own) in inside.items() if parts[o] and deeper and not own}   # labels lie below
@@ -91,8 +91,8 @@ def _split_folders(path, inside):
                           'move what is no part of the data set elsewhere, or name the labels')
     return {}
 
-class PictureFolder:
-    "The pictures below a folder with a sub-folder a label, or with `train`, `valid` and `test` above the labels"
+class ImageFolder:
+    "The images below a folder with a sub-folder a label, or with `train`, `valid` and `test` above the labels"
     def __init__(self,
         path:str|os.PathLike, # The folder
         labels:str|list=None # Those that are meant; None: all that there are
@@ -101,18 +101,18 @@ class PictureFolder:
         self.path,self.asked = Path(path),None if labels is None else _asked(labels)
         if not self.path.is_dir():
             raise CatdogError(f'{path}: there is no such folder; make one with catdog-scrape, or give one that has a '
-                              'sub-folder of pictures for each label')
+                              'sub-folder of images for each label')
         self.splits = {}   # folder above the labels -> 'train', 'valid' or 'test'
         self.folders = {}  # (folder above the labels or '', label) -> what its folder is called
         self.labels = []   # sorted
         self.others = []   # labels that are there, but not meant, sorted
-        self.files = []    # pictures of `labels`, sorted
-        self.loose = []    # pictures outside of any label
-        self.ignored = []  # (file, why it is not used): what is no picture by its name, or has no label
+        self.files = []    # images of `labels`, sorted
+        self.loose = []    # images outside of any label
+        self.ignored = []  # (file, why it is not used): what is no image by its name, or has no label
         self._read()
 
     def __len__(self): return len(self.files)
-    def __repr__(self): return f'PictureFolder({str(self.path)!r}: {len(self)} pictures, {", ".join(self.labels)})'
+    def __repr__(self): return f'ImageFolder({str(self.path)!r}: {len(self)} images, {", ".join(self.labels)})'
 
 def _asked(labels): return sorted({normalize('NFC', o) for o in ([labels] if isinstance(labels, str) else labels)})
 
@@ -120,13 +120,13 @@ def _unreadable(e):
     raise CatdogError(f'{e.filename}: cannot be read ({e.strerror}); give the right to, or move it away')
 
 @patch
-def _read(self:PictureFolder):
+def _read(self:ImageFolder):
     parts = [(o, o.relative_to(self.path).parts) for o in walk_files(self.path, _unreadable)]
     inside = {}
     for o,names in parts:
         if len(names) < 2: continue
         deeper,own = inside.get(names[0], (False, False))
-        inside[names[0]] = deeper or len(names) > 2,own or (len(names) == 2 and is_picture_name(o))
+        inside[names[0]] = deeper or len(names) > 2,own or (len(names) == 2 and is_image_name(o))
     tops = {label_name(o) for o in inside}
     if not (self.asked and tops.issuperset(self.asked)): self.splits = _split_folders(self.path, inside)
     for o,names in parts: self._find_label(names)
@@ -134,10 +134,10 @@ def _read(self:PictureFolder):
     for o,names in parts: self._add(o, names)
 
 @patch
-def _above(self:PictureFolder, names): return names[0] if names[0] in self.splits else ''
+def _above(self:ImageFolder, names): return names[0] if names[0] in self.splits else ''
 
 @patch
-def _find_label(self:PictureFolder, names):
+def _find_label(self:ImageFolder, names):
     above = self._above(names)
     depth = 1 if above else 0
     if len(names) < depth + 2: return
@@ -146,10 +146,10 @@ def _find_label(self:PictureFolder, names):
         raise CatdogError(f'{self.path/above}: has a folder whose name is no UTF-8, {names[depth]!r}: rename it')
     if self.folders.setdefault(key, names[depth]) == names[depth]: return
     raise CatdogError(f'{self.path/above}: has two folders whose names look the same, {key[1]!r}: '
-                      'put their pictures into one')
+                      'put their images into one')
 
 @patch
-def _choose_labels(self:PictureFolder):
+def _choose_labels(self:ImageFolder):
     there = sorted({label for above,label in self.folders if self.splits.get(above, 'train') == 'train'})
     if self.splits and not there:
         raise CatdogError(f'{self.path}: has {", ".join(sorted(self.splits))}, but no folder train to learn from')
@@ -160,19 +160,19 @@ def _choose_labels(self:PictureFolder):
                           f'there {"is" if len(there) == 1 else "are"} {", ".join(map(repr, there)) or "none"}')
 
 @patch
-def _add(self:PictureFolder, file, names):
+def _add(self:ImageFolder, file, names):
     above = self._above(names)
-    depth,picture = 1 if above else 0,is_picture_name(file)
+    depth,image = 1 if above else 0,is_image_name(file)
     if len(names) < depth + 2:
         may = self.asked is None and self.splits.get(above, 'train') == 'train'   # was it perhaps meant to train with?
-        if picture: self.loose.append(file) if may else self.ignored.append((file, 'outside of any label'))
+        if image: self.loose.append(file) if may else self.ignored.append((file, 'outside of any label'))
     elif (label := label_name(names[depth])) in self.labels:
-        if picture: self.files.append(file)
-        else: self.ignored.append((file, f'no picture ({file.suffix.lower() or "no ending"})'))
-    elif picture and label not in self.others: self.ignored.append((file, f'no label in train ({label})'))
+        if image: self.files.append(file)
+        else: self.ignored.append((file, f'no image ({file.suffix.lower() or "no ending"})'))
+    elif image and label not in self.others: self.ignored.append((file, f'no label in train ({label})'))
 
 @patch
-def _names(self:PictureFolder, file):
+def _names(self:ImageFolder, file):
     "(folder above the labels or '', names of the folders and of the file from the label on)"
     try: names = Path(file).relative_to(self.path).parts
     except ValueError:
@@ -183,22 +183,22 @@ def _names(self:PictureFolder, file):
     return above,names[1:] if above else names
 
 @patch
-def label(self:PictureFolder,
+def label(self:ImageFolder,
     file:str|os.PathLike # A file below the folder; it need not exist
 ) -> str: # In Unicode form NFC
     "The label of `file`; `CatdogError` where it lies outside of any"
     return label_name(self._names(file)[1][0])
 
 @patch
-def split(self:PictureFolder,
+def split(self:ImageFolder,
     file:str|os.PathLike # A file below the folder
 ) -> str|None: # 'train', 'valid' or 'test'
     "What `file` is meant for; None where the folder does not say"
     return self.splits.get(self._names(file)[0])
 
 @patch
-def place(self:PictureFolder,
-    file:str|os.PathLike, # A picture below the folder
+def place(self:ImageFolder,
+    file:str|os.PathLike, # An image below the folder
     label:str # Another label, with a folder or without
 ) -> Path: # Below the same folder; nothing is moved
     "Where `file` would lie if it had `label`"
@@ -207,20 +207,20 @@ def place(self:PictureFolder,
     return self.path.joinpath(above, folder, *rest)
 
 @patch
-def by_label(self:PictureFolder) -> dict: # Label -> paths, sorted
-    "The pictures of each label, also of those that have none"
+def by_label(self:ImageFolder) -> dict: # Label -> paths, sorted
+    "The images of each label, also of those that have none"
     res = {o: [] for o in self.labels}
     for o in self.files: res[self.label(o)].append(o)
     return res
 
 @patch
-def counts(self:PictureFolder) -> Counter: # Label -> pictures
-    "How many pictures each label has"
+def counts(self:ImageFolder) -> Counter: # Label -> images
+    "How many images each label has"
     return Counter({label: len(o) for label,o in self.by_label().items()})
 
 @patch
-def without_files(self:PictureFolder) -> PictureFolder: # A copy
-    "The same folder, as if it had no pictures"
+def without_files(self:ImageFolder) -> ImageFolder: # A copy
+    "The same folder, as if it had no images"
     res = copy(self)
     res.files,res.loose,res.ignored = [],[],[]
     return res
@@ -231,17 +231,17 @@ def contact_sheet(
     columns:int=10, # How many beside each other
     side:int=96 # Side of each, in pixels
 ) -> Image.Image: # To look at, or to save
-    "The first `n` pictures of each label in `path`, `columns` to a row, each in a square of `side`"
-    files,head = PictureFolder(path).by_label(),24
-    if not files: raise CatdogError(f'{path} has no folders with pictures in it: give one that catdog-scrape made')
+    "The first `n` images of each label in `path`, `columns` to a row, each in a square of `side`"
+    files,head = ImageFolder(path).by_label(),24
+    if not files: raise CatdogError(f'{path} has no folders with images in it: give one that catdog-scrape made')
     rows = {o: max(1, -(-min(n, len(k))//columns)) for o,k in files.items()}
     sheet = Image.new('RGB', (columns*side, sum(head + k*side for k in rows.values())), 'white')
     draw,y = ImageDraw.Draw(sheet),0
     for o in files:
-        draw.text((4, y + 4), f'{o}: {len(files[o])} pictures', 'black', ImageFont.load_default(14))
+        draw.text((4, y + 4), f'{o}: {len(files[o])} images', 'black', ImageFont.load_default(14))
         for i,f in enumerate(files[o][:n]):
             try: img = ImageOps.contain(open_image(f, side), (side - 4, side - 4))
-            except BadImage: img = Image.new('RGB', (side - 4, side - 4), 'firebrick')
+            except ImageError: img = Image.new('RGB', (side - 4, side - 4), 'firebrick')
             left,top = i%columns*side,y + head + i//columns*side
             sheet.paste(img, (left + (side - img.width)//2, top + (side - img.height)//2))
         y += head + rows[o]*side
@@ -250,7 +250,7 @@ def contact_sheet(
 def save_contact_sheet(
     path:Path # A folder with a sub-folder for each label
 ) -> Path: # The file, `<path>_contact_sheet.png`
-    "Write the contact sheet of `path` beside it (in it, it would be a picture without a label)"
+    "Write the contact sheet of `path` beside it (in it, it would be an image without a label)"
     f = io.BytesIO()
     contact_sheet(path).save(f, 'PNG')
     return write_atomic(path.with_name(f'{path.name}_contact_sheet.png'), f.getvalue())
@@ -258,14 +258,14 @@ def save_contact_sheet(
 def _image_fault(file):
     "Why `file` cannot be used, or None; a file that cannot even be read is left alone"
     try: open_image(file, max_side=64)
-    except BadImage as e: return None if e.status == 'missing' else str(e)
+    except ImageError as e: return None if e.status == 'missing' else str(e)
 
 def set_aside(
     path:str|os.PathLike # A folder with a sub-folder for each label
 ) -> list[Moved]: # What was moved: the file, where it is now, and why
-    "Move the files in `path` that cannot be opened as pictures to `path/.removed/<label>/`"
+    "Move the files in `path` that cannot be opened as images to `path/.removed/<label>/`"
     path = Path(path)
-    folder,moved = PictureFolder(path),[]
+    folder,moved = ImageFolder(path),[]
     files = sorted([*folder.files, *(f for f,_ in folder.ignored)])
     with (folder_lock(path, wait=10), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
           progress_bar(len(files), 'check') as bar):

@@ -1,4 +1,4 @@
-"""Moves pictures to the folders that a person chose, by a journal: apply, undo, nothing lost"""
+"""Moves images to the folders that a person chose, by a journal: apply, undo, nothing lost"""
 
 import io, json, os
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from fastcore.basics import patch
 
 from ..core.errors import CatdogError
 from ..core.files import Moved, folder_lock, free_name
-from .folder import PictureFolder, label_name
+from .folder import ImageFolder, label_name
 
 REMOVED = '.removed'   # the folder, in that of the data set, of what was taken out
 
@@ -95,7 +95,7 @@ def _places(path, choices):
         if choice == '<Delete>': places[file] = path/REMOVED/file.relative_to(path)
         else:
             _check_label(choice)
-            folder = folder or PictureFolder(path)
+            folder = folder or ImageFolder(path)
             if label_name(choice) != folder.label(file): places[file] = folder.place(file, choice)
     return places
 

@@ -1,4 +1,4 @@
-"""A row for every address that was met: where a picture is from and what became of it"""
+"""A row for every address that was met: where an image is from and what became of it"""
 
 import json, os, re, time
 from collections import defaultdict
@@ -10,8 +10,8 @@ from ..core.files import try_lock, write_atomic
 
 @dataclass
 class Photo:
-    "A picture that a search found, before anybody has fetched it"
-    url:str              # Where the picture itself is
+    "An image that a search found, before anybody has fetched it"
+    url:str              # Where the image itself is
     title:str=''         # What the page or the service calls it
     page_url:str=''      # The page that shows it
     width:int=None       # In pixels, as the service says; None where it does not
@@ -50,7 +50,7 @@ def _is_left_over(file):
     except OSError: return False   # it has just got its name, or is not ours
 
 def _remove_unfinished(path):
-    "Remove what `write_atomic` leaves under `path` when it is killed: beginnings of files, not a person's pictures"
+    "Remove what `write_atomic` leaves under `path` when it is killed: beginnings of files, not a person's images"
     for pattern in ('.*.part', '*/.*.part', '.removed/*/.*.part'):
         for o in path.glob(pattern):
             if _is_left_over(o): o.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def count_outcomes(
 def write_credits(
     path:str|os.PathLike # The folder that `scrape` made
 ) -> Path: # The file, `path/CREDITS.txt`
-    "Write down who made each picture that was kept in `path`, where it is from, and its licence"
+    "Write down who made each image that was kept in `path`, where it is from, and its licence"
     df = read_manifest(path)
     kept = df[df.status == 'ok'].fillna({k: '' for k in ('title', 'creator', 'license', 'page_url')})
     lines = [(f'{o.file}: {o.title or "untitled"}', f'by {o.creator or "somebody not named"}',

@@ -18,8 +18,8 @@ import numpy as np
 from fastcore.basics import chunked, patch
 from tqdm.auto import tqdm
 
-from ..core.errors import BadImage, CatdogError
-from ..core.files import batches_ahead, file_lock, is_picture_name, walk_files
+from ..core.errors import ImageError, CatdogError
+from ..core.files import batches_ahead, file_lock, is_image_name, walk_files
 from .predictor import Classifier
 
 # %% ../../nbs/deploy/batch.ipynb #f9f002f5
@@ -88,10 +88,10 @@ def add(self:AnswerLog,
 
 @patch
 def find(self:AnswerLog,
-    path, # Of a picture
+    path, # Of an image
     stamp:tuple # Size and time of change of its file
 ) -> int: # Where the row begins; 0 if there is none
-    "The row of an earlier run about the picture at `path` with that `stamp`"
+    "The row of an earlier run about the image at `path` with that `stamp`"
     key = np.uint64(_key(path, stamp))
     i = self.keys.searchsorted(key, 'right') - 1
     return int(self.places[i]) if i >= 0 and self.keys[i] == key else 0
@@ -107,8 +107,8 @@ def read(self:AnswerLog,
 
 # %% ../../nbs/deploy/batch.ipynb #fe8d7288
 def _row(path, answer):
-    "`answer` about the picture at `path`, a `Prediction` or a `BadImage`, as a flat dict"
-    if isinstance(answer, BadImage):   # whose reason may name the file before and after
+    "`answer` about the image at `path`, a `Prediction` or a `ImageError`, as a flat dict"
+    if isinstance(answer, ImageError):   # whose reason may name the file before and after
         return dict(file=str(path), error=answer.reason.removeprefix(f'{path}: ').replace(f': {str(path)!r}', ''))
     probabilities = {f'p_{label}': round(p, 6) for label,p in answer.probabilities.items()}
     return dict(file=str(path), label=answer.label, probability=round(answer.probability, 6), sure=answer.sure,
@@ -118,20 +118,20 @@ def _row(path, answer):
 def answer_rows(
     classifier:Classifier, # What predicts
     paths, # Any iterable of paths, or of what `read` takes
-    bs:int=32, # Pictures that are opened ahead
-    read=lambda path: path # Gives what `Classifier.predict` takes for each of `paths`; may raise `BadImage`
+    bs:int=32, # Images that are opened ahead
+    read=lambda path: path # Gives what `Classifier.predict` takes for each of `paths`; may raise `ImageError`
 ): # Yields dicts, in order: file, label, probability, sure, doubt, text, p_ and each label; or file and error
     "What `classifier` says about each of `paths`, a flat dict each"
     def opened(path):
         try: return path,classifier.pixels(read(path))
-        except BadImage as e: return path,e
+        except ImageError as e: return path,e
     for batch in batches_ahead(opened, paths, bs):
-        answers = iter(classifier.answers([o for _,o in batch if not isinstance(o, BadImage)]))
-        yield from (_row(path, o if isinstance(o, BadImage) else next(answers)) for path,o in batch)
+        answers = iter(classifier.answers([o for _,o in batch if not isinstance(o, ImageError)]))
+        yield from (_row(path, o if isinstance(o, ImageError) else next(answers)) for path,o in batch)
 
 # %% ../../nbs/deploy/batch.ipynb #7595d672
 def check_paths(
-    paths # Pictures and folders, as somebody gave them
+    paths # Images and folders, as somebody gave them
 ):
     "`CatdogError` where one of `paths` is an address on the web or of a bucket"
     for o in map(str, paths):
@@ -140,12 +140,12 @@ def check_paths(
 
 # %% ../../nbs/deploy/batch.ipynb #7d57cc05
 def found_files(
-    paths # Pictures, and folders of pictures
-): # Yields paths: pictures in an order that stays the same, and folders that cannot be read
+    paths # Images, and folders of images
+): # Yields paths: images in an order that stays the same, and folders that cannot be read
     "What `paths` stand for"
     for path in map(Path, paths):
         unread = []
-        if os.path.isdir(path): yield from filter(is_picture_name, walk_files(path, unread.append))
+        if os.path.isdir(path): yield from filter(is_image_name, walk_files(path, unread.append))
         else: yield path
         yield from (Path(o.filename) for o in unread)
 
@@ -161,7 +161,7 @@ def print_row(
 # %% ../../nbs/deploy/batch.ipynb #82d1a0ce
 def print_rows(
     rows # From `answer_rows`
-) -> int: # Pictures without an answer
+) -> int: # Images without an answer
     "Print a line for each of `rows`"
     bad = 0
     for row in rows:
@@ -184,7 +184,7 @@ def check_out_file(
 
 # %% ../../nbs/deploy/batch.ipynb #755a0024
 def check_name(
-    path:str|os.PathLike # Of a picture, or its address
+    path:str|os.PathLike # Of an image, or its address
 ) -> str: # The same
     "`path` as text; `CatdogError` where Parquet cannot hold it"
     name = str(path)
@@ -249,13 +249,13 @@ def _only_run(out):
 # %% ../../nbs/deploy/batch.ipynb #d9c7515d
 def write_rows(
     classifier:Classifier, # What predicts
-    paths, # Any iterable of paths of pictures
+    paths, # Any iterable of paths of images
     out:Path, # From `check_out_file`
-    bar:tqdm # Moved on by one for each picture
+    bar:tqdm # Moved on by one for each image
 ): # Yields the rows of `answer_rows` that are new
     "Write what `classifier` says about `paths` to the file `out`, going on where an earlier run stopped"
     part,columns = _part_file(classifier, out),_columns(classifier.labels)
-    places,waiting = array('Q'),deque()   # in the log: of each picture; number and stamp of those that are asked about
+    places,waiting = array('Q'),deque()   # in the log: of each image; number and stamp of those that are asked about
     def _unknown(log):
         for path in paths:
             stamp = file_stamp(path)
@@ -280,14 +280,14 @@ def write_rows(
 # %% ../../nbs/deploy/batch.ipynb #aa024095
 def write_file(
     classifier:Classifier, # What predicts
-    paths, # Pictures, and folders of pictures
+    paths, # Images, and folders of images
     out:Path, # From `check_out_file`
-    print_errors:bool=False # Also print why a picture has no answer?
-) -> int: # Pictures without an answer
+    print_errors:bool=False # Also print why an image has no answer?
+) -> int: # Images without an answer
     "Write what `classifier` says about `paths` to `out`, with a progress bar; go on where a stopped run ended"
     check = check_name if out.suffix == '.parquet' else str
     n,bad = sum(1 for _ in map(check, found_files(paths))),0
-    with tqdm(total=n, unit='picture') as bar:
+    with tqdm(total=n, unit='image') as bar:
         for row in write_rows(classifier, found_files(paths), out, bar):
             if print_errors and 'error' in row: print_row(row)
             bad += 'error' in row
@@ -295,24 +295,24 @@ def write_file(
 
 # %% ../../nbs/deploy/batch.ipynb #bac04f52
 def _read_url(url):
-    "The bytes at `url`, which fsspec can open; `BadImage` if it cannot"
+    "The bytes at `url`, which fsspec can open; `ImageError` if it cannot"
     import fsspec
     try:
         with fsspec.open(url) as f: return f.read()
-    except OSError as e: raise BadImage(f'cannot be read ({e})', 'missing') from None
+    except OSError as e: raise ImageError(f'cannot be read ({e})', 'missing') from None
 
 # %% ../../nbs/deploy/batch.ipynb #394f2521
 def _urls(folder):
-    "Addresses of the pictures in `folder`, a path or an address that fsspec knows, in hidden folders none"
+    "Addresses of the images in `folder`, a path or an address that fsspec knows, in hidden folders none"
     import fsspec
     fs,root = fsspec.url_to_fs(str(folder))
     inside = {o: o.removeprefix(root).lstrip('/') for o in fs.find(root)}
     return [fs.unstrip_protocol(o) for o,name in sorted(inside.items())
-            if is_picture_name(name) and not any(k.startswith('.') for k in name.split('/'))]
+            if is_image_name(name) and not any(k.startswith('.') for k in name.split('/'))]
 
 # %% ../../nbs/deploy/batch.ipynb #b4d1d0f7
 def _frame(classifier, urls):
-    "The rows about the pictures at `urls` as a data frame"
+    "The rows about the images at `urls` as a data frame"
     import pandas as pd
     columns = _columns(classifier.labels)
     known = dict(sure='boolean', **{o: 'string' for o in _texts})
@@ -320,19 +320,19 @@ def _frame(classifier, urls):
     return pd.DataFrame(list(answer_rows(classifier, urls, read=_read_url)), columns=columns).astype(kinds)
 
 # %% ../../nbs/deploy/batch.ipynb #a958895f
-TASK_SIZE = 500   # pictures that a worker gets at a time
+TASK_SIZE = 500   # images that a worker gets at a time
 
 def predict_bucket(
-    folder:str, # Folder or bucket of pictures, as fsspec writes it: 'pictures', 's3://bucket/pictures'
+    folder:str, # Folder or bucket of images, as fsspec writes it: 'images', 's3://bucket/images'
     out:str, # Folder or bucket for the answers, likewise: Parquet files with the columns of `catdog-predict`
     model:str=None # Model folder on this machine; the default is the one that `Classifier()` takes
 ) -> str: # `out`
-    "What `model` says about each picture in `folder`, by the workers of Dask, into Parquet files in `out`"
+    "What `model` says about each image in `folder`, by the workers of Dask, into Parquet files in `out`"
     if not find_spec('dask'): raise CatdogError("many machines need Dask: in a clone, pip install '.[cluster]'")
     import dask
     from dask import dataframe
     classifier,urls = Classifier(model),[check_name(o) for o in _urls(folder)]
-    if not urls: raise CatdogError(f'{folder}: there are no pictures in it')
+    if not urls: raise CatdogError(f'{folder}: there are no images in it')
     sent = dask.delayed(classifier)   # once to each worker, not once with each task
     parts = [dask.delayed(_frame)(sent, urls[i:i+TASK_SIZE]) for i in range(0, len(urls), TASK_SIZE)]
     dataframe.from_delayed(parts, meta=_frame(classifier, [])).to_parquet(str(out), write_index=False)

@@ -70,7 +70,7 @@ def runtime_files(
 def content_policy(
     local:bool # Does the runtime lie beside the page?
 ) -> str: # The content of a `Content-Security-Policy`
-    "What a page may load before its first picture: its own files and, unless `local`, the runtime"
+    "What a page may load before its first image: its own files and, unless `local`, the runtime"
     runtime = '' if local else f' {_cdn}'
     return (f"default-src 'none'; script-src 'self' 'wasm-unsafe-eval'{runtime}; connect-src 'self'{runtime}; "
             "style-src 'self'; img-src 'self' blob: data:; manifest-src 'self'; worker-src 'self'; form-action 'none'; "

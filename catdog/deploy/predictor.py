@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from fastcore.basics import patch
 
-from ..core.errors import BadImage, CatdogError, ModelError
+from ..core.errors import ImageError, CatdogError, ModelError
 from ..core.files import batches_ahead
 from ..core.images import open_image
 from ..core.model_file import (NOTHING_SURE, answer_limits, check_answers, model_file, open_as, open_session,
@@ -56,7 +56,7 @@ def question(
     labels:list # Of a model
 ) -> str: # Such as 'Is it a cat or a dog?'
     "What a model with these `labels` answers"
-    return 'What is in the picture?' if len(labels) > MANY else f'Is it {one_of(labels)}?'
+    return 'What is in the image?' if len(labels) > MANY else f'Is it {one_of(labels)}?'
 
 # %% ../../nbs/deploy/predictor.ipynb #89c3c0cb
 def sentence(
@@ -95,7 +95,7 @@ def tally(
 # %% ../../nbs/deploy/predictor.ipynb #52c0a4c9
 @dataclass(frozen=True)
 class Prediction:
-    "The answer of a `Classifier` about one picture"
+    "The answer of a `Classifier` about one image"
     label:str # The most probable label
     probability:float # Its probability, 0 to 1
     probabilities:dict = field(repr=False) # Label -> probability, in the order of the labels; they sum to 1
@@ -114,7 +114,7 @@ def shipped_model() -> Path: # Its folder
 
 # %% ../../nbs/deploy/predictor.ipynb #010cdb02
 class Classifier:
-    "Tells pictures apart with an exported model; safe to call from several threads"
+    "Tells images apart with an exported model; safe to call from several threads"
     def __init__(self,
         path:str|os.PathLike=None, # Model folder, or its `model.onnx`; None: the first of `find_models`
         threads:int=None # Cores that work on one answer; None: all. With many visitors 1 is faster
@@ -143,14 +143,14 @@ def summary(self:Classifier) -> str:
     error = f'{m["error"]:.1%} validation error' if 'error' in m else 'how often it is wrong was not measured'
     notes = ['; knows nothing about photographs']*(m.get('trained_on') == 'drawings')
     notes += ['; sure of nothing']*(self.limits == NOTHING_SURE)
-    return f'{" / ".join(self.labels)}: trained on {n}{m.get("trained_on", "pictures")}, {error}{"".join(notes)}'
+    return f'{" / ".join(self.labels)}: trained on {n}{m.get("trained_on", "images")}, {error}{"".join(notes)}'
 
 # %% ../../nbs/deploy/predictor.ipynb #6bff96c1
 @patch
 def pixels(self:Classifier,
     img # What `predict` takes
 ) -> np.ndarray: # uint8, shape (size,size,3)
-    "`img` as the network wants it; `BadImage` when it is no picture"
+    "`img` as the network wants it; `ImageError` when it is no image"
     return pixels_of(img, self.meta)
 
 # %% ../../nbs/deploy/predictor.ipynb #d369b340
@@ -162,7 +162,7 @@ def _softmax(x):
 def answers(self:Classifier,
     pixels:list # Arrays from `pixels`
 ) -> list: # A `Prediction` each
-    "What is on each of the pictures that `pixels` holds"
+    "What is on each of the images that `pixels` holds"
     names = ['logits', 'distance'][:1 + (self.limits['distance'] < np.inf)]
     # Four at a time: what lies between the layers then still fits into the processor's cache
     runs = [self.session.run(names, {'pixels': np.stack(pixels[i:i+4])}) for i in range(0, len(pixels), 4)]
@@ -182,24 +182,24 @@ def _prediction(self:Classifier, row, distance):
 # %% ../../nbs/deploy/predictor.ipynb #d450789a
 @patch
 def predict(self:Classifier,
-    img # A path, bytes, a binary file, an array (h,w,3) or a picture
+    img # A path, bytes, a binary file, an array (h,w,3) or an image
 ) -> Prediction:
-    "What is on `img`; `BadImage` when it is no picture"
+    "What is on `img`; `ImageError` when it is no image"
     return self.answers([self.pixels(img)])[0]
 
 # %% ../../nbs/deploy/predictor.ipynb #cb265f17
 @patch
 def predict_batch(self:Classifier,
     imgs, # Iterable of what `predict` takes
-    bs:int=32 # Pictures that are opened ahead
+    bs:int=32 # Images that are opened ahead
 ) -> list: # A `Prediction` each
-    "What is on each of `imgs`; `BadImage` names the one that is no picture, by its path or its place"
+    "What is on each of `imgs`; `ImageError` names the one that is no image, by its path or its place"
     def _opened(o):
         i,img = o
         try: return self.pixels(img)
-        except BadImage as e:
+        except ImageError as e:
             name = str(img) if isinstance(img, (str, os.PathLike)) else f'imgs[{i}]'
-            raise BadImage(e.reason if name in e.reason else f'{name}: {e.reason}', e.status) from None
+            raise ImageError(e.reason if name in e.reason else f'{name}: {e.reason}', e.status) from None
     return [o for opened in batches_ahead(_opened, enumerate(imgs), bs) for o in self.answers(opened)]
 
 # %% ../../nbs/deploy/predictor.ipynb #8058670b
@@ -225,7 +225,7 @@ def why(self:Classifier,
     img, # What `predict` takes
     label:str=None, # The label to explain; None: the most probable
     max_side:int=480 # Longer side of the result, in pixels
-) -> Image.Image: # Bright where the picture speaks for `label`, dark and grey elsewhere
+) -> Image.Image: # Bright where the image speaks for `label`, dark and grey elsewhere
     "`img`, at most `max_side`, with what `explain` says about `label`"
     img = open_as(img, {**self.meta, 'min_side': None}, max_side=4*self.meta['resize_to'])   # a file can be read once
     # by the root, as cameras store light: a place that gave a quarter of what the first one gave is half as bright

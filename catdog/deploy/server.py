@@ -1,4 +1,4 @@
-"""What a request may bring, and which kind of answer it wants; How to use the server, in the words of OpenAPI: what `/openapi.json` holds; Requests while they arrive: all of them in bounded memory, and whoever stalls gives way to the next; Request batching: the pictures of all requests in one queue, and workers that predict several at once; What people and programs get: the page, the JSON, and both when something went wrong; The server around a classifier: answers about uploads, metrics, and a Flask app that is set up for both; A listening socket, and the process that serves an app on it"""
+"""What a request may bring, and which kind of answer it wants; How to use the server, in the words of OpenAPI: what `/openapi.json` holds; Requests while they arrive: all of them in bounded memory, and whoever stalls gives way to the next; Request batching: the images of all requests in one queue, and workers that predict several at once; What people and programs get: the page, the JSON, and both when something went wrong; The server around a classifier: answers about uploads, metrics, and a Flask app that is set up for both; A listening socket, and the process that serves an app on it"""
 
 import io, os, queue, re, socket, sys, threading, time
 from concurrent.futures import Future
@@ -10,7 +10,7 @@ from fastcore.basics import patch
 from fastcore.script import is_cli
 from werkzeug.exceptions import HTTPException, RequestTimeout, ServiceUnavailable
 
-from ..core.errors import BadImage, CatdogError
+from ..core.errors import ImageError, CatdogError
 from ..core.images import FORMATS, data_url, open_image
 from .predictor import Classifier, forced_choice, percent, question, shown_probabilities
 
@@ -32,11 +32,11 @@ def wants_why() -> bool: # False: the answer is enough
 def uploaded_files() -> list: # What Werkzeug calls `FileStorage`, at least one
     "The files that this request brings in its field `file`; an `HTTPException` with the reason if there are none"
     if flask.request.mimetype != 'multipart/form-data':
-        flask.abort(415, "Send the picture as multipart/form-data, in a field called 'file'.")
+        flask.abort(415, "Send the image as multipart/form-data, in a field called 'file'.")
     files = [o for o in flask.request.files.getlist('file') if o.filename]
     if len(files) > MAX_FILES: flask.abort(413, f'{len(files)} files at once: send at most {MAX_FILES}.')
     if not files:
-        flask.abort(400, "Choose a picture first." if wants_page() else "There is no file in the field 'file'.")
+        flask.abort(400, "Choose an image first." if wants_page() else "There is no file in the field 'file'.")
     return files
 
 _text,_number = dict(type='string'),dict(type='number', minimum=0, maximum=1)
@@ -44,7 +44,7 @@ _text,_number = dict(type='string'),dict(type='number', minimum=0, maximum=1)
 def _schema(required=(), **properties): return dict(type='object', required=list(required), properties=properties)
 
 def _answer_schema():
-    "The JSON of an answer: label, probability and so on of the first picture, and `predictions` of all"
+    "The JSON of an answer: label, probability and so on of the first image, and `predictions` of all"
     shares = dict(type='object', additionalProperties=_number)
     doubt = dict(type='string', enum=['', 'between', 'unlike'],
                  description="Why it is not sure: 'between' the labels, or 'unlike' all that the model was trained on, "
@@ -63,14 +63,14 @@ def _predict_operation():
     field = dict(type='array', items=dict(type='string', format='binary'), minItems=1, maxItems=MAX_FILES)
     body = dict(required=True, content={'multipart/form-data': {'schema': _schema(['file'], file=field)}})
     seconds = dict(description='Seconds', schema=dict(type='integer'))
-    what = 'What each picture shows; label, probability and so on also at the top if there is one picture'
+    what = 'What each image shows; label, probability and so on also at the top if there is one image'
     responses = {'200': dict(description=what, content=_content(_answer_schema())),
                  '400': _refused('No file, an empty or a damaged one'),
                  '413': _refused(f'More than {MAX_BODY} bytes, {MAX_FILES} files or the pixels that we open'),
                  '408': _refused('It took too long to arrive'),
-                 '415': _refused('Not multipart/form-data, or not a picture'),
+                 '415': _refused('Not multipart/form-data, or not an image'),
                  '503': {**_refused('Too many at the moment'), 'headers': {'Retry-After': seconds}}}
-    return dict(summary='What do these pictures show?', requestBody=body, responses=responses)
+    return dict(summary='What do these images show?', requestBody=body, responses=responses)
 
 def _get_operation(what, kind, schema):
     return dict(get=dict(summary=what, responses={'200': dict(description=what, content={kind: {'schema': schema}})}))
@@ -78,7 +78,7 @@ def _get_operation(what, kind, schema):
 def openapi_description() -> dict: # Ready for JSON
     "How to use this server, in the words of OpenAPI"
     health = _schema(['status', 'labels', 'model'], status=_text, model=_text, labels=dict(type='array', items=_text))
-    return dict(openapi='3.0.3', info=dict(title='catdog', version='1', description='Tells pictures apart'),
+    return dict(openapi='3.0.3', info=dict(title='catdog', version='1', description='Tells images apart'),
                 servers=[dict(url='./', description='Where this description is')], paths={
         '/': _get_operation('The page', 'text/html', _text),
         '/metrics': _get_operation('Figures for Prometheus', 'text/plain', _text),
@@ -120,7 +120,7 @@ def _crowded():
     why = 'Too many visitors at the moment, and this upload had stalled. Try again in a second.'
     return ServiceUnavailable(why, retry_after=1)
 
-def _late(): return RequestTimeout('The upload was too slow, or it stalled. Try again, or with a smaller picture.')
+def _late(): return RequestTimeout('The upload was too slow, or it stalled. Try again, or with a smaller image.')
 
 @patch
 def _give_up(self:Arrivals, arrival, refusal):
@@ -133,7 +133,7 @@ def _make_room(self:Arrivals, mine=None, full=lambda: False):
     while full():
         others = [o for o in self.all if o.arriving and o is not mine and (o.size or mine is None)]
         if not others:
-            raise ServiceUnavailable('Too many pictures at the moment. Try again in a second.', retry_after=1)
+            raise ServiceUnavailable('Too many images at the moment. Try again in a second.', retry_after=1)
         longest = min(others, key=lambda o: o.last)
         self._give_up(longest, _crowded)
 
@@ -214,13 +214,13 @@ def wrap(self:Arrivals,
 
 ARRIVALS = Arrivals()   # of this process
 
-MAX_WAITING = 32   # requests with pictures at a time
+MAX_WAITING = 32   # requests with images at a time
 
 class RequestBatcher:
-    "Threads that predict the pictures of all requests with one classifier, a few at a time"
+    "Threads that predict the images of all requests with one classifier, a few at a time"
     def __init__(self,
         classifier, # A `Classifier`, or what has its `pixels` and `answers`
-        n:int=4, # Pictures that a worker predicts at once, at most
+        n:int=4, # Images that a worker predicts at once, at most
         limit:int=MAX_WAITING, # Requests that may wait at a time
         workers:int=min(8, os.cpu_count() or 1) # Threads that predict
     ):
@@ -244,7 +244,7 @@ class RequestBatcher:
 def submit(self:RequestBatcher,
     data # What `Classifier.pixels` takes, such as the bytes of a file
 ) -> Future: # Its result will be a `Prediction`
-    "Open the picture in `data` now and queue it; `BadImage` if it is none"
+    "Open the image in `data` now and queue it; `ImageError` if it is none"
     with self.opening: pixels,answer = self.classifier.pixels(data),Future()
     self.queue.put((pixels, answer))
     return answer
@@ -254,7 +254,7 @@ def submit(self:RequestBatcher,
 def slot(self:RequestBatcher):
     "Within this the request may wait for its answers; `ServiceUnavailable` when too many do already"
     if not self.slots.acquire(blocking=False):
-        raise ServiceUnavailable('Too many pictures at the moment. Try again in a second.', retry_after=1)
+        raise ServiceUnavailable('Too many images at the moment. Try again in a second.', retry_after=1)
     try: yield
     finally: self.slots.release()
 
@@ -278,7 +278,7 @@ _headers = {
 def secure(
     response:flask.Response # To this request
 ) -> flask.Response: # The same
-    "`response` with the headers that keep a page to itself; answers about pictures are kept by nobody"
+    "`response` with the headers that keep a page to itself; answers about images are kept by nobody"
     response.headers.extend(_headers)
     if flask.request.path == '/predict':
         response.headers['Cache-Control'] = 'no-store'
@@ -287,7 +287,7 @@ def secure(
 
 def render_answer(
     classifier:Classifier, # What predicted
-    results:list # A dict for each picture
+    results:list # A dict for each image
 ) -> tuple: # The page, or a dict for JSON; and the status
     "The page or the JSON for `results`, with the lowest of their statuses if every one is an error"
     status = min(o.get('status', 200) for o in results)
@@ -299,7 +299,7 @@ def render_answer(
 
 _sentences = {404: 'There is no such page.', 405: 'This address does not answer that kind of request.',
               500: 'Something went wrong here. Try again.',
-              413: f'That is too much at once: send at most {MAX_BODY//2**20} MB and {MAX_FILES} pictures.'}
+              413: f'That is too much at once: send at most {MAX_BODY//2**20} MB and {MAX_FILES} images.'}
 
 def error_answer(
     classifier:Classifier, # What the page is about
@@ -318,29 +318,29 @@ def error_answer(
     return (render_page(classifier, error=reason) if wants_page() else dict(error=reason)), status, headers
 
 def _submit(batcher, upload):
-    "The name of `upload`, its bytes, and what `batcher` will say about it, or the `BadImage` that it is"
+    "The name of `upload`, its bytes, and what `batcher` will say about it, or the `ImageError` that it is"
     name,data = re.split(r'[\\/]', upload.filename)[-1][:100],upload.read()
     try:
-        if not data: raise BadImage('the file is empty', 'empty')
+        if not data: raise ImageError('the file is empty', 'empty')
         return name,data,batcher.submit(data)
-    except BadImage as e: return name,data,e
+    except ImageError as e: return name,data,e
 
 _statuses = {'too-large': 413, 'truncated': 400, 'empty': 400}   # every other reason: 415, "Unsupported Media Type"
 
 def _result(name, answer):
-    "What there is to say about a picture as a dict: with `error` and `status` if it is none"
-    if isinstance(answer, BadImage):
+    "What there is to say about an image as a dict: with `error` and `status` if it is none"
+    if isinstance(answer, ImageError):
         return dict(file=name, error=f'{name}: {answer.reason}', status=_statuses.get(answer.status, 415))
     pred = answer.result(60)
     return dict(file=name, label=pred.label, probability=float(pred.probability), sure=bool(pred.sure),
                 doubt=pred.doubt, text=str(pred), probabilities={k: float(v) for k,v in pred.probabilities.items()})
 
 def _for_page(batcher, result, answer, data, why):
-    "`result` and what a page shows besides: the picture in `data`, and with `why` what in it spoke for the label"
+    "`result` and what a page shows besides: the image in `data`, and with `why` what in it spoke for the label"
     if 'error' in result: return result
     pred = answer.result()
     with batcher.opening:
-        result = {**result, 'picture': data_url(open_image(data, max_side=640)), 'shown': shown_probabilities(pred),
+        result = {**result, 'image': data_url(open_image(data, max_side=640)), 'shown': shown_probabilities(pred),
                   'forced': forced_choice(pred)}
         if why:
             try: result['why'] = data_url(batcher.classifier.why(data, result['label'], max_side=640))
@@ -350,13 +350,13 @@ def _for_page(batcher, result, answer, data, why):
 def predict_uploads(
     batcher:RequestBatcher, # What predicts
     uploads:list, # Files, from `uploaded_files`
-    with_picture:bool=False, # Also give each picture back, as a `data:` address?
+    with_image:bool=False, # Also give each image back, as a `data:` address?
     with_why:bool=False # And what in it spoke for the label?
 ) -> list: # A dict each: file, label, probability, sure, doubt, text, probabilities; or file, error, status
     "What each of `uploads` shows"
     submitted = [_submit(batcher, o) for o in uploads]
     results = [_result(name, answer) for name,_,answer in submitted]
-    if not with_picture: return results
+    if not with_image: return results
     return [_for_page(batcher, res, answer, data, with_why) for res,(_,data,answer) in zip(results, submitted)]
 
 class Metrics:
@@ -369,7 +369,7 @@ class Metrics:
         self.requests = prometheus_client.Counter(
             'catdog_requests', 'Requests, by address and status', ['path', 'status'], **kw)
         self.seconds = prometheus_client.Histogram('catdog_predict_seconds', 'How long POST /predict took', **kw)
-        waiting = prometheus_client.Gauge('catdog_waiting_pictures', 'Pictures that wait for the network', **kw)
+        waiting = prometheus_client.Gauge('catdog_waiting_images', 'Images that wait for the network', **kw)
         waiting.set_function(batcher.queue.qsize)
 
     def response(self):
@@ -460,7 +460,7 @@ def answer_uploads(
     classifier:Classifier, # What the page is about
     batcher:RequestBatcher # What predicts
 ) -> tuple: # A page or a dict for JSON, and the status
-    "The answer to the pictures that this request brings; an `HTTPException` when there are none or too many wait"
+    "The answer to the images that this request brings; an `HTTPException` when there are none or too many wait"
     uploads,page,why = uploaded_files(),wants_page(),wants_why()
     ARRIVALS.arrived()
     with batcher.slot(): return render_answer(classifier, predict_uploads(batcher, uploads, page, why))
@@ -511,7 +511,7 @@ def _become_gunicorn(sock, model, app):
     command = _gunicorn_command(sock, app)
     os.set_inheritable(sock.fileno(), True)
     if model: os.environ['CATDOG_MODEL'] = os.path.abspath(model)
-    # glibc would keep the memory of large pictures in a pool for each thread; this gives it back
+    # glibc would keep the memory of large images in a pool for each thread; this gives it back
     os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(2**20))
     os.execv(sys.executable, command)
 

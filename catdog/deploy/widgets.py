@@ -24,7 +24,7 @@ from tornado.web import HTTPError, RequestHandler
 from traitlets import Dict, Integer
 from voila.tornado.handler import TornadoVoilaHandler
 
-from ..core.errors import BadImage, CatdogError
+from ..core.errors import ImageError, CatdogError
 from ..core.images import data_url, jpeg_bytes, open_image
 from catdog.deploy.predictor import (Classifier, find_models, forced_choice, percent, question, shown_probabilities,
     tally)
@@ -54,9 +54,9 @@ def _answer(pred):
     bars = ''.join(_bar(*o) for o in shown_probabilities(pred))
     return _label(pred) + bars + _soft(forced_choice(pred))
 
-def _card(name, picture, pred=None, note=''):
-    "The `picture` called `name` and, once there is one, the prediction `pred`, with a `note` beneath"
-    return (f'<div class="catdog-card"><img src="{picture}" alt="{escape(name)}">'
+def _card(name, image, pred=None, note=''):
+    "The `image` called `name` and, once there is one, the prediction `pred`, with a `note` beneath"
+    return (f'<div class="catdog-card"><img src="{image}" alt="{escape(name)}">'
             f'<div>{_answer(pred) if pred else ""}{_soft(name)}{_soft(note)}</div></div>')
 
 # %% ../../nbs/deploy/widgets.ipynb #dd50db57
@@ -77,8 +77,8 @@ class _Card(VBox):
         self.children = [self.html, self.button] if press else [self.html]
 
 # %% ../../nbs/deploy/widgets.ipynb #8227a59f
-class _Picture:
-    "A picture with its `card`; `BadImage` if `data` is none"
+class _Image:
+    "An image with its `card`; `ImageError` if `data` is none"
     def __init__(self, name, data, card):
         self.name,self.data,self.card,self.predicted = name,data,card,False
         self.small = _preview(data)
@@ -93,14 +93,14 @@ class _Picture:
 
     def show_why(self, classifier):
         "Darken what the answer does not rest on"
-        picture = _preview(jpeg_bytes(classifier.why(self.data, self.pred.label)))
+        image = _preview(jpeg_bytes(classifier.why(self.data, self.pred.label)))
         note = f'Bright: what spoke for {self.pred.label}. Dark and grey: what did not.'
         # the button stays where it is, and with it the keyboard's focus
-        self.card.show(_card(self.name, picture, self.pred, note), 'Show all', lambda: self.show_answer(classifier))
+        self.card.show(_card(self.name, image, self.pred, note), 'Show all', lambda: self.show_answer(classifier))
 
 # %% ../../nbs/deploy/widgets.ipynb #b3e2b435
 def _drawings():
-    "(name, JPEG bytes) of pictures to try"
+    "(name, JPEG bytes) of images to try"
     from catdog.sample.draw import draw   # the page and the API start without it
     return [(f'drawn {label} {seed}.jpg', jpeg_bytes(draw(label, seed, (320, 320)))) for label,seed in
             [('cat', 242), ('dog', 1447), ('cat', 66), ('dog', 166)]]
@@ -134,23 +134,23 @@ def _option(name, model):
 
 # %% ../../nbs/deploy/widgets.ipynb #59117128
 MAX_MESSAGE = 64*2**20   # bytes from a browser at once
-_MAX_FILES,_MAX_BYTES = 32,16*2**20   # pictures at once, and bytes each
+_MAX_FILES,_MAX_BYTES = 32,16*2**20   # images at once, and bytes each
 
 def _in_voila(): return 'VOILA_BASE_URL' in os.environ
 
 def _page_script(most):
-    "`app.js`, with its icon, the bytes (None: nobody knows) and the pictures that may come at once, for `display`"
+    "`app.js`, with its icon, the bytes (None: nobody knows) and the images that may come at once, for `display`"
     options = json.dumps(dict(icon=_static('icon.svg'), most=most, many=_MAX_FILES)).replace('</', '<\\/')
     return {'text/html': f'<script>{_static("app.js")}({options})</script>'}
 
 # %% ../../nbs/deploy/widgets.ipynb #45cffa7e
 class App(VBox):
-    "Upload pictures, see them, press Predict!, read what they show"
+    "Upload images, see them, press Predict!, read what they show"
     def __init__(self,
         classifier:Classifier=None # The model to start with; the default is the first of `find_models`
     ):
         "Widgets around `classifier` and all other models that there are"
-        self.models,self.pictures = _open_models(classifier),[]
+        self.models,self.images = _open_models(classifier),[]
         self.head,self.about,self.status,self.cards = HTML(),HTML(),HTML(),VBox()
         self.menu = Dropdown(options=[(_option(*o), o[0]) for o in self.models.items()], description='Model')
         self.ask,self.button = Box().add_class('catdog-ask'),Button(description='Predict!', disabled=True)
@@ -160,7 +160,7 @@ class App(VBox):
         super().__init__(self._layout(style))
         self._connect()
 
-    def __repr__(self): return f'App({self.menu.value!r}, {len(self.pictures)} pictures)'
+    def __repr__(self): return f'App({self.menu.value!r}, {len(self.images)} images)'
 
     def _ipython_display_(self, **kw):
         # not a widget of the app: it has to run even if no widget can reach its kernel
@@ -175,7 +175,7 @@ def _layout(self:App, style):
     tries = Box(self.tries)
     for name in ('probe', 'lost', 'received', 'status', 'cards'): getattr(self, name).add_class(f'catdog-{name}')
     for o,name in [(self.menu, 'model'), (self.button, 'go'), (tries, 'tries')]: o.add_class(f'catdog-{name}')
-    hint = HTML('<p class="catdog-soft catdog-hint">No picture at hand? Try one of these drawings:</p>')
+    hint = HTML('<p class="catdog-soft catdog-hint">No image at hand? Try one of these drawings:</p>')
     return [HTML(f'<style>{_static("app.css")}{style}</style>'), self.head, self.ask, self.status, self.cards, hint,
             tries, self.menu, self.about, self.probe, self.lost, self.received]
 
@@ -183,7 +183,7 @@ def _layout(self:App, style):
 @patch
 def _make_uploads(self:App):
     "Fresh upload buttons, and Predict! beside them"
-    self.upload = FileUpload(accept='image/*', multiple=True, description='Choose pictures', icon='')
+    self.upload = FileUpload(accept='image/*', multiple=True, description='Choose images', icon='')
     self.camera = FileUpload(accept='image/*', description='Take a photo', icon='')
     for o,name in ((self.upload, 'upload'), (self.camera, 'camera')):
         # ipywidgets 7 keeps `value` when the same file comes again, but counts every upload
@@ -228,38 +228,38 @@ def classifier(self:App):
 def _switched(self:App):
     "Show which model it is now, and let it predict what the last one has predicted"
     model = self.models[self.menu.value]
-    title = question(self.classifier.labels) if self.classifier else 'What is in the picture?'
+    title = question(self.classifier.labels) if self.classifier else 'What is in the image?'
     icon = f'<span aria-hidden="true">{_static("icon.svg")}</span>'
     self.head.value = (
         f'<div class="catdog-head">{icon}<div><h1>{escape(title)}</h1>'
-        '<p class="catdog-soft">Choose pictures, press Predict!, and read what they show.</p></div></div>')
+        '<p class="catdog-soft">Choose images, press Predict!, and read what they show.</p></div></div>')
     self.about.value = f'<p class="catdog-soft">{escape(model.summary)}</p>' if self.classifier else _error(model)
     self._enable()
-    if self.classifier and any(o.predicted for o in self.pictures): self.predict()
+    if self.classifier and any(o.predicted for o in self.images): self.predict()
 
 @patch
-def _enable(self:App): self.button.disabled = not (self.pictures and self.classifier)
+def _enable(self:App): self.button.disabled = not (self.images and self.classifier)
 
 # %% ../../nbs/deploy/widgets.ipynb #b6bf91d5
 @patch
 def choose(self:App,
     files:list # (name, bytes) pairs
 ):
-    "Show a card for each of `files`: the picture, or why it is none"
-    self.pictures,cards = [],[]
+    "Show a card for each of `files`: the image, or why it is none"
+    self.images,cards = [],[]
     for name,data in files[:_MAX_FILES]:
         card = _Card()
         try:
             if len(data) > _MAX_BYTES:
                 mb,most = f'{len(data)/2**20:.0f} MB',f'{_MAX_BYTES//2**20} MB'
-                raise BadImage(f'{mb}, more than the {most} that we open', 'too-large')
-            self.pictures.append(_Picture(name, data, card))
-        except BadImage as e: card.show(_error(f'{name}: {e.reason}'))
+                raise ImageError(f'{mb}, more than the {most} that we open', 'too-large')
+            self.images.append(_Image(name, data, card))
+        except ImageError as e: card.show(_error(f'{name}: {e.reason}'))
         cards.append(card)
     self.cards.children = cards
     self._enable()
     left_out = len(files) - len(cards)
-    self._set_status(f'{len(self.pictures)} picture{"s"*(len(self.pictures) != 1)} chosen'
+    self._set_status(f'{len(self.images)} image{"s"*(len(self.images) != 1)} chosen'
                      + f'; {left_out} left out, {_MAX_FILES} at once are enough'*bool(left_out))
 
 @patch
@@ -268,23 +268,23 @@ def _set_status(self:App, text): self.status.value = f'<p class="catdog-soft">{e
 # %% ../../nbs/deploy/widgets.ipynb #4afaaf1b
 @patch
 def predict(self:App):
-    "Let the chosen model predict every picture"
+    "Let the chosen model predict every image"
     self.button.disabled = True
     try:
-        for i,o in enumerate(self.pictures, 1):
-            self._set_status(f'Looking at picture {i} of {len(self.pictures)} ...')
+        for i,o in enumerate(self.images, 1):
+            self._set_status(f'Looking at image {i} of {len(self.images)} ...')
             o.predict(self.classifier)
-        found = Counter(tally(o.pred) for o in self.pictures)
+        found = Counter(tally(o.pred) for o in self.images)
         self._set_status(', '.join(f'{n} {o}' for o,n in found.items()))
     finally: self.button.disabled = False
 
 # %% ../../nbs/deploy/widgets.ipynb #78adcf3d
 @patch
 def try_one(self:App,
-    name:str, # Of the picture
+    name:str, # Of the image
     data:bytes # Its file
 ):
-    "Choose the picture `name` and predict it at once"
+    "Choose the image `name` and predict it at once"
     self.choose([(name, data)])
     self.predict()
 

@@ -33,7 +33,7 @@ class Backbone:
     name:str             # What a person calls it
     arch:object          # What `vision_learner` takes: a function of torchvision, or a name of timm
     source:str           # Of its weights: 'pip', 'torchvision' or 'timm'
-    size:int=224         # Side of the pictures that its weights were trained on, in pixels
+    size:int=224         # Side of the images that its weights were trained on, in pixels
     package:str=''       # The pip package that has the weights, where `source` is 'pip'
     sha256:str=''        # Of the file in `package`
 
@@ -166,7 +166,7 @@ def available_arch(
 LITE_STATS = [127/255]*3,[128/255]*3   # mean and deviation of pixels from 0 to 1
 
 def backbone_learner(
-    dls:DataLoaders, # Batches of pictures
+    dls:DataLoaders, # Batches of images
     backbone:Backbone, # From `find_arch`
     pretrained:bool=True, # Start from ImageNet weights, and freeze the body? False: from random ones
     **kw # Passed on to `vision_learner`

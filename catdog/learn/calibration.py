@@ -29,9 +29,9 @@ from .loaders import labelled_dl, provenance
 def error_sentence(
     wrong:int, # How many answers were wrong
     n:int, # Of how many
-    of:str='validation pictures' # Of what
+    of:str='validation images' # Of what
 ) -> str: # In percent, with the 95% interval
-    "The share `wrong` of `n` pictures as a sentence"
+    "The share `wrong` of `n` images as a sentence"
     error,low,high = error_interval(wrong, n)
     return f'{error:.1%} error on {n:,} {of} (95% interval {low:.1%} to {high:.1%})'
 
@@ -44,24 +44,24 @@ def label_sentences(
     "What `counts` say about each of `labels`, where one figure for all is not enough"
     errors = list(zip(map(str, labels), label_errors(counts)))
     missing = ', '.join(repr(label) for label,(_,n) in errors if not n)
-    lines = [f'{missing} could not be validated: there was no picture left to do it with'] if missing else []
+    lines = [f'{missing} could not be validated: there was no image left to do it with'] if missing else []
     if not are_uneven(counts): return lines
     measured = sorted(((wrong/n, label, wrong, n) for label,(wrong,n) in errors if n), key=lambda o: -o[0])
-    lines.append(f'{balanced_error(counts):.1%} balanced error: each label counts once, however many pictures it has')
-    return lines + [f'    {label}: {error_sentence(wrong, n, "pictures")}' for _,label,wrong,n in measured[:most]]
+    lines.append(f'{balanced_error(counts):.1%} balanced error: each label counts once, however many images it has')
+    return lines + [f'    {label}: {error_sentence(wrong, n, "images")}' for _,label,wrong,n in measured[:most]]
 
 # %% ../../nbs/learn/calibration.ipynb #ad276d66
 def validation_logits(
     learn:Learner, # Trained
-    dl:DataLoader=None # Pictures and labels, prepared as for validation; None: the validation set of `learn`
+    dl:DataLoader=None # Images and labels, prepared as for validation; None: the validation set of `learn`
 ) -> tuple: # (logits, truth): tensors of shape (n,labels) and (n,), on the CPU
-    "Scores of `learn` for the pictures in `dl`, and their true labels"
+    "Scores of `learn` for the images in `dl`, and their true labels"
     dl = dl or learn.dls.valid
     if has_plain_head(learn) and are_files(dl.dataset.items):   # perhaps they have passed the body already
         x,y,_ = labelled_features(learn, dl.dataset, on_bad=note_bad(learn))
         if len(y): return head_scores(learn, x),torch.from_numpy(y)
     learn.model.eval()
-    # Not `get_preds`: where several processes train, it would collect what each of them says about the same pictures
+    # Not `get_preds`: where several processes train, it would collect what each of them says about the same images
     with torch.no_grad(): batches = [(learn.model(x), y) for x,y in dl]
     return tuple(torch.cat(o).as_subclass(torch.Tensor).cpu() for o in zip(*batches))
 
@@ -69,7 +69,7 @@ def validation_logits(
 def confusion(
     learn:Learner # Trained
 ) -> np.ndarray: # Counts of shape (labels,labels); rows are the truth, columns the answers
-    "Confusion matrix of `learn` on its validation pictures"
+    "Confusion matrix of `learn` on its validation images"
     return confusion_counts(*validation_logits(learn))
 
 # %% ../../nbs/learn/calibration.ipynb #30730e4c
@@ -98,7 +98,7 @@ def calibrate_on(
 def calibrate(
     learn:Learner # Trained, with a head that ends in a `Linear`, or in a batch norm
 ) -> float: # The temperature that was put into its last layer
-    "Make `learn` as sure as it is right on its validation pictures, by temperature scaling"
+    "Make `learn` as sure as it is right on its validation images, by temperature scaling"
     return calibrate_on(learn, *validation_logits(learn))
 
 # %% ../../nbs/learn/calibration.ipynb #a02f43cb
@@ -119,7 +119,7 @@ def plot_calibration(
     groups:int=5, # Groups of equal size
     ax=None # Matplotlib axes; None makes some
 ): # The axes
-    "Reliability diagram of `learn` on its validation pictures, in `groups`, with 95% intervals"
+    "Reliability diagram of `learn` on its validation images, in `groups`, with 95% intervals"
     from matplotlib import pyplot as plt
     logits,truth = validation_logits(learn)
     sure,answers = logits.softmax(1).max(1)
@@ -144,24 +144,24 @@ def print_validation(
     if rank_distrib(): return
     print(error_sentence(int(n - np.trace(counts)), n), *label_sentences(counts, learn.dls.vocab), sep='\n')
     if n < 100:
-        print('That is a small validation set: more pictures narrow the interval, and say how sure the model may be.')
+        print('That is a small validation set: more images narrow the interval, and say how sure the model may be.')
     else: print(f'Calibration: {calibration_sentence(**learn.calibration)}.')
 
 # %% ../../nbs/learn/calibration.ipynb #104ec8c8
 def logits_on_test(
     learn:Learner # Trained; its `dls` may have `test_files`
 ) -> tuple: # (logits, truth) as from `validation_logits`, or None without any
-    "Scores of `learn` for the pictures that were meant for testing"
+    "Scores of `learn` for the images that were meant for testing"
     files = getattr(learn.dls, 'test_files', [])
     return validation_logits(learn, labelled_dl(learn.dls, files)) if files else None
 
 def print_test(
     learn:Learner # Trained
 ):
-    "Print the error of `learn` on its test pictures, where it has any"
+    "Print the error of `learn` on its test images, where it has any"
     if not (measured := logits_on_test(learn)) or rank_distrib(): return
     counts = confusion_counts(*measured)
-    error = error_sentence(int(counts.sum() - np.trace(counts)), int(counts.sum()), 'test pictures')
+    error = error_sentence(int(counts.sum() - np.trace(counts)), int(counts.sum()), 'test images')
     print(error, *label_sentences(counts, learn.dls.vocab), sep='\n')
 
 # %% ../../nbs/learn/calibration.ipynb #298bdcc1
@@ -189,7 +189,7 @@ def _prototypes(z, k):
 class PrototypeDistance(nn.Module):
     "Cosine distance of feature maps (n,channels,h,w) from the nearest prototype, 0 to 2: (n,)"
     def __init__(self,
-        x:np.ndarray, # Features of the training pictures, averaged over each picture, shape (n,channels)
+        x:np.ndarray, # Features of the training images, averaged over each image, shape (n,channels)
         y:np.ndarray, # Their labels, shape (n,)
         most:int=256 # Prototypes of all labels together, at most
     ):
@@ -212,7 +212,7 @@ class PrototypeDistance(nn.Module):
 # %% ../../nbs/learn/calibration.ipynb #1a78afa0
 def fit_distance(
     learn:Learner, # Trained
-    which:list=None # Indices of the training pictures that count; None: all
+    which:list=None # Indices of the training images that count; None: all
 ) -> PrototypeDistance: # From the feature maps of its body
     "The distance from what `learn` was trained on"
     x,y,_ = labelled_features(learn, which=which, on_bad=lambda file,error: None)
@@ -223,7 +223,7 @@ def validation_distances(
     learn:Learner, # Trained
     distance:nn.Module # From feature maps to distances: `fit_distance`
 ) -> tuple: # (logits, truth, distances): arrays of shape (n,labels), (n,) and (n,)
-    "Scores, true labels and `distance` of the validation pictures of `learn`"
+    "Scores, true labels and `distance` of the validation images of `learn`"
     logits,truth = validation_logits(learn)
     x = torch.from_numpy(labelled_features(learn, learn.dls.valid_ds, on_bad=lambda file,error: None)[0])
     return logits.numpy(),truth.numpy(),distance(x[:, x.shape[1]//2:, None, None]).numpy()
@@ -232,13 +232,13 @@ def validation_distances(
 def _down(x): return float(np.floor(float(x)*1e4)/1e4)
 
 def ood_limits(
-    probability:np.ndarray, # Of each answer about a validation picture, 0 to 1
-    distance:np.ndarray, # Of each of these pictures
+    probability:np.ndarray, # Of each answer about a validation image, 0 to 1
+    distance:np.ndarray, # Of each of these images
     right:np.ndarray=None, # Was that answer right? None: as if all were
-    keep:float=0.99, # Share of the pictures that keeps its answer, if it is right often enough
+    keep:float=0.99, # Share of the images that keeps its answer, if it is right often enough
     least:float=0.9 # Share of the sure answers that has to be right
-) -> dict: # probability and distance: an answer that is less probable, or about a picture further off, is "not sure"
-    "Limits within which at least `keep` of the pictures lie, or fewer where not `least` of them would be `right`"
+) -> dict: # probability and distance: an answer that is less probable, or about an image further off, is "not sure"
+    "Limits within which at least `keep` of the images lie, or fewer where not `least` of them would be `right`"
     right = np.ones(len(probability), bool) if right is None else right
     def _limits(share): return _down(np.quantile(probability, share)),-_down(-np.quantile(distance, 1 - share))
     def _kept(p, d): return ((probability >= p) & (distance <= d)).mean()

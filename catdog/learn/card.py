@@ -1,4 +1,4 @@
-"""What a model says about itself: labels, preprocessing, data, and what was measured on which pictures; What a model says about itself, for people to read"""
+"""What a model says about itself: labels, preprocessing, data, and what was measured on which images; What a model says about itself, for people to read"""
 
 import re
 from collections import Counter
@@ -30,7 +30,7 @@ def measured_errors(
                 confusion=counts.tolist(), **uneven)
 
 def _validated(learn, logits, truth, distances):
-    "What `logits` and `distances` say about validation pictures with the labels `truth`; nothing, if there are none"
+    "What `logits` and `distances` say about validation images with the labels `truth`; nothing, if there are none"
     if not len(truth): return dict(n_valid=0)
     probabilities = F.softmax(torch.from_numpy(logits), 1).numpy()
     errors,right = measured_errors(logits, truth),logits.argmax(1) == truth
@@ -42,23 +42,23 @@ def _validated(learn, logits, truth, distances):
                 calibration={k: round(v, 4) for k,v in calibration.items()})
 
 def _training_data(dls, n_valid):
-    "Where the pictures of `dls` came from, how many there are, and how many were left out for which reason"
+    "Where the images of `dls` came from, how many there are, and how many were left out for which reason"
     out,n = list(getattr(dls, 'left_out', [])),len(dls.train_ds)
-    if not n: return dict(engines=['unknown'], trained_on='pictures')
+    if not n: return dict(engines=['unknown'], trained_on='images')
     if out: n -= len({f for f,_ in out} & {*dls.train_ds.items})
-    res = dict(provenance(dls.path), n_pictures=n + n_valid, n_train=n)
+    res = dict(provenance(dls.path), n_images=n + n_valid, n_train=n)
     if 'split' not in vars(dls): return res
     folder = dls.split.folder
     reasons = Counter({'that cannot be opened': len(out)}) + Counter(f'as {reason}' for _,reason in folder.ignored)
     return dict(res, n_files=len(folder) + len(folder.ignored), left_out=dict(reasons))
 
 def model_metadata(
-    learn:Learner, # Trained; its pictures, if it has any, lie below `learn.dls.path`
-    logits:np.ndarray, # Scores of the validation pictures, shape (n,labels), as the exported network gives them
+    learn:Learner, # Trained; its images, if it has any, lie below `learn.dls.path`
+    logits:np.ndarray, # Scores of the validation images, shape (n,labels), as the exported network gives them
     truth:np.ndarray, # Their true labels, shape (n,)
     distances:np.ndarray=None, # How far they lie from what was trained on, shape (n,); None: not measured
-    test:tuple=None, # (logits, truth) of the test pictures
-    missing:int=0 # Validation pictures that could not be opened any more
+    test:tuple=None, # (logits, truth) of the test images
+    missing:int=0 # Validation images that could not be opened any more
 ) -> dict: # What goes into the model file; json can write it
     "What `learn` is: its labels, preprocessing, data, size, and what `logits`, `truth` and `distances` say about it"
     arch = getattr(learn, 'arch_name', None) or getattr(learn, 'arch', 'unknown')
@@ -70,7 +70,7 @@ def model_metadata(
                 versions={o: version(o) for o in ('catdog', 'fastai', 'torch', 'torchvision')})
 
 def describe(
-    learn:Learner, # Trained on pictures below `learn.dls.path`
+    learn:Learner, # Trained on images below `learn.dls.path`
     distance:nn.Module=None # From feature maps to distances; None: `fit_distance`
 ) -> dict: # What goes into the model file; json can write it
     "What `learn` is: its labels, preprocessing, data, size, measured error, and when it is not sure"
@@ -90,28 +90,28 @@ def markdown_table(
 
 def _data_text(meta):
     if 'n_train' not in meta:
-        return 'Exported without its pictures: what it was trained on, and how many there were, is not known.'
+        return 'Exported without its images: what it was trained on, and how many there were, is not known.'
     test = f', {meta["test"]["n"]:,} for testing' if 'test' in meta else ''
     text = (f'{meta["n_train"]:,} {meta["trained_on"]} for training, {meta["n_valid"]:,} for validation{test}\n'
             f'(from: {_as_is(", ".join(meta["engines"]))}).')
     n,out = meta.get('n_files', 0),meta.get('left_out', {})
     if not out: return text
     reasons = ', '.join(f'{k:,} {_as_is(reason)}' for reason,k in out.items())
-    return f'{text}\nOf the folder, it used {n - sum(out.values())} of {n} pictures; left out {reasons}.'
+    return f'{text}\nOf the folder, it used {n - sum(out.values())} of {n} images; left out {reasons}.'
 
 def _errors_text(labels, errors, of):
-    "What `errors`, from `measured_errors`, say about `labels`, on pictures `of` some kind"
+    "What `errors`, from `measured_errors`, say about `labels`, on images `of` some kind"
     counts = np.array(errors['confusion'])
     n,each = int(counts.sum()),list(zip(labels, label_errors(counts)))
-    few = '\nWith so few pictures the interval is wide, and the figure a rough one.' if n < 100 else ''
+    few = '\nWith so few images the interval is wide, and the figure a rough one.' if n < 100 else ''
     parts = [f'{error_sentence(errors["n_wrong"], n, of)}, by Wilson.{few}']
     if missing := ', '.join(_as_is(label) for label,(_,n) in each if not n):
-        parts.append(f'**{missing} could not be validated:** there was no picture left to do it with.')
+        parts.append(f'**{missing} could not be validated:** there was no image left to do it with.')
     parts.append(markdown_table([[o, *row] for o,row in zip(labels, counts)], ['truth \\ answer', *labels]))
     if 'balanced_error' in errors:
-        rows = [[label, error_sentence(*o, 'pictures') if o[1] else 'not measured'] for label,o in each]
+        rows = [[label, error_sentence(*o, 'images') if o[1] else 'not measured'] for label,o in each]
         balanced = f'{errors["balanced_error"]:.1%} balanced error'
-        parts += [f'{balanced}: each label counts once, however many pictures it has.',
+        parts += [f'{balanced}: each label counts once, however many images it has.',
                   markdown_table(rows, ['label', 'error'])]
     return '\n\n'.join(parts)
 
@@ -119,8 +119,8 @@ def _calibration_text(meta):
     "How sure the model of `meta` is"
     c = meta['calibration']
     if not c: return 'Not calibrated: it is probably surer than it is right.'
-    few = '\nWith so few pictures neither number says much.' if meta['n_valid'] < 100 else ''
-    return f'Calibrated, and measured, on the validation pictures: {calibration_sentence(**c)}.{few}'
+    few = '\nWith so few images neither number says much.' if meta['n_valid'] < 100 else ''
+    return f'Calibrated, and measured, on the validation images: {calibration_sentence(**c)}.{few}'
 
 def _limits_text(limits):
     "When the model is not sure"
@@ -136,11 +136,11 @@ def _limits_text(limits):
 def _measured_text(meta):
     "The sections about what was measured"
     if not meta['n_valid']:
-        return ('## How often it is wrong\n\nNot measured: there were no pictures to measure with. So it is not known '
+        return ('## How often it is wrong\n\nNot measured: there were no images to measure with. So it is not known '
                 'either how sure it may be,\nand it never says that it is not sure.')
-    parts = ['## How often it is wrong', _errors_text(meta['labels'], meta, 'validation pictures')]
-    if n := meta.get('n_missing'): parts.append(f'{n:,} other validation pictures could not be opened any more.')
-    if 'test' in meta: parts.append(_errors_text(meta['labels'], meta['test'], 'test pictures, which decided nothing'))
+    parts = ['## How often it is wrong', _errors_text(meta['labels'], meta, 'validation images')]
+    if n := meta.get('n_missing'): parts.append(f'{n:,} other validation images could not be opened any more.')
+    if 'test' in meta: parts.append(_errors_text(meta['labels'], meta['test'], 'test images, which decided nothing'))
     return '\n\n'.join([*parts, '## How sure it is', _calibration_text(meta), _limits_text(meta['neither'])])
 
 def _input_text(meta):
@@ -149,7 +149,7 @@ def _input_text(meta):
                pad=f'padded to a square ({resize.get("pad_mode")}) and scaled')[resize.get('method', 'squish')]
     opened = 'as it is stored, not turned' if 'opened' in meta else 'upright'
     cut = ', and the middle cut out' if larger > size else ''
-    return (f'`pixels`: uint8, N x {size} x {size} x 3, RGB. The picture ({opened}) is {how}\n'
+    return (f'`pixels`: uint8, N x {size} x {size} x 3, RGB. The image ({opened}) is {how}\n'
             f'to {larger} x {larger} (bilinear){cut}.')
 
 def model_card(
@@ -161,7 +161,7 @@ def model_card(
     int8 = '\nIts body computes with 8-bit integers.' if meta.get('int8') else ''
     return f'''# {" or ".join(labels)}?
 {drawn if meta["trained_on"] == "drawings" else ""}
-Tells pictures of {", ".join(labels)} apart. {_as_is(meta["arch"])}, trained with catdog on {meta["date"]}.{int8}
+Tells images of {", ".join(labels)} apart. {_as_is(meta["arch"])}, trained with catdog on {meta["date"]}.{int8}
 
 ## Data
 
@@ -172,7 +172,7 @@ Tells pictures of {", ".join(labels)} apart. {_as_is(meta["arch"])}, trained wit
 ## Limits
 
 Whatever it is shown, its answer is one of its labels; much that is none of them escapes it.
-The pictures that it was measured with come from the same source as those that it was trained on;
+The images that it was measured with come from the same source as those that it was trained on;
 expect more errors on others.
 
 ## Input

@@ -32,7 +32,7 @@ from fastcore.basics import patch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from torch import nn
 
-from ..core.errors import BadImage, CatdogError, ModelError
+from ..core.errors import ImageError, CatdogError, ModelError
 from ..core.files import batches_ahead, content_id, map_ahead
 from ..core.model_file import model_file, open_session, pixels_of, read_meta
 from ..dataset.split import Split, saved_folders, saved_split
@@ -40,12 +40,12 @@ from .calibration import fit_distance
 from .card import model_card, model_metadata
 from .features import as_maps
 from .head import ConcatPool, has_plain_head, head_parts
-from .loaders import OpenUpright, batch_resize, find_transform, picture_source, preprocessing, split_dls
+from .loaders import OpenUpright, batch_resize, find_transform, image_source, preprocessing, split_dls
 from ..sample.draw import draw
 
 # %% ../../nbs/learn/export.ipynb #79f74069
 class _Calibration(CalibrationDataReader):
-    "Gives ONNX Runtime one picture of `pixels`, (n,size,size,3), after the other"
+    "Gives ONNX Runtime one image of `pixels`, (n,size,size,3), after the other"
     def __init__(self, pixels): self.rows = iter(pixels[:, None])
     def get_next(self):
         row = next(self.rows, None)
@@ -54,7 +54,7 @@ class _Calibration(CalibrationDataReader):
 # %% ../../nbs/learn/export.ipynb #61ce041f
 def quantize(
     model:onnx.ModelProto, # From `onnx_model`
-    pixels:np.ndarray, # Some training pictures as the network is given them, uint8 of shape (n,size,size,3)
+    pixels:np.ndarray, # Some training images as the network is given them, uint8 of shape (n,size,size,3)
     file:str # Where to write the result
 ) -> onnx.ModelProto: # What is in `file`
     "`model` with a body of 8-bit integers, in the ranges that `pixels` show"
@@ -78,7 +78,7 @@ def rounding_fault(
 ) -> str: # '' where they are tolerated
     "Why the scores `rounded` are too far from `exact`"
     n,answers = len(exact),exact.argmax(1)
-    if not n: return 'there are no pictures to compare the answers on'
+    if not n: return 'there are no images to compare the answers on'
     changed = int((rounded.argmax(1) != answers).sum())
     moved = [_probabilities(o)[np.arange(n), answers] for o in (exact, rounded)]
     mean = float(np.abs(moved[0] - moved[1]).mean())
@@ -100,9 +100,9 @@ def _check_loss(learn):
 
 def check_network(
     learn:Learner, # Trained, or not yet
-    size:int # Side of the pictures that it is given, in pixels
+    size:int # Side of the images that it is given, in pixels
 ):
-    "`CatdogError` says why the network of `learn` could not be exported for pictures of `size`"
+    "`CatdogError` says why the network of `learn` could not be exported for images of `size`"
     name,model = getattr(learn, 'arch_name', 'the network'),learn.model
     if not has_plain_head(learn):
         raise CatdogError('the model can be exported when it has a head that vision_learner makes by itself')
@@ -113,7 +113,7 @@ def check_network(
         with torch.no_grad(): shape = tuple(model.eval()(x).shape)
     except Exception as e:   # each network has its own way to fail
         why = str(e).splitlines()[0][:100]
-        raise CatdogError(f'{name} cannot take pictures of {size} x {size} in three colours ({why}); take another size '
+        raise CatdogError(f'{name} cannot take images of {size} x {size} in three colours ({why}); take another size '
                           'or architecture') from None
     finally: model.train(was)
     if shape != (2, n := len(learn.dls.vocab)):
@@ -181,10 +181,10 @@ def activation(self:OnnxNetwork,
 # %% ../../nbs/learn/export.ipynb #94b1b99d
 def onnx_model(
     learn:Learner, # As `check_network` wants it
-    size:int, # Side of the pictures, in pixels
+    size:int, # Side of the images, in pixels
     distance:nn.Module=None # From feature maps to distances; None leaves them out
 ) -> onnx.ModelProto:
-    "The network of `learn` for pictures of `size`, with `distance`, as an ONNX model"
+    "The network of `learn` for images of `size`, with `distance`, as an ONNX model"
     device,network = next(learn.model.parameters()).device,OnnxNetwork(learn, distance)
     pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     try:
@@ -211,7 +211,7 @@ def onnx_bytes(
 def _as_pixels(x): return np.ascontiguousarray((x*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 class _OnnxBody(nn.Module):
-    "The body of an exported model: from pictures (N,3,h,w), 0 to 1, to features (N,C,h,w)"
+    "The body of an exported model: from images (N,3,h,w), 0 to 1, to features (N,C,h,w)"
     def __init__(self, session, data):
         super().__init__()
         self.session = session
@@ -236,7 +236,7 @@ def _onnx_head(data, channels):
 # %% ../../nbs/learn/export.ipynb #fab73716
 def onnx_network(
     file:str|os.PathLike # `model.onnx`, or the model folder
-) -> tuple: # (network, meta): a module from pictures (N,3,h,w), 0 to 1, to logits; what the model says about itself
+) -> tuple: # (network, meta): a module from images (N,3,h,w), 0 to 1, to logits; what the model says about itself
     "The network of an exported model and its metadata; `ModelError` says what is wrong with `file`"
     file = model_file(file)
     try: data = file.read_bytes()
@@ -258,17 +258,17 @@ def onnx_network(
 
 # %% ../../nbs/learn/export.ipynb #fb7b876f
 def saved_dls(
-    split:Split, # The pictures
+    split:Split, # The images
     meta:dict # Of the model, as `onnx_network` gives it
 ) -> DataLoaders: # Not normalised, on the CPU; the training set may be empty
-    "The pictures of `split` for the network of the model that `meta` is about"
+    "The images of `split` for the network of the model that `meta` is about"
     size,more = meta['size'],meta['resize_to'] - meta['size']
     if more: square = RandomResizedCrop(size, min_scale=.5, val_xtra=(more - .5)/size)   # it rounds up to eights
     else: square = Resize(size, **dict(dict(method='squish'), **meta.get('resize', {})))
     opened = PILImage.create if meta.get('opened') == 'as stored' else OpenUpright(meta.get('min_side'))
     blocks = TransformBlock(type_tfms=opened, batch_tfms=IntToFloatTensor),CategoryBlock(meta['labels'], sort=False)
     some = split.train or split.valid or list(split.content_ids)   # fastai cannot begin with an empty training set
-    if not some: raise CatdogError(f'{split.folder.path}: there is no picture in it that can be opened')
+    if not some: raise CatdogError(f'{split.folder.path}: there is no image in it that can be opened')
     dls = split_dls(replace(split, train=some), blocks, square, [], 42, bs=min(64, len(some)),
                     device=torch.device('cpu'))
     if not split.train: dls.loaders[0] = dls.train.new(dls.train_ds.new_empty())
@@ -280,7 +280,7 @@ def saved_learner(
     path:str|os.PathLike=None, # A folder with a sub-folder a label; None: the one in `data` that is called as `model`
     model:str|os.PathLike=None # A model folder; None: the newest in `models`
 ) -> Learner: # To look at: for `predictions`, `suspects`, `Cleaner` and `report`
-    "A `Learner` with the network of `model` and the pictures in `path`, without running what may be in `export.pkl`"
+    "A `Learner` with the network of `model` and the images in `path`, without running what may be in `export.pkl`"
     path,model = saved_folders(path, model)
     network,meta = onnx_network(model)
     split = saved_split(path, model, meta['labels'])
@@ -291,7 +291,7 @@ def saved_learner(
 # %% ../../nbs/learn/export.ipynb #0a26d3f8
 def check_exportable(
     learn:Learner # Trained, or not yet
-) -> dict: # From `preprocessing`: how an app has to prepare its pictures
+) -> dict: # From `preprocessing`: how an app has to prepare its images
     "`CatdogError` says why `learn` could not be exported"
     prepared = preprocessing(learn)
     check_network(learn, prepared['size'])
@@ -318,27 +318,27 @@ def check_model_folder(
 
 # %% ../../nbs/learn/export.ipynb #060a7662
 def _there(dset):
-    "Indices of the items of `dset` whose pictures are still where they were"
-    where = [picture_source(dset, i) for i in range(len(dset))]
+    "Indices of the items of `dset` whose images are still where they were"
+    where = [image_source(dset, i) for i in range(len(dset))]
     return [i for i,o in enumerate(where) if not isinstance(o, (str, os.PathLike)) or os.path.exists(o)]
 
 def _labelled(dset):
     "What the items of `dset` that are still there are opened from, and the indices of their labels"
-    return [picture_source(dset, i) for i in _there(dset)],[int(dset.tls[1][i]) for i in _there(dset)]
+    return [image_source(dset, i) for i in _there(dset)],[int(dset.tls[1][i]) for i in _there(dset)]
 
 def _pixels_or_none(source, prepared):
     try: return pixels_of(source, prepared)
-    except BadImage: return None
+    except ImageError: return None
 
 # %% ../../nbs/learn/export.ipynb #e9a52e49
 Measured = namedtuple('Measured', 'logits truth distances missing')   # distances: None where the file gives none
 
 def measure(
     data:bytes, # A model file
-    sources:list, # Paths of pictures, or whatever `pixels_of` takes
+    sources:list, # Paths of images, or whatever `pixels_of` takes
     truth:list, # Index of the right label of each
     prepared:dict, # From `preprocessing`
-    bs:int=4 # Pictures at a time
+    bs:int=4 # Images at a time
 ) -> Measured: # logits (n,labels), truth (n,), distances (n,), and how many of `sources` could not be opened
     "What the model in `data` says about `sources`"
     session,size = open_session('the model', data),prepared['size']
@@ -354,8 +354,8 @@ def measure(
     return Measured(logits, truth, distances[0] if distances else None, len(sources) - len(truth))
 
 # %% ../../nbs/learn/export.ipynb #eab96d07
-def _odd_pictures(folder):
-    "Files in `folder` that show whether two programs prepare pictures alike"
+def _odd_images(folder):
+    "Files in `folder` that show whether two programs prepare images alike"
     sideways = Image.Exif()
     sideways[0x112] = 6
     files = [folder/f'{i}.jpg' for i in range(5)] + [folder/'clear.png']
@@ -378,9 +378,9 @@ def _learner_probabilities(learn, sources):
     return torch.cat(batches).numpy()
 
 def _check_answers(learn, data, sources, prepared, n=64):
-    "`CatdogError` unless the model in `data` says what `learn` says about `n` of `sources` and some odd pictures"
+    "`CatdogError` unless the model in `data` says what `learn` says about `n` of `sources` and some odd images"
     with tempfile.TemporaryDirectory() as folder:
-        files = [o for o in sources[:n] if _pixels_or_none(o, prepared) is not None] + _odd_pictures(Path(folder))
+        files = [o for o in sources[:n] if _pixels_or_none(o, prepared) is not None] + _odd_images(Path(folder))
         logits,expected = measure(data, files, [0]*len(files), prepared).logits,_learner_probabilities(learn, files)
     if not np.isfinite(expected).all():
         raise CatdogError('the Learner gives no numbers: its training went astray; train again, with a smaller rate')
@@ -390,11 +390,11 @@ def _check_answers(learn, data, sources, prepared, n=64):
         raise CatdogError(f'the ONNX model differs from the Learner by {off:.2g}; it was not put in place')
 
 # %% ../../nbs/learn/export.ipynb #9ce57508
-def _picture_ids(learn, test):
-    "The content of the training, validation and `test` pictures of `learn`, as far as it is known; None without any"
+def _image_ids(learn, test):
+    "The content of the training, validation and `test` images of `learn`, as far as it is known; None without any"
     known = getattr(learn.dls, 'content_ids', {})
     def _ids(files): return sorted(known.get(f) or content_id(f) for f in files if isinstance(f, (str, os.PathLike)))
-    def _files(dset): return [picture_source(dset, i) for i in _there(dset)]
+    def _files(dset): return [image_source(dset, i) for i in _there(dset)]
     ids = dict(training=_ids(_files(learn.dls.train_ds)), validation=_ids(_files(learn.dls.valid_ds)), test=_ids(test))
     return ids if any(ids.values()) else None
 
@@ -419,10 +419,10 @@ def _may_fail(path, learn):
 
 # %% ../../nbs/learn/export.ipynb #845bae29
 def _in_8_bits(model, answers, train, ask, prepared, folder, n=200):
-    "`model` in 8 bits, by the ranges of `n` pictures of `train`, and its answers; where they are no good, a warning"
+    "`model` in 8 bits, by the ranges of `n` images of `train`, and its answers; where they are no good, a warning"
     some = train[::-(-len(train)//n)] if train else []
     pixels = [o for o in map_ahead(lambda o: _pixels_or_none(o, prepared), some) if o is not None]
-    if not pixels: return warn_about_rounding('there are no pictures to find the ranges of numbers by')
+    if not pixels: return warn_about_rounding('there are no images to find the ranges of numbers by')
     rounded = quantize(model, np.stack(pixels), str(folder/'rounded.onnx'))
     other = ask(rounded)
     if fault := rounding_fault(answers.logits, other.logits): return warn_about_rounding(fault)
@@ -436,7 +436,7 @@ def _write_onnx(learn, prepared, folder, int8):
     model = onnx_model(learn, prepared['size'], fit_distance(learn, which=train) if train else None)
     answers = _ask(model)
     _check_answers(learn, onnx_bytes(model, {}), sources, prepared)
-    files = [picture_source(dls.train_ds, i) for i in train]
+    files = [image_source(dls.train_ds, i) for i in train]
     smaller = _in_8_bits(model, answers, files, _ask, prepared, folder) if int8 else None
     if smaller: model,answers = smaller
     tested = _ask(model, test, [int(label_of(f)) for f in test])[:2] if test else None
@@ -448,14 +448,14 @@ def _write_onnx(learn, prepared, folder, int8):
 # %% ../../nbs/learn/export.ipynb #bab40fc7
 def export(
     learn:Learner, # Trained
-    path:str|os.PathLike=None, # Folder for the model; None: in models/, called like the folder of the pictures
+    path:str|os.PathLike=None, # Folder for the model; None: in models/, called like the folder of the images
     int8:bool=False # Let the body in `model.onnx` compute with 8-bit integers, if its answers stay nearly the same
 ) -> Path: # `path`
-    "Write `learn` into `path`: `model.onnx`, checked against it, `export.pkl`, `model_card.md` and `pictures.json`"
+    "Write `learn` into `path`: `model.onnx`, checked against it, `export.pkl`, `model_card.md` and `images.json`"
     path = Path(path or Path('models')/Path(learn.dls.path).absolute().name)
     if rank_distrib(): return path   # of several processes the first one writes
     folder,prepared = check_model_folder(path),check_exportable(learn)
-    hidden,ids = _hidden(folder),_picture_ids(learn, getattr(learn.dls, 'test_files', []))
+    hidden,ids = _hidden(folder),_image_ids(learn, getattr(learn.dls, 'test_files', []))
     with _may_fail(path, learn):
         hidden.mkdir(parents=True, exist_ok=True)
         try:
@@ -463,9 +463,9 @@ def export(
             _write_pickle(learn, hidden/'export.pkl')
             (hidden/'model_card.md').write_text(model_card(meta), encoding='utf8')
             folder.mkdir(exist_ok=True)
-            if ids: (hidden/'pictures.json').write_text(json.dumps(ids, indent=1))
-            else: (folder/'pictures.json').unlink(missing_ok=True)   # of another model
-            for name in ('export.pkl', 'model_card.md', *['pictures.json']*bool(ids), 'model.onnx'):
+            if ids: (hidden/'images.json').write_text(json.dumps(ids, indent=1))
+            else: (folder/'images.json').unlink(missing_ok=True)   # of another model
+            for name in ('export.pkl', 'model_card.md', *['images.json']*bool(ids), 'model.onnx'):
                 os.replace(hidden/name, folder/name)
         finally: shutil.rmtree(hidden)
     if unfinished := getattr(learn, 'checkpoint_file', None): unfinished.unlink(missing_ok=True)

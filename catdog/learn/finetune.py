@@ -19,7 +19,6 @@ import numpy as np
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
-import fastai.callback.schedule
 from fastai.callback.training import BnFreeze
 from fastai.data.core import DataLoaders
 from fastai.distributed import DistributedDL
@@ -33,7 +32,7 @@ from torch.nn import functional as F
 
 from ..core.errors import CatdogError
 from ..core.files import default_folder, write_atomic
-from ..dataset.folder import PictureFolder, labels_in
+from ..dataset.folder import ImageFolder, labels_in
 from ..dataset.split import check_number, used_sentence
 from .backbones import DEFAULT_ARCH, check_weights, find_arch
 from .calibration import calibrate, validation_logits
@@ -93,7 +92,7 @@ def faster(
 
 # %% ../../nbs/learn/finetune.ipynb #13613d1b
 class GrowingSize(Callback):
-    "Train on pictures that grow from two thirds of `size` to `size`, where they stay from 60% of the epochs on"
+    "Train on images that grow from two thirds of `size` to `size`, where they stay from 60% of the epochs on"
     def __init__(self,
         size:int # Side of the square that the network sees at the end, and in validation, in pixels
     ):
@@ -191,7 +190,7 @@ def read(self:Checkpoint,
 ):
     "Put `learn` where `file` left it; `CatdogError` if there is none, or it cannot be used"
     if not self.file.exists():
-        raise CatdogError('there is no unfinished training of these pictures with these settings to resume')
+        raise CatdogError('there is no unfinished training of these images with these settings to resume')
     try:
         state = torch.load(self.file, map_location=learn.dls.device, weights_only=True)
         learn.model.load_state_dict(state['model'])
@@ -238,7 +237,7 @@ _OWN_HEAD = 'lin_ftrs', 'custom_head', 'pool', 'first_bn', 'bn_final', 'lin_firs
 def check_recipe(
     recipe:str, # The name of one, perhaps
     arch:str=None, # The name of an architecture, perhaps; None: that of `recipe`
-    size:int=None, # Side of the pictures, in pixels, perhaps; None: that of the architecture
+    size:int=None, # Side of the images, in pixels, perhaps; None: that of the architecture
     epochs:int=None, # How many, perhaps; None: as many as `recipe` takes by itself
     **kw # For fastai's `vision_learner`
 ) -> tuple: # (arch, size): what is meant where none was given
@@ -247,7 +246,7 @@ def check_recipe(
         raise CatdogError(f'there is no recipe {recipe!r}: take {" or ".join(map(repr, RECIPES))}')
     backbone = find_arch(arch or RECIPES[recipe])
     if size is not None and not 32 <= size <= 2048:
-        raise CatdogError(f'size is {size}: give the side of the pictures in pixels, 32 to 2048')
+        raise CatdogError(f'size is {size}: give the side of the images in pixels, 32 to 2048')
     if epochs is not None and epochs < 0: raise CatdogError(f'epochs is {epochs}: give 0 or more')
     if recipe == 'fast' and (own := [o for o in _OWN_HEAD if o in kw and not (o == 'lin_ftrs' and not kw[o])]):
         raise CatdogError(f"the recipe 'fast' fits a head of one layer: leave out {', '.join(own)}, "
@@ -262,7 +261,7 @@ def recipe_tfms(
 ) -> dict: # For `get_dls`
     "The transforms of `recipe`; empty for those that `get_dls` takes by itself"
     if recipe == 'classic': return {}
-    # in validation all of the picture, squeezed; a GPU also turns, bends and lights the batches
+    # in validation all of the image, squeezed; a GPU also turns, bends and lights the batches
     crop = RandomResizedCrop(size, min_scale=0.5, val_xtra=0)
     return dict(item_tfms=crop) if torch.cuda.is_available() else dict(item_tfms=[crop, FlipItem()], batch_tfms=[])
 
@@ -290,7 +289,7 @@ def default_epochs(
 def classic_recipe(
     learn:Learner, # From `recipe_learner`
     epochs:int, # After the first one, in which the body is frozen
-    size:int, # Side of the pictures, in pixels
+    size:int, # Side of the images, in pixels
     checkpoint:Checkpoint # Keeps the state after each epoch
 ):
     "fastai's `fine_tune`"
@@ -310,10 +309,10 @@ def unfreeze_except_batchnorm(
 def fast_recipe(
     learn:Learner, # From `recipe_learner`
     epochs:int, # Of fine-tuning, once the head is fitted
-    size:int, # Side of the pictures, in pixels
+    size:int, # Side of the images, in pixels
     checkpoint:Checkpoint # Keeps the state after each epoch
 ):
-    "Fit the head, then fine-tune everything, from pictures that were decoded once, and keep what is best"
+    "Fit the head, then fine-tune everything, from images that were decoded once, and keep what is best"
     if checkpoint.best is None:
         fit_head(learn)
         if not epochs: return   # nothing to compare with, and nothing to resume
@@ -336,8 +335,8 @@ def checkpoint_file(
     learn:Learner, # To be trained
     **settings # All that decides what the training does
 ) -> Path: # In models/.unfinished
-    "Where the `Checkpoint` of a training with the pictures of `learn` and `settings` lies"
-    ids = getattr(learn.dls, 'content_ids', {})   # the content counts, too: another picture may have got the name
+    "Where the `Checkpoint` of a training with the images of `learn` and `settings` lies"
+    ids = getattr(learn.dls, 'content_ids', {})   # the content counts, too: another image may have got the name
     files = [[(str(f), ids.get(f)) for f in ds.items] for ds in (learn.dls.train_ds, learn.dls.valid_ds)]
     def _name(o): return getattr(o, '__name__', type(o).__name__)   # of a function or a class
     key = hashlib.sha256(json.dumps([os.getcwd(), files, settings], default=_name).encode()).hexdigest()[:16]
@@ -349,8 +348,8 @@ def run_recipe(
     recipe:str, # One of `RECIPES`
     arch:str, # The architecture that was asked for
     epochs:int|None, # Of fine-tuning; None: `default_epochs`
-    size:int, # Side of the pictures, in pixels
-    bs:int, # Pictures a batch
+    size:int, # Side of the images, in pixels
+    bs:int, # Images a batch
     resume:bool=False, # Go on after the last whole epoch of the same training, which was stopped?
     **settings # Whatever else decides what the training does
 ):
@@ -378,10 +377,10 @@ def check_build(
     labels:str|list, # As somebody typed them
     path:str|os.PathLike=None, # Folder to download to; None: called after `labels` in data/
     out:str|os.PathLike=None, # Folder for the model; None: called after `labels` in models/
-    n:int=None, # Pictures a label; None: as many as there are, or as usual
+    n:int=None, # Images a label; None: as many as there are, or as usual
     photos:str|os.PathLike=None, # A folder to train on instead; None: search the web
     **settings # For `check_recipe`
-) -> tuple: # (labels, path, out): the labels as their folders are called, where the pictures are, where the model goes
+) -> tuple: # (labels, path, out): the labels as their folders are called, where the images are, where the model goes
     "What to build; `CatdogError` says what cannot work"
     check_recipe(**settings)
     typed = [labels] if isinstance(labels, str) else list(labels)
@@ -390,11 +389,11 @@ def check_build(
         raise CatdogError('give photos, which is read where it lies, or path, to download to: not both')
     if not photos: typed = check_search(typed, n or 150)
     path,out = Path(photos or path or default_folder(typed)),Path(out or default_folder(typed, 'models'))
-    labels = PictureFolder(photos, typed).labels if photos else labels_in(typed, path)
+    labels = ImageFolder(photos, typed).labels if photos else labels_in(typed, path)
     if len(labels) < 2:
         raise CatdogError(f'{labels[0]!r} alone: a classifier needs two labels or more, such as: cat dog')
     if path.resolve() in (out.resolve(), *out.resolve().parents):
-        raise CatdogError(f'{out}: lies among the pictures; give another folder for the model')
+        raise CatdogError(f'{out}: lies among the images; give another folder for the model')
     check_model_folder(out)
     return labels,path,out
 
@@ -410,9 +409,9 @@ def print_step(
 def print_used(
     dls:DataLoaders # From `get_dls`
 ):
-    "Say how many pictures in the folder of `dls` are used, if that was not said yet, and which labels are not"
+    "Say how many images in the folder of `dls` are used, if that was not said yet, and which labels are not"
     folder,sentence = dls.split.folder,used_sentence(dls.split)
     if rank_distrib(): return
     if ';' not in sentence: print(f'{folder.path}: {sentence}')   # else `get_dls` said so
     others = ', '.join(folder.others)
-    if others: print(f'{folder.path} has pictures of {others}, too, which are not asked for and not used')
+    if others: print(f'{folder.path} has images of {others}, too, which are not asked for and not used')

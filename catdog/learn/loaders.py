@@ -1,4 +1,4 @@
-"""What a `Learner` does to a validation picture, in words that an app can follow; From a folder of pictures to data sets: files, labels, decoding, batches without what cannot be opened"""
+"""What a `Learner` does to a validation image, in words that an app can follow; From a folder of images to data sets: files, labels, decoding, batches without what cannot be opened"""
 
 import os, shutil, sys, tempfile
 from pathlib import Path
@@ -19,18 +19,18 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..core.errors import BadImage, CatdogError
-from ..core.files import find_pictures, map_ahead
+from ..core.errors import ImageError, CatdogError
+from ..core.files import find_images, map_ahead
 from ..core.images import open_image
 from ..core.model_file import OPENED, open_as
-from ..dataset.folder import PictureFolder, label_name
+from ..dataset.folder import ImageFolder, label_name
 from ..dataset.manifest import read_manifest
 from ..dataset.split import Split, check_left_out, used_sentence
 
-def picture_source(
+def image_source(
     dset:Datasets, # Such as `dls.valid_ds`
     i:int # Which of its items
-): # A path as a rule; else what the pipeline opens: bytes, an array, a picture
+): # A path as a rule; else what the pipeline opens: bytes, an array, an image
     "What item `i` of `dset` is opened from"
     items = dset.items.iloc if hasattr(dset.items, 'iloc') else dset.items
     return compose(*dset.tls[0].tfms.fs[:-1])(items[i])
@@ -42,8 +42,8 @@ def pick_items(
     "The items `which` of `dset`, for `test_dl`"
     return dset.items.iloc[list(which)] if hasattr(dset.items, 'iloc') else [dset.items[i] for i in which]
 
-def _telling_pictures(folder):
-    "Files in `folder` that show how somebody opens pictures"
+def _telling_images(folder):
+    "Files in `folder` that show how somebody opens images"
     colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), 'uint8')).resize((1200, 900))
     exif = Image.Exif()
     exif[0x112] = 6   # the camera was held sideways
@@ -56,26 +56,26 @@ def _opens_like(opener, how, files):
     except Exception: return False   # somebody's own function, which wants something else than a path
 
 def _how_opened(opener):
-    "What `open_as` needs to open pictures as `opener` does: opened, min_side"
+    "What `open_as` needs to open images as `opener` does: opened, min_side"
     ways = [dict(opened=o, min_side=getattr(opener, 'min_side', None)) for o in OPENED]
     with tempfile.TemporaryDirectory() as folder:
-        files = _telling_pictures(Path(folder))
+        files = _telling_images(Path(folder))
         for how in ways:
             if _opens_like(opener, how, files): return how
-    raise CatdogError('the model can be exported when its pictures are opened, in colours, by PILImage.create or by '
+    raise CatdogError('the model can be exported when its images are opened, in colours, by PILImage.create or by '
                       f'get_dls; {opener.name} gives others')
 
 def check_labels(
     dls:DataLoaders # Whatever a `Learner` has
 ):
-    "`CatdogError` unless `dls` give one picture and one label of several"
+    "`CatdogError` unless `dls` give one image and one label of several"
     dset = getattr(dls, 'valid_ds', None)
     if not isinstance(dset, Datasets) or len(dset.tls) != 2 or dset.n_inp != 1:
         raise CatdogError('the model can be exported when its data come from a DataBlock, or from ImageDataLoaders, '
-                          'with a picture and a category')
+                          'with an image and a category')
     kinds = dset.tls[1].tfms.fs
     if any(isinstance(o, MultiCategorize) for o in kinds):
-        raise CatdogError('the model can be exported when each picture has one label; these have several '
+        raise CatdogError('the model can be exported when each image has one label; these have several '
                           '(MultiCategoryBlock)')
     if not any(type(o) is Categorize for o in kinds):
         raise CatdogError('the model can be exported when it answers with a label (CategoryBlock), not with numbers')
@@ -83,13 +83,13 @@ def check_labels(
 def _acting(pipeline, harmless): return [o for o in pipeline.fs if type(o) not in harmless and o.split_idx != 0]
 
 def _cannot(tfm):
-    return CatdogError('the model can be exported when its pictures pass RandomResizedCrop, or Resize by squish, crop '
+    return CatdogError('the model can be exported when its images pass RandomResizedCrop, or Resize by squish, crop '
                        f'or pad, to a square; an app cannot repeat {tfm.name}')
 
 def _squared(dls):
-    "size, resize_to and, unless the whole picture is squeezed, resize: what `dls` do to a validation picture"
+    "size, resize_to and, unless the whole image is squeezed, resize: what `dls` do to a validation image"
     acting = _acting(dls.valid.after_item, (ToTensor,))
-    if not acting: raise CatdogError('the model can be exported when its pictures pass RandomResizedCrop, or Resize')
+    if not acting: raise CatdogError('the model can be exported when its images pass RandomResizedCrop, or Resize')
     odd = [o for o in acting if type(o) not in (RandomResizedCrop, Resize)] or acting[1:]
     if odd: raise _cannot(odd[0])
     first, = acting
@@ -113,7 +113,7 @@ def _weights(tfms, size):
     return torch.cat(batches).T.contiguous()
 
 class BatchResize(nn.Module):
-    "Pictures (n,3,h,w) of another size, as `weights` of their rows and columns say"
+    "Images (n,3,h,w) of another size, as `weights` of their rows and columns say"
     def __init__(self,
         weights:torch.Tensor # Shape (new side, side)
     ):
@@ -127,7 +127,7 @@ class BatchResize(nn.Module):
 
 def batch_resize(
     dls:DataLoaders # From a `DataBlock`
-) -> nn.Module: # From pictures (n,3,h,w) to others; `Identity` as a rule
+) -> nn.Module: # From images (n,3,h,w) to others; `Identity` as a rule
     "How the validation batches of `dls` are resized; `CatdogError` names what else is done to them"
     acting = _acting(dls.valid.after_batch, (IntToFloatTensor, Normalize))
     if odd := [o for o in acting if not _resizes(o)]: raise _cannot(odd[0])
@@ -136,9 +136,9 @@ def batch_resize(
     return BatchResize(weights) if len(weights) else nn.Identity()
 
 def preprocessing(
-    learn:Learner # With pictures or without
+    learn:Learner # With images or without
 ) -> dict: # size, resize_to, opened and min_side, perhaps resize: for `core.preprocess.pixels_of`
-    "How `learn` prepares a picture for validation; `CatdogError` names what an app could not do"
+    "How `learn` prepares an image for validation; `CatdogError` names what an app could not do"
     dls = learn.dls
     check_labels(dls)
     if odd := [o for o in dls.valid.before_batch.fs if o.name != 'noop']: raise _cannot(odd[0])
@@ -153,14 +153,14 @@ if Path(sys.argv[0]).stem in ('catdog-build', 'catdog-review') and not {'-h', '-
 def image_files(
     path:str|os.PathLike # A folder
 ) -> L: # Paths
-    "The pictures below `path`, sorted, without those in hidden folders such as `.removed`"
-    return L(find_pictures([path] if os.path.isdir(path) else []))
+    "The images below `path`, sorted, without those in hidden folders such as `.removed`"
+    return L(find_images([path] if os.path.isdir(path) else []))
 
 class FolderLabel(Transform):
     "The label of a file, by the folder that it lies in"
     input_types = (Path, str)
     def __init__(self,
-        folder:PictureFolder # Where the labels are
+        folder:ImageFolder # Where the labels are
     ):
         "Keep where the labels of `folder` are, but not its files: a saved learner has none"
         self.folder = folder.without_files()
@@ -171,7 +171,7 @@ class FolderLabel(Transform):
 def provenance(
     path:str|os.PathLike # A folder with a sub-folder a label
 ) -> dict: # engines: names, the most frequent first; trained_on: 'photographs' or 'drawings'
-    "Which search engines the pictures below `path` came from, and whether they are photographs or drawings"
+    "Which search engines the images below `path` came from, and whether they are photographs or drawings"
     if not (Path(path)/'manifest.jsonl').exists(): return dict(engines=['a folder'], trained_on='photographs')
     manifest = read_manifest(path)
     engines = manifest[manifest.status == 'ok'].engine.value_counts()
@@ -182,18 +182,18 @@ class UprightImage(PILImage):
     "fastai's `PILImage`, opened by `open_image`"
     @classmethod
     def create(cls,
-        fn, # A path, bytes, an array, a tensor or a picture
-        min_side:int|None=None # As for `open_image`: larger pictures are averaged down, but no side below this
+        fn, # A path, bytes, an array, a tensor or an image
+        min_side:int|None=None # As for `open_image`: larger images are averaged down, but no side below this
     ):
-        "Open `fn` as an upright RGB picture, reduced towards `min_side`; `BadImage` names the file that is none"
+        "Open `fn` as an upright RGB image, reduced towards `min_side`; `ImageError` names the file that is none"
         if isinstance(fn, Tensor): fn = to_np(fn.permute(1, 2, 0) if fn.shape[0] == 3 else fn)
         try: return cls(open_image(fn, min_side=min_side))
-        except BadImage as e:
+        except ImageError as e:
             if not isinstance(fn, (str, os.PathLike)) or str(fn) in e.reason: raise
-            raise BadImage(f'{fn}: {e.reason}', e.status) from None
+            raise ImageError(f'{fn}: {e.reason}', e.status) from None
 
 class OpenUpright(Transform):
-    "Opens a picture as `UprightImage`, reduced to no more than `min_side` needs"
+    "Opens an image as `UprightImage`, reduced to no more than `min_side` needs"
     input_types = (Path, str, bytes, Tensor, np.ndarray, Image.Image)   # all that `Learner.predict` takes
     def __init__(self,
         min_side:int # No side gets shorter than this, in pixels
@@ -204,15 +204,15 @@ class Decoded(Transform):
     "Opens a path as `OpenUpright` does, but squeezed to a square, and unpacked only once"
     input_types = OpenUpright.input_types
     def __init__(self,
-        files, # Paths of pictures
+        files, # Paths of images
         side:int, # Of the squares, in pixels
-        min_side:int=None # As for `OpenUpright`; None: unpack all of each picture
+        min_side:int=None # As for `OpenUpright`; None: unpack all of each image
     ):
         "Open `files` with `min_side`, several at a time, and keep each as a square of `side`; note `faults`"
         self.rows,self.side,self.min_side,self.faults = {f: i for i,f in enumerate(files)},side,min_side,{}
         shape = len(files),side,side,3
         if shutil.disk_usage(tempfile.gettempdir()).free < 2*np.prod(shape, dtype=float):   # a full disk would end us
-            raise CatdogError(f'{tempfile.gettempdir()}: has no room for {len(files):,} pictures; set TMPDIR to a '
+            raise CatdogError(f'{tempfile.gettempdir()}: has no room for {len(files):,} images; set TMPDIR to a '
                               'folder on a larger disk')
         self._file = tempfile.TemporaryFile()
         self.pixels = np.memmap(self._file, 'uint8', 'w+', shape=shape)
@@ -221,7 +221,7 @@ class Decoded(Transform):
     def _open(self, o): return UprightImage.create(o, self.min_side).resize((self.side,)*2, Image.Resampling.BILINEAR)
     def _put(self, file):
         try: self.pixels[self.rows[file]] = self._open(file)
-        except BadImage as e: self.faults[file] = e
+        except ImageError as e: self.faults[file] = e
     def encodes(self, o):
         if not isinstance(o, Path) or o not in self.rows: return UprightImage(self._open(o))
         if o in self.faults: raise self.faults[o]
@@ -235,15 +235,15 @@ def find_transform(
     return next((o for o in pipeline.fs if isinstance(o, kinds)), None)
 
 class SkippingDL(TfmdDL):
-    "A `TfmdDL` that goes on without the pictures that cannot be opened, when it has a list of those `left_out`"
-    left_out = None   # None: a bad picture is an error, as in `Learner.predict`
+    "A `TfmdDL` that goes on without the images that cannot be opened, when it has a list of those `left_out`"
+    left_out = None   # None: a bad image is an error, as in `Learner.predict`
 
     def do_item(self,
-        s:int # Which picture of the data set; None: the next
-    ): # The picture, with its label; None for one that cannot be opened
-        "As fastai's; a picture that has gone bad is left out and noted"
+        s:int # Which image of the data set; None: the next
+    ): # The image, with its label; None for one that cannot be opened
+        "As fastai's; an image that has gone bad is left out and noted"
         try: return super().do_item(s)
-        except BadImage as e:
+        except ImageError as e:
             if self.left_out is None: raise
             self.left_out.add(self.dataset.items[s or 0], str(e))
 
@@ -256,17 +256,17 @@ class SkippingDL(TfmdDL):
         return (o for i,o in enumerate(chunked(b, self.bs)) if len(o) == self.bs or only and not i)
 
     def new(self,
-        dataset=None, # Other pictures; None: the same
+        dataset=None, # Other images; None: the same
         cls=None, # Another class of `DataLoader`; None: this one
         **kwargs
     ): # A `DataLoader`
-        "As before; only other batches of the same pictures go on without bad ones, and not those for `get_preds`"
+        "As before; only other batches of the same images go on without bad ones, and not those for `get_preds`"
         res = super().new(dataset, cls, **kwargs)
         if dataset is None and 'get_idxs' not in kwargs: res.left_out = self.left_out
         return res
 
 def _with_split(dls, split):
-    "`dls` with what is known about its pictures"
+    "`dls` with what is known about its images"
     dls.split,dls.left_out,dls.content_ids = split,split.left_out,split.content_ids
     dls.test_files,dls.unvalidated = split.test,split.unvalidated
     for dl in dls: dl.left_out = split.left_out
@@ -274,7 +274,7 @@ def _with_split(dls, split):
 
 def split_dls(
     split:Split, # From `split_files`
-    blocks, # As for `DataBlock`: how to open a picture, and its category
+    blocks, # As for `DataBlock`: how to open an image, and its category
     item_tfms, # As for `DataBlock`
     batch_tfms, # As for `DataBlock`
     seed:int, # What is drawn at random
@@ -292,8 +292,8 @@ def split_dls(
 
 def labelled_dl(
     dls:DataLoaders, # From `split_dls`, or others
-    items # Such as paths of pictures
-) -> TfmdDL: # Batches of pictures and labels
+    items # Such as paths of images
+) -> TfmdDL: # Batches of images and labels
     "`items` prepared as for validation; goes on without those that cannot be opened, if `dls` do"
     dl = dls.test_dl(items, with_labels=True)
     dl.left_out = getattr(dls, 'left_out', None)
@@ -307,9 +307,9 @@ def _decoded_dl(dl, dset, **kw):
 
 def decoded_dls(
     dls:DataLoaders, # From `split_dls`
-    side:int # Of the squares that are kept, in pixels: what the validation pictures are squeezed to
+    side:int # Of the squares that are kept, in pixels: what the validation images are squeezed to
 ) -> DataLoaders: # With the transforms of `dls`
-    "`dls` for whose pictures `Decoded` keeps squares of `side`"
+    "`dls` for whose images `Decoded` keeps squares of `side`"
     opened,labels = find_transform(dls.train_ds.tls[0].tfms, OpenUpright),dls.train_ds.tls[1]
     decoded = Decoded(dls.train_ds.items + dls.valid_ds.items, side, opened and opened.min_side)
     check_left_out([(f, e.reason) for f,e in decoded.faults.items()], len(decoded.rows))
@@ -320,7 +320,7 @@ def decoded_dls(
     kw = dict(splits=[range(len(train)), range(len(train), len(train) + len(valid))])
     dsets = Datasets(tls=[TfmdLists(train + valid, [decoded], **kw),
                           TfmdLists(train + valid, labels.tfms, types=labels.types, **kw)])
-    # what is left to do for a picture is less work than starting a process for it; a GPU needs them all the same
+    # what is left to do for an image is less work than starting a process for it; a GPU needs them all the same
     kw = {} if dls.device.type == 'cuda' else dict(num_workers=0)
     new = DataLoaders(*[_decoded_dl(dl, ds, **kw) for dl,ds in zip(dls, (dsets.train, dsets.valid))],
                       path=dls.path, device=dls.device)

@@ -84,7 +84,7 @@ class Pen:
     def pixels(self,
         points # Array or list of shape (n,2), in units of the frame
     ) -> list: # x, y, x, y, ... as Pillow wants them
-        "Where `points` lie in the picture"
+        "Where `points` lie in the image"
         return (np.asarray(points, float)@self.matrix + self.at).ravel().tolist()
 
     def polygon(self,
@@ -126,7 +126,7 @@ def inner(self:Pen,
     y:float, # Likewise
     scale:float=1., # Units of this frame a unit of that
     tilt:float=0. # Turned clockwise against this one, in radians
-) -> Pen: # Draws on the same picture
+) -> Pen: # Draws on the same image
     "A pen whose frame lies within this one at `x` and `y`, in a `scale` and with a `tilt` of its own"
     tilt = self.tilt + (-tilt if self.mirror else tilt)
     return Pen(self.img, self.pixels([(x, y)]), self.scale*scale, tilt, self.mirror)
@@ -174,7 +174,7 @@ def shadow(self:Pen,
 
 # %% ../../nbs/sample/draw.ipynb #c1921fbf
 def _gradient(size, top, bottom):
-    "A picture of `size` that goes from one colour to another"
+    "An image of `size` that goes from one colour to another"
     w,h = size
     a = np.linspace(0, 1, h)[:, None]*(np.array(bottom, float)-top) + top
     return Image.fromarray(a.astype('uint8')[:, None]).resize(size, Image.Resampling.NEAREST)
@@ -704,9 +704,9 @@ def random_size(
 # %% ../../nbs/sample/draw.ipynb #0023c7ec
 def draw(
     label:str, # What to draw: 'cat', 'dog', 'house', 'tree', 'car', 'flower', 'fish', or any other word
-    seed:int|str=0, # The same label and seed give the same picture
+    seed:int|str=0, # The same label and seed give the same image
     size:tuple=None # Width and height in pixels; by default one that the seed chooses
-) -> Image.Image: # An RGB picture
+) -> Image.Image: # An RGB image
     "A drawing of a `label`, different for each `seed`"
     r = Random(f'{label}, {seed}')
     chosen = random_size(r)

@@ -1,4 +1,4 @@
-"""What the sample web serves at one address: a picture in some format, or one of the faults of the web; The HTTP side of the sample web: a server on localhost that speaks the Bing v7 protocol; A search engine and picture host on localhost that knows the truth about every address"""
+"""What the sample web serves at one address: an image in some format, or one of the faults of the web; The HTTP side of the sample web: a server on localhost that speaks the Bing v7 protocol; A search engine and image host on localhost that knows the truth about every address"""
 
 import atexit, io, itertools, os, re, socket, threading, time, zlib
 from contextlib import suppress
@@ -45,7 +45,7 @@ SUFFIX_FORMATS = {o: 'jpeg' for o in IMAGE_SUFFIXES} | {   # of a folder of phot
 _INVALID = ('not-found', 'html', 'truncated', 'tiny', 'stall', 'bomb', 'large-body', 'no-ai')
 _JPEGS = ('truncated', 'html', 'near-duplicate', 'huge', 'tiny', 'stall', 'large-body')
 
-# These show no picture that is not shown elsewhere: they come on top of a folder's photographs
+# These show no image that is not shown elsewhere: they come on top of a folder's photographs
 EXTRA_FAULTS = (*_INVALID, 'duplicate', 'near-duplicate', 'wrong-label')
 
 TOTAL = 10_000   # how many drawings there are of each label
@@ -57,7 +57,7 @@ class Result:
         label:str, # What was searched for
         n:int, # Its place among the results for `label`, from 0
         kind:str, # One of `ANSWERS`
-        drawn:str, # What the picture shows
+        drawn:str, # What the image shows
         source:Path|str, # A photograph, or the seed of a drawing
         original=None # Of a copy: the `Result` that it is a copy of
     ):
@@ -72,7 +72,7 @@ class Result:
         if kind == 'near-duplicate': self.size = tuple(max(1, round(o*.7)) for o in self.size)
 
     @property
-    def path(self): return f'/pictures/{quote(self.label, safe="")}/{self.n:05}.{self.suffix}'
+    def path(self): return f'/images/{quote(self.label, safe="")}/{self.n:05}.{self.suffix}'
     @property
     def url(self): return self.web.url + self.path
 
@@ -96,13 +96,13 @@ def _drawing_facts(self:Result):
 def image(self:Result,
     size:tuple=None # (width, height) of a drawing, in pixels; None: its own
 ): # A `PIL.Image`
-    "The picture that this is about, as it is drawn or photographed"
+    "The image that this is about, as it is drawn or photographed"
     if self.is_photo: return open_image(self.source)
     return draw(self.drawn, self.source, size or self.size)
 
 @patch(as_prop=True)
 def data(self:Result):
-    "The bytes of the picture, whole"
+    "The bytes of the image, whole"
     if self.kind == 'duplicate': return self.original.data
     if self.kind == 'near-duplicate': return jpeg_bytes(self.original.image().resize(self.size), 60)
     if self.kind == 'huge': return jpeg_bytes(self.image([o//3 for o in self.size]).resize(self.size))
@@ -112,7 +112,7 @@ def data(self:Result):
 
 @patch(as_prop=True)
 def truth(self:Result):
-    "What the result really is; `valid` says whether somebody who collects pictures should keep what comes back"
+    "What the result really is; `valid` says whether somebody who collects images should keep what comes back"
     return dict(kind=self.kind, label=self.label, drawn=self.drawn, format=self.format,
                 valid=self.kind not in _INVALID and min(self.size) > 0, width=self.size[0], height=self.size[1],
                 original=self.original.url if self.original else None, file=self.source if self.is_photo else None)
@@ -126,11 +126,11 @@ def json(self:Result):
                 width=w, height=h, contentSize=f'{self.bytes} B', imageId=f'{zlib.crc32(self.path.encode()):08X}',
                 encodingFormat=dict(cmyk='jpeg', rotated='jpeg').get(self.format, self.format),
                 datePublished=f'20{10+n%15}-{1+n%12:02}-{1+n%28:02}T12:00:00.0000000Z',
-                thumbnailUrl=self.url.replace('/pictures/', '/thumbnails/'),
+                thumbnailUrl=self.url.replace('/images/', '/thumbnails/'),
                 thumbnail=dict(width=160, height=round(160*h/w) if w else 160))
 
 def _stall(o, first):
-    "Half of the picture, then silence until the web is stopped"
+    "Half of the image, then silence until the web is stopped"
     data = o.data
     def _half():
         yield data[:len(data)//2]
@@ -165,7 +165,7 @@ def serve_whole(
     o:Result, # What was asked for
     first:bool # Is it asked for for the first time?
 ) -> Response: # Of Flask
-    "The picture, as it should be"
+    "The image, as it should be"
     return Response(o.data, mimetype=o.type)
 
 USUAL_FAULTS = {
@@ -179,7 +179,7 @@ ANSWERS = {
     'server-error-once': lambda o, first: Response('try again', 500) if first else serve_whole(o, first),
     'rate-limit': lambda o, first: (Response('not so fast', 429, {'Retry-After': '1'}) if first else
                                     serve_whole(o, first)),
-    'redirect': lambda o, first: redirect(o.path.replace('/pictures/', '/moved/')),
+    'redirect': lambda o, first: redirect(o.path.replace('/images/', '/moved/')),
     'stall': _stall, 'large-body': _large_body,
     'bomb': lambda o, first: Response(_png_bomb(), mimetype='image/png'),
     'no-ai': lambda o, first: Response(o.data, mimetype=o.type, headers={'X-Robots-Tag': 'noai, noimageai'}),
@@ -289,8 +289,8 @@ def sample_app(
     @app.get('/v7.0/images/search')
     def search(): return _search(web)
 
-    @app.get('/pictures/<label>/<name>')
-    def picture(label, name):
+    @app.get('/images/<label>/<name>')
+    def image(label, name):
         o = _find(label, name)
         with web.lock:
             first = o.path not in web.fetched
@@ -324,7 +324,7 @@ def _shares(faults):
     return faults
 
 def _photo_folders(path, seed):
-    "Label -> its pictures, in an order that `seed` chooses"
+    "Label -> its images, in an order that `seed` chooses"
     if not path.is_dir():
         raise CatdogError(f'{path} is not a folder: give one that has a sub-folder of photographs for each label')
     res = {}
@@ -333,18 +333,18 @@ def _photo_folders(path, seed):
         Random(f'{seed}/{d.name}').shuffle(files)
         if files: res[d.name] = files
     if not res:
-        raise CatdogError(f'{path} has no sub-folder with pictures: give each label one, like {path/"cat"}')
+        raise CatdogError(f'{path} has no sub-folder with images: give each label one, like {path/"cat"}')
     return res
 
 _running,_before,_starting = [],[],threading.Lock()
 
 class SampleWeb:
-    "A search engine and picture host on localhost that draws what is searched for, or serves a folder of `photos`"
+    "A search engine and image host on localhost that draws what is searched for, or serves a folder of `photos`"
     def __init__(self,
         photos:str|os.PathLike=None, # A folder with a sub-folder for each label, served instead of drawings
         seed:int=42, # The same seed gives the same results
         faults:float|dict|str|None='auto', # Share of faults, or kind -> share; 'auto': 0.2 of drawings, no photographs
-        latency:tuple=(0, 0), # Each picture is answered after a time between these two, in seconds
+        latency:tuple=(0, 0), # Each image is answered after a time between these two, in seconds
         port:int=0 # Where to listen; 0, or one that is taken: a free one
     ):
         self.photos,self.seed,self.latency,self.port = photos and Path(photos),seed,latency,port
@@ -457,7 +457,7 @@ def truth(self:SampleWeb,
     url:str # A contentUrl of this web
 ) -> dict: # kind, label, drawn (what it shows), valid (worth keeping), original (of a copy), format, ...
     "What `url` really is; `CatdogError` when it is no address of this web"
-    match = re.fullmatch(r'/(?:pictures|moved|thumbnails)/([^/]+)/(\d+)\.\w+', urlsplit(url).path)
+    match = re.fullmatch(r'/(?:images|moved|thumbnails)/([^/]+)/(\d+)\.\w+', urlsplit(url).path)
     found = match and self.find_result(unquote(match[1]), int(match[2]))
     if not found or not url.startswith(f'{self.url}/'): raise CatdogError(f'{url} is not an address of {self}')
     return found.truth

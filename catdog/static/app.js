@@ -1,5 +1,5 @@
-// What no widget can say or do: whether the app is still there, whether an upload arrives, and taking pictures that are
-// dropped, pasted or photographed. `most` bytes may come at once, where that is known, and `many` pictures
+// What no widget can say or do: whether the app is still there, whether an upload arrives, and taking images that are
+// dropped, pasted or photographed. `most` bytes may come at once, where that is known, and `many` images
 (({icon, most, many}) => {
   // One for all apps of the page: the last that came, since a saved notebook may have brought an old one
   window.catdogScript?.abort()
@@ -90,7 +90,7 @@
       if (now.probes != start.probes) {
         app.querySelector('.catdog-lost').click()
         return say(app, `${mb(bytes)} did not arrive: that is more than Jupyter takes at once. `
-          + 'Choose smaller pictures, or fewer, or start it with "make lab", which lets 64 MB through.')
+          + 'Choose smaller images, or fewer, or start it with "make lab", which lets 64 MB through.')
       }
       say(app, `Sending ${mb(bytes)} ...`, 'status')
     }
@@ -100,7 +100,7 @@
     const app = button.closest('.catdog'), bytes = [...event.target.files].reduce((sum, o) => sum + o.size, 0)
     if (!most || bytes <= most) return follow(app, button, bytes)
     event.stopImmediatePropagation()
-    say(app, `${mb(bytes)} are too much at once: choose fewer pictures, ${mb(most)} together.`)
+    say(app, `${mb(bytes)} are too much at once: choose fewer images, ${mb(most)} together.`)
   }
 
   // The field of an upload button does not stand in the page; a click on the button is where we meet it
@@ -130,30 +130,30 @@
     if (button) fieldOf(button)
   }, first)
 
-  // Pictures that are dropped or pasted: anywhere on the page, or on an app in a notebook
+  // Images that are dropped or pasted: anywhere on the page, or on an app in a notebook
 
   const appAt = target => target.closest?.('.catdog') ?? (alone ? document.querySelector('.catdog') : null)
 
   const take = (app, files) => {
-    if (!files.length) throw Error('This is a link, not a picture: save the picture and choose its file, or paste it.')
+    if (!files.length) throw Error('This is a link, not an image: save the image and choose its file, or paste it.')
     const field = fieldOf(app.querySelector('.catdog-upload')), all = new DataTransfer()
     for (const o of files) all.items.add(o)
     field.files = all.files
     field.dispatchEvent(new Event('change'))
   }
 
-  const isPicture = o => o.type.startsWith('image/') || /\.(jpe?g|png|gif|webp|avif|bmp|tiff?|hei[cf])$/i.test(o.name)
+  const isImage = o => o.type.startsWith('image/') || /\.(jpe?g|png|gif|webp|avif|bmp|tiff?|hei[cf])$/i.test(o.name)
   async function* filesBelow(entry) {
     if (entry.isFile) { yield await new Promise((found, failed) => entry.file(found, failed)); return }
     const reader = entry.createReader(), some = () => new Promise((found, failed) => reader.readEntries(found, failed))
     for (let entries; (entries = await some()).length;)
       for (const o of entries) if (!o.name.startsWith('.')) yield* filesBelow(o)
   }
-  const picturesIn = async folder => {
+  const imagesIn = async folder => {
     const found = [], name = `in the folder ${folder.name}`
-    for await (const o of filesBelow(folder)) if (isPicture(o) && found.push(o) > many) break   // one more is enough
-    if (!found.length) throw Error(`There are no pictures ${name}.`)
-    if (found.length > many) throw Error(`There are more than ${many} pictures ${name}: drop at most ${many}.`)
+    for await (const o of filesBelow(folder)) if (isImage(o) && found.push(o) > many) break   // one more is enough
+    if (!found.length) throw Error(`There are no images ${name}.`)
+    if (found.length > many) throw Error(`There are more than ${many} images ${name}: drop at most ${many}.`)
     return found
   }
 
@@ -179,8 +179,8 @@
     const entries = [...event.dataTransfer.items].filter(o => o.kind == 'file').map(o => o.webkitGetAsEntry?.())
     const files = [...event.dataTransfer.files].filter((_, i) => !entries[i]?.isDirectory)
     const folders = entries.filter(o => o?.isDirectory)
-    try { take(app, [...files, ...(await Promise.all(folders.map(picturesIn))).flat()]) }
-    catch (error) { say(app, error.message || 'The folder cannot be read: choose the pictures in it.') }
+    try { take(app, [...files, ...(await Promise.all(folders.map(imagesIn))).flat()]) }
+    catch (error) { say(app, error.message || 'The folder cannot be read: choose the images in it.') }
   }, first)
   addEventListener('paste', event => {
     const app = appAt(event.target)

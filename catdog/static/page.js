@@ -4,13 +4,13 @@ const get = id => document.getElementById(id);
 const form = get('form'), file = get('file'), camera = get('camera'), drop = get('drop'), preview = get('preview');
 const button = get('predict'), message = get('status'), results = get('results');
 const most = Number(form.dataset.maxFiles), mostBytes = Number(form.dataset.maxBytes);
-let sent = [];   // the pictures whose results are shown
+let sent = [];   // the images whose results are shown
 document.documentElement.classList.add('script');
 
-// Choosing pictures
+// Choosing images
 
-function item(picture) {
-  const li = document.createElement('li'), img = document.createElement('img'), url = URL.createObjectURL(picture);
+function item(image) {
+  const li = document.createElement('li'), img = document.createElement('img'), url = URL.createObjectURL(image);
   img.alt = '';
   img.src = url;
   img.onload = () => URL.revokeObjectURL(url);
@@ -18,28 +18,28 @@ function item(picture) {
     URL.revokeObjectURL(url);
     img.replaceWith(Object.assign(document.createElement('span'), {className: 'frame', textContent: '?'}));
   };
-  li.append(img, picture.name);
-  li.title = picture.name;
+  li.append(img, image.name);
+  li.title = image.name;
   return li;
 }
 
 function tooMuch() {
   const bytes = [...file.files].reduce((sum, o) => sum + o.size, 0);
-  if (file.files.length > most) return `Choose at most ${most} pictures at once.`;
-  if (bytes > mostBytes) return `Together these are more than ${Math.floor(mostBytes/1e6)} MB: choose fewer or smaller pictures.`;
+  if (file.files.length > most) return `Choose at most ${most} images at once.`;
+  if (bytes > mostBytes) return `Together these are more than ${Math.floor(mostBytes/1e6)} MB: choose fewer or smaller images.`;
   return '';
 }
 
 function chosen() {
   const few = [...file.files].slice(0, most);
   preview.replaceChildren(...few.map(item));
-  message.textContent = tooMuch() || (few.length ? `${few.length} picture${few.length > 1 ? 's' : ''} chosen` : '');
+  message.textContent = tooMuch() || (few.length ? `${few.length} image${few.length > 1 ? 's' : ''} chosen` : '');
 }
 file.addEventListener('change', chosen);
 
-function choose(pictures) {
+function choose(images) {
   const all = new DataTransfer();
-  for (const o of pictures) all.items.add(o);
+  for (const o of images) all.items.add(o);
   file.files = all.files;
   chosen();
 }
@@ -52,7 +52,7 @@ camera.addEventListener('change', () => {
 
 // Dropped and pasted ones
 
-const isPicture = o => o.type.startsWith('image/') || /\.(jpe?g|png|gif|webp|avif|bmp|tiff?|hei[cf])$/i.test(o.name);
+const isImage = o => o.type.startsWith('image/') || /\.(jpe?g|png|gif|webp|avif|bmp|tiff?|hei[cf])$/i.test(o.name);
 
 async function* filesBelow(entry) {
   if (entry.isFile) { yield await new Promise((found, failed) => entry.file(found, failed)); return; }
@@ -60,12 +60,12 @@ async function* filesBelow(entry) {
   for (let entries; (entries = await some()).length;) for (const o of entries) if (!o.name.startsWith('.')) yield* filesBelow(o);
 }
 
-// The pictures in a folder, but one more than may be sent is enough
-async function picturesIn(folder) {
+// The images in a folder, but one more than may be sent is enough
+async function imagesIn(folder) {
   const found = [];
-  for await (const o of filesBelow(folder)) if (isPicture(o) && found.push(o) > most) break;
-  if (!found.length) throw new Error(`There are no pictures in the folder ${folder.name}.`);
-  if (found.length > most) throw new Error(`There are more than ${most} pictures in the folder ${folder.name}: drop at most ${most}.`);
+  for await (const o of filesBelow(folder)) if (isImage(o) && found.push(o) > most) break;
+  if (!found.length) throw new Error(`There are no images in the folder ${folder.name}.`);
+  if (found.length > most) throw new Error(`There are more than ${most} images in the folder ${folder.name}: drop at most ${most}.`);
   return found;
 }
 
@@ -73,10 +73,10 @@ async function chooseDropped(items, files) {
   // what was dropped is only there until this handler waits for something
   const entries = [...items].filter(o => o.kind === 'file').map(o => o.webkitGetAsEntry?.());
   const folders = entries.filter(o => o?.isDirectory), plain = [...files].filter((_, i) => !entries[i]?.isDirectory);
-  try { choose([...plain, ...(await Promise.all(folders.map(picturesIn))).flat()]); }
+  try { choose([...plain, ...(await Promise.all(folders.map(imagesIn))).flat()]); }
   catch (err) {
     choose([]);
-    message.textContent = err.message || 'The folder cannot be read: choose the pictures in it.';
+    message.textContent = err.message || 'The folder cannot be read: choose the images in it.';
   }
 }
 
@@ -101,18 +101,18 @@ document.addEventListener('paste', e => {
 
 // Asking
 
-// The results that the server's page has about `pictures`, and whether they are answers
-async function ask(pictures, why) {
+// The results that the server's page has about `images`, and whether they are answers
+async function ask(images, why) {
   const body = new FormData();
-  for (const o of pictures) body.append('file', o);
+  for (const o of images) body.append('file', o);
   if (why) body.append('why', '1');
   let answer;
   try { answer = await fetch(form.action, {method: 'POST', body, headers: {Accept: 'text/html'}}); }
-  catch { throw new Error('The connection broke. Try again in a moment, or with a smaller picture.'); }
+  catch { throw new Error('The connection broke. Try again in a moment, or with a smaller image.'); }
   const found = new DOMParser().parseFromString(await answer.text(), 'text/html').getElementById('results');
   if (found) return {found: [...found.children], ok: answer.ok};
   // the answer is not ours, but that of a proxy on the way
-  if (answer.status === 413) throw new Error('This is too large for the server: choose fewer or smaller pictures.');
+  if (answer.status === 413) throw new Error('This is too large for the server: choose fewer or smaller images.');
   throw new Error(`The server did not answer (${answer.status} ${answer.statusText}). Try again in a moment.`);
 }
 
@@ -138,11 +138,11 @@ form.addEventListener('submit', async e => {
   if ((message.textContent = tooMuch())) return;
   button.disabled = true;
   message.textContent = 'Looking…';
-  const pictures = [...file.files];
+  const images = [...file.files];
   try {
-    const {found, ok} = await ask(pictures);
+    const {found, ok} = await ask(images);
     results.replaceChildren(...found);
-    sent = pictures;
+    sent = images;
     results.querySelectorAll('article').forEach(whyButton);
     message.textContent = '';
     if (ok) { form.reset(); chosen(); }

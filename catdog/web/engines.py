@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ..core.errors import BadImage, SearchError
+from ..core.errors import ImageError, SearchError
 from ..dataset.manifest import Photo
 from .http import (BUSY, Deadlines, MAX_WAIT, Session, TRIES, WatchedAdapter, no_local_proxy, positive_int,
     read_body, retry_delay)
@@ -87,7 +87,7 @@ def plain_text(
 def _is_url(o): return isinstance(o, str) and bool(re.fullmatch(r'https?://[^\s\ud800-\udfff]+', o))
 
 def make_photo(
-    url, # Where the picture is; it and all others may be anything that JSON can hold
+    url, # Where the image is; it and all others may be anything that JSON can hold
     title, # Its title
     page_url, # The page that shows it
     width, # In pixels
@@ -187,7 +187,7 @@ def get_json(
             r = _ask(url, params, headers)
             seconds = retry_delay(r.headers.get('Retry-After'), attempt, pace.seconds + 5 if pace else MAX_WAIT)
             if r.status_code not in BUSY or seconds is None: break
-    except BadImage as e: raise SearchError(engine, f'its answer has {e}; try another engine') from None
+    except ImageError as e: raise SearchError(engine, f'its answer has {e}; try another engine') from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as e:
         text = f'{host} cannot be reached ({type(e).__name__}); check the connection'
         raise SearchError(engine, text, offline=True) from None

@@ -1,4 +1,4 @@
-"""What a search gave as an address, written as browsers write it, and whether it may be fetched; How many may ask one host at a time, when it is asked again, and when it is left alone; What a server says in `X-Robots-Tag` about the use of its pictures; Connections that a deadline cuts off, and that never reach a private address; Fetches from strangers: session, redirects, retries, and what can go wrong"""
+"""What a search gave as an address, written as browsers write it, and whether it may be fetched; How many may ask one host at a time, when it is asked again, and when it is left alone; What a server says in `X-Robots-Tag` about the use of its images; Connections that a deadline cuts off, and that never reach a private address; Fetches from strangers: session, redirects, retries, and what can go wrong"""
 
 import ipaddress, os, random, re, socket, tempfile, threading, time
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
 from .. import __version__
-from ..core.errors import BadImage, CatdogError
+from ..core.errors import ImageError, CatdogError
 
 def _mend_host(host):
     "The name `host` in the letters that the network knows; ValueError for what is no name"
@@ -44,7 +44,7 @@ _BLANKS = ''.join(map(chr, range(33)))
 def mend_url(
     url:str # As a search engine gave it
 ) -> str: # As it is asked for: ASCII, with a host and a path
-    "`url` as a browser would send it; `BadImage` for what is no http(s) address"
+    "`url` as a browser would send it; `ImageError` for what is no http(s) address"
     text = re.sub('[\ud800-\udfff]', '\ufffd', re.sub(r'[\t\r\n]', '', url.strip(_BLANKS)))
     match = re.fullmatch(r'(?is)(?:(https?):[/\\]*|[/\\]{2,})([^/\\?#]*)([^?#]*)(\?[^#]*)?(#.*)?', text)
     if match:
@@ -56,18 +56,18 @@ def mend_url(
                 return (f'{scheme.lower() or "https"}://{_mend_host(name)}{port and ":" + port}'
                         + _mend_path(path.replace('\\', '/') or '/') + quote(query, safe="%!$&()*+,;=:@~[]|/?`{}^\\"))
         except (ValueError, idna.IDNAError): pass
-    raise BadImage(f'{url[:200]!r} is not an http(s) address', 'refused')
+    raise ImageError(f'{url[:200]!r} is not an http(s) address', 'refused')
 
 def join_url(
     base:str, # Where the redirect stood, from `mend_url`
     location:str # Where it leads, as its server says
 ) -> str: # As from `mend_url`
-    "The address that `location` means at `base`; `BadImage` when it is no http(s) address"
+    "The address that `location` means at `base`; `ImageError` when it is no http(s) address"
     text = location.strip(_BLANKS)
     if re.match(r'(?i)https?:[/\\]{2}', text): return mend_url(text)
     head,rest = re.fullmatch(r'(?s)([^?#]*)(.*)', text).groups()
     try: return mend_url(urljoin(base, head.replace('\\', '/') + rest))
-    except ValueError as e: raise e if isinstance(e, BadImage) else BadImage('it redirects to no address', 'refused')
+    except ValueError as e: raise e if isinstance(e, ImageError) else ImageError('it redirects to no address', 'refused')
 
 _NAT64 = ipaddress.ip_network('64:ff9b::/96')
 
@@ -82,17 +82,17 @@ def _is_private(address):
 def refuse_private(
     address:str # An IP address, version 4 or 6
 ):
-    "`BadImage` when `address` is in a private network and `CATDOG_ALLOW_PRIVATE` does not allow it"
+    "`ImageError` when `address` is in a private network and `CATDOG_ALLOW_PRIVATE` does not allow it"
     if os.environ.get('CATDOG_ALLOW_PRIVATE') != '1' and _is_private(address):
-        raise BadImage(f'{address} is in a private network: set CATDOG_ALLOW_PRIVATE=1 if you mean it', 'refused')
+        raise ImageError(f'{address} is in a private network: set CATDOG_ALLOW_PRIVATE=1 if you mean it', 'refused')
 
 def check_url(
     url:str # Any text
 ) -> str: # Its host
-    "The host of `url`; `BadImage` for what is not http(s), and for an address that is private on the face of it"
+    "The host of `url`; `ImageError` for what is not http(s), and for an address that is private on the face of it"
     host = urlsplit(mend_url(url)).hostname
     try: refuse_private('127.0.0.1' if host.rstrip('.').endswith('localhost') else str(ipaddress.ip_address(host)))
-    except BadImage: raise
+    except ImageError: raise
     except ValueError: pass   # a name: its connection will be checked
     return host
 
@@ -156,13 +156,13 @@ class HostLimit:
         host:str, # Its name, as in an address
         end:float=float('inf') # `time.monotonic()` after which it is too late
     ): # When it began, for `refused`
-        "Holds one of the places at `host`; waits for it, or `BadImage` says why not"
+        "Holds one of the places at `host`; waits for it, or `ImageError` says why not"
         with self.changed:
             o = self._site(host)
             while not self.stopped.is_set():
                 now = time.monotonic()
-                if o.given_up: raise BadImage(*o.given_up)
-                if now > end: raise BadImage('there was no time left for it', 'timed-out')
+                if o.given_up: raise ImageError(*o.given_up)
+                if now > end: raise ImageError('there was no time left for it', 'timed-out')
                 if o.now < o.most and now >= o.until: break
                 self.changed.wait(min(.5, max(.01, o.until - now)) if o.until > now else .5)
             o.now += 1
@@ -196,7 +196,7 @@ def refused(self:HostLimit,
     host:str, # As for `at`
     began:float, # When the request began, as `at` says
     retry_after:str|None, # The `Retry-After` header of the answer
-    status:str='http-429' # Of the answer, as for `BadImage`
+    status:str='http-429' # Of the answer, as for `ImageError`
 ):
     "Note that `host` answered that it is asked too often"
     o,seconds = self._site(host),_retry_after(retry_after)
@@ -211,8 +211,8 @@ def refused(self:HostLimit,
 @patch
 def unanswered(self:HostLimit,
     host:str, # As for `at`
-    reason:str, # As for `BadImage`
-    status:str # As for `BadImage`
+    reason:str, # As for `ImageError`
+    status:str # As for `ImageError`
 ):
     "Note that `host` could not be reached, or took too long"
     o = self._site(host)
@@ -252,7 +252,7 @@ def opt_out(
     tags:list, # The `X-Robots-Tag` headers of an answer
     ignored:tuple=() # Words of `OPT_OUTS` that do not count
 ) -> str|None: # One of `OPT_OUTS`
-    "The word in one of `tags` that asks us to leave the picture alone, or None"
+    "The word in one of `tags` that asks us to leave the image alone, or None"
     for tag in tags:
         for name,value in _rules(tag):
             if name not in OPT_OUTS or name in ignored: continue
@@ -374,7 +374,7 @@ class GuardedAdapter(WatchedAdapter):
 
 MAX_BYTES = 30_000_000   # of one file; a photograph straight from a camera has 5 to 20 million
 MAX_REDIRECTS = 5        # of one fetch
-MAX_REFUSALS = 6         # so often one picture's host may say that it is asked too often
+MAX_REFUSALS = 6         # so often one image's host may say that it is asked too often
 
 def positive_int(
     o # Anything
@@ -388,7 +388,7 @@ CONTACT = 'https://catdog.example'   # the project's address; .example: it has n
 def user_agent() -> str: # ASCII, on one line
     "Who we are, and where to complain: at `CATDOG_CONTACT`, or else at `CONTACT`"
     contact = ' '.join((os.environ.get('CATDOG_CONTACT') or CONTACT).encode('ascii', 'replace').decode().split())
-    return (f'catdog/{__version__} ({contact}; collects pictures for an image classifier) '
+    return (f'catdog/{__version__} ({contact}; collects images for an image classifier) '
             f'python-requests/{requests.__version__}')
 
 class Session(requests.Session):
@@ -407,7 +407,7 @@ class Session(requests.Session):
         if self.should_strip_auth(response.request.url, prepared_request.url):
             for o in ('Authorization', 'Ocp-Apim-Subscription-Key'): prepared_request.headers.pop(o, None)
 
-def _picture_session(workers):
+def _image_session(workers):
     "A session for `workers` threads"
     s = Session()
     s.headers.update({'Accept': 'image/*', 'Accept-Encoding': 'identity'})
@@ -420,46 +420,46 @@ def no_local_proxy() -> dict: # The `proxies` of a request
     mine = os.environ.get('no_proxy') or os.environ.get('NO_PROXY')
     return {'no_proxy': ','.join(filter(None, [mine, 'localhost,127.0.0.1,::1']))}
 
-class TryAgain(BadImage):
+class TryAgain(ImageError):
     "It may work the next time"
     def __init__(self,
-        reason:str, # As for `BadImage`
-        status:str, # As for `BadImage`
+        reason:str, # As for `ImageError`
+        status:str, # As for `ImageError`
         retry_after:str=None # The `Retry-After` header, if there is one
     ):
         super().__init__(reason, status)
         self.retry_after = retry_after
 
 def _bad_image(e, is_late):
-    "The exception `e` of a fetch, whose deadline has passed if `is_late`, as a `BadImage`"
+    "The exception `e` of a fetch, whose deadline has passed if `is_late`, as a `ImageError`"
     inner = e.args[0] if e.args else None
     if is_late or isinstance(e, requests.Timeout) or isinstance(inner, ReadTimeoutError):
-        return BadImage('its server took too long', 'timed-out')
+        return ImageError('its server took too long', 'timed-out')
     if isinstance(e, exceptions.ChunkedEncodingError): return TryAgain('the connection broke off', 'truncated')
     if isinstance(e, (exceptions.InvalidSchema, exceptions.InvalidURL, exceptions.MissingSchema)):
-        return BadImage('not an http(s) address, or a redirect to such', 'refused')
+        return ImageError('not an http(s) address, or a redirect to such', 'refused')
     if isinstance(inner, ProtocolError): return TryAgain('its server hung up', 'unreachable')
     if isinstance(e, requests.ConnectionError):
         cause = type(getattr(inner, 'reason', inner)).__name__
-        return BadImage(f'its server cannot be reached ({cause})', 'unreachable')
-    return BadImage(f'it cannot be fetched ({type(e).__name__})', 'unreachable')
+        return ImageError(f'its server cannot be reached ({cause})', 'unreachable')
+    return ImageError(f'it cannot be fetched ({type(e).__name__})', 'unreachable')
 
 def _check_answer(r, ignored):
-    "`BadImage` when the answer `r` is no picture that we may have; `TryAgain` when its server is busy"
+    "`ImageError` when the answer `r` is no image that we may have; `TryAgain` when its server is busy"
     answered = f'its server answered {r.status_code}',f'http-{r.status_code}'
     if r.status_code in BUSY: raise TryAgain(*answered, r.headers.get('Retry-After'))
-    if not r.ok: raise BadImage(*answered)
+    if not r.ok: raise ImageError(*answered)
     if word := opt_out(r.raw.headers.getlist('X-Robots-Tag'), ignored):
-        raise BadImage(f'its server asks not to use it for this (X-Robots-Tag: {word})', 'refused')
+        raise ImageError(f'its server asks not to use it for this (X-Robots-Tag: {word})', 'refused')
 
 def _check_bytes(n, most):
-    if n > most: raise BadImage(f'more than {most:,} bytes', 'too-large')
+    if n > most: raise ImageError(f'more than {most:,} bytes', 'too-large')
 
 def read_body(
     r:requests.Response, # Asked for with `stream=True`
     most:int=MAX_BYTES # How many bytes it may have
 ): # A binary file, at its beginning; close it
-    "The body of the answer `r` as a file, in memory while it is small; `BadImage` when it is too large"
+    "The body of the answer `r` as a file, in memory while it is small; `ImageError` when it is too large"
     _check_bytes(positive_int(r.headers.get('Content-Length')) or 0, most)
     f = tempfile.SpooledTemporaryFile(2**21)
     try:
@@ -477,7 +477,7 @@ class Fetcher:
         timeout:float, # Seconds to wait for the next piece; a whole fetch may take three times as long
         ignore_robots=None # Rules of `OPT_OUTS` to ignore, if you have the right to
     ):
-        self.session,self.timeout,self.deadlines = _picture_session(workers),timeout,Deadlines(3*timeout)
+        self.session,self.timeout,self.deadlines = _image_session(workers),timeout,Deadlines(3*timeout)
         self.workers,self.ignored = workers,check_ignored(ignore_robots)
         self.host_limit = HostLimit(self.deadlines.stopped)
 
@@ -509,7 +509,7 @@ def _fetch_once(self:Fetcher, url):
                 f = read_body(r)
             if not is_late(): return f
             raise requests.Timeout
-        except BadImage: raise
+        except ImageError: raise
         # requests, urllib3, http.client, ssl and idna have a dozen ways each to fail on what a server does
         except Exception as e: raise _bad_image(e, is_late()) from None
 
@@ -521,7 +521,7 @@ def _fetch_politely(self:Fetcher, url, end):
     host = check_url(url)
     with self.host_limit.at(host, end) as began:
         try: res = self._fetch_once(url)
-        except BadImage as e:
+        except ImageError as e:
             if _is_refusal(e): self.host_limit.refused(host, began, e.retry_after, e.status)
             elif e.status in ('timed-out', 'unreachable'): self.host_limit.unanswered(host, e.reason, e.status)
             else: self.host_limit.answered(host)
@@ -534,14 +534,14 @@ def _follow(self:Fetcher, url, end):
     "What is at `url`, or where it redirects to"
     for _ in range(MAX_REDIRECTS + 1):
         if not isinstance(url := self._fetch_politely(url, end), str): return url
-    raise BadImage('its server sends one in circles', 'refused')
+    raise ImageError('its server sends one in circles', 'refused')
 
 @patch
 def fetch(self:Fetcher,
     url:str, # What to fetch, as a search engine gave it
     end:float=float('inf') # `time.monotonic()` after which nothing more is begun
 ): # A binary file, at its beginning; close it
-    "What is at `url`, as a file; `BadImage` says why not"
+    "What is at `url`, as a file; `ImageError` says why not"
     url,failures,refusals = mend_url(url),0,0
     while True:
         try: return self._follow(url, end)

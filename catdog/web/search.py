@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from ..core.errors import BadImage, CatdogError, SearchError
+from ..core.errors import ImageError, CatdogError, SearchError
 from ..core.files import write_atomic
 from ..dataset.folder import check_labels
 from ..dataset.manifest import Photo
@@ -70,7 +70,7 @@ def _search_auto(term, n):
         text = 'no engine gave anything. ' + '. '.join(map(str, answered))
         raise SearchError('auto', text, term=all(e.term for e in answered))
     if _reachable(): return []
-    instead = 'the folder that the sample web serves' if _sample_photos() else 'the sample web, which draws pictures'
+    instead = 'the folder that the sample web serves' if _sample_photos() else 'the sample web, which draws images'
     print(f'No search engine on the web can be reached: using {instead}.')
     return search_sample(term, n)
 
@@ -98,7 +98,7 @@ def _alternate(lists):
     return [o for row in zip_longest(*lists) for o in row if o is not None]
 
 def search_terms(
-    label:str, # What the pictures shall show
+    label:str, # What the images shall show
     n:int=150, # How many at most
     engine:str='auto', # As for `search_images`
     queries:list=None # Terms with {} where the label goes, such as '{} outdoors'; None tops up with `VARIANTS`
@@ -131,7 +131,7 @@ def check_search(
     "`labels`; `CatdogError` where they, `n`, `queries` or `engine` cannot be searched for"
     labels = check_labels(labels)
     check_engine(engine)
-    if n < 1: raise CatdogError(f'n is {n}: give a number of pictures, such as 150')
+    if n < 1: raise CatdogError(f'n is {n}: give a number of images, such as 150')
     if queries and not all('{}' in q for q in queries):
         raise CatdogError('a query has no {} in it, which is where the label goes: write such as "{} outdoors"')
     return labels
@@ -140,7 +140,7 @@ def _mended(photos):
     "The addresses of `photos` as browsers would ask for them, without those that nobody could"
     for p in photos:
         try: yield mend_url(p.url)
-        except BadImage: pass
+        except ImageError: pass
 
 def save_urls(
     labels:list, # What to look for

@@ -1,4 +1,4 @@
-"""Make app_and_cleaner.jpg, the picture of the README, from drawings: make screenshot
+"""Make app_and_cleaner.jpg, the image of the README, from drawings: make screenshot
 
 On the left the app, asked about two drawings; on the right the cleaner, on drawings of which three lie in the wrong
 folder. Both are served by Voilà and photographed in Chromium.
@@ -25,13 +25,13 @@ with capture_output():
 Cleaner(learn, suspects=wrong, max_n=6)'''
 APP = 'from catdog.app import App\nApp()'
 
-def write_pictures(folder):
+def write_images(folder):
     "Eighty drawings of each animal, of which three lie in the wrong folder"
     for label,other,wrong in (('cat', 'dog', 1), ('dog', 'cat', 2)):
         (folder/label).mkdir(parents=True)
         for i in range(80):
-            picture = draw(other if i < wrong else label, i + 1000*wrong, (256, 256))   # no picture is there twice
-            picture.save(folder/label/f'{i:02}.jpg', quality=92)
+            image = draw(other if i < wrong else label, i + 1000*wrong, (256, 256))   # no image is there twice
+            image.save(folder/label/f'{i:02}.jpg', quality=92)
 
 @contextlib.contextmanager
 def voila(folder, code):
@@ -55,9 +55,9 @@ def voila(folder, code):
 
 def ask_app(page, files):
     "Choose `files` in the app and press Predict!"
-    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose pictures').click()
+    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose images').click()
     chooser.value.set_files(files)
-    page.get_by_text(f'{len(files)} pictures chosen').wait_for()
+    page.get_by_text(f'{len(files)} images chosen').wait_for()
     page.get_by_role('button', name='Predict!').click()
     page.locator('.catdog-card').nth(len(files) - 1).wait_for()
 
@@ -65,7 +65,7 @@ def main():
     chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     with tempfile.TemporaryDirectory() as tmp, sync_playwright() as play:
         tmp = Path(tmp)
-        write_pictures(tmp/'data')
+        write_images(tmp/'data')
         files = [tmp/'a_cat.jpg', tmp/'a_dog.jpg']
         # two of those that the app offers, which the model that ships is sure of
         for file,label,seed in zip(files, ('cat', 'dog'), (242, 1447)):

@@ -1,4 +1,4 @@
-// The page: loads the model, opens pictures, squeezes them exactly as Pillow does, and shows what the model says.
+// The page: loads the model, opens images, squeezes them exactly as Pillow does, and shows what the model says.
 'use strict';
 const get = id => document.getElementById(id);
 const report = text => { get('status').textContent = text; };
@@ -60,7 +60,7 @@ function metadata(model) {
   throw new Error('model.onnx was not exported by catdog');
 }
 
-// From here on the browser refuses to send or fetch anything: no picture can leave
+// From here on the browser refuses to send or fetch anything: no image can leave
 function lock() {
   const policy = "default-src 'none'; script-src 'wasm-unsafe-eval'; style-src 'self'; img-src blob: data:; "
                + "manifest-src 'self'; worker-src 'self'; form-action 'none'; base-uri 'none'";
@@ -92,33 +92,33 @@ async function run({ort, session, size}, pixels) {
   return session.run({pixels: new ort.Tensor('uint8', pixels, [1, size, size, 3])}, names);
 }
 
-// ---- Pictures
+// ---- Images
 
-const MAX_PIXELS = 50e6, PREVIEW = 480, DAMAGED = 'a damaged picture, or one too large for this browser';
+const MAX_PIXELS = 50e6, PREVIEW = 480, DAMAGED = 'a damaged image, or one too large for this browser';
 const SUFFIX = /\.(jpe?g|jpe|jfif|jif|png|webp|avif|gif|bmp|dib|tiff?|heic|heif)$/i;
 
-// What the bytes are when they are no picture that this browser opens
+// What the bytes are when they are no image that this browser opens
 async function guess(file) {
   const bytes = new Uint8Array(await file.slice(0, 1024).arrayBuffer());
   const start = String.fromCharCode(...bytes), low = start.replace(/^\xef\xbb\xbf/, '').trimStart().toLowerCase();
   if (!bytes.length) return 'the file is empty';
-  if (/^(<!doctype html|<html|<head|<body)/.test(low)) return 'a web page, not a picture';
+  if (/^(<!doctype html|<html|<head|<body)/.test(low)) return 'a web page, not an image';
   if (low.includes('<svg')) return 'an SVG drawing: save it as PNG or JPEG first';
-  if (low.startsWith('%pdf')) return 'a PDF document, not a picture';
+  if (low.startsWith('%pdf')) return 'a PDF document, not an image';
   if (/^(PK\x03\x04|\x1f\x8b)/.test(start)) return 'an archive: unpack it first';
   const foreign = kind => `${kind}, which this browser cannot open: save it as JPEG first`;
   if (/^....ftyp(hei|hev|mif1|msf1)/s.test(start)) return foreign('a HEIC photograph');
-  if (/^(II\*\0|MM\0\*)/.test(start)) return foreign('a TIFF picture');
-  if (/^(\xff\x0a|\0\0\0\x0cJXL )/.test(start)) return foreign('a JPEG XL picture');
+  if (/^(II\*\0|MM\0\*)/.test(start)) return foreign('a TIFF image');
+  if (/^(\xff\x0a|\0\0\0\x0cJXL )/.test(start)) return foreign('a JPEG XL image');
   if (/^(\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|BM|....ftypavi[fs])/s.test(start)) return DAMAGED;
-  const none = 'no picture in a format that this browser opens';
+  const none = 'no image in a format that this browser opens';
   try {   // the last character may be cut in two
     new TextDecoder('utf-8', {fatal: true}).decode(bytes, {stream: true});
-    return start.includes('\0') ? none : 'a text file, not a picture';
+    return start.includes('\0') ? none : 'a text file, not an image';
   } catch { return none; }
 }
 
-// Width and height of the picture in `file`, without unpacking its pixels
+// Width and height of the image in `file`, without unpacking its pixels
 async function sizeOf(file) {
   const url = URL.createObjectURL(file), img = new Image();
   try {
@@ -136,7 +136,7 @@ async function unturned(file) {
   return new Blob([bytes]);
 }
 
-// The picture in `file`, upright and in sRGB, as the browser draws it; or as it is stored, for a model that learnt so
+// The image in `file`, upright and in sRGB, as the browser draws it; or as it is stored, for a model that learnt so
 async function opened(file, meta = {}) {
   const [width, height] = await sizeOf(file);
   if (width*height > MAX_PIXELS)
@@ -185,7 +185,7 @@ function* strips(bitmap, k, columns) {
   }
 }
 
-// The side of the square that is cut out of a picture's middle, or that it is padded to; rounded as fastai does
+// The side of the square that is cut out of an image's middle, or that it is padded to; rounded as fastai does
 function square(width, height, to, method) {
   const choose = {crop: Math.min, pad: Math.max}[method];
   return choose && Math.trunc(choose(width/to, height/to)*to);
@@ -245,7 +245,7 @@ function pixelsOf(bitmap, {size, resize_to: to, min_side: enough, resize = {}}) 
   const lengths = [width, height].map(n => [n, side ?? n]);
   const [across, down] = lengths.map(([n, all]) => filter(all, to, size, placed(n, all, resize.pad_mode)));
   const out = new Uint8Array(3*size*size), [w, h] = [side ?? width, side ?? height];
-  if (h > to && h - to > 2*(w - to)) {   // for a tall picture Pillow begins with the columns
+  if (h > to && h - to > 2*(w - to)) {   // for a tall image Pillow begins with the columns
     const low = new Uint8Array(3*size*width);
     for (const [x, n, data] of strips(bitmap, k, true)) pass(data, 4*n, 4, n, down, low, 3*width, 3, 3*x);
     pass(low, 3, 3*width, size, across, out, 3, 3*size);
@@ -310,9 +310,9 @@ const tally = ({label, doubt}) => ({between: 'not sure', unlike: 'like none of t
 
 // ---- What is shown
 
-// `picture` with only those places in light and colour that spoke for the answer
-async function why(picture, {values, width: w, height: h}, {size, resize_to: to, resize = {}}) {
-  const bitmap = await createImageBitmap(picture), {width, height} = bitmap;
+// `image` with only those places in light and colour that spoke for the answer
+async function why(image, {values, width: w, height: h}, {size, resize_to: to, resize = {}}) {
+  const bitmap = await createImageBitmap(image), {width, height} = bitmap;
   const side = square(width, height, to, resize.method);
   const [across, down] = [width, height].map(o => (side ?? o)*size/to);   // the network sees the middle
   const small = make('canvas', {width: w, height: h}), heat = new ImageData(w, h);
@@ -348,22 +348,22 @@ function bars(shown) {
   }));
 }
 
-const showing = new Set();   // addresses of the pictures on the page
+const showing = new Set();   // addresses of the images on the page
 function show(img, blob) {
   if (showing.delete(img.src)) URL.revokeObjectURL(img.src);
   img.src = URL.createObjectURL(blob);
   showing.add(img.src);
 }
 
-function card(name, picture, answer, model) {
+function card(name, image, answer, model) {
   const img = make('img', {alt: name}), note = make('p', {className: 'small', dir: 'auto'});
-  show(img, picture);
+  show(img, image);
   const button = make('button', {type: 'button', textContent: 'Why?', hidden: !answer.heat});
   button.append(make('span', {className: 'unseen', dir: 'auto', textContent: ` ${name}`}));
   button.setAttribute('aria-pressed', 'false');
   button.addEventListener('click', async () => {
     const asked = button.getAttribute('aria-pressed') === 'false';
-    show(img, asked ? await why(picture, answer.heat, model) : picture);
+    show(img, asked ? await why(image, answer.heat, model) : image);
     button.setAttribute('aria-pressed', asked);
     note.textContent = asked ? `Bright: what spoke for ${answer.label}. Dark and grey: what did not.` : '';
   });
@@ -390,7 +390,7 @@ async function predict(files, leftOut = 0) {
   let model, last;
   try { model = await ready; } catch { return; }   // the page has said so
   for (const [i, file] of files.entries()) {
-    report(files.length > 1 ? `Looking at picture ${i + 1} of ${files.length} …` : 'Looking …');
+    report(files.length > 1 ? `Looking at image ${i + 1} of ${files.length} …` : 'Looking …');
     await new Promise(done => setTimeout(done));   // for the browser to draw, and for whoever chooses again
     if (mine !== turn) return;
     const shown = await one(file, model);
@@ -400,7 +400,7 @@ async function predict(files, leftOut = 0) {
     last = shown.words;
   }
   const text = files.length === 1 ? last : [...found].map(([o, n]) => `${n} ${o}`).join(', ');
-  report(leftOut ? `${text}; left out, by their names no pictures: ${leftOut}` : text);
+  report(leftOut ? `${text}; left out, by their names no images: ${leftOut}` : text);
 }
 
 async function one(file, model) {
@@ -424,7 +424,7 @@ async function below(entry, files) {
   if (entry.isFile) {
     const file = await new Promise((done, failed) => entry.file(done, failed));
     if (file.name[0] === '.') return;
-    files[file.type.startsWith('image/') || SUFFIX.test(file.name) ? 'pictures' : 'others'].push(file);
+    files[file.type.startsWith('image/') || SUFFIX.test(file.name) ? 'images' : 'others'].push(file);
   } else {
     const reader = entry.createReader(), all = [];
     const some = () => new Promise((done, failed) => reader.readEntries(done, failed));   // a hundred at a time
@@ -436,23 +436,23 @@ async function below(entry, files) {
 async function dropped({items, files}) {
   const entries = [...items].map(o => o.webkitGetAsEntry?.()).filter(Boolean), plain = [...files];
   if (!entries.some(o => o.isDirectory))
-    return plain.length ? predict(plain) : report('That was no file: save the picture first, then drop its file here.');
+    return plain.length ? predict(plain) : report('That was no file: save the image first, then drop its file here.');
   report('Reading the folder …');
-  const found = {pictures: [], others: []};
+  const found = {images: [], others: []};
   for (const o of entries) await below(o, found);
-  found.pictures.length ? predict(found.pictures, found.others.length) : report('There is no picture in this folder.');
+  found.images.length ? predict(found.images, found.others.length) : report('There is no image in this folder.');
 }
 
 for (const id of ['file', 'camera']) get(id).addEventListener('change', ({target}) => {
   if (target.files.length) predict([...target.files]);
-  target.value = '';   // so that the same picture can come again
+  target.value = '';   // so that the same image can come again
 });
 const over = yes => document.body.classList.toggle('over', yes);
 addEventListener('dragover', e => { e.preventDefault(); over(true); });
 addEventListener('dragleave', e => { if (!e.relatedTarget) over(false); });
 addEventListener('drop', e => { e.preventDefault(); over(false); dropped(e.dataTransfer); });
 addEventListener('paste', ({clipboardData: {files}}) => {
-  files.length ? predict([...files]) : report('There is no picture in the clipboard.');
+  files.length ? predict([...files]) : report('There is no image in the clipboard.');
 });
 
 ready.then(() => { if (!turn) report('Ready.'); }, e => {

@@ -1,4 +1,4 @@
-"Files of pictures, byte by byte, for tests: what a library that writes pictures would refuse to write."
+"Files of images, byte by byte, for tests: what a library that writes images would refuse to write."
 import io, struct, zlib
 
 import numpy as np
@@ -56,7 +56,7 @@ def grey_tiff(a, bits, photometric, kind=1, order='<', fill=1):
                 t277=(1,), t278=(h,), t339=(kind,))
 
 def rgb_tiff(img, order='<', **tags):
-    "A TIFF file of the RGB picture `img`, with further `tags` as for `tiff`"
+    "A TIFF file of the RGB image `img`, with further `tags` as for `tiff`"
     base = dict(t256=(img.width,), t257=(img.height,), t258=(8,), t259=(1,), t262=(2,), t277=(3,), t278=(img.height,))
     return tiff(img.tobytes(), order, **{**base, **tags})
 
