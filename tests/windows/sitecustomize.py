@@ -1,5 +1,8 @@
-"""Imitate Windows where Python starts with this folder on PYTHONPATH: catdog finds no `fcntl`, and no file that this
-process has open can be deleted, renamed or replaced. (Output in another encoding is PYTHONIOENCODING's business.)"""
+"""Imitate Windows in every Python process that has this folder on its PYTHONPATH
+
+catdog finds no `fcntl`, and a file that the process has open cannot be deleted, renamed or replaced.
+Set PYTHONIOENCODING for output in another encoding.
+"""
 import builtins, os
 
 MISSING = 'fcntl', 'grp', 'pwd', 'resource', 'termios'
