@@ -206,10 +206,11 @@ class TryAgain(FetchError):
         text:str, # As for `FetchError`
         reason:str, # As for `FetchError`
         retry_after:float=None, # Seconds that the server asks to wait
-        refused:bool=False # Whether the server asks for fewer requests
+        refused:bool=False, # Whether the server asks for fewer requests
+        answered:bool=True # Whether it answered at all
     ):
         super().__init__(text, reason)
-        self.retry_after,self.refused = retry_after,refused
+        self.retry_after,self.refused,self.answered = retry_after,refused,answered
 
 def retry_after(
     r:requests.Response # An answer
@@ -254,7 +255,8 @@ def as_fetch_error(
     if isinstance(e, requests.exceptions.RequestException) and isinstance(e, ValueError):   # InvalidURL and the like
         return FetchError(f'not a URL that can be requested ({e})', 'invalid')
     if isinstance(e, HTTPError): return TryAgain('the connection broke off', 'unreachable')
-    if isinstance(inner, ProtocolError): return TryAgain('its server closed the connection', 'unreachable')
+    if isinstance(inner, ProtocolError):
+        return TryAgain('its server closed the connection', 'unreachable', answered=False)
     cause = getattr(inner, 'reason', inner) if isinstance(e, requests.ConnectionError) else e
     return FetchError(f'its server cannot be reached ({type(cause).__name__})', 'unreachable')
 
@@ -325,7 +327,7 @@ class Fetcher:
                 site.until = max(site.until, time.monotonic() + seconds)
                 if site.refusals >= GIVE_UP or seconds > MAX_WAIT:
                     site.error = f'{host} keeps refusing requests ({error}): try again later',error.reason
-            elif error and error.reason in ('timeout', 'unreachable'):
+            elif error and error.reason in ('timeout', 'unreachable') and not getattr(error, 'answered', False):
                 site.unanswered += 1
                 if site.unanswered >= GIVE_UP and not site.error:
                     site.error = f'{error}, like the {site.unanswered} requests before it',error.reason

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from ..core.errors import CatdogError, FetchError, SearchError
 from ..core.files import write_atomic
-from ..dataset.folder import check_labels
+from ..dataset.folder import parse_labels
 from ..dataset.manifest import Photo
 from .engines import (COMMONS, OPENVERSE, SEARCH_SECONDS, search_bing, search_commons, search_ddg, search_openverse,
     search_sample)
@@ -89,7 +89,7 @@ def check_search(
     safe:str='moderate' # As for `search_images`
 ) -> list: # The labels as words that can be names of folders
     "Return `labels`; raise `CatdogError` if they, `n`, `queries`, `engine` or `safe` cannot be used"
-    labels = check_labels(labels)
+    labels = parse_labels(labels)
     _check_engine(engine, safe)
     if n < 1: raise CatdogError(f'n is {n}: give a number of images, such as 150')
     if queries and not all('{}' in q for q in queries):
@@ -119,7 +119,7 @@ def search_terms(
     label:str, # What the images should show
     n:int=150, # Photos at most
     engine:str='auto', # As for `search_images`
-    queries:list=None, # Terms with {} in place of the label, such as '{} outdoors'; default: as many of `VARIANTS` as it takes
+    queries:list=None, # Terms with {} in place of the label, such as '{} outdoors'; default: some of `VARIANTS`
     safe:str='moderate' # As for `search_images`
 ) -> list[Photo]: # Without duplicates
     "Return up to `n` photos for `label`, found with several terms"
@@ -154,7 +154,7 @@ def save_urls(
     file,rows,error = Path(file),[],None
     if file.suffix != '.parquet': raise CatdogError(f'{file} is not a .parquet file: give a name such as urls.parquet')
     if not file.parent.is_dir(): raise CatdogError(f'there is no folder {file.parent}: create it first')
-    for label in check_labels(labels):
+    for label in parse_labels(labels):
         try: found = search_terms(label, n, engine, queries, safe)
         except SearchError as e:
             error = e
