@@ -41,18 +41,19 @@ def _download(fetcher, url, end, max_side, signature):
 
 def _status(e): return e.status if isinstance(e, ImageError) else e.reason
 
-# %% ../../nbs/web/download.ipynb #6c577658
+# %% ../../nbs/web/download.ipynb #c0f88b7f
 SECONDS,SECONDS_EACH = 60,5   # no request begins after these, the second for each photo
 
 class Downloads:
     "A pool of threads that downloads images, for several labels in turn"
     def __init__(self,
         fetcher:Fetcher, # Fetches with as many threads as it has workers
+        n:int, # Photos in all, for the progress bar
         max_side:int=512, # Shrink images so that neither side is longer, in pixels; None leaves them
         signature:bool=False # Whether to compute what tells copies
     ):
         self.fetcher,self.settings,self.jobs,self.pending = fetcher,(max_side, signature),SimpleQueue(),deque()
-        self.bar,self.counts,self.end = progress_bar(0, 'download'),Counter(),time.monotonic() + SECONDS
+        self.bar,self.counts,self.end = progress_bar(n, 'download'),Counter(),time.monotonic() + SECONDS
         for _ in range(fetcher.workers): threading.Thread(target=self._work, daemon=True).start()
 
     def __enter__(self): return self
@@ -74,7 +75,6 @@ class Downloads:
     ):
         "Begin to download `photos`"
         self.end += SECONDS_EACH*len(photos)
-        self.bar.total += len(photos)
         for p in photos:
             self.pending.append((label, p, Future()))
             self.jobs.put((p.url, self.pending[-1][2]))
@@ -86,7 +86,7 @@ class Downloads:
         while self.pending:
             label,photo,future = self.pending[0]
             while not wait([future], .2 if block else 0).done:
-                self.bar.update(self.bar.total - sum(not f.done() for _,_,f in self.pending) - self.bar.n)
+                self.bar.update(max(0, self.counts.total() + sum(f.done() for _,_,f in self.pending) - self.bar.n))
                 if not block: return
             self.pending.popleft()
             yield label,photo,future.result()
@@ -96,10 +96,11 @@ class Downloads:
     ):
         "Show in the progress bar what became of a photo"
         self.counts['kept' if status == 'ok' else 'duplicate' if 'duplicate' in status else 'broken'] += 1
-        self.bar.set_postfix_str(', '.join(f'{self.counts[k]} {k}' for k in ('kept', 'duplicate', 'broken')), refresh=False)
+        words = ', '.join(f'{self.counts[k]} {k}' for k in ('kept', 'duplicate', 'broken'))
+        self.bar.set_postfix_str(words, refresh=False)
         self.bar.update(max(0, self.counts.total() - self.bar.n))
 
-# %% ../../nbs/web/download.ipynb #a5d893d2
+# %% ../../nbs/web/download.ipynb #be89a921
 def download_images(
     photos:list, # `Photo`s, or just their URLs
     dest:str|os.PathLike, # Folder for the images; created if missing
@@ -111,8 +112,9 @@ def download_images(
     "Download `photos` into `dest` as upright RGB JPEGs named after their content"
     dest,files,res = Path(dest),set(),[]
     dest.mkdir(parents=True, exist_ok=True)
-    with Downloads(Fetcher(workers, timeout, ignore_robots), max_side) as downloads:
-        downloads.add([Photo(p) if isinstance(p, str) else p for p in photos])
+    photos = [Photo(p) if isinstance(p, str) else p for p in photos]
+    with Downloads(Fetcher(workers, timeout, ignore_robots), len(photos), max_side) as downloads:
+        downloads.add(photos)
         for _,photo,o in downloads.results():
             if isinstance(o, CatdogError): res.append(Outcome(photo, _status(o), str(o)))
             elif o.name in files: res.append(Outcome(photo, 'duplicate', f'the same image as {o.name}'))
@@ -121,7 +123,7 @@ def download_images(
             downloads.count(res[-1].status)
     return res
 
-# %% ../../nbs/web/download.ipynb #8455a689
+# %% ../../nbs/web/download.ipynb #1a4368ae
 def _name(file): return file.rpartition('/')[2]
 
 class ImageIndex:
@@ -129,9 +131,9 @@ class ImageIndex:
     def __init__(self,
         manifest:Manifest # Of the data set
     ):
-        self.manifest,self.index,self.keys = manifest,DuplicateIndex(self._colours),{}   # keys: file name -> key of its row
+        self.manifest,self.index = manifest,DuplicateIndex(self._colours)
         rows = [o for o in manifest.rows.values() if o['file'] and o['phash']]
-        self.keys = {_name(o['file']): (o['label'], o['url']) for o in rows}
+        self.keys = {_name(o['file']): (o['label'], o['url']) for o in rows}   # file name -> key of its row
         for o in rows:
             if self._current(o): self.add(o)
 
@@ -219,7 +221,7 @@ class Collector:
         if image: self.index.add(row, image.colours)
         return row
 
-# %% ../../nbs/web/download.ipynb #138c7060
+# %% ../../nbs/web/download.ipynb #c7676dd3
 def _kind(engine): return 'drawings of the sample web' if engine == 'sample' else 'photographs'
 
 _FINAL = 'ok','duplicate','near-duplicate','conflict','removed'   # removed: by a person, in review
@@ -231,9 +233,10 @@ def photos_to_fetch(
     engine:str='auto', # As for `search_images`
     queries:list=None, # As for `search_terms`
     retry:bool=False, # Whether to try again what failed before
-    safe:str='moderate' # As for `search_images`
+    safe:str='moderate', # As for `search_images`
+    pending:list=() # Photos that are being downloaded
 ) -> list[Photo]: # To be downloaded
-    "Return what `label` lacks of its `n` photos; raise `CatdogError` if a search finds nothing, or drawings beside photographs"
+    "Return what `label` lacks of its `n` photos; raise `CatdogError` if there are none, or drawings beside photographs"
     rows = manifest.of(label)
     old = [o for o in rows if o['status'] == 'missing' or retry and o['status'] not in _FINAL]
     again = [Photo(**{f.name: o[f.name] for f in fields(Photo)}) for o in old]
@@ -243,14 +246,15 @@ def photos_to_fetch(
         if not again: raise
         print(f'{e}. The {len(again)} photos that were found earlier are tried again.')
         return again
-    if not rows and not found: raise CatdogError(f'nothing was found for {label!r}: try another word, or another engine')
-    have,new = {_kind(o['engine']) for o in manifest.rows.values() if o['status'] == 'ok'},{_kind(p.engine) for p in found}
+    if not rows + found: raise CatdogError(f'nothing was found for {label!r}: try another word, or another engine')
+    kept = [o['engine'] for o in manifest.rows.values() if o['status'] == 'ok']
+    have,new = {_kind(o) for o in kept + [p.engine for p in pending]},{_kind(p.engine) for p in found}
     if have and new - have:
         raise CatdogError(f'{manifest.path} holds {" and ".join(have)}, and this search found {" and ".join(new)}: '
                           'give another folder, or another engine')
     return again + [p for p in found if (label, p.url) not in manifest.rows][:n - len(rows)]
 
-# %% ../../nbs/web/download.ipynb #a59617ab
+# %% ../../nbs/web/download.ipynb #1a4f333a
 def forget_deleted(
     manifest:Manifest, # Of the data set
     labels:list, # Labels that are being collected
@@ -258,7 +262,8 @@ def forget_deleted(
 ):
     "Give deleted images that are to be fetched again the status 'missing', and mention the others"
     rows = list(manifest.rows.values())
-    gone = [o for o,now in zip(rows, as_found(manifest.path, rows)) if (o['status'], now['status']) == ('ok', 'missing')]
+    now = [o['status'] for o in as_found(manifest.path, rows)]
+    gone = [o for o,status in zip(rows, now) if (o['status'], status) == ('ok', 'missing')]
     for label in labels:
         mine = [o for o in gone if o['label'] == label]
         if not mine: continue
@@ -270,7 +275,9 @@ def forget_deleted(
 
 def _check_kept(manifest, label):
     "Raise `CatdogError` if there is no image of `label`"
-    rows = as_found(manifest.path, manifest.of(label))
+    rows = manifest.of(label)
+    if any(o['status'] in ('ok', 'conflict') and (manifest.path/o['file']).exists() for o in rows): return
+    rows = as_found(manifest.path, rows)   # a person may have moved them
     counts = Counter(o['status'] for o in rows)
     if counts['ok'] or counts['conflict']: return
     words = ', '.join(f'{k} {status}' for status,k in counts.most_common())
@@ -278,7 +285,7 @@ def _check_kept(manifest, label):
     raise CatdogError(f'no image was kept for {label!r} ({words}; most often: {reason}): '
                       f'see {manifest.file}, and try another word or engine')
 
-# %% ../../nbs/web/download.ipynb #e9eb1dda
+# %% ../../nbs/web/download.ipynb #279379fd
 def _collect(labels, manifest, downloads, n, engine, queries, retry, safe):
     labels = parse_labels(labels, manifest.path, {label for label,_ in manifest.rows})
     forget_deleted(manifest, labels, retry)
@@ -286,10 +293,12 @@ def _collect(labels, manifest, downloads, n, engine, queries, retry, safe):
     def _decide(block):
         for label,photo,o in downloads.results(block): downloads.count(collector.decide(label, photo, o)['status'])
     for label in labels:
-        try: photos = photos_to_fetch(manifest, label, n, engine, queries, retry, safe)
+        pending = [photo for _,photo,_ in downloads.pending]
+        try: photos = photos_to_fetch(manifest, label, n, engine, queries, retry, safe, pending)
         except CatdogError: _decide(True); raise   # what was found before is kept
         (manifest.path/label).mkdir(exist_ok=True)
-        if engine == 'auto' and photos and photos[0].engine in ('sample', 'photos'): engine = 'sample'
+        if engine == 'auto' and photos and photos[0].engine == 'sample': engine = 'sample'
+        downloads.bar.total += len(photos) - n
         downloads.add(photos, label)
         _decide(False)
     _decide(True)
@@ -307,7 +316,7 @@ def collect(
     safe:str='moderate' # As for `search_images`
 ):
     "Search for each of `labels`, and download what `path` lacks of `n` photos of it"
-    with Downloads(Fetcher(WORKERS, TIMEOUT, ignore_robots), signature=True) as downloads:
+    with Downloads(Fetcher(WORKERS, TIMEOUT, ignore_robots), n*len(labels), signature=True) as downloads:
         try:
             path.mkdir(parents=True, exist_ok=True)
             with folder_lock(path): _collect(labels, Manifest(path), downloads, n, engine, queries, retry, safe)

@@ -7,12 +7,11 @@ __all__ = ['ANSWER_SECONDS', 'ANSWER_BYTES', 'SEARCH_SECONDS', 'OPENVERSE', 'COM
            'get_json', 'all_pages', 'bing_pages', 'search_bing', 'search_ddg', 'search_openverse', 'search_commons',
            'search_sample']
 
-# %% ../../nbs/web/engines.ipynb #7ebc37f5
+# %% ../../nbs/web/engines.ipynb #85706187
 import itertools, json, os, re, time
 from collections import deque
 from urllib.parse import urlsplit
 
-import requests
 from bs4 import BeautifulSoup
 
 from ..core.errors import CatdogError, SearchError
@@ -130,7 +129,7 @@ class Pace:
         if seconds > 0: _wait(seconds, self.why)
         self.times.append(time.monotonic())
 
-# %% ../../nbs/web/engines.ipynb #a1dfba35
+# %% ../../nbs/web/engines.ipynb #b362b123
 _ADVICE = {400: 'try another term', 401: 'check the key', 403: 'check the key, or try another engine',
            404: 'check the URL of the endpoint', 429: 'too many requests: wait a minute, or try another engine'}
 ANSWER_SECONDS,ANSWER_BYTES = 30,20_000_000   # limits of one answer
@@ -160,9 +159,10 @@ def get_json(
 ): # The JSON of the answer
     "Return what `engine` answers at `url`, after retries while it is busy; raise `SearchError` if it fails"
     try:
+        seconds = 0
         for attempt in range(TRIES):
-            if pace: pace.wait(seconds if attempt else 0)
-            elif attempt: _wait(seconds, f'{engine} is busy: waiting')
+            if pace: pace.wait(seconds)
+            elif seconds: _wait(seconds, f'{engine} is busy: waiting')
             r,body = _request(url, params, headers)
             seconds = backoff(attempt) if (asked := retry_after(r)) is None else asked
             if r.status_code not in BUSY or seconds > (pace.seconds + 5 if pace else MAX_WAIT): break
