@@ -7,16 +7,17 @@ __all__ = ['ANSWER_SECONDS', 'ANSWER_BYTES', 'SEARCH_SECONDS', 'OPENVERSE', 'COM
            'get_json', 'all_pages', 'bing_pages', 'search_bing', 'search_ddg', 'search_openverse', 'search_commons',
            'search_sample']
 
-# %% ../../nbs/web/engines.ipynb #85706187
+# %% ../../nbs/web/engines.ipynb #1977bfb0
 import itertools, json, os, re, time
 from collections import deque
 from urllib.parse import urlsplit
 
 from bs4 import BeautifulSoup
 
-from ..core.errors import CatdogError, SearchError
+from ..core.errors import FetchError, ImageError, SearchError
 from ..dataset.manifest import Photo
-from .http import BUSY, MAX_WAIT, TRIES, Session, as_fetch_error, backoff, proxy_for, read_body, retry_after
+from .http import (BUSY, MAX_REDIRECTS, MAX_WAIT, TRIES, Session, as_fetch_error, backoff, clean_url, proxy_for,
+    read_body, retry_after)
 
 # %% ../../nbs/web/engines.ipynb #b415d68f
 _HIDDEN = re.compile(r'''(?x) display\s*:\s*none | visibility\s*:\s*(hidden|collapse)
@@ -129,17 +130,22 @@ class Pace:
         if seconds > 0: _wait(seconds, self.why)
         self.times.append(time.monotonic())
 
-# %% ../../nbs/web/engines.ipynb #b362b123
+# %% ../../nbs/web/engines.ipynb #006d46b5
 _ADVICE = {400: 'try another term', 401: 'check the key', 403: 'check the key, or try another engine',
            404: 'check the URL of the endpoint', 429: 'too many requests: wait a minute, or try another engine'}
 ANSWER_SECONDS,ANSWER_BYTES = 30,20_000_000   # limits of one answer
 SEARCH_SECONDS = 300   # after which a search requests no further page
 
 def _request(url, params, headers):
-    "Return an answer, and its body"
-    with Session(public=False) as session, session.get(url, params=params, headers=headers, stream=True,
-                                                       timeout=(3.05, 20)) as r:
-        with read_body(r, time.monotonic() + ANSWER_SECONDS, ANSWER_BYTES) as f: return r,f.read()
+    "Return an answer and its body, after redirects; keys in `headers` do not follow a redirect to another host"
+    with Session(public=False) as session:
+        for _ in range(MAX_REDIRECTS + 1):
+            with session.open(url, (3.05, 20), params=params, headers=headers) as r:
+                if not r.is_redirect:
+                    with read_body(r, time.monotonic() + ANSWER_SECONDS, ANSWER_BYTES) as f: return r,f.read()
+                url,params = clean_url(session.get_redirect_target(r), r.url),None
+                if session.should_strip_auth(r.url, url): headers = None
+    raise FetchError('too many redirects', 'refused')
 
 def _complaint(body):
     "Return what the JSON `body` says about an error in one of the usual places, or ''"
@@ -166,9 +172,9 @@ def get_json(
             r,body = _request(url, params, headers)
             seconds = backoff(attempt) if (asked := retry_after(r)) is None else asked
             if r.status_code not in BUSY or seconds > (pace.seconds + 5 if pace else MAX_WAIT): break
-    except CatdogError as e: raise SearchError(engine, f'its answer has {e}; try another engine') from None
+    except ImageError as e: raise SearchError(engine, f'its answer has {e}; try another engine') from None
     except Exception as e:   # requests, urllib3, http.client, ssl and idna raise a dozen types each
-        error = as_fetch_error(e)
+        error = e if isinstance(e, FetchError) else as_fetch_error(e)
         if error.reason == 'invalid': raise SearchError(engine, f'{url!r} is {error}; check the endpoint') from None
         text = f'{urlsplit(url).hostname} cannot be reached ({error}); check the connection'
         raise SearchError(engine, text, offline='pysocks' not in text) from None

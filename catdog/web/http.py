@@ -85,7 +85,7 @@ OPT_OUTS = ('noai', 'noimageai', 'noml', 'noindex', 'noimageindex', 'none', 'una
 def _has_passed(text):
     "Whether the date in `text` is over"
     from dateutil.parser import parse
-    try: when = parse(text, ignoretz=True)
+    try: when = parse(text.upper(), ignoretz=True)
     except (ValueError, OverflowError): return False
     return when.replace(tzinfo=timezone.utc) < datetime.now(timezone.utc)
 
@@ -187,18 +187,19 @@ class Session(requests.Session):
         self.headers['User-Agent'] = user_agent()
         self.auth = lambda request: request   # otherwise requests reads ~/.netrc
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self.proxies = {'no_proxy': _no_proxy()}
         pools = _pools(_Public if public else _Timed)
         for o in ('http://', 'https://'):
             self.mount(o, _Adapter(pools, pool_connections=4*workers, pool_maxsize=workers))
 
-    def rebuild_auth(self,
-        prepared_request, # The next request
-        response # The redirect that leads there
-    ):
-        "Drop keys when a redirect leads to another host"
-        if self.should_strip_auth(response.request.url, prepared_request.url):
-            for o in ('Authorization', 'Ocp-Apim-Subscription-Key'): prepared_request.headers.pop(o, None)
+    def open(self,
+        url:str, # What to request
+        timeout:tuple, # Seconds to wait for a connection, and for the next bytes
+        **kwargs # Such as `params` and `headers`, as for `requests.Request`
+    ) -> requests.Response: # To be closed; its body is not yet read
+        "Return the answer to one GET request (requests' own `get` reads all of a redirect's body, however long it is)"
+        request = self.prepare_request(requests.Request('GET', url, **kwargs))
+        settings = self.merge_environment_settings(request.url, {'no_proxy': _no_proxy()}, True, None, None)
+        return self.get_adapter(request.url).send(request, timeout=timeout, **settings)
 
 class TryAgain(FetchError):
     "A request that failed, and may succeed later"
@@ -226,7 +227,7 @@ def backoff(
     return random.uniform(.75, 1.25) * 2**attempt/2
 
 def read_body(
-    r:requests.Response, # Requested with `stream=True`
+    r:requests.Response, # From `Session.open`
     end:float, # When it must be complete, in `time.monotonic()`
     max_bytes:int=MAX_BYTES # The largest size to accept
 ): # A binary file at its beginning, to be closed
@@ -347,8 +348,7 @@ class Fetcher:
         "Return the body at `url`, or the URL that it redirects to"
         end = time.monotonic() + 3*self.timeout
         try:
-            with self.session.get(url, stream=True, allow_redirects=False,
-                                  timeout=(min(self.timeout, 5), self.timeout)) as r:
+            with self.session.open(url, (min(self.timeout, 5), self.timeout)) as r:
                 if r.is_redirect: return clean_url(self.session.get_redirect_target(r), url)
                 self._check(r)
                 return read_body(r, end)
