@@ -65,7 +65,7 @@ URLS = {
     H + '/a\tb\n.jpg': H + '/ab.jpg', H + '/a\\b.jpg': H + '/a/b.jpg', H + '/a.jpg#top': H + '/a.jpg',
     H: H + '/', H + '?q=1': H + '/?q=1', H + '/p?a=b?c': H + '/p?a=b?c', H + ':81/x': H + ':81/x',
     # schemes, user names and hosts
-    f'  HTTP://A.Example/1\n': H + '/1', 'HtTp:\\\\a.example\\1': H + '/1', 'http:a.example/1': H + '/1',
+    '  HTTP://A.Example/1\n': H + '/1', 'HtTp:\\\\a.example\\1': H + '/1', 'http:a.example/1': H + '/1',
     'http:///a.example/1': H + '/1', '\u0000http://a.example/1\x1f': H + '/1', '//a.example/1': 'https://a.example/1',
     'http://ann:secret@a.example/1': H + '/1', 'http://x@y@a.example/1': H + '/1',
     'http://bücher.example/': 'http://xn--bcher-kva.example/', 'http://b%C3%BCcher.example/': 'http://xn--bcher-kva.example/',
