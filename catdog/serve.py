@@ -10,7 +10,7 @@ import flask
 
 from .core.errors import command
 from .deploy.server import MAX_WAITING, RequestBatcher
-from .deploy.server import render_page
+from .deploy.page import render_page
 from .deploy.predictor import Classifier
 from .deploy.server import listen, page_address, run_server
 from .deploy.server import Metrics, allow_origins, answer_uploads, configure, read_origins

@@ -8,26 +8,19 @@ from importlib.util import find_spec
 import flask, prometheus_client
 from fastcore.basics import patch
 from fastcore.script import is_cli
-from werkzeug.exceptions import HTTPException, RequestTimeout, ServiceUnavailable
+from werkzeug.exceptions import RequestTimeout, ServiceUnavailable
 
 from ..core.errors import ImageError, CatdogError
-from ..core.images import FORMATS, data_url, open_image
-from .predictor import Classifier, forced_choice, percent, question, shown_probabilities
+from ..core.images import data_url, open_image
+from .page import MAX_BODY, MAX_FILES, error_answer, render_answer, secure, wants_page
+from .predictor import Classifier
 
-MAX_BODY,MAX_FILES,MAX_FIELDS = 16*2**20,16,64   # bytes, files and form fields a request
+MAX_FIELDS = 64   # form fields a request
 
 class UploadRequest(flask.Request):
     "A request whose uploads never touch the disk"
     def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
         return io.BytesIO()
-
-def wants_page() -> bool: # False: JSON will do
-    "Does whoever sent this request want to read a page?"
-    return flask.request.accept_mimetypes.best_match(['application/json', 'text/html']) == 'text/html'
-
-def wants_why() -> bool: # False: the answer is enough
-    "Does whoever sent this request want a page that also shows why?"
-    return wants_page() and bool(flask.request.form.get('why'))
 
 def uploaded_files() -> list: # What Werkzeug calls `FileStorage`, at least one
     "The files that this request brings in its field `file`; an `HTTPException` with the reason if there are none"
@@ -51,6 +44,8 @@ def _answer_schema():
                              'so that label and probabilities mean nothing')
     pred = dict(label=_text, probability=_number, probabilities=shares, sure=dict(type='boolean'), doubt=doubt,
                 text={**_text, 'description': 'The answer in words'})
+    url = {**_text, 'format': 'uri', 'description': 'A `data:` URL, if asked for'}
+    pred |= dict(image=url, why=url, why_not={**_text, 'description': 'The reason if there is no `why`'})
     one = _schema(['file'], file=_text, error=_text, **pred)
     return _schema(['predictions'], predictions=dict(type='array', items=one), **pred)
 
@@ -61,7 +56,10 @@ def _refused(why): return dict(description=why, content=_content(_schema(['error
 def _predict_operation():
     "`POST /predict`: the form, and the answers by status"
     field = dict(type='array', items=dict(type='string', format='binary'), minItems=1, maxItems=MAX_FILES)
-    body = dict(required=True, content={'multipart/form-data': {'schema': _schema(['file'], file=field)}})
+    image = {**_text, 'description': 'Not empty: answer with the upright image, too, at most 640 pixels wide and high'}
+    why = {**_text, 'description': 'Not empty: answer with the image with all but what spoke for its label darkened'}
+    schema = _schema(['file'], file=field, image=image, why=why)
+    body = dict(required=True, content={'multipart/form-data': {'schema': schema}})
     seconds = dict(description='Seconds', schema=dict(type='integer'))
     what = 'What each image shows; label, probability and so on also at the top if there is one image'
     responses = {'200': dict(description=what, content=_content(_answer_schema())),
@@ -258,65 +256,6 @@ def slot(self:RequestBatcher):
     try: yield
     finally: self.slots.release()
 
-def render_page(
-    classifier:Classifier, # What the page is about
-    results:list=(), # What `predict_uploads` of deploy.server gives
-    error:str=None # A sentence in the place of results
-) -> str: # HTML
-    "The page, with `results` or an `error`"
-    accept = ','.join(f'image/{o.lower()}' for o in FORMATS)
-    return flask.render_template('page.html', title=question(classifier.labels), summary=classifier.summary,
-                                 percent=percent, results=results, error=error, accept=accept,
-                                 max_bytes=MAX_BODY, max_files=MAX_FILES)
-
-_headers = {
-    'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'same-origin', 'Cross-Origin-Opener-Policy': 'same-origin',
-    'Cross-Origin-Resource-Policy': 'same-origin', 'Permissions-Policy': 'camera=(), microphone=(), geolocation=()',
-    'Content-Security-Policy': "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-                               "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"}
-
-def secure(
-    response:flask.Response # To this request
-) -> flask.Response: # The same
-    "`response` with the headers that keep a page to itself; answers about images are kept by nobody"
-    response.headers.extend(_headers)
-    if flask.request.path == '/predict':
-        response.headers['Cache-Control'] = 'no-store'
-        response.vary.add('Accept')
-    return response
-
-def render_answer(
-    classifier:Classifier, # What predicted
-    results:list # A dict for each image
-) -> tuple: # The page, or a dict for JSON; and the status
-    "The page or the JSON for `results`, with the lowest of their statuses if every one is an error"
-    status = min(o.get('status', 200) for o in results)
-    if wants_page(): return render_page(classifier, results), status
-    predictions = [{k: v for k,v in o.items() if k != 'status'} for o in results]
-    single = {k: v for k,v in predictions[0].items() if k != 'file'} if len(predictions) == 1 else {}
-    if status != 200: single['error'] = '; '.join(o['error'] for o in predictions)
-    return {**single, 'predictions': predictions}, status
-
-_sentences = {404: 'There is no such page.', 405: 'This address does not answer that kind of request.',
-              500: 'Something went wrong here. Try again.',
-              413: f'That is too much at once: send at most {MAX_BODY//2**20} MB and {MAX_FILES} images.'}
-
-def error_answer(
-    classifier:Classifier, # What the page is about
-    e:Exception # What was raised while this request was answered
-) -> tuple: # The page, or a dict for JSON; the status; headers. A redirection comes back as it is
-    "The answer when `e` was raised: a sentence, as page or JSON"
-    known = isinstance(e, HTTPException)
-    if known and e.code < 400: return e   # a redirection
-    if not known: flask.current_app.logger.error('%s %s', flask.request.method, flask.request.path, exc_info=e)
-    status = e.code if known else 500
-    # An `abort` of ours brings its own sentence; Werkzeug's are for programmers
-    ours = known and e.description != type(e).description
-    reason = e.description if ours else _sentences.get(status, 'This request was not understood.')
-    headers = {'Allow': ', '.join(e.valid_methods)} if getattr(e, 'valid_methods', None) else {}
-    if getattr(e, 'retry_after', None): headers['Retry-After'] = str(e.retry_after)
-    return (render_page(classifier, error=reason) if wants_page() else dict(error=reason)), status, headers
-
 def _submit(batcher, upload):
     "The name of `upload`, its bytes, and what `batcher` will say about it, or the `ImageError` that it is"
     name,data = re.split(r'[\\/]', upload.filename)[-1][:100],upload.read()
@@ -335,13 +274,11 @@ def _result(name, answer):
     return dict(file=name, label=pred.label, probability=float(pred.probability), sure=bool(pred.sure),
                 doubt=pred.doubt, text=str(pred), probabilities={k: float(v) for k,v in pred.probabilities.items()})
 
-def _for_page(batcher, result, answer, data, why):
-    "`result` and what a page shows besides: the image in `data`, and with `why` what in it spoke for the label"
-    if 'error' in result: return result
-    pred = answer.result()
+def _with_images(batcher, result, data, image, why):
+    "`result` with `image` and `why`, those that are asked for, as `data:` URLs"
+    if 'error' in result or not (image or why): return result
     with batcher.opening:
-        result = {**result, 'image': data_url(open_image(data, max_side=640)), 'shown': shown_probabilities(pred),
-                  'forced': forced_choice(pred)}
+        if image: result['image'] = data_url(open_image(data, max_side=640))
         if why:
             try: result['why'] = data_url(batcher.classifier.why(data, result['label'], max_side=640))
             except CatdogError: result['why_not'] = 'This model cannot say why.'   # it was exported without
@@ -350,14 +287,13 @@ def _for_page(batcher, result, answer, data, why):
 def predict_uploads(
     batcher:RequestBatcher, # What predicts
     uploads:list, # Files, from `uploaded_files`
-    with_image:bool=False, # Also give each image back, as a `data:` address?
-    with_why:bool=False # And what in it spoke for the label?
+    with_image:bool=False, # Add each image as a `data:` URL (`image`)?
+    with_why:bool=False # Add the image with what spoke for its label (`why`, or the reason in `why_not`)?
 ) -> list: # A dict each: file, label, probability, sure, doubt, text, probabilities; or file, error, status
     "What each of `uploads` shows"
     submitted = [_submit(batcher, o) for o in uploads]
     results = [_result(name, answer) for name,_,answer in submitted]
-    if not with_image: return results
-    return [_for_page(batcher, res, answer, data, with_why) for res,(_,data,answer) in zip(results, submitted)]
+    return [_with_images(batcher, o, data, with_image, with_why) for o,(_,data,_) in zip(results, submitted)]
 
 class Metrics:
     "What `/metrics` shows to Prometheus"
@@ -461,9 +397,11 @@ def answer_uploads(
     batcher:RequestBatcher # What predicts
 ) -> tuple: # A page or a dict for JSON, and the status
     "The answer to the images that this request brings; an `HTTPException` when there are none or too many wait"
-    uploads,page,why = uploaded_files(),wants_page(),wants_why()
+    uploads,form = uploaded_files(),flask.request.form
     ARRIVALS.arrived()
-    with batcher.slot(): return render_answer(classifier, predict_uploads(batcher, uploads, page, why))
+    with batcher.slot():
+        results = predict_uploads(batcher, uploads, wants_page() or bool(form.get('image')), bool(form.get('why')))
+    return render_answer(classifier, results)
 
 def listen(
     host:str, # A name or an address, of IPv4 or IPv6
