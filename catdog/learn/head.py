@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['head_parts', 'has_plain_head', 'head_scores', 'image_scores', 'note_bad', 'last_layer', 'fit_linear', 'fit_head']
 
-# %% ../../nbs/learn/head.ipynb #026f3ff6
+# %% ../../nbs/learn/head.ipynb #e4e92aa2
 import torch
 import numpy as np
 from fastai.layers import AdaptiveConcatPool2d, Flatten
@@ -17,7 +17,6 @@ from torch import nn
 
 from ..core.errors import CatdogError
 from ..dataset.split import check_left_out
-from .backbones import get_learner
 from .features import Pool, image_features, labelled_features, validation_batches
 
 # %% ../../nbs/learn/head.ipynb #b35ffea6

@@ -27,7 +27,7 @@ from ..core.errors import CatdogError, ImageError
 from ..core.files import is_image_name, walk_files
 from ..core.images import open_image
 from ..core.model_file import OPENED, open_as
-from ..dataset.folder import ImageFolder, label_name
+from ..dataset.folder import label_name
 from ..dataset.manifest import read_manifest
 from ..dataset.split import Split, used_sentence
 
@@ -130,6 +130,15 @@ def split_dls(
     dls.test_files,dls.unvalidated = split.test,split.unvalidated
     for dl in dls: dl.left_out = split.left_out
     return dls
+
+def print_used(
+    dls:DataLoaders # From `split_dls`
+):
+    "Print how many images of the folder are used, unless `split_dls` did, and which labels are not"
+    folder,sentence = dls.split.folder,used_sentence(dls.split)
+    if rank_distrib(): return
+    if ';' not in sentence: print(f'{folder.path}: {sentence}')
+    if others := ', '.join(folder.others): print(f'{folder.path} also has images of {others}, which are not used')
 
 def labelled_dl(
     dls:DataLoaders, # From `split_dls`, or any others
