@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from catdog.sample.draw import draw
-from catdog.dataset.folder import SPLITS, ImageFolder
-from catdog.core.errors import CatdogError
+from catdog.dataset.folder import SPLITS, ImageFolder, default_folder, parse_labels
+from catdog.core.errors import CatdogError, DataError
 
 def touch(folder, *names):
     for o in names:
@@ -126,3 +126,34 @@ def test_the_contact_sheet_and_the_training_agree_on_labels(tmp_path):
     assert {dls.vocab[y] for y in dls.train_ds.tls[1]} == {'cat', 'dog'}
     assert all(dls.vocab[dls.train_ds.tls[1][i]] in o.parts for i,o in enumerate(dls.train_ds.items))
     assert len(items) == 20 and contact_sheet(tmp_path, columns=10, side=50).height == 2*(24 + 50)
+
+@pytest.mark.parametrize('words,message', [
+    ([], 'at least one word'), (['cat', ' \u200b'], 'a label is empty'), (['Cat', 'cat '], "'cat' is given twice"),
+    ('con', 'Windows reserves it'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
+def test_words_that_cannot_be_labels(words, message):
+    with pytest.raises(DataError, match=message): parse_labels(words)
+
+def test_labels_have_the_names_of_existing_folders(tmp_path):
+    touch(tmp_path, 'black bear/1.jpg', 'fox/1.jpg', 'Fox/1.jpg', 'dog')
+    assert parse_labels(['Black  Bear', ' t-shirt '], tmp_path) == ['black bear', 't-shirt']
+    assert parse_labels('T-Shirt', tmp_path, ['t-shirt']) == ['t-shirt'] and parse_labels('Fox', tmp_path) == ['Fox']
+    with pytest.raises(DataError, match="can be 'Fox' or 'fox'"): parse_labels('FOX', tmp_path)
+    with pytest.raises(DataError, match='dog is a file'): parse_labels('dog', tmp_path)
+
+@pytest.mark.parametrize('labels,name', [
+    ('cat', 'cat'), (['grizzly', 'black bear', 'teddy'], 'grizzly-black bear-teddy'), (['c', 'c++'], 'c-c++')])
+def test_a_default_folder_is_called_after_the_words(labels, name):
+    assert default_folder(labels) == Path('data')/name and default_folder(labels, 'models') == Path('models')/name
+
+def test_no_two_projects_have_one_default_folder():
+    several = ['cat', 'dog-house'], ['cat-dog', 'house'], ['cat', 'dog', 'house'], ['dog', 'cat', 'house'], \
+        ['A-', 'A+'], ['A', '-A+'], ['A', 'A+'], ['a--b', 'c'], ['a', 'b', 'c'], ['a-b', 'c'], ['a', 'b--c'], \
+        ['a', 'b-', 'c'], ['a', '-b', 'c']
+    assert len({default_folder(o) for o in several}) == len(several)
+    assert default_folder(['cat', 't-rex']) == Path('data/cat--t-rex')
+
+def test_a_thousand_words_still_make_a_name_and_their_own(tmp_path):
+    many = [f'Breed número {i} 🐕' for i in range(1000)]
+    names = {default_folder(o, tmp_path) for o in (many, many[1:], many[:-1])}
+    for o in names: (o.with_name(f'{o.name}_contact_sheet.png')).write_bytes(b'')
+    assert len(names) == 3

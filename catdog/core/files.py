@@ -76,17 +76,6 @@ def content_id(
     "What tells one content from another: the start of the SHA-256 of `data`"
     return hashlib.sha256(data if isinstance(data, bytes) else Path(data).read_bytes()).hexdigest()[:16]
 
-def default_folder(
-    labels:str|list, # A label, or several, in the order in which somebody typed them
-    parent:str|os.PathLike='data' # Where the folder lies: 'data', or 'models'
-) -> Path: # Such as data/cat-dog
-    "The folder in `parent` that is called after `labels`"
-    labels = [labels] if isinstance(labels, str) else labels
-    name = ('--' if any('-' in o for o in labels) else '-').join(labels)   # or two projects would have one folder
-    short = os.fsencode(name)[:150].decode(errors='ignore')   # a name may have 255 bytes; others are made of this one
-    clear = short == name and not any('--' in o or '-' in (o[:1], o[-1:]) for o in labels)
-    return Path(parent)/(name if clear else f'{short}-{content_id(os.fsencode(chr(0).join(labels)))[:8]}')
-
 Moved = namedtuple('Moved', 'file to reason')
 
 def free_name(

@@ -1,29 +1,27 @@
 """Which words can be labels, and which of them are the same; A folder of images with a sub-folder a label, read where it lies; A contact sheet of a folder of images, and what is damaged set aside"""
 
-import io, os, re, shutil, unicodedata
+import io, os, re, shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fastcore.basics import patch
 
-from ..core.errors import ImageError, CatdogError
-from ..core.files import Moved, folder_lock, free_name, is_image_name, progress_bar, walk_files, write_atomic
+from ..core.errors import CatdogError, DataError, ImageError
+from ..core.files import Moved, content_id, folder_lock, free_name, is_image_name, progress_bar, walk_files, write_atomic
 from ..core.images import open_image
 
-def label_key(
-    label:str # A word, or several
-) -> str: # The same for all spellings of the label
-    "What is left of `label` without case, Unicode form, invisible characters and double blanks"
-    text = unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', label).casefold())
-    visible = ''.join(o for o in text if unicodedata.category(o) != 'Cf' and not '\ufe00' <= o <= '\ufe0f')
-    return ' '.join(visible.split())
-
+# device names of Windows, which no file may have: learn.microsoft.com/windows/win32/fileio/naming-a-file
 _DEVICES = {'con', 'prn', 'aux', 'nul', 'conin$', 'conout$', *(f'{o}{i}' for o in ('com', 'lpt') for i in range(1, 10))}
-_OURS = ('manifest.jsonl', 'credits.txt')
+_OURS = 'manifest.jsonl','credits.txt'
+
+def _key(label):
+    "`label` without case, Unicode form, invisible characters and repeated blanks: the same for all its spellings"
+    text = normalize('NFKC', normalize('NFKC', label).casefold())
+    return ' '.join(''.join(o for o in text if category(o) != 'Cf' and not '\ufe00' <= o <= '\ufe0f').split())
 
 def _fault(label):
     "Why `label` cannot be the name of a folder, or None"
@@ -32,43 +30,50 @@ def _fault(label):
     if label.startswith('.'): return 'a name that begins with a dot is hidden'
     if label.endswith('.'): return 'it ends with a dot'
     if re.search(r'[\\/:*?"<>|]', label): return r'\ / : * ? " < > and | cannot be part of it'
-    if any(unicodedata.category(o) in ('Cc', 'Zl', 'Zp') for o in label): return 'it has a control character'
+    if any(category(o) in ('Cc', 'Zl', 'Zp') for o in label): return 'it has a control character'
     if len(label) > 100 or size > 255: return f'{len(label)} characters, {size} bytes: at most 100 and 255'
-    if label_key(label).partition('.')[0].strip() in _DEVICES: return 'Windows keeps it for a device'
-    if label_key(label) in _OURS: return 'that is the name of a file of catdog'
+    if _key(label).partition('.')[0].strip() in _DEVICES: return 'Windows reserves it for a device'
+    if _key(label) in _OURS: return 'catdog has a file of that name'
 
-def check_labels(
-    labels:list # Words, or one of them
-) -> list: # Words, without spaces around them
-    "`labels` as a list of words that can be folders; `CatdogError` where one cannot, or is given twice"
-    labels = [unicodedata.normalize('NFC', str(o).strip()) for o in ([labels] if isinstance(labels, str) else labels)]
-    if not labels: raise CatdogError('give at least one word to search for, such as: cat dog')
+def parse_labels(
+    words:str|list, # A word to search for, such as 'cat', 't-shirt' or 'black bear', or several
+    path:str|os.PathLike=None, # Folder of a data set whose names for the same words are used; it need not exist
+    known=() # More labels that this data set has, such as those in its manifest
+) -> list: # A label for each word, in order: its search term and the name of its folder
+    "Make labels of `words`; raise `DataError` if one cannot be a folder, is given twice or is ambiguous in `path`"
+    labels = [normalize('NFC', str(o).strip()) for o in ([words] if isinstance(words, str) else words)]
+    if not labels: raise DataError('give at least one word to search for, such as: cat dog')
     for o in labels:
-        if not label_key(o): raise CatdogError('a label is empty: give a word such as cat')
+        if not _key(o): raise DataError('a label is empty: give a word such as cat')
         if fault := _fault(o):
-            raise CatdogError(f'{o[:100]!r} cannot be the name of a folder ({fault}): use letters, digits and spaces')
-    twice = [o for o,k in Counter(map(label_key, labels)).items() if k > 1]
-    if twice: raise CatdogError(f'the label {twice[0]!r} is given twice')
-    return labels
+            raise DataError(f'{o[:100]!r} cannot be the name of a folder ({fault}): use letters, digits and spaces')
+    twice = [o for o,k in Counter(map(_key, labels)).items() if k > 1]
+    if twice: raise DataError(f'the label {twice[0]!r} is given twice')
+    return labels if path is None else [_name_in(Path(path), o, known) for o in labels]
 
-def labels_in(
-    labels:list, # From `check_labels`
-    path:Path, # The folder of the data set; it need not exist
-    known=() # Labels that its manifest has
-) -> list: # `labels`, by the names that `path` has for them
-    "Each of `labels` as it is called in `path`; `CatdogError` where it is a file, or could be one of two"
-    there = [*(o.name for o in path.iterdir() if o.is_dir() and not o.name.startswith('.'))] if path.is_dir() else []
-    res = []
-    for label in labels:
-        same = {o for o in (*there, *known) if label_key(o) == label_key(label)}
-        exact = [o for o in same if unicodedata.normalize('NFC', o) == label]
-        if len(exact or same) > 1:
-            raise CatdogError(f'{label!r} can be {" or ".join(map(repr, sorted(same)))} in {path}: join those first')
-        res.append(next(iter(exact or same), label))
-        if (path/res[-1]).exists() and not (path/res[-1]).is_dir():
-            raise CatdogError(f'{path/res[-1]} is a file: a folder of that name is needed for the images')
-        if not exact and same: print(f'{label!r} is the label {res[-1]!r}, which {path} has already.')
-    return res
+def _name_in(path, label, known):
+    "What `label` is called in the data set `path`, where its spelling may be another"
+    there = [o.name for o in path.iterdir() if o.is_dir() and not o.name.startswith('.')] if path.is_dir() else []
+    same = {o for o in (*there, *known) if _key(o) == _key(label)}
+    exact = [o for o in same if normalize('NFC', o) == label]
+    if len(exact or same) > 1:
+        raise DataError(f'{label!r} can be {" or ".join(map(repr, sorted(same)))} in {path}: join those first')
+    name = next(iter(exact or same), label)
+    if (path/name).exists() and not (path/name).is_dir():
+        raise DataError(f'{path/name} is a file: a folder of that name is needed for the images')
+    if not exact and same: print(f'{label!r} is the label {name!r}, which {path} already has.')
+    return name
+
+def default_folder(
+    labels:str|list, # A label or several, in the order they were typed
+    parent:str|os.PathLike='data' # Folder it lies in: 'data' or 'models'
+) -> Path: # Such as data/cat-dog
+    "Return the folder in `parent` named after `labels`, a different one for different labels"
+    labels = [labels] if isinstance(labels, str) else labels
+    name = ('--' if any('-' in o for o in labels) else '-').join(labels)   # t-shirt, hoodie: t-shirt--hoodie
+    short = os.fsencode(name)[:150].decode(errors='ignore')   # a name may have 255 bytes; others are derived from it
+    clear = short == name and not any('--' in o or '-' in (o[:1], o[-1:]) for o in labels)
+    return Path(parent)/(name if clear else f'{short}-{content_id(os.fsencode(chr(0).join(labels)))[:8]}')
 
 def label_name(
     folder:str|os.PathLike # A folder, or what somebody typed
