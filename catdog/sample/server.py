@@ -46,7 +46,7 @@ _JPEG = 'html', 'near-duplicate', 'huge', 'tiny', 'large-body'
 _TOTAL = 10_000   # results for each label, when they are drawn
 
 @cache
-def _png_bomb(): return _encode(Image.new('1', (17_500, 17_500)), 'PNG')   # 306 million pixels in 40 kB
+def _png_bomb(): return _encode(Image.new('1', (17_500, 17_500)), 'PNG', compress_level=1)   # 306 million pixels
 
 def _html(text, status=200, type='text/html'):
     page = f'<!DOCTYPE html><html><head><title>{text}</title></head><body><h1>{text}</h1></body></html>'
@@ -78,9 +78,14 @@ class _Result:
         scale = {'huge': 3000/max(1, *self.size), 'near-duplicate': .7}.get(kind)
         if scale: self.size = tuple(max(1, round(o*scale)) for o in self.size)
         self.path = f'/images/{quote(label, safe="")}/{n:05}.{self.suffix}'
-        self.url = web.url + self.path
-        self.truth = dict(kind=kind, label=label, drawn=drawn, valid=kind not in _INVALID and min(self.size) > 0,
-                          original=original.url if original else None)
+
+    @property
+    def url(self): return f'{self.web.url}{self.path}'   # another one after a restart
+
+    @property
+    def truth(self):
+        return dict(kind=self.kind, label=self.label, drawn=self.drawn, original=self.original and self.original.url,
+                    valid=self.kind not in _INVALID and min(self.size) > 0)
 
     def image(self, size=None):
         return open_image(self.source) if self.photo else draw(self.drawn, self.source, size or self.size)
@@ -112,7 +117,7 @@ class _Result:
     def json(self):
         "The result as the Bing v7 protocol describes it"
         (w,h),n = self.size,self.n
-        page = self.web.url + f'/pages/{quote(self.label, safe="")}/{n}'
+        page = f'{self.web.url}/pages/{quote(self.label, safe="")}/{n}'
         return dict(name=f'{self.label.title()} number {n}', contentUrl=self.url, hostPageUrl=page,
             hostPageDisplayUrl=page, width=w, height=h, contentSize=f'{self.bytes} B',
             imageId=f'{zlib.crc32(self.path.encode()):08X}', encodingFormat=self.type[6:],
