@@ -285,7 +285,7 @@ def saved_learner(
     network,meta = onnx_network(model)
     split = saved_split(path, model, meta['labels'])
     learn = Learner(saved_dls(split, meta), network, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
-    learn.arch_name,learn.note = meta.get('arch', 'a network'),split.note()
+    learn.arch_name,learn.note = meta.get('arch', 'a network'),split.note
     return learn
 
 # %% ../../nbs/learn/export.ipynb #0a26d3f8
