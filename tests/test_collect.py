@@ -8,7 +8,7 @@ import pytest
 from catdog.core.errors import CatdogError, SearchError
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.scrape import ENGINES, Photo, SampleWeb, read_manifest, scrape, search_images, write_credits
-from catdog.web.download import collect, forget_deleted
+from catdog.web.download import collect
 from catdog.dataset.folder import parse_labels
 from catdog.dataset.manifest import Manifest, count_outcomes
 from web_helpers import copies, files, image, serve, serve_images
@@ -382,7 +382,8 @@ def test_a_run_that_was_killed_while_it_fetched_deleted_images_again_goes_on(six
     path,asked = six
     before = files(path)
     shutil.rmtree(path/'cat')
-    forget_deleted(Manifest(path), ['cat'], retry=False)   # and killed
+    manifest = Manifest(path)   # it notes that they are missing, and is killed
+    manifest.add(*({**o, 'status': 'missing', 'file': None, 'phash': None} for o in manifest.of('cat')))
     assert scrape('cat', path, n=6, engine='test').status.tolist() == ['ok']*6 and files(path) == before
 
 # --- Every address has a line
