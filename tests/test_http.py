@@ -80,8 +80,8 @@ def test_url_is_what_a_browser_requests(url, clean): assert clean_url(url) == cl
 
 @pytest.mark.parametrize('url', ['', 'cat.jpg', 'ftp://a.example/1.jpg', 'data:image/png;base64,AA',
                                  'javascript:alert(1)', 'file:///etc/passwd', 'http://', 'http://a b.example/',
-                                 'http://[::1/', 'http://[x]/', 'http://a.example:99999/', 'http://a.example:x/', 'x'*5000, '\ud800', 'http://%00/',
-                                 'http://%ff/'])
+                                 'http://[::1/', 'http://[x]/', 'http://a.example:99999/', 'http://a.example:x/',
+                                 'x'*5000, '\ud800', 'http://%00/', 'http://%ff/'])
 def test_other_text_is_no_url(url):
     with pytest.raises(FetchError, match='is not an http') as e: clean_url(url)
     assert e.value.reason == 'invalid'

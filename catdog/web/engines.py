@@ -95,12 +95,12 @@ def parse_answer(
     photos = (_photo(**read(o), engine=engine, term=term) for o in items if isinstance(o, dict))
     return [p for p in photos if p]
 
-# %% ../../nbs/web/engines.ipynb #2146e794
+# %% ../../nbs/web/engines.ipynb #000bf44d
 def _wait(seconds, why):
     "Sleep, with a progress bar that says `why` if it takes longer than a second"
     from tqdm.auto import tqdm
-    steps = range(int(seconds//.2) + 1)
-    for _ in tqdm(steps, why, bar_format='{desc} {bar} {remaining}', delay=1, leave=False): time.sleep(seconds/len(steps))
+    steps = tqdm(range(int(seconds//.2) + 1), why, bar_format='{desc} {bar} {remaining}', delay=1, leave=False)
+    for _ in steps: time.sleep(seconds/steps.total)
 
 class _Pace:
     "At most `n` requests to `engine` in any `seconds`"
@@ -224,7 +224,7 @@ def _search_ddg(term, n=150, safe='moderate'):
     raise SearchError('ddg', f'DuckDuckGo found nothing for {term!r}, or had too many requests; '
                              'wait a minute, or try another engine', term=True)
 
-# %% ../../nbs/web/engines.ipynb #e674f7e4
+# %% ../../nbs/web/engines.ipynb #ed45d9c8
 _NEED_CONTACT = {'openverse': 'Openverse', 'commons': 'Wikimedia'}
 _TOLD = set()   # engines about which it has been said
 
@@ -241,7 +241,8 @@ def _openverse_pages(term, safe):
     _check_contact('openverse')
     mature = {'mature': 'true'} if safe == 'off' else {}
     for page in itertools.count(1):
-        answer = _get_json('openverse', OPENVERSE, dict(q=term, page=page, page_size=20, **mature), pace=_OPENVERSE_PACE)
+        params = dict(q=term, page=page, page_size=20, **mature)
+        answer = _get_json('openverse', OPENVERSE, params, pace=_OPENVERSE_PACE)
         yield parse_answer('openverse', answer, term)
         if page >= (_positive_int(_get(answer, 'page_count')) or 0): return
 
