@@ -16,7 +16,7 @@ from catdog.core.images import jpeg_bytes
 from catdog.core.model_file import pixels_of
 from catdog.deploy.predictor import Classifier, Prediction, shipped_model
 from catdog.deploy.page import RUNTIME, build_site, check_out, fetch_runtime, integrity
-from catdog.deploy.predictor import forced_choice, percent, sentence, shown_probabilities, tally
+from catdog.deploy.predictor import forced_choice, percent, shown_probabilities, tally
 from network_helpers import violations
 
 ROOT = Path(__file__).parent.parent
@@ -681,7 +681,7 @@ def test_the_words_are_those_of_python(open_app):
                            shownProbabilities(o, labels).map(([label, p]) => [label, percent(p)])])"""
     said = open_app.evaluate(js, [[dict(label=o.label, probability=o.probability, probabilities=p, doubt=o.doubt),
                                    labels] for o,p,labels in answers])
-    expected = [[sentence(o), tally(o), forced_choice(o), [[k, percent(v)] for k,v in shown_probabilities(o)]]
+    expected = [[str(o), tally(o), forced_choice(o), [[k, percent(v)] for k,v in shown_probabilities(o)]]
                 for o,*_ in answers]
     assert said == expected
     assert '100.0' not in str(expected) and len({str(o) for o in expected}) > 100
