@@ -1,5 +1,5 @@
 "The classifier, model files that lie (metadata, limits, weights, bytes changed anywhere), and which model is first"
-import io, json, os, pickle, random, shutil, subprocess, sys, time
+import io, json, os, pickle, random, shutil, time
 from copy import copy
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from fastbook import image_bear, image_cat
 from catdog.sample.draw import draw
 from catdog.core.errors import CatdogError, ImageError, ModelError
 from catdog.core.images import open_image
+from catdog.deploy.batch import print_rows
 from catdog.deploy.predictor import Classifier, find_models, shipped_model
+from catdog.predict import predict_files
 
 @pytest.fixture(scope='module')
 def classifier(): return Classifier(shipped_model())
@@ -111,22 +113,17 @@ def test_either_limit_alone_makes_an_answer_unsure(tampered):
     (dict(probability=0, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=.9999, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=1, distance=0), 'between', 'Not sure, between cat and dog (cat ')])   # it is sure of nothing
-def test_which_of_the_two_ways_not_to_know(tmp_path, tampered, neither, doubt, words):
+def test_which_of_the_two_ways_not_to_know(tmp_path, tampered, capsys, neither, doubt, words):
     "In Python, on the terminal, in CSV and in Parquet; and nothing is certain"
     model,file = tampered(neither=neither),tmp_path/'cat.jpg'
     file.write_bytes(image_cat().read())
     pred = Classifier(model).predict(file)
     assert (pred.doubt, pred.sure, pred.label) == (doubt, not doubt, 'cat') and str(pred).startswith(words)
     assert '100.0' not in str(pred) and ('%' in str(pred)) == (doubt != 'unlike')
-    def command(*options):
-        res = subprocess.run([Path(sys.executable).with_name('catdog-predict'), 'cat.jpg', '--model', model, *options],
-                             cwd=tmp_path, capture_output=True, text=True)
-        assert res.returncode == 0, res.stderr
-        return res.stdout
-    assert command() == f'cat.jpg: {pred}\n'
+    print_rows(predict_files(file, model=model))
+    assert capsys.readouterr().out == f'{file}: {pred}\n'
     for name,read in (('a.csv', pd.read_csv), ('a.parquet', pd.read_parquet)):
-        command('--out', name)
-        row = read(tmp_path/name).astype(object).fillna('').iloc[0]
+        row = read(predict_files(file, model=model, out=tmp_path/name)).astype(object).fillna('').iloc[0]
         assert (row.label, row.sure, row.doubt, row.text) == ('cat', pred.sure, doubt, str(pred))
 
 def test_the_summary_says_what_is_known(tampered, classifier):
@@ -193,7 +190,7 @@ def test_a_model_trained_on_drawings_never_comes_first_by_itself(tmp_path, tampe
     monkeypatch.setenv('CATDOG_MODEL', 'models/drawn')
     assert Classifier().meta['trained_on'] == 'drawings' and 'nothing about photographs' in Classifier().summary
     Path('nbs').mkdir()
-    os.chdir('nbs')   # where Voilà starts the kernels of the chapter
+    monkeypatch.chdir('nbs')   # where Voilà starts the kernels of the chapter
     assert Classifier().path == tmp_path/'models'/'drawn' and next(iter(find_models())) == '../models/drawn'
 
 def test_a_model_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):

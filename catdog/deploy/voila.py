@@ -4,7 +4,7 @@ Importing it imports Jupyter's server, so `catdog.app` does it only when it serv
 `voila.json` in the project's folder has the same settings, for starting `voila nbs/07_app.ipynb` by hand.
 """
 
-import os, re, time, webbrowser
+import os, re, tempfile, time, webbrowser
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -62,11 +62,9 @@ class VisitorKernels(AsyncMappingKernelManager):
 class _PageHandler(TornadoVoilaHandler):
     "Voilà's page, which answers HEAD too, and 404 for other paths"
     async def head(self, path=''):
-        "Answer without a kernel of its own: 200 if visitors have kernels, or can have one"
-        kernels = self.kernel_manager
+        "Answer without starting a kernel: 503 if there is none, not even the one for the next visitor"
         if path: raise HTTPError(404)
-        if not (kernels.ready or any(getattr(o, 'visited', False) for o in kernels._kernels.values())):
-            raise HTTPError(503)
+        if not self.kernel_manager.list_kernel_ids(): raise HTTPError(503)
         self.set_header('Content-Type', 'text/html; charset=UTF-8')
 
     async def get(self, path=''):
@@ -139,9 +137,11 @@ def run_voila(
 ):
     "Serve the app until a signal comes; raises `CatdogError` if that is impossible"
     check_port(host, port)
-    # by default below the home folder, which need not be writable
-    os.environ['JUPYTER_RUNTIME_DIR'] = str(Path(folder)/'runtime')
-    if not os.access(Path.home(), os.W_OK): os.environ.setdefault('IPYTHONDIR', str(Path(folder)/'ipython'))
+    # Jupyter writes below the home folder, which a container's user may not be able to
+    names = dict(JUPYTER_RUNTIME_DIR='runtime')
+    try: tempfile.TemporaryFile(dir=Path.home()).close()
+    except OSError: names.update(JUPYTER_DATA_DIR='data', IPYTHONDIR='ipython')
+    os.environ.update({k: str(Path(folder)/v) for k,v in names.items()})
     url = page_url(host, port)
     def opened():
         print(f'{url} is open: Ctrl+C closes it.', flush=True)
