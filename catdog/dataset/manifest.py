@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..core.errors import CatdogError
-from ..core.files import try_lock, write_atomic
+from ..core.files import write_atomic
 
 @dataclass
 class Photo:
@@ -43,11 +43,10 @@ def _read_rows(file):
     return rows
 
 def _is_left_over(file):
-    "Is `file` the beginning of one, which nobody is writing any more?"
+    "Whether `file` is a temporary file of `write_atomic` that has not been written to for half a second"
     if not re.search(r'\.[0-9a-f]{8}\.part$', file.name): return False
-    try:
-        with file.open('rb') as f: return try_lock(f) and time.time() - os.fstat(f.fileno()).st_mtime > .2
-    except OSError: return False   # it has just got its name, or is not ours
+    try: return time.time() - file.stat().st_mtime > .5
+    except OSError: return False   # it has just been renamed
 
 def _remove_unfinished(path):
     "Remove what `write_atomic` leaves under `path` when it is killed: beginnings of files, not a person's images"

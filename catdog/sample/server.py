@@ -13,7 +13,7 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.test import run_wsgi_app
 
 from ..core.errors import CatdogError
-from ..core.files import IMAGE_SUFFIXES
+from ..core.files import IMAGE_FORMATS
 from ..core.images import jpeg_bytes, open_image
 from .draw import DRAWABLE, draw, drawable, random_size, words_of
 
@@ -38,9 +38,7 @@ SERVED_FORMATS = {
     'rotated': (.04, 'jpg', 'image/jpeg', _sideways),
     'avif':    (.00, 'avif', 'image/avif', lambda img: _encode(img, format='AVIF', quality=70, speed=10))}
 
-SUFFIX_FORMATS = {o: 'jpeg' for o in IMAGE_SUFFIXES} | {   # of a folder of photographs
-    '.png': 'png', '.apng': 'png', '.webp': 'webp', '.gif': 'gif', '.avif': 'avif', '.avifs': 'avif', '.bmp': 'bmp',
-    '.dib': 'bmp', '.tif': 'tiff', '.tiff': 'tiff'}
+SUFFIX_FORMATS = {o: format.lower() for format,suffixes in IMAGE_FORMATS.items() for o in suffixes}   # of photographs
 
 _INVALID = ('not-found', 'html', 'truncated', 'tiny', 'stall', 'bomb', 'large-body', 'no-ai')
 _JPEGS = ('truncated', 'html', 'near-duplicate', 'huge', 'tiny', 'stall', 'large-body')
