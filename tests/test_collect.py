@@ -240,8 +240,8 @@ def first_and_second(tmp_path, url):
     first = start('cat', tmp_path, url)
     wait_for(lambda: lines(tmp_path/'x') > 2)
     second = start('dog', tmp_path, url)
-    said = next(o for o in second.stdout if 'at work' in o)
-    assert re.search(rf'process {first.pid} .* is at work in x: waiting', said)
+    said = next(o for o in second.stdout if 'is working' in o)
+    assert 'another catdog process is working in x: waiting' in said
     return first,second
 
 def test_two_runs_in_one_folder_lose_nothing(tmp_path):
@@ -300,7 +300,7 @@ def test_what_another_program_is_writing_is_left_alone(tmp_path):
     old = tmp_path/'cat'/'.1.jpg.0123abcd.part'
     old.write_bytes(b'1')
     os.utime(old, (0, 0))
-    code = 'import sys; from catdog.core.images import write_atomic; write_atomic(sys.argv[1], bytes(400_000_000))'
+    code = 'import sys; from catdog.core.files import write_atomic; write_atomic(sys.argv[1], bytes(400_000_000))'
     writer = subprocess.Popen([sys.executable, '-c', code, tmp_path/'cat'/'large'])
     try:
         wait_for(lambda: [o for o in tmp_path.glob('cat/.large.*.part') if o.stat().st_size > 0])

@@ -91,7 +91,7 @@ def test_every_requirement_has_bounds_that_the_tested_set_keeps():
 # What the libraries that we build on call by name, and attributes that they read
 CALLED_BY = dict(
     fastai='after_cancel_batch after_epoch after_loss after_pred after_train before_fit before_train '
-           'encodes _broadcast',
+           'encodes input_types _broadcast',
     flask='allow healthz openapi request_class show_metrics sort_keys _get_file_stream '
           'content_length content_type total_content_length',
     werkzeug_and_http_server='client_address close_connection disable_nagle_algorithm handle_error protocol_version '
@@ -99,16 +99,13 @@ CALLED_BY = dict(
     requests='auth pool_classes_by_scheme rebuild_auth',
     html_parser='handle_data handle_startendtag',
     ddgs='extract_results',
-    gunicorn='Worker',
+    waitress='channel_class received',
     jupyter_server='last_activity server_url',
     onnxruntime='get_next intra_op_num_threads log_severity_level',
     ipywidgets='disabled tooltip',
     python='__doc__')
 # Public, and for who uses the rooms by themselves: notebooks and tests alone call them
 FOR_OTHERS = 'is_copy'
-# A whole room that makes colour profiles for tests and notebooks
-PROFILES = 'DISPLAY_P3 ADOBE_RGB REC2020 PROPHOTO srgb_of matrix_profile grey_profile table_profile'
-
 # What a target would do; below another make it would also say which folder it enters
 MAKE_N = 'make', '--no-print-directory', '-n', '-o', '.venv/installed'
 
@@ -133,12 +130,12 @@ def unused(folder):
     return [o for o in vulture.get_unused_code() if (folder/'catdog') in Path(o.filename).parents]
 
 def test_there_is_no_dead_code(tmp_path):
-    known = set(' '.join([*CALLED_BY.values(), FOR_OTHERS, PROFILES]).split())
+    known = set(' '.join([*CALLED_BY.values(), FOR_OTHERS]).split())
     found = unused(tmp_path)
     dead = [f'{Path(o.filename).relative_to(tmp_path)}: {o.typ} {o.name}' for o in found
             if o.name not in known and not (o.typ == 'import' and o.name == 'catdog')]   # imported for what it does
     assert not dead, dead
-    used = set(f'{FOR_OTHERS} {PROFILES}'.split()) - {o.name for o in found}
+    used = set(FOR_OTHERS.split()) - {o.name for o in found}
     assert not used, f'{used} need not be excepted any more'
 
 # What pip installs

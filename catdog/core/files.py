@@ -22,22 +22,34 @@ def is_image_name(
     "Whether `file` has the suffix of an image"
     return os.path.splitext(file)[1].lower() in sum(IMAGE_FORMATS.values(), ())
 
+# Folders that file servers, systems and programs put among a person's files, in small letters. They hold thumbnails
+# and deleted files, not data. Most such folders begin with a dot and are skipped for that. Sources: Synology DSM and
+# QNAP QTS (@, #), Windows (recycle bins, restore points, chkdsk), ext4, macOS on file servers and in archives, NetApp.
+SYSTEM_FOLDERS = frozenset((
+    '@eadir', '@tmp', '@sharebin', '@recycle', '@recently-snapshot', '@qmap', '@__thumb', '@downloads', '#recycle',
+    '#snapshot', '#recycled', '~snapshot', '$recycle.bin', 'recycle.bin', 'recycler', 'recycled', '$extend',
+    'system volume information', 'found.000', 'lost+found', '__macosx', 'network trash folder', 'temporary items',
+    'thevolumesettingsfolder', 'resource.frk', 'lost.dir', '__pycache__'))
+
 def walk_files(
-    folder:str|os.PathLike,
-    onerror=None, # Called with the `OSError` of a folder that cannot be read; default: skip it
-    _above:tuple=() # Real paths of the parent folders: a link back to one of them is not followed
-): # Yields paths, sorted by name within each folder
-    "All files below `folder`, except hidden ones and those in hidden folders such as `.removed`"
+    folder:str|os.PathLike, # Where to look
+    onerror=None, # Called with the `OSError` of each folder that cannot be read; default: skip it silently
+    onskip=None, # Called with the path of each of the `SYSTEM_FOLDERS`, which are skipped
+    _above:tuple=()
+): # Yields paths, sorted
+    "Yield all files below `folder`, following links to folders; skip hidden files, hidden folders and system folders"
     here = os.path.realpath(folder)
-    if here in _above: return
+    if here in _above: return   # a link to a folder above
     try: entries = sorted(os.scandir(folder), key=lambda o: o.name)
     except OSError as e:
         if onerror: onerror(e)
         return
     for o in entries:
         if o.name.startswith('.'): continue
-        if o.is_dir(): yield from walk_files(o.path, onerror, (*_above, here))
-        elif o.is_file() or not os.path.exists(o.path): yield Path(o.path)   # a broken link fails when it is opened
+        if o.is_dir():
+            if o.name.lower() not in SYSTEM_FOLDERS: yield from walk_files(o.path, onerror, onskip, (*_above, here))
+            elif onskip: onskip(Path(o.path))
+        elif o.is_file() or not os.path.exists(o.path): yield Path(o.path)   # a dead link is reported when opened
 
 def find_images(
     paths # Files and folders

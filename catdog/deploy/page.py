@@ -20,7 +20,7 @@ from werkzeug.exceptions import HTTPException
 
 from ..core.errors import CatdogError, command
 from ..core.files import write_atomic
-from ..core.images import FORMATS
+from ..core.files import IMAGE_FORMATS
 from .predictor import Classifier, forced_choice, percent, question, shown_probabilities
 
 # %% ../../nbs/deploy/page.ipynb #ab9f878e
@@ -182,7 +182,7 @@ def render_page(
     error:str=None # A sentence in the place of results
 ) -> str: # HTML
     "The page, with `results` or an `error`"
-    accept = ','.join(f'image/{o.lower()}' for o in FORMATS)
+    accept = ','.join(f'image/{o.lower()}' for o in IMAGE_FORMATS)
     def shown(o): return shown_probabilities(SimpleNamespace(**o))
     def forced(o): return forced_choice(SimpleNamespace(**o))
     return flask.render_template('page.html', title=question(classifier.labels), summary=classifier.summary,

@@ -28,7 +28,7 @@ from fastai.torch_core import rank_distrib
 from fastai.vision.augment import RandomResizedCrop, Resize
 from fastai.vision.core import PILImage
 from fastai.vision.learner import create_head
-from fastcore.basics import patch
+from fastcore.basics import first, patch, risinstance
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from torch import nn
 
@@ -39,8 +39,8 @@ from ..dataset.split import Split, saved_folders, saved_split
 from .calibration import fit_distance
 from .card import model_card, model_metadata
 from .features import as_maps
-from .head import ConcatPool, has_plain_head, head_parts
-from .loaders import OpenUpright, batch_resize, find_transform, image_source, preprocessing, split_dls
+from .head import has_plain_head, head_parts
+from .loaders import OpenUpright, batch_resize, image_source, preprocessing, split_dls
 from ..sample.draw import draw
 
 # %% ../../nbs/learn/export.ipynb #79f74069
@@ -139,10 +139,10 @@ class OnnxNetwork(nn.Module):
         "The network of `learn` and `distance` in one, on the CPU, ready to predict"
         super().__init__()
         pool,layers = head_parts(learn.model[1])
-        self.concat,self.pooled = isinstance(pool, ConcatPool),not isinstance(pool, nn.Identity)
+        self.concat,self.pooled = pool.concat,len(layers) < len(learn.model[1])
         self.body,self.resize,self.distance = learn.model[0],batch_resize(learn.dls),distance
         self.head = nn.Sequential(*[pool, Flatten()]*self.pooled, *layers)
-        norm = find_transform(learn.dls.valid.after_batch, Normalize)
+        norm = first(learn.dls.valid.after_batch.fs, risinstance(Normalize))
         mean,std = (norm.mean.cpu(), norm.std.cpu()) if norm else (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
         scale,shift = 1/(255*std),mean/std
         alike = all(bool((o == o.flatten()[0]).all()) for o in (scale, shift))   # one is faster than one a channel
@@ -285,7 +285,7 @@ def saved_learner(
     network,meta = onnx_network(model)
     split = saved_split(path, model, meta['labels'])
     learn = Learner(saved_dls(split, meta), network, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
-    learn.arch_name,learn.note = meta.get('arch', 'a network'),split.note()
+    learn.arch_name,learn.note = meta.get('arch', 'a network'),split.note
     return learn
 
 # %% ../../nbs/learn/export.ipynb #0a26d3f8
