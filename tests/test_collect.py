@@ -252,7 +252,7 @@ def test_two_runs_in_one_folder_lose_nothing(tmp_path):
         said = [o.communicate(timeout=120)[0] for o in runs]
     assert [o.returncode for o in runs] == [0, 0], said
     assert count(tmp_path/'x', 'cat') == count(tmp_path/'x', 'dog') == (24, 24)
-    assert sorted(os.listdir(tmp_path/'x')) == ['cat', 'dog', 'manifest.jsonl']
+    assert sorted(os.listdir(tmp_path/'x')) == ['.lock', 'cat', 'dog', 'manifest.jsonl']
 
 def test_the_second_goes_on_when_the_first_is_killed(tmp_path):
     gate = threading.Event()

@@ -3,7 +3,7 @@ import collections, functools, io, json, os, re, shlex, signal, socket, subproce
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import flask, hypothesis, numpy as np, psutil, pytest, requests, schemathesis
+import flask, hypothesis, numpy as np, pillow_heif, psutil, pytest, requests, schemathesis
 from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -18,12 +18,12 @@ from catdog.serve import MAX_BODY, MAX_FIELDS, MAX_FILES, MAX_WAITING, create_ap
 ROOT = Path(__file__).parent.parent
 BROWSER = 'text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8'
 
+pillow_heif.register_heif_opener()   # to write HEIC
+
 def script(name): return str(Path(sys.executable).with_name(name))
 def environment(**kw): return {**os.environ, 'CATDOG_MODEL': str(shipped_model()), **kw}
 def free_port():
     with socket.create_server(('127.0.0.1', 0)) as sock: return sock.getsockname()[1]
-pillow_heif.register_heif_opener()   # to write HEIC
-
 def saved(img, format='JPEG', **kw):
     f = io.BytesIO()
     img.save(f, format, **kw)
