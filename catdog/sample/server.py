@@ -48,8 +48,8 @@ _TOTAL = 10_000   # results for each label, when they are drawn
 @cache
 def _png_bomb(): return _encode(Image.new('1', (17_500, 17_500)), 'PNG', compress_level=1)   # 306 million pixels
 
-def _html(text, status=200, type='text/html'):
-    page = f'<!DOCTYPE html><html><head><title>{text}</title></head><body><h1>{text}</h1></body></html>'
+def _html(text, status=200, type='text/html', more=''):
+    page = f'<!DOCTYPE html><html><head><title>{text}</title></head><body><h1>{text}</h1>{more}</body></html>'
     return status, {'Content-Type': type}, [page.encode()]
 
 def _json(status=200, **kw): return status, {'Content-Type': 'application/json'}, [json.dumps(kw).encode()]
@@ -210,7 +210,7 @@ class SampleWeb:
     @property
     def endpoint(self): return f'{self.url}/v7.0/images/search'   # of the search engine
 
-    def start(self): # Returns the web
+    def start(self) -> 'SampleWeb': # This web
         "Listen, and allow downloads from localhost in this process"
         if self._server: return self
         self._stopping.clear()
@@ -308,11 +308,10 @@ class SampleWeb:
         for o in sorted(set(params) - _PARAMETERS): return _error(f'There is no parameter {o}.', o)
         q = params.get('q', '').strip()
         if not q: return _error('Required parameter is missing.', 'q')
-        numbers = dict(offset='0', minHeight='0', minWidth='0', count='35')
-        numbers = {o: params.get(o, default) for o,default in numbers.items()}
+        numbers = {o: params.get(o, d) for o,d in dict(count='35', offset='0', minHeight='0', minWidth='0').items()}
         for o,value in numbers.items():
             if not re.fullmatch(r'\d{1,9}', value): return _error('Parameter has invalid value.', o)
-        offset,height,width,count = map(int, numbers.values())
+        count,offset,height,width = map(int, numbers.values())
         label = self._label(q)
         found = self.results(label) if label else []
         large = (o for o in found if o.size[0] >= width and o.size[1] >= height)
@@ -334,7 +333,7 @@ class SampleWeb:
             time.sleep(Random(f'{self.seed}{o.path}').uniform(*self.latency))
             return o.answer(first)
         if page == 'moved': return 200, {'Content-Type': o.type}, [o.data()]
-        if page == 'pages': return _html(f'Number {o.n}<img src="{o.path}" alt="">')
+        if page == 'pages': return _html(f'Number {o.n}', more=f'<img src="{o.path}" alt="">')
         if page == 'thumbnails' and min(o.size):
             img = o.image()
             img.thumbnail((160, 160))
