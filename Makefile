@@ -10,7 +10,7 @@ WORDS ?=
 # Tests at a time, of which many wait for a browser or a deadline; who has none left takes some of another's
 JOBS ?= 3
 .DEFAULT_GOAL := help
-.PHONY: help app site lab hooks repository screenshot test test-notebooks outputs bench readme clean browser
+.PHONY: help app site lab hooks repository screenshot test nightly test-notebooks outputs bench readme clean browser
 
 help: ## this list
 	@grep -hE '^[a-zA-Z._-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' | expand -t 18
@@ -51,6 +51,8 @@ lab: .venv/installed ## JupyterLab on the notebooks; one message may have 64 MB,
 
 test: .venv/installed browser ## every notebook, whose outputs must be those that are saved, and pytest
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations 15
+nightly: .venv/installed browser ## the tests that take long as well
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --nightly
 test-notebooks: .venv/installed ## the notebooks' cells alone, whatever they print
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing --n-workers $(JOBS)
 outputs: .venv/installed ## save what the notebooks print now: all, or FILES="nbs/02_data.ipynb ..."

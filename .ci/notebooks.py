@@ -1,10 +1,11 @@
-"""Run notebooks and save what they print: python .ci/notebooks.py [NOTEBOOK ...], by default all of them.
+"""Execute notebooks and save their outputs: python .ci/notebooks.py [NOTEBOOK ...]; default: all of them.
 
-Each runs in a fresh kernel as `nbdev-test` runs it: its images are drawn, its files lie in a temporary folder.
-tests/test_outputs.py runs them in the same way, and fails where they say something else than what is saved.
+Each runs in a kernel of its own, forked from a process that has imported torch and fastai once for all of them.
+tests/test_outputs.py executes them in the same way and fails where the output differs from what is saved.
 """
-import os, re, subprocess, sys
+import multiprocessing, os, re, subprocess, sys, time
 from pathlib import Path
+from unittest.mock import patch
 
 import nbformat
 from nbclient import NotebookClient
@@ -26,14 +27,40 @@ def joined(outputs):
         else: res.append(o)
     return res
 
+SERVER = multiprocessing.get_context('forkserver')
+SERVER.set_forkserver_preload(['fastai.vision.all', 'timm', 'sklearn.linear_model', 'ipykernel.kernelapp', 'ipywidgets'])
+
+def _kernel(argv, cwd, env):
+    "Start an IPython kernel in this process, as `python -m ipykernel_launcher` does"
+    from ipykernel.kernelapp import launch_new_instance
+    os.setsid()   # a process group of its own, which is killed with the kernel
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[:] = [o for o in sys.path if o != str(ROOT/'.ci')]
+    sys.argv = ['ipykernel_launcher', *argv]
+    with open(os.devnull, 'w') as sys.__stdout__: launch_new_instance(argv)   # it prints how to stop it
+
+class ForkedKernel:
+    "What `jupyter_client.launch_kernel` returns, a `Popen`, for a kernel that is forked"
+    stdin = stdout = stderr = None
+    def __init__(self, cmd, cwd=None, env=None, **kwargs):
+        self.process = SERVER.Process(target=_kernel, args=(cmd[cmd.index('ipykernel_launcher') + 1:], cwd, env), daemon=True)
+        self.process.start()
+        while self.process.is_alive() and os.getpgid(self.process.pid) != self.process.pid: time.sleep(.01)
+        self.pid,self.kill,self.terminate = self.process.pid,self.process.kill,self.process.terminate
+    def poll(self): return self.process.exitcode
+    def wait(self): return self.process.join() or self.process.exitcode
+    def send_signal(self, signum): os.kill(self.pid, signum)
+
 def run(path):
-    "The notebook at `path`, executed; an error in a cell is raised"
+    "Execute the notebook at `path` and return it; an error in a cell is raised"
     nb = nbformat.read(path, as_version=4)
     env = {**os.environ, 'IN_TEST': '1', 'CATDOG_ENGINE': 'sample'}
     client = NotebookClient(nb, timeout=600, kernel_name='python3', store_widget_state=False,
                             extra_arguments=['--IPKernelApp.log_level=ERROR'],
                             resources={'metadata': {'path': str(path.parent)}})
-    client.execute(env=env)
+    with patch('jupyter_client.provisioning.local_provisioner.launch_kernel', ForkedKernel): client.execute(env=env)
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs = joined(cell.outputs)
     return nb

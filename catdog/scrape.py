@@ -13,12 +13,13 @@ from typing import Annotated
 
 from fastcore.script import is_cli
 
-from .core.files import Moved, default_folder
+from .core.files import Moved
 from .core.errors import command
 from .web.download import collect, print_conflicts
 from .web.download import download_images
 from .web.engines import SearchError, search_bing, search_commons, search_ddg, search_openverse, search_sample
-from .dataset.folder import contact_sheet, save_contact_sheet, set_aside
+from .dataset.folder import contact_sheet, default_folder, save_contact_sheet
+from .dataset.journal import set_aside
 from .dataset.manifest import Outcome, Photo, count_outcomes, read_manifest, write_credits
 from .sample.server import SampleWeb, sample_web
 from .web.search import ENGINES, check_search, save_urls, search_images, search_terms

@@ -1,9 +1,10 @@
 "What the tests of cleaning need: data sets that can be told apart byte by byte, drawings, what a folder holds."
-import json, os
+import os
 from pathlib import Path
 
 from catdog.sample.draw import draw
 from catdog.core.files import LOCK
+from catdog.dataset.manifest import Manifest
 
 JOURNAL = Path('.removed/journal.jsonl')
 
@@ -16,14 +17,13 @@ def dataset(folder, n=15):
             (folder/label/f'{i}.jpg').write_text(f'{label} {i}')
             rows.append(dict(label=label, file=f'{label}/{i}.jpg', status='ok', reason='',
                              url=f'http://127.0.0.1/{label}/{i}', title='Größe'))
-    # spaced as no program of ours would write it, so that a line that was made anew shows
-    lines = ''.join(json.dumps(o, separators=(' , ', ' :')) + '\n' for o in rows)
-    (folder/'manifest.jsonl').write_text(lines, encoding='utf8')
+    Manifest(folder).add(*rows)
+    Manifest(folder).rewrite()   # with all columns
     return folder
 
 def state(folder):
     return {o.relative_to(folder).as_posix(): o.read_bytes() for o in folder.rglob('*')
-            if o.is_file() and o.parent.name != '.removed' and o.name != LOCK}
+            if o.is_file() and o.parent.name != '.removed' and o.name != LOCK and not o.name.endswith('.part')}
 def images(folder): return sorted(v for k,v in state(folder).items() if k.endswith('.jpg'))
 
 def drawings(folder, n=14):

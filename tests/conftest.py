@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 
+OPTIONAL = dict(live='talk to services on the internet', nightly='take long')
+
 def pytest_addoption(parser):
-    parser.addoption('--live', action='store_true', help='also run the tests that talk to services on the internet')
+    for name,what in OPTIONAL.items(): parser.addoption(f'--{name}', action='store_true', help=f'also run the tests that {what}')
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption('--live'): return
-    for item in items:
-        if 'live' in item.keywords: item.add_marker(pytest.mark.skip(reason='talks to the internet: run pytest --live'))
+    for name in OPTIONAL:
+        if config.getoption(f'--{name}'): continue
+        for item in items:
+            if name in item.keywords: item.add_marker(pytest.mark.skip(reason=f'runs only with --{name}'))
 
 @pytest.fixture(scope='session')
 def photos():

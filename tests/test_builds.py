@@ -106,7 +106,7 @@ def test_a_folder_is_taken_whole(tmp_path):
     assert labels == ['A+', 'A-', 'c++', typed] and len(images) == 43
     card = (tmp_path/'model'/'model_card.md').read_text()
     for text in (said, card):
-        assert 'used 43 of 45 images; left out 1 that cannot be opened' in text and '1 as no image (.txt)' in text
+        assert 'used 43 of 45 images; left out 1 that cannot be opened' in text and '1 as not an image (.txt)' in text
     assert f'{stored}/000.jpg' in said and '000.jpg' not in card   # the card goes with the model, and names no file
     assert contents(mine) == before
 

@@ -11,7 +11,7 @@ from catdog.core.images import jpeg_bytes, open_image
 from catdog.scrape import ENGINES, Photo, SampleWeb, read_manifest, scrape, search_images, write_credits
 from catdog.web.download import collect, forget_deleted
 from catdog.core.errors import SearchError
-from catdog.dataset.folder import labels_in
+from catdog.dataset.folder import parse_labels
 from catdog.dataset.manifest import Manifest, count_outcomes
 from web_helpers import copies, files, image, serve, serve_images
 
@@ -176,7 +176,7 @@ def test_another_spelling_of_a_label_is_the_same_label(tmp_path, capsys, first, 
 @pytest.mark.parametrize('second', ['dog', 'cats', 'c', 'cat+', 'ca t'])
 def test_what_is_another_word_is_another_label(tmp_path, second):
     (tmp_path/'cat').mkdir()
-    assert labels_in([second], tmp_path) == [second]
+    assert parse_labels([second], tmp_path) == [second]
 
 RESERVED = ['CON', 'nul.txt', 'COM1', '.removed', '..', 'manifest.jsonl', 'Credits.txt', 'x'*101, '\u732b'*86, 'a\nb',
             'a:b', 'a.', '\u200b', 'caf\udce9', 'LPT\u00b9', 'conin$', 'CONOUT$.txt']

@@ -203,7 +203,7 @@ def test_one_truncated_file_among_60_is_left_out_and_said(tmp_path, capsys):
     assert bad not in dls.train_ds.items + dls.valid_ds.items and len(dls.content_ids) == 59
     said = capsys.readouterr().out
     assert 'used 59 of 63 images; left out 1 that cannot be opened (cat/7.jpg: ' in said
-    for o in ('1 as no image (.txt)', '1 as no image (.db)', '1 as no image (.heic)'): assert o in said
+    for o in ('1 as not an image (.txt)', '1 as not an image (.db)', '1 as not an image (.heic)'): assert o in said
     learn = make_learner(dls)
     with learn.no_bar(): learn.fit(1)
     assert contents(path) == before

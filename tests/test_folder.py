@@ -1,14 +1,15 @@
 "A folder of images, read where it lies: labels, a given split, what is ignored, one meaning of a label everywhere."
-import subprocess, sys, tempfile
+import tempfile
 from pathlib import Path
 from unicodedata import normalize
 
 import pytest
+from clean_helpers import as_nobody
 from hypothesis import given, settings, strategies as st
 
 from catdog.sample.draw import draw
-from catdog.dataset.folder import SPLITS, ImageFolder
-from catdog.core.errors import CatdogError
+from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
+from catdog.core.errors import CatdogError, DataError
 
 def touch(folder, *names):
     for o in names:
@@ -16,8 +17,9 @@ def touch(folder, *names):
         (folder/o).touch()
     return folder
 
+SPLITS = dict(train='train', Training='train', val='valid', valid='valid', Test='test')
 names = st.text(st.characters(blacklist_characters='/\0', blacklist_categories=['Cs']), min_size=1, max_size=20).filter(
-    lambda o: not o.startswith('.') and o.lower() not in SPLITS and len(o.encode()) < 200)
+    lambda o: not o.startswith('.') and o.title() not in ('Train', 'Training', 'Val', 'Valid', 'Test', 'Dev', 'Eval') and len(o.encode()) < 200)
 
 @given(st.lists(names, min_size=1, max_size=6, unique_by=lambda o: normalize('NFC', o)), st.sampled_from(['', *SPLITS]))
 @settings(max_examples=60, deadline=None)
@@ -67,6 +69,9 @@ GIVEN = {
     'a list beside them':       (['train/cat/1.jpg', 'test/cat/3.jpg', 'labels.csv', '.git/x/1.jpg'],
                                  ['train', 'test']),
     'untold test images':     (['train/cat/1.jpg', 'test/3.jpg'], ['train', 'test']),
+    'other names':              (['training_set/cat/1.jpg', 'test_set/cat/3.jpg'], ['training_set', 'test_set']),
+    'dev':                      (['train/cat/1.jpg', 'dev/cat/3.jpg'], ['train', 'dev']),
+    'years':                    (['train2017/cat/1.jpg', 'VAL 2017/cat/3.jpg'], ['train2017', 'VAL 2017']),
     'trains and buses':         (['train/1.jpg', 'bus/1.jpg'], []),
     'trains in folders':        (['train/steam/1.jpg', 'bus/1.jpg'], []),
     'train and test are labels': (['train/1.jpg', 'test/1.jpg'], []),
@@ -79,11 +84,21 @@ def test_a_given_split_is_seen_and_only_that(tmp_path, files, above):
     assert sorted(folder.splits) == sorted(above)
     assert 'cat' in folder.labels if above else 'train' in folder.labels
 
+def test_an_evaluation_set_is_for_validation_or_beside_one_for_testing(tmp_path):
+    folder = ImageFolder(touch(tmp_path, 'train/cat/1.jpg', 'eval/cat/2.jpg'))
+    assert folder.splits == dict(train='train', eval='valid')
+    assert ImageFolder(touch(tmp_path, 'dev/cat/3.jpg')).splits == dict(train='train', dev='valid', eval='test')
+
 def test_what_only_test_has_is_no_label(tmp_path):
     folder = ImageFolder(touch(tmp_path, 'train/cat/1.jpg', 'train/dog/1.jpg', 'test/unknown/1.jpg',
                                  'test/cat/2.jpg'))
     assert folder.labels == ['cat', 'dog'] and [folder.split(o) for o in folder.files] == ['test', 'train', 'train']
     assert folder.ignored == [(tmp_path/'test'/'unknown'/'1.jpg', 'no label in train (unknown)')]
+
+def test_folders_that_look_like_a_split_are_never_labels(tmp_path):
+    path = touch(tmp_path, 'pets_train/cat/1.jpg', 'pets_test/cat/1.jpg')
+    with pytest.raises(DataError, match='looks split into pets_test, pets_train: call the parts'): ImageFolder(path)
+    assert ImageFolder(path, ['pets_train', 'pets_test']).labels == ['pets_test', 'pets_train']
 
 def test_a_folder_beside_the_split_is_an_error_until_somebody_says_what_is_meant(tmp_path):
     path = touch(tmp_path, 'train/cat/1.jpg', 'test/cat/1.jpg', 'more/1.jpg')
@@ -95,22 +110,30 @@ def test_nothing_that_may_be_a_image_is_left_out_without_a_reason(tmp_path):
              'cat/.hidden.jpg', '.removed/cat/8.jpg', 'bird/9.heic']
     folder = ImageFolder(touch(tmp_path, *files), ['cat', 'dog'])
     reasons = {f.relative_to(tmp_path).as_posix(): o for f,o in folder.ignored}
-    assert reasons == {'cat/2.HEIC': 'no image (.heic)', 'cat/3': 'no image (no ending)',
-                       'cat/deep/4.txt': 'no image (.txt)', '7.jpg': 'outside of any label'}
+    assert reasons == {'cat/2.HEIC': 'not an image (.heic)', 'cat/3': 'not an image (no suffix)',
+                       'cat/deep/4.txt': 'not an image (.txt)', '7.jpg': 'outside any label'}
     assert folder.others == ['bird', 'fox'] and len(folder) == 2
     everything = ImageFolder(tmp_path)
     assert everything.loose == [tmp_path/'7.jpg'] and everything.counts() == dict(bird=0, cat=1, dog=1, fox=1)
 
-def test_a_folder_that_cannot_be_read_is_told():
-    code = ('import os, sys; from catdog.dataset.folder import ImageFolder\n'
-            'if not os.getuid(): os.setuid(65534)   # root may read everything\nImageFolder(sys.argv[1])')
+def test_system_folders_are_neither_data_nor_labels(tmp_path):
+    folders = ['@eaDir', '#recycle', 'lost+found', '.Trash-1000', '$RECYCLE.BIN', 'System Volume Information',
+               '__MACOSX', '.AppleDouble', '.thumbnails', '.stversions', '.git', '.dvc', '.ipynb_checkpoints']
+    files = [f'{above}{o}/1.jpg' for o in folders for above in ('', 'cat/', 'cat/deep/')]
+    folder = ImageFolder(touch(tmp_path, 'cat/1.jpg', 'dog/1.jpg', *files))
+    assert folder.labels == ['cat', 'dog'] and len(folder) == 2 and not folder.ignored
+    assert sorted({o.name for o in folder.skipped}) == sorted(o for o in folders if not o.startswith('.'))
+    assert len(folder.skipped) == 3*6
+
+@pytest.mark.parametrize('labels,error', [(None, True), (['cat', 'dog'], True), (['cat', 'fox'], False)])
+def test_a_folder_that_cannot_be_read_is_an_error_unless_it_is_none_of_the_labels(labels, error):
     with tempfile.TemporaryDirectory() as d:
-        path = touch(Path(d), 'cat/1.jpg', 'dog/2.jpg')
+        path = touch(Path(d), 'cat/1.jpg', 'dog/2.jpg', 'fox/3.jpg')
         path.chmod(0o755)
         (path/'dog').chmod(0)
-        try: done = subprocess.run([sys.executable, '-c', code, d], capture_output=True, text=True)
+        try: done = as_nobody(lambda: ImageFolder(path, labels))
         finally: (path/'dog').chmod(0o755)
-    assert f'CatdogError: {path/"dog"}: cannot be read' in done.stderr
+    assert done.startswith(f'DataError: {path/"dog"}: cannot be read') if error else done == 'nothing'
 
 def test_the_contact_sheet_and_the_training_agree_on_labels(tmp_path):
     from catdog.data import get_dls
@@ -126,3 +149,34 @@ def test_the_contact_sheet_and_the_training_agree_on_labels(tmp_path):
     assert {dls.vocab[y] for y in dls.train_ds.tls[1]} == {'cat', 'dog'}
     assert all(dls.vocab[dls.train_ds.tls[1][i]] in o.parts for i,o in enumerate(dls.train_ds.items))
     assert len(items) == 20 and contact_sheet(tmp_path, columns=10, side=50).height == 2*(24 + 50)
+
+@pytest.mark.parametrize('words,message', [
+    ([], 'at least one word'), (['cat', ' \u200b'], 'a label is empty'), (['Cat', 'cat '], "'cat' is given twice"),
+    ('con', 'Windows reserves it'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
+def test_words_that_cannot_be_labels(words, message):
+    with pytest.raises(DataError, match=message): parse_labels(words)
+
+def test_labels_have_the_names_of_existing_folders(tmp_path):
+    touch(tmp_path, 'black bear/1.jpg', 'fox/1.jpg', 'Fox/1.jpg', 'dog')
+    assert parse_labels(['Black  Bear', ' t-shirt '], tmp_path) == ['black bear', 't-shirt']
+    assert parse_labels('T-Shirt', tmp_path, ['t-shirt']) == ['t-shirt'] and parse_labels('Fox', tmp_path) == ['Fox']
+    with pytest.raises(DataError, match="can be 'Fox' or 'fox'"): parse_labels('FOX', tmp_path)
+    with pytest.raises(DataError, match='dog is a file'): parse_labels('dog', tmp_path)
+
+@pytest.mark.parametrize('labels,name', [
+    ('cat', 'cat'), (['grizzly', 'black bear', 'teddy'], 'grizzly-black bear-teddy'), (['c', 'c++'], 'c-c++')])
+def test_a_default_folder_is_called_after_the_words(labels, name):
+    assert default_folder(labels) == Path('data')/name and default_folder(labels, 'models') == Path('models')/name
+
+def test_no_two_projects_have_one_default_folder():
+    several = ['cat', 'dog-house'], ['cat-dog', 'house'], ['cat', 'dog', 'house'], ['dog', 'cat', 'house'], \
+        ['A-', 'A+'], ['A', '-A+'], ['A', 'A+'], ['a--b', 'c'], ['a', 'b', 'c'], ['a-b', 'c'], ['a', 'b--c'], \
+        ['a', 'b-', 'c'], ['a', '-b', 'c']
+    assert len({default_folder(o) for o in several}) == len(several)
+    assert default_folder(['cat', 't-rex']) == Path('data/cat--t-rex')
+
+def test_a_thousand_words_still_make_a_name_and_their_own(tmp_path):
+    many = [f'Breed número {i} 🐕' for i in range(1000)]
+    names = {default_folder(o, tmp_path) for o in (many, many[1:], many[:-1])}
+    for o in names: (o.with_name(f'{o.name}_contact_sheet.png')).write_bytes(b'')
+    assert len(names) == 3

@@ -1,5 +1,5 @@
 "No image may be lost, whatever happens: killed in the middle, a full disk, a folder that cannot be written."
-import json, multiprocessing, os, random, resource, shutil, signal, sys
+import errno, json, multiprocessing, os, resource, shutil, signal, sys, tempfile
 from pathlib import Path
 
 import pytest
@@ -19,81 +19,122 @@ def check_manifest(folder):
     assert len({o['file'] for o in rows}) == len(rows)
     for o in rows: assert (folder/o['file']).read_text() == ' '.join(o['url'].split('/')[-2:])
 
-class Lines:
-    "Count the lines of clean.moves that run; kill this process with SIGKILL before line number `last`"
-    def __init__(self, last=None): self.n,self.last = 0,last
+class Killed(BaseException): pass
+
+class KillAt:
+    "Count the lines of dataset.journal that run where it writes; call `kill` before line number `last`"
+    functions = '_open_journal', 'write', '_copy', '_move', '_was_made', '_update_manifest', '_finish', '_undo', \
+        'apply_choices', 'undo_choices'
+    def __init__(self, last=None, kill=None): self.n,self.last,self.kill = 0,last,kill
     def __call__(self, frame, event, arg):
-        if not frame.f_code.co_filename.endswith(('clean/moves.py', 'core/files.py')): return None
+        if not frame.f_code.co_filename.endswith('dataset/journal.py'): return None
+        if frame.f_code.co_name not in self.functions: return None
         if event == 'line':
             self.n += 1
-            if self.n == self.last: os.kill(os.getpid(), signal.SIGKILL)
+            if self.n == self.last: self.kill()
         return self
     def __enter__(self): sys.settrace(self); return self
     def __exit__(self, *_): sys.settrace(None)
 
-def killed_at(line, what):
-    "Run `what` in a process of its own that is killed before that `line`; whether it was"
-    pid = os.fork()
-    if not pid:
-        try:
-            with Lines(line): what()
-        finally: os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+def die(): raise Killed
 
-@pytest.mark.parametrize('seed', range(40))
-def test_killed_while_applying(tmp_path, seed):
-    counted = dataset(tmp_path/'counted')
-    with Lines() as lines: apply_choices(counted, choices(counted))
-    folder = dataset(tmp_path/'data')
-    start,everything = state(folder),images(folder)
-    assert killed_at(random.Random(seed).randint(1, lines.n - 1), lambda: apply_choices(folder, choices(folder)))
-    assert images(folder) == everything
-    # a new process knows no choices; the same one still has them; a third starts with something else
-    apply_choices(folder, [{}, choices(folder), {folder/'cat'/'2.jpg': 'dog'}][seed%3])
-    assert images(folder) == everything
-    check_manifest(folder)
-    if seed%3 == 1:
-        left,expected = ({k for k in state(o) if not k.startswith('dog')} for o in (folder, counted))
-        assert left == expected
-    undo_choices(folder)
-    assert state(folder) == start
-    assert not can_undo(folder)
+def linked(folder):
+    "A data set in which every image is a relative link to one beside the data set"
+    dataset(folder, 2)
+    store = folder.with_name(folder.name + '.store')
+    store.mkdir()
+    for o in sorted(folder.glob('*/*.jpg')):
+        o.rename(store/f'{o.parent.name}-{o.name}')
+        o.symlink_to(f'../../{store.name}/{o.parent.name}-{o.name}')
+    return folder
 
-@pytest.mark.parametrize('seed', range(40))
-def test_killed_while_undoing(tmp_path, seed):
-    counted,folder = dataset(tmp_path/'counted'),dataset(tmp_path/'data')
-    start,everything = state(folder),images(folder)
-    for o in (counted, folder): apply_choices(o, choices(o))
-    with Lines() as lines: undo_choices(counted)
-    assert killed_at(random.Random(seed).randint(1, lines.n - 1), lambda: undo_choices(folder))
-    assert images(folder) == everything
-    if seed%2: undo_choices(folder)
-    else:   # applying something new first finishes what was begun
-        apply_choices(folder, {folder/'cat'/'2.jpg': 'dog'})
-        assert images(folder) == everything
-        undo_choices(folder, everything=True)
-    assert state(folder) == start
+def other_disk(monkeypatch):
+    "Imitate a label folder, and `.removed`, on disks of their own"
+    rename = os.rename
+    def _rename(a, b):
+        if Path(a).parent != Path(b).parent: raise OSError(errno.EXDEV, 'Invalid cross-device link', str(a))
+        rename(a, b)
+    monkeypatch.setattr(os, 'rename', _rename)
 
-@pytest.mark.parametrize('what', [lambda o: apply_choices(o, choices(o, 4)), undo_choices], ids=['applying', 'undoing'])
-def test_killed_between_a_move_and_the_line_that_says_so(tmp_path, what):
-    folder,rename = dataset(tmp_path/'data', 4),os.rename
-    start,everything = state(folder),images(folder)
-    for last in range(1, 7):   # the moves that it makes
-        if what is undo_choices: apply_choices(folder, choices(folder, 4))
+def do(folder): return apply_choices(folder, {folder/'cat'/'0.jpg': 'dog', folder/'cat'/'1.jpg': '<Delete>'})
+
+@pytest.mark.parametrize('what', [do, undo_choices], ids=['applying', 'undoing'])
+@pytest.mark.parametrize('kind', ['files', 'links', 'another disk'])
+def test_killed_before_any_line(tmp_path, monkeypatch, kind, what):
+    "Wherever the process ends, every image is there, and applying or undoing again ends as if nothing had happened"
+    make = linked if kind == 'links' else lambda o: dataset(o, 2)
+    if kind == 'another disk': other_disk(monkeypatch)
+    def fresh(name):
+        folder = make(tmp_path/name/'data')
+        if what is undo_choices: do(folder)
+        return folder
+    folder = fresh('counted')
+    everything = set(images(folder))
+    start = state(folder) if what is do else state(make(tmp_path/'start'/'data'))
+    with KillAt() as lines: what(folder)
+    applied = state(folder)
+    assert lines.n > 60
+    for k in range(1, lines.n + 1):
+        folder = fresh(str(k))
+        with pytest.raises(Killed), KillAt(k, die): what(folder)
+        assert set(images(folder)) == everything
+        if what is do and k%3:   # again with the same choices, or by a process that knows none, or straight undone
+            do(folder) if k%3 == 1 or not can_undo(folder) else apply_choices(folder, {})
+            assert state(folder) == applied, k
+        undo_choices(folder, everything=k%2)
+        assert state(folder) == start and not can_undo(folder), k
+        shutil.rmtree(folder.parent)
+
+@pytest.mark.parametrize('what', [do, undo_choices], ids=['applying', 'undoing'])
+def test_really_killed(tmp_path, what):
+    for k in (20, 40, 50, 60):
+        folder = dataset(tmp_path/str(k)/'data', 2)
+        start,everything = state(folder),images(folder)
+        if what is undo_choices: do(folder)
         pid = os.fork()
         if not pid:
-            made = []
-            def rename_and_die(*args):
-                rename(*args)
-                made.append(args)
-                if len(made) == last: os.kill(os.getpid(), signal.SIGKILL)
-            os.rename = rename_and_die
-            try: what(folder)
+            try:
+                with KillAt(k, lambda: os.kill(os.getpid(), signal.SIGKILL)): what(folder)
             finally: os._exit(0)
         assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]) and images(folder) == everything
-        if what is not undo_choices: apply_choices(folder, {})
+        apply_choices(folder, {folder/'dog'/'1.jpg': 'cat'})   # something else finishes it first
+        assert images(folder) == everything
+        check_manifest(folder)
         undo_choices(folder, everything=True)
         assert state(folder) == start
+
+def test_another_choice_counts_when_an_application_was_interrupted(tmp_path):
+    folder = dataset(tmp_path/'data', 3)
+    apply_choices(folder, choices(folder, 3))
+    plan = (folder/JOURNAL).read_bytes().splitlines(keepends=True)[0]
+    undo_choices(folder)
+    (folder/JOURNAL).write_bytes(plan)   # nothing but the plan was written
+    assert unfinished_moves(folder) == 4
+    apply_choices(folder, {folder/'cat'/'0.jpg': '<Keep>', folder/'dog'/'0.jpg': '<Delete>'})
+    assert (folder/'cat/0.jpg').read_text() == 'cat 0' and (folder/'.removed/dog/0.jpg').read_text() == 'dog 0'
+    assert (folder/'.removed/cat/1.jpg').exists() and unfinished_moves(folder) == 0
+
+def test_a_label_folder_on_another_disk(tmp_path):
+    "Its images can be moved and taken out, and back; a real other disk where there is one"
+    other = Path(tempfile.mkdtemp(prefix='catdog-', dir='/dev/shm' if Path('/dev/shm').is_dir() else tmp_path))
+    try:
+        folder = dataset(tmp_path/'data')
+        shutil.move(folder/'cat', other/'cat')
+        (folder/'cat').symlink_to(other/'cat')
+        before = {o.name: (o.read_text(), o.stat().st_mtime_ns) for o in (folder/'cat').iterdir()}
+        moved = apply_choices(folder, choices(folder))
+        assert len(moved) == 20 and all(o.to.exists() and not o.file.exists() for o in moved)
+        check_manifest(folder)
+        undo_choices(folder)
+        assert before == {o.name: (o.read_text(), o.stat().st_mtime_ns) for o in (folder/'cat').iterdir()}
+    finally: shutil.rmtree(other)
+
+def test_a_relative_link_leads_to_its_image_wherever_it_moves(tmp_path):
+    folder = linked(tmp_path/'data')
+    start = state(folder)
+    for o in do(folder): assert o.to.is_symlink() and o.to.read_text() == f'{o.file.parent.name} {o.file.stem}'
+    undo_choices(folder)
+    assert state(folder) == start and all(o.is_symlink() for o in folder.glob('*/*.jpg'))
 
 def test_journal_cut_off_anywhere(tmp_path):
     "After a power failure the last lines may be missing, or half there"
@@ -130,7 +171,7 @@ def test_full_disk(tmp_path):
             finally: os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
         assert images(folder) == everything
-        if limit <= plan + 1: assert state(folder) == start   # what is not in the journal has not moved
+        if limit <= plan: assert state(folder) == start   # what is not in the journal has not moved
         apply_choices(folder, {})   # there is room again
         check_manifest(folder)
         undo_choices(folder, everything=True)
@@ -194,8 +235,8 @@ def test_journal_has_a_line_before_and_after(tmp_path):
     folder = dataset(tmp_path/'data', 3)
     apply_choices(folder, choices(folder, 3))
     lines = [json.loads(o) for o in (folder/JOURNAL).read_text().splitlines()]
-    assert [o['event'] for o in lines] == ['planned', *['moving', 'moved']*4, 'applied']
-    assert lines[1]['file'] == 'cat/0.jpg' and lines[1]['to'] == 'dog/0-2.jpg'
+    assert [o['event'] for o in lines] == ['planned', *['done']*4, 'finished']
+    assert (lines[0]['moves'][0]['file'], lines[0]['moves'][0]['to']) == ('cat/0.jpg', 'dog/0-2.jpg')
     assert (folder/'.removed/cat/1.jpg').read_text() == 'cat 1'
 
 def test_batches_are_undone_one_by_one_or_all_at_once(tmp_path):

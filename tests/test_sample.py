@@ -1,157 +1,101 @@
-"""The sample web as a server: connections, threads, other processes. What fits in a cell is in
-nbs/web/sample.ipynb, sample_http.ipynb and faults.ipynb."""
-import http.client, os, subprocess, sys, time
+"The sample web: drawings, the search protocol, what each kind of URL returns, connections, threads, processes"
+import http.client, itertools, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest, requests
 
-from catdog.core.errors import ImageError
-from catdog.core.images import open_image
-from catdog.sample.server import ANSWERS, SERVED_FORMATS
-from catdog.sample.server import SampleWeb
+from catdog.core.errors import CatdogError, ImageError
+from catdog.core.images import jpeg_bytes, open_image
+from catdog.sample.draw import draw
+from catdog.sample.server import FAULTS, FORMATS, SampleWeb
 
-KEY = {'Ocp-Apim-Subscription-Key': 'any'}
+@pytest.fixture(scope='module')
+def web():
+    "A web with every fault, and a third of the results without"
+    with SampleWeb(faults=dict.fromkeys(FAULTS, .03)) as web: yield web
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "30 photos each of cats and dogs"
+    folder = tmp_path_factory.mktemp('photos')
+    for label in ('cat', 'dog'):
+        (folder/label).mkdir()
+        for i in range(30): (folder/label/f'{i}.jpg').write_bytes(jpeg_bytes(draw(label, f'photo {i}', (80 + i, 60))))
+    return folder
+
+def ask(web, q='cat', key='any', **params):
+    return requests.get(web.endpoint, dict(q=q, **params), headers={'Ocp-Apim-Subscription-Key': key}, timeout=20)
 
 def search(web, q='cat', **params):
-    res = requests.get(web.endpoint, params=dict(q=q, **params), headers=KEY, timeout=20)
+    res = ask(web, q, **params)
     res.raise_for_status()
     return res.json()
 
-def addresses(web, q='cat', **params): return [o['contentUrl'] for o in search(web, q, **params)['value']]
+def urls(web, q='cat', **params): return [o['contentUrl'] for o in search(web, q, **params)['value']]
+def first_of(web, kind): return next(o for o in web.results('cat') if o.kind == kind)
+def connect(web): return http.client.HTTPConnection('127.0.0.1', int(web.url.rpartition(':')[2]), timeout=20)
+def python(code, **env):
+    env = os.environ | env
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=env)
 
-def run(code, **env):
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120,
-                          env=os.environ | env)
+# --- Drawings
 
-def test_connection_stays_open_for_many_requests():
-    with SampleWeb() as web:
-        host = http.client.HTTPConnection('127.0.0.1', int(web.url.rpartition(':')[2]), timeout=20)
-        host.connect()
-        mine = host.sock.getsockname()
-        for url in addresses(web, count=40):
-            host.request('GET', url.removeprefix(web.url))
-            answer = host.getresponse()
-            assert len(answer.read()) == int(answer.headers['Content-Length'])
-            assert host.sock and host.sock.getsockname() == mine   # http.client drops the socket when told to close
-        host.close()
-
-def test_head_has_no_body():
-    with SampleWeb(faults=None) as web:
-        url = addresses(web, count=1)[0]
-        with requests.Session() as s:
-            assert s.head(url).content == b'' and int(s.head(url).headers['Content-Length']) == len(s.get(url).content)
-
-def test_request_with_a_body_ends_its_connection():
-    with SampleWeb() as web:
-        host = http.client.HTTPConnection('127.0.0.1', int(web.url.rpartition(':')[2]), timeout=20)
-        host.request('POST', '/v7.0/images/search', body=b'GET / HTTP/1.1\r\n\r\n')
-        answer = host.getresponse()
-        assert answer.status == 405 and answer.headers['Connection'] == 'close'
-
-def test_many_visitors_at_once_get_what_one_gets():
-    with SampleWeb(seed=3) as web:
-        urls = addresses(web, count=60)
-        with ThreadPoolExecutor(24) as pool: first = list(pool.map(lambda u: requests.get(u, timeout=60).content, urls))
-        assert first == [requests.get(u, timeout=60).content for u in urls]
-
-def test_searches_at_once_agree():
-    pause = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)   # let the threads get into each other's way
-    try:
-        with SampleWeb(seed=4) as web, ThreadPoolExecutor(12) as pool:
-            answers = list(pool.map(lambda _: addresses(web, 'dog', count=150, offset=2000), range(12)))
-    finally: sys.setswitchinterval(pause)
-    assert all(o == answers[0] for o in answers) and len(set(answers[0])) == 150
-    with SampleWeb(seed=4, port=int(web.url.rpartition(':')[2])) as again:
-        assert [o.replace(again.url, web.url) for o in addresses(again, 'dog', count=150, offset=2000)] == answers[0]
-
-def test_stop_closes_open_connections_and_ends_a_stall():
-    web = SampleWeb(faults=dict(stall=1)).start()
-    url = addresses(web, count=1)[0]
-    stalled = requests.get(url, stream=True, timeout=60)
-    idle = http.client.HTTPConnection('127.0.0.1', int(web.url.rpartition(':')[2]), timeout=60)
-    idle.request('GET', '/nothing')
-    idle.getresponse().read()
-    body = stalled.iter_content(1000)
-    next(body)
-    web.stop()
-    with pytest.raises(requests.exceptions.RequestException): list(body)   # the half, then the end
-    assert idle.sock.recv(10) == b''
-    with pytest.raises(requests.ConnectionError): requests.get(url, timeout=5)
-
-def test_starts_again_after_a_stop():
-    web = SampleWeb()
-    for _ in range(2):
-        with web: assert len(addresses(web, count=5)) == 5
-
-def test_latency_is_kept():
-    with SampleWeb(faults=None, latency=(.2, .3)) as web:
-        url = addresses(web, count=1)[0]
-        start = time.perf_counter()
-        requests.get(url)
-        assert time.perf_counter()-start >= .2
-
-def test_taken_port_falls_back_to_a_free_one():
-    with SampleWeb() as one, SampleWeb(port=int(one.url.rpartition(':')[2])) as two: assert one.url != two.url
-
-def test_same_images_in_every_process():
+def test_same_images_in_every_thread_and_process():
     code = """
-import hashlib
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from catdog.sample.draw import draw
-pixels = b''.join(draw(o, i, (80, 60)).tobytes() for o in ('cat', 'dog', 'apple', 'fish') for i in range(5))
-print(hashlib.sha256(pixels).hexdigest())"""
-    one,two = run(code, PYTHONHASHSEED='1'),run(code, PYTHONHASHSEED='2')
-    assert one.returncode == 0, one.stderr
-    assert one.stdout == two.stdout
+def pixels(i): return b''.join(draw(o, i, (80, 60)).tobytes() for o in ('cat', 'dog', 'apple', 'fish'))
+with ThreadPoolExecutor(4) as pool: assert list(pool.map(pixels, range(8))) == [pixels(i) for i in range(8)]
+print(zlib.crc32(pixels(0)))"""
+    one,two = python(code, PYTHONHASHSEED='1'),python(code, PYTHONHASHSEED='2')
+    assert one.stdout == two.stdout != '', one.stderr
 
-def test_process_ends_although_the_web_still_runs():
-    res = run('from catdog.sample.server import sample_web; print(sample_web().url)')
-    assert res.returncode == 0 and res.stdout.startswith('http://127.0.0.1:') and res.stderr == ''
+# --- The search protocol
 
-def test_log_is_quiet():
-    res = run("""
-import requests
-from catdog.sample.server import SampleWeb
-with SampleWeb(faults=dict.fromkeys(['not-found', 'server-error-once'], .5)) as web:
-    found = requests.get(web.endpoint, params=dict(q='cat', count=10), headers={'Ocp-Apim-Subscription-Key': 'any'})
-    for o in found.json()['value']: requests.get(o['contentUrl'])
-    print(requests.get(web.url + '/nothing/here').status_code)""")
-    assert (res.stdout, res.stderr) == ('404\n', '')
+@pytest.mark.parametrize('params, name', [
+    (dict(q=''), 'q'), (dict(count='many'), 'count'), (dict(offset='-1'), 'offset'), (dict(minWidth='1.5'), 'minWidth'),
+    *((dict.fromkeys([o], 128), o) for o in ('min_width', 'minwidth', 'page', 'safe_search'))])
+def test_wrong_parameters_are_refused(web, params, name):
+    res = ask(web, **params)
+    assert res.status_code == 400 and res.json()['errors'][0]['parameter'] == name
 
-def test_module_is_light():
-    heavy = ('torch', 'fastai', 'requests', 'pandas', 'matplotlib')
-    res = run(f'import catdog.sample.server, sys; print([o for o in {heavy} if o in sys.modules])')
-    assert res.stdout.strip() == '[]', res.stdout + res.stderr
+@pytest.mark.parametrize('key', ['', 'wrong'])
+def test_wrong_keys_are_refused(web, key): assert ask(web, key=key).status_code == 401
+
+def test_pages_of_results(web):
+    assert sum([urls(web, count=40, offset=o) for o in (0, 40, 80)], []) == urls(web, count=120)
+    assert search(web, count=40, offset=40)['nextOffset'] == 80
+    assert len(set(urls(web, count=1000))) == 150
+    ours = dict(minWidth=500, minHeight=300, count=50, safeSearch='Strict', mkt='en-US', imageType='Photo')
+    large = search(web, **ours)['value']
+    assert len(large) == 50 and all(o['width'] >= 500 and o['height'] >= 300 for o in large)
+    end = search(web, offset=10_000)
+    assert (end['value'], end['nextOffset'], end['totalEstimatedMatches']) == ([], 10_000, 10_000)
 
 @pytest.mark.parametrize('label', ['Ärger & Söhne', '猫', '../../etc', 'a/b?c#d', '100%', "l'été"])
-def test_strange_words(label):
-    with SampleWeb(faults=None) as web:
-        found = search(web, label, count=3)['value']
-        assert len(found) == 3
-        for o in found:
-            for kind in ('contentUrl', 'hostPageUrl', 'thumbnailUrl'): assert requests.get(o[kind]).ok
-            assert web.truth(o['contentUrl'])['valid']
+def test_strange_words(web, label):
+    found = search(web, label, count=3)['value']
+    assert len(found) == 3
+    for o in found: assert all(requests.get(o[kind]).ok for kind in ('hostPageUrl', 'thumbnailUrl'))
+    assert web.truth(found[0]['contentUrl'])['drawn']
 
-@pytest.mark.parametrize('name', ['min_width', 'min_height', 'minwidth', 'page', 'key', 'safe_search'])
-def test_a_parameter_that_the_protocol_does_not_know_is_refused(name):
-    with SampleWeb() as web:
-        res = requests.get(web.endpoint, params={'q': 'cat', name: 128}, headers=KEY)
-        assert res.status_code == 400 and res.json()['errors'][0]['parameter'] == name
-        ours = dict(q='cat', minWidth=128, minHeight=128, safeSearch='Strict', mkt='en-US', imageType='Photo')
-        assert requests.get(web.endpoint, params=ours, headers=KEY).ok
+@pytest.mark.parametrize('query, label', [
+    ('cat photo', 'cat'), ('a tabby cat outdoors', 'tabby cat'), ('photo', 'photo'), ('Dogs', 'dogs')])
+def test_words_that_say_how_to_search(web, query, label):
+    assert web.truth(urls(web, query, count=1)[0])['label'] == label
 
-# --- What each kind of address answers
+@pytest.mark.parametrize('path', [
+    '/', '/images/cat/99999.jpg', '/images/cat/00003.tiff', '/images/cat/x.jpg', '/other/cat/3'])
+def test_no_such_page(web, path):
+    assert requests.get(web.url + path).status_code == 404
+    with pytest.raises(CatdogError, match='is not a URL of'): web.truth(web.url + path)
 
-@pytest.fixture(scope='module')
-def hard():
-    "A web of which every result is a fault, as many of each kind"
-    with SampleWeb(faults={o: 1/len(ANSWERS) for o in ANSWERS if o != 'ok'}) as web: yield web
+# --- What each kind of URL returns
 
-def first_of(web, kind): return next(o for o in web.results('cat') if o.kind == kind)
-
-def ask(url, patience=60, limit=2**20):
-    "Status, and what a client sees that waits `patience` seconds for the next byte and takes at most `limit` bytes"
+def fetch(url, patience=60, limit=2**20):
+    "The status, and what a client sees that waits `patience` seconds for a byte and takes at most `limit` bytes"
     data = b''
     with requests.get(url, stream=True, timeout=patience) as answer:
         try:
@@ -162,33 +106,154 @@ def ask(url, patience=60, limit=2**20):
         except requests.exceptions.ConnectionError: return answer.status_code, 'silence'
         except ImageError as e: return answer.status_code, e.status
 
-SOUND = ('ok', 'duplicate', 'near-duplicate', 'huge', 'wrong-label', 'redirect', 'server-error-once', 'rate-limit')
-FAULTY = {'html': 'not-an-image', 'truncated': 'truncated', 'tiny': (16, 16), 'stall': 'silence', 'bomb': 'too-large',
-          'large-body': 'not-an-image', 'not-found': None}
-ONCE = {'server-error-once': 500, 'rate-limit': 429}
+GOOD = ('ok', 'duplicate', 'near-duplicate', 'huge', 'wrong-label', 'redirect', 'server-error-once', 'rate-limit',
+        *FORMATS)
+BAD = {'html': 'not-an-image', 'truncated': 'truncated', 'tiny': (16, 16), 'stall': 'silence', 'bomb': 'too-large',
+       'large-body': 'not-an-image', 'not-found': None}
+FIRST = {'server-error-once': 500, 'rate-limit': 429}
 
-@pytest.mark.parametrize('kind', (*SOUND, *SERVED_FORMATS))
-def test_sound_address_gives_the_image(hard, kind):
-    o = first_of(hard, kind)
-    if kind in ONCE: assert ask(o.url) == (ONCE[kind], None)
-    assert ask(o.url) == (200, o.size) and hard.truth(o.url)['valid']
+@pytest.mark.parametrize('kind', GOOD)
+def test_good_url_returns_the_image(web, kind):
+    o = first_of(web, kind)
+    if kind in FIRST: assert fetch(o.url) == (FIRST[kind], None)
+    assert fetch(o.url) == (200, o.size) and web.truth(o.url)['valid']
 
-@pytest.mark.parametrize('kind,seen', FAULTY.items())
-def test_faulty_address_gives_its_fault(hard, kind, seen):
-    o = first_of(hard, kind)
-    assert ask(o.url, 3 if kind == 'stall' else 60) == (404 if kind == 'not-found' else 200, seen)
-    assert not hard.truth(o.url)['valid']
+@pytest.mark.parametrize('kind, seen', BAD.items())
+def test_bad_url_has_its_fault(web, kind, seen):
+    o = first_of(web, kind)
+    assert fetch(o.url, 2 if kind == 'stall' else 60) == (404 if kind == 'not-found' else 200, seen)
+    assert not web.truth(o.url)['valid']
 
-def test_copies_are_of_their_original(hard):
-    copy,near = first_of(hard, 'duplicate'),first_of(hard, 'near-duplicate')
-    assert copy.url != copy.truth['original']
-    assert requests.get(copy.url).content == requests.get(copy.truth['original']).content
+def test_every_fault_is_tested(): assert {*GOOD, *BAD, 'no-ai'} == {'ok', *FAULTS}
+
+def test_copies_are_of_their_original(web):
+    copy,near = first_of(web, 'duplicate').truth,first_of(web, 'near-duplicate')
+    assert requests.get(first_of(web, 'duplicate').url).content == requests.get(copy['original']).content
     one,two = (requests.get(o).content for o in (near.url, near.truth['original']))
     a,b = (np.asarray(open_image(o).resize((32, 32))).astype(int) for o in (one, two))
     assert one != two and abs(a - b).mean() < 6
 
-def test_what_else_an_address_says(hard):
-    assert first_of(hard, 'wrong-label').truth['drawn'] == 'dog'
-    assert requests.get(first_of(hard, 'no-ai').url).headers['X-Robots-Tag'] == 'noai, noimageai'
-    o = first_of(hard, 'redirect')
+def test_what_else_a_url_says(web):
+    assert first_of(web, 'wrong-label').truth['drawn'] == 'dog'
+    assert requests.get(first_of(web, 'no-ai').url).headers['X-Robots-Tag'] == 'noai, noimageai'
+    o = first_of(web, 'redirect')
     assert requests.get(o.url).url == o.url.replace('images', 'moved')
+    thumbnail = requests.get(first_of(web, 'ok').json()['thumbnailUrl'])
+    assert thumbnail.headers['Content-Type'] == 'image/jpeg' and max(open_image(thumbnail.content).size) == 160
+
+# --- Faults and photos
+
+@pytest.mark.parametrize('options, message', [
+    (dict(faults=dict(fog=.1)), 'no such fault: fog'), (dict(faults=dict(html=.7, tiny=.6)), 'together at most 1'),
+    (dict(faults=-.5), 'between 0 and 1'), (dict(photos='nowhere'), 'is not a folder'),
+    (dict(photos='cat'), 'has no folders with images')])
+def test_wrong_options_are_refused(folder, options, message):
+    if 'photos' in options: options = dict(photos=folder/options['photos'])
+    with pytest.raises(CatdogError, match=message): SampleWeb(**options)
+
+@pytest.mark.parametrize('faults, shares', [
+    ('auto', {'ok': .8, 'html': .025, 'duplicate': .025, 'wrong-label': .025}), (None, {'ok': 1}),
+    (dict(html=.5), {'ok': .5, 'html': .5})])
+def test_shares_of_faults(faults, shares):
+    kinds = [o.kind for o in itertools.islice(SampleWeb(faults=faults).results('cat'), 4000)]
+    for kind,share in shares.items(): assert abs(kinds.count(kind)/4000 - share) < .025*share**.5, kind
+
+def test_same_seed_same_results(web):
+    def _results(**kw): return [(o.kind, o.source) for o in itertools.islice(SampleWeb(**kw).results('dog'), 100)]
+    assert _results() == _results() != _results(seed=1)
+    web_again = SampleWeb(faults=web.faults)
+    pause = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)   # many thread switches
+    try:
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(lambda _: urls(web, 'dog', count=150, offset=2000), range(12)))
+    finally: sys.setswitchinterval(pause)
+    there = [web.url + o.path for o in itertools.islice(web_again.results('dog'), 2000, 2150)]
+    assert all(o == there for o in answers)
+
+def test_a_folder_of_photos(folder):
+    with SampleWeb(folder) as photos:
+        found = search(photos, 'cat outdoors', count=100)['value']
+        data = [requests.get(o['contentUrl']).content for o in found]
+        assert sorted(data) == sorted(o.read_bytes() for o in (folder/'cat').iterdir())
+        assert [open_image(o).size for o in data] == [(o['width'], o['height']) for o in found]
+        assert [search(photos, q)['totalEstimatedMatches'] for q in ('two dogs', 'horse', 'catalogue')] == [30, 0, 0]
+        assert list(photos.truths) == [o['contentUrl'] for o in found] + urls(photos, 'dog')
+    shown = list(SampleWeb(folder, faults=.4).results('cat'))
+    assert sum(o.kind in ('ok', 'huge') for o in shown) == 30 < len(shown)
+    mixed = [o for o in shown if o.kind == 'wrong-label']
+    assert mixed and all(o.drawn == 'dog' and o.source.parent.name == 'dog' for o in mixed)
+
+# --- Connections, threads and processes
+
+def test_connection_stays_open_for_many_requests(web):
+    host = connect(web)
+    host.connect()
+    mine = host.sock.getsockname()
+    for o in itertools.islice((o for o in web.results('cat') if o.kind not in ('stall', 'large-body')), 30):
+        host.request('GET', o.path)
+        answer = host.getresponse()
+        assert len(answer.read()) == int(answer.headers['Content-Length'])
+        assert host.sock and host.sock.getsockname() == mine   # http.client drops the socket when told to close
+    host.close()
+
+def test_other_methods(web):
+    url = first_of(web, 'png').url
+    head,get = requests.head(url),requests.get(url)
+    assert head.content == b'' and int(head.headers['Content-Length']) == len(get.content)
+    host = connect(web)
+    host.request('POST', '/v7.0/images/search', body=b'GET / HTTP/1.1\r\n\r\n')   # not taken for a second request
+    answer = host.getresponse()
+    assert answer.status == 501 and answer.headers['Connection'] == 'close'
+
+def test_many_visitors_at_once_get_what_one_gets(web):
+    some = [o.url for o in itertools.islice(web.results('dog'), 40) if o.kind in ('ok', 'duplicate', 'truncated')]
+    def _get(url): return requests.get(url, timeout=60).content
+    with ThreadPoolExecutor(24) as pool: assert list(pool.map(_get, some)) == [_get(o) for o in some]
+
+def test_stop_closes_open_connections_and_start_begins_again():
+    web = SampleWeb(faults=dict(stall=1)).start()
+    url = urls(web, count=1)[0]
+    body,idle = requests.get(url, stream=True, timeout=60).iter_content(1000),connect(web)
+    idle.request('GET', '/nothing')
+    idle.getresponse().read()
+    next(body)
+    web.stop()
+    with pytest.raises(requests.exceptions.RequestException): list(body)   # half of the image, then the end
+    assert idle.sock.recv(10) == b''
+    with pytest.raises(requests.ConnectionError): requests.get(url, timeout=5)
+    web.stop()   # once more does no harm
+    with web: assert urls(web, count=1)[0].startswith(web.url)
+
+def test_latency_and_a_port_in_use(web):
+    with SampleWeb(faults=None, latency=(.2, .3), port=int(web.url.rpartition(':')[2])) as slow:
+        assert slow.url != web.url
+        url,start = urls(slow, count=1)[0],time.perf_counter()
+        requests.get(url)
+        assert time.perf_counter() - start >= .2
+
+@pytest.mark.parametrize('before', ['None', 'as it was'])
+def test_the_environment_is_restored(before):
+    res = python(f"""
+import os
+from catdog.sample.server import SampleWeb, sample_web
+def now(): return os.environ.get('CATDOG_ALLOW_PRIVATE')
+os.environ.pop('CATDOG_ALLOW_PRIVATE', None)   # the tests' own
+if {before!r} != 'None': os.environ['CATDOG_ALLOW_PRIVATE'] = {before!r}
+with SampleWeb() as outer:
+    with SampleWeb() as inner: assert sample_web() is inner
+    assert now() == '1' and sample_web() is outer
+assert str(now()) == {before!r}""")
+    assert res.returncode == 0, res.stderr
+
+def test_a_process_is_quiet_light_and_ends():
+    res = python("""
+import sys
+from catdog.sample.server import sample_web
+web = sample_web()
+print([o for o in ('torch', 'fastai', 'requests', 'pandas', 'matplotlib') if o in sys.modules])
+import requests
+found = requests.get(web.endpoint, dict(q='cat', count=10), headers={'Ocp-Apim-Subscription-Key': 'any'})
+for o in found.json()['value']: requests.get(o['contentUrl'])
+print(requests.get(web.url + '/nothing/here').status_code)""")
+    assert (res.returncode, res.stdout, res.stderr) == (0, '[]\n404\n', '')

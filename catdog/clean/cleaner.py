@@ -230,8 +230,7 @@ def _moved_to(path):
     "From where a file was to where it is, by the journal of `path`"
     at = {}
     for o in (o for b in read_journal(path).batches.values() for o in b['moves']):
-        if 'back' in o: at[path/o['to']] = path/o['back']
-        elif o['state'] in ('moving', 'moved'): at[path/o['file']] = path/o['to']
+        if o['state'] != 'skipped': at[path/o['file']] = path/o['to']
     return at
 
 def _current(file, at):

@@ -45,22 +45,34 @@ def is_image_name(
     "Is `file` an image, by its name?"
     return os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
 
+# Folders that file servers, systems and programs put among a person's files, in small letters. They hold thumbnails
+# and deleted files, not data. Most such folders begin with a dot and are skipped for that. Sources: Synology DSM and
+# QNAP QTS (@, #), Windows (recycle bins, restore points, chkdsk), ext4, macOS on file servers and in archives, NetApp.
+SYSTEM_FOLDERS = frozenset((
+    '@eadir', '@tmp', '@sharebin', '@recycle', '@recently-snapshot', '@qmap', '@__thumb', '@downloads', '#recycle',
+    '#snapshot', '#recycled', '~snapshot', '$recycle.bin', 'recycle.bin', 'recycler', 'recycled', '$extend',
+    'system volume information', 'found.000', 'lost+found', '__macosx', 'network trash folder', 'temporary items',
+    'thevolumesettingsfolder', 'resource.frk', 'lost.dir', '__pycache__'))
+
 def walk_files(
     folder:str|os.PathLike, # Where to look
-    onerror=None, # Called with the `OSError` of a folder that cannot be read; None: it is passed over
-    above:tuple=() # The folders that led here, without links
+    onerror=None, # Called with the `OSError` of each folder that cannot be read; default: skip it silently
+    onskip=None, # Called with the path of each of the `SYSTEM_FOLDERS`, which are skipped
+    _above:tuple=()
 ): # Yields paths, sorted
-    "All files below `folder`, but not the hidden ones, and none in hidden folders such as `.removed`"
+    "Yield all files below `folder`, following links to folders; skip hidden files, hidden folders and system folders"
     here = os.path.realpath(folder)
-    if here in above: return
+    if here in _above: return   # a link to a folder above
     try: entries = sorted(os.scandir(folder), key=lambda o: o.name)
     except OSError as e:
         if onerror: onerror(e)
         return
     for o in entries:
         if o.name.startswith('.'): continue
-        if o.is_dir(): yield from walk_files(o.path, onerror, (*above, here))
-        elif o.is_file() or not os.path.exists(o.path): yield Path(o.path)   # a link to nowhere is found out on opening
+        if o.is_dir():
+            if o.name.lower() not in SYSTEM_FOLDERS: yield from walk_files(o.path, onerror, onskip, (*_above, here))
+            elif onskip: onskip(Path(o.path))
+        elif o.is_file() or not os.path.exists(o.path): yield Path(o.path)   # a dead link is reported when opened
 
 def find_images(
     paths # Files and folders
@@ -75,17 +87,6 @@ def content_id(
 ) -> str: # 16 hex digits
     "What tells one content from another: the start of the SHA-256 of `data`"
     return hashlib.sha256(data if isinstance(data, bytes) else Path(data).read_bytes()).hexdigest()[:16]
-
-def default_folder(
-    labels:str|list, # A label, or several, in the order in which somebody typed them
-    parent:str|os.PathLike='data' # Where the folder lies: 'data', or 'models'
-) -> Path: # Such as data/cat-dog
-    "The folder in `parent` that is called after `labels`"
-    labels = [labels] if isinstance(labels, str) else labels
-    name = ('--' if any('-' in o for o in labels) else '-').join(labels)   # or two projects would have one folder
-    short = os.fsencode(name)[:150].decode(errors='ignore')   # a name may have 255 bytes; others are made of this one
-    clear = short == name and not any('--' in o or '-' in (o[:1], o[-1:]) for o in labels)
-    return Path(parent)/(name if clear else f'{short}-{content_id(os.fsencode(chr(0).join(labels)))[:8]}')
 
 Moved = namedtuple('Moved', 'file to reason')
 

@@ -1,29 +1,25 @@
-"""Which words can be labels, and which of them are the same; A folder of images with a sub-folder a label, read where it lies; A contact sheet of a folder of images, and what is damaged set aside"""
+"""The images of a data set on disk: labels, which are words and folders, a given split, a contact sheet"""
 
-import io, os, re, shutil, unicodedata
+import io, os, re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from fastcore.basics import patch
 
-from ..core.errors import ImageError, CatdogError
-from ..core.files import Moved, folder_lock, free_name, is_image_name, progress_bar, walk_files, write_atomic
+from ..core.errors import DataError, ImageError
+from ..core.files import content_id, is_image_name, walk_files, write_atomic
 from ..core.images import open_image
 
-def label_key(
-    label:str # A word, or several
-) -> str: # The same for all spellings of the label
-    "What is left of `label` without case, Unicode form, invisible characters and double blanks"
-    text = unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', label).casefold())
-    visible = ''.join(o for o in text if unicodedata.category(o) != 'Cf' and not '\ufe00' <= o <= '\ufe0f')
-    return ' '.join(visible.split())
-
+# device names of Windows, which no file may have: learn.microsoft.com/windows/win32/fileio/naming-a-file
 _DEVICES = {'con', 'prn', 'aux', 'nul', 'conin$', 'conout$', *(f'{o}{i}' for o in ('com', 'lpt') for i in range(1, 10))}
-_OURS = ('manifest.jsonl', 'credits.txt')
+_OURS = 'manifest.jsonl','credits.txt'
+
+def _key(label):
+    "`label` without case, Unicode form, invisible characters and repeated blanks: the same for all its spellings"
+    text = normalize('NFKC', normalize('NFKC', label).casefold())
+    return ' '.join(''.join(o for o in text if category(o) != 'Cf' and not '\ufe00' <= o <= '\ufe0f').split())
 
 def _fault(label):
     "Why `label` cannot be the name of a folder, or None"
@@ -32,208 +28,217 @@ def _fault(label):
     if label.startswith('.'): return 'a name that begins with a dot is hidden'
     if label.endswith('.'): return 'it ends with a dot'
     if re.search(r'[\\/:*?"<>|]', label): return r'\ / : * ? " < > and | cannot be part of it'
-    if any(unicodedata.category(o) in ('Cc', 'Zl', 'Zp') for o in label): return 'it has a control character'
+    if any(category(o) in ('Cc', 'Zl', 'Zp') for o in label): return 'it has a control character'
     if len(label) > 100 or size > 255: return f'{len(label)} characters, {size} bytes: at most 100 and 255'
-    if label_key(label).partition('.')[0].strip() in _DEVICES: return 'Windows keeps it for a device'
-    if label_key(label) in _OURS: return 'that is the name of a file of catdog'
+    if _key(label).partition('.')[0].strip() in _DEVICES: return 'Windows reserves it for a device'
+    if _key(label) in _OURS: return 'catdog has a file of that name'
 
-def check_labels(
-    labels:list # Words, or one of them
-) -> list: # Words, without spaces around them
-    "`labels` as a list of words that can be folders; `CatdogError` where one cannot, or is given twice"
-    labels = [unicodedata.normalize('NFC', str(o).strip()) for o in ([labels] if isinstance(labels, str) else labels)]
-    if not labels: raise CatdogError('give at least one word to search for, such as: cat dog')
+def parse_labels(
+    words:str|list, # A word to search for, such as 'cat', 't-shirt' or 'black bear', or several
+    path:str|os.PathLike=None, # Folder of a data set whose names for the same words are used; it need not exist
+    known=() # More labels that this data set has, such as those in its manifest
+) -> list: # A label for each word, in order: its search term and the name of its folder
+    "Make labels of `words`; raise `DataError` if one cannot be a folder, is given twice or is ambiguous in `path`"
+    labels = [normalize('NFC', str(o).strip()) for o in ([words] if isinstance(words, str) else words)]
+    if not labels: raise DataError('give at least one word to search for, such as: cat dog')
     for o in labels:
-        if not label_key(o): raise CatdogError('a label is empty: give a word such as cat')
+        if not _key(o): raise DataError('a label is empty: give a word such as cat')
         if fault := _fault(o):
-            raise CatdogError(f'{o[:100]!r} cannot be the name of a folder ({fault}): use letters, digits and spaces')
-    twice = [o for o,k in Counter(map(label_key, labels)).items() if k > 1]
-    if twice: raise CatdogError(f'the label {twice[0]!r} is given twice')
-    return labels
+            raise DataError(f'{o[:100]!r} cannot be the name of a folder ({fault}): use letters, digits and spaces')
+    twice = [o for o,k in Counter(map(_key, labels)).items() if k > 1]
+    if twice: raise DataError(f'the label {twice[0]!r} is given twice')
+    return labels if path is None else [_name_in(Path(path), o, known) for o in labels]
 
-def labels_in(
-    labels:list, # From `check_labels`
-    path:Path, # The folder of the data set; it need not exist
-    known=() # Labels that its manifest has
-) -> list: # `labels`, by the names that `path` has for them
-    "Each of `labels` as it is called in `path`; `CatdogError` where it is a file, or could be one of two"
-    there = [*(o.name for o in path.iterdir() if o.is_dir() and not o.name.startswith('.'))] if path.is_dir() else []
-    res = []
-    for label in labels:
-        same = {o for o in (*there, *known) if label_key(o) == label_key(label)}
-        exact = [o for o in same if unicodedata.normalize('NFC', o) == label]
-        if len(exact or same) > 1:
-            raise CatdogError(f'{label!r} can be {" or ".join(map(repr, sorted(same)))} in {path}: join those first')
-        res.append(next(iter(exact or same), label))
-        if (path/res[-1]).exists() and not (path/res[-1]).is_dir():
-            raise CatdogError(f'{path/res[-1]} is a file: a folder of that name is needed for the images')
-        if not exact and same: print(f'{label!r} is the label {res[-1]!r}, which {path} has already.')
-    return res
+def _name_in(path, label, known):
+    "What `label` is called in the data set `path`, where its spelling may be another"
+    there = [o.name for o in path.iterdir() if o.is_dir() and not o.name.startswith('.')] if path.is_dir() else []
+    same = {o for o in (*there, *known) if _key(o) == _key(label)}
+    exact = [o for o in same if normalize('NFC', o) == label]
+    if len(exact or same) > 1:
+        raise DataError(f'{label!r} can be {" or ".join(map(repr, sorted(same)))} in {path}: join those first')
+    name = next(iter(exact or same), label)
+    if (path/name).exists() and not (path/name).is_dir():
+        raise DataError(f'{path/name} is a file: a folder of that name is needed for the images')
+    if not exact and same: print(f'{label!r} is the label {name!r}, which {path} already has.')
+    return name
+
+def default_folder(
+    labels:str|list, # A label or several, in the order they were typed
+    parent:str|os.PathLike='data' # Folder it lies in: 'data' or 'models'
+) -> Path: # Such as data/cat-dog
+    "Return the folder in `parent` named after `labels`, a different one for different labels"
+    labels = [labels] if isinstance(labels, str) else labels
+    name = ('--' if any('-' in o for o in labels) else '-').join(labels)   # t-shirt, hoodie: t-shirt--hoodie
+    short = os.fsencode(name)[:150].decode(errors='ignore')   # a name may have 255 bytes; others are derived from it
+    clear = short == name and not any('--' in o or '-' in (o[:1], o[-1:]) for o in labels)
+    return Path(parent)/(name if clear else f'{short}-{content_id(os.fsencode(chr(0).join(labels)))[:8]}')
 
 def label_name(
-    folder:str|os.PathLike # A folder, or what somebody typed
+    folder:str|os.PathLike # A folder, or text typed by a person
 ) -> str: # In Unicode form NFC
-    "The label that the last part of `folder` stands for"
+    "Return the label that the last part of `folder` stands for"
     return normalize('NFC', os.path.basename(folder))
 
-SPLITS = dict(train='train', training='train', valid='valid', val='valid', validation='valid', test='test',
-              testing='test')   # what a folder is called, in small letters -> its part of the data set
+_PARTS = dict(train='train', training='train', trainset='train', valid='valid', val='valid', validation='valid',
+              dev='valid', devel='valid', holdout='valid', eval='eval', evaluation='eval', test='test', testing='test',
+              testset='test')
 
-def _split_folders(path, inside):
-    "The folders in `path` that split it -> their part; `inside`: folder -> (has sub-folders, has images of its own)"
-    parts = {o: SPLITS.get(o.lower()) for o in inside}
-    training = [o for o,part in parts.items() if part == 'train']
-    above = {o for o,(deeper,own) in inside.items() if parts[o] and deeper and not own}   # labels lie below
-    if all(parts.values()) and above and above >= set(training): return parts
-    if any(parts[o] == 'train' for o in above) and any(parts[o] in ('valid', 'test') for o in above):
-        others = ', '.join(o for o in inside if not parts[o])
-        raise CatdogError(f'{path}: is split into {", ".join(sorted(above))}, and has {others} beside them: '
-                          'move what is no part of the data set elsewhere, or name the labels')
+def _part(name):
+    "Which part of a split the folder `name` is, such as 'train', 'Test Set' or 'val2017'; None: it may be a label"
+    found = re.fullmatch(r'([a-z]+?)[-_ ]*(set|data|dataset|split|images|imgs|photos)?[-_ ]*\d*', name.lower())
+    return found and _PARTS.get(found[1])
+
+def _find_splits(path, tops):
+    "Return the folders in `path` that split it -> part; `tops`: folder -> (whether it has sub-folders, own images)"
+    parts = {o: _part(o) for o in tops}
+    if 'eval' in parts.values():   # beside a validation set it is the test set
+        parts = {o: ('test' if 'valid' in parts.values() else 'valid') if k == 'eval' else k for o,k in parts.items()}
+    above = {o for o,(deeper,own) in tops.items() if deeper and not own}   # labels lie below
+    known = {o for o in above if parts[o]}
+    if all(parts.values()) and known and known >= {o for o,k in parts.items() if k == 'train'}: return parts
+    kinds = {o: {_PARTS[k] for k in re.findall('[a-z]+', o.lower()) if k in _PARTS} for o in above}   # cats_train
+    if any('train' in k for k in kinds.values()) and any(k - {'train'} for k in kinds.values()):
+        named = sorted(o for o in kinds if kinds[o])
+        others = ', '.join(o for o in tops if o not in named)
+        raise DataError(f'{path}: looks split into {", ".join(named)}' + f', and has {others} beside them'*bool(others)
+                        + ': call the parts train, valid and test and move anything else elsewhere, or name the labels')
     return {}
 
 class ImageFolder:
-    "The images below a folder with a sub-folder a label, or with `train`, `valid` and `test` above the labels"
+    """The images below a folder that has a sub-folder for each label, or `train`, `valid` and `test` above these
+
+    Attributes: `labels` (sorted), `others` (labels that exist but were not asked for), `files` (images of `labels`,
+    sorted), `loose` (images outside any label), `ignored` ((file, reason) of files not used), `skipped` (system
+    folders and unreadable folders that were not searched), `splits` (folder above the labels -> 'train', 'valid' or
+    'test') and `folders` ((folder above the labels or '', label) -> name of the label's folder)."""
     def __init__(self,
         path:str|os.PathLike, # The folder
-        labels:str|list=None # Those that are meant; None: all that there are
+        labels:str|list=None # Labels to use; default: every sub-folder
     ):
-        "Read what lies in `path` now; `CatdogError` where it is no such folder, or one of `labels` has none in it"
-        self.path,self.asked = Path(path),None if labels is None else _asked(labels)
+        "Read the folder; raise `DataError` if it is none, cannot be read or lacks one of `labels`"
+        labels = None if labels is None else [labels] if isinstance(labels, str) else labels
+        self.path,self.asked = Path(path),labels and sorted({normalize('NFC', o) for o in labels})
         if not self.path.is_dir():
-            raise CatdogError(f'{path}: there is no such folder; make one with catdog-scrape, or give one that has a '
-                              'sub-folder of images for each label')
-        self.splits = {}   # folder above the labels -> 'train', 'valid' or 'test'
-        self.folders = {}  # (folder above the labels or '', label) -> what its folder is called
-        self.labels = []   # sorted
-        self.others = []   # labels that are there, but not meant, sorted
-        self.files = []    # images of `labels`, sorted
-        self.loose = []    # images outside of any label
-        self.ignored = []  # (file, why it is not used): what is no image by its name, or has no label
-        self._read()
+            raise DataError(f'{path}: there is no such folder; make one with catdog-scrape, or give one that has a '
+                            'sub-folder of images for each label')
+        self.splits,self.folders,self.files,self.loose,self.ignored,self.skipped = {},{},[],[],[],[]
+        unread = []
+        found = [(o, o.relative_to(self.path).parts) for o in walk_files(self.path, unread.append, self.skipped.append)]
+        self._find_folders([names for _,names in found])
+        for e in unread: self._check_unread(e)
+        self._choose_labels()
+        for file,names in found: self._add(file, names)
 
     def __len__(self): return len(self.files)
     def __repr__(self): return f'ImageFolder({str(self.path)!r}: {len(self)} images, {", ".join(self.labels)})'
+    def _above(self, names): return names[0] if names and names[0] in self.splits else ''
 
-def _asked(labels): return sorted({normalize('NFC', o) for o in ([labels] if isinstance(labels, str) else labels)})
+    def _find_folders(self, found):
+        "Find the split and the folders of labels by the parts of the paths `found`"
+        tops = {}   # folder -> (whether it has sub-folders, whether it has images of its own)
+        for names in found:
+            if len(names) < 2: continue
+            deeper,own = tops.get(names[0], (False, False))
+            tops[names[0]] = deeper or len(names) > 2,own or (len(names) == 2 and is_image_name(names[1]))
+        if not (self.asked and {label_name(o) for o in tops}.issuperset(self.asked)):
+            self.splits = _find_splits(self.path, tops)
+        for names in found:
+            above = self._above(names)
+            if len(names) < (3 if above else 2): continue
+            name = names[1 if above else 0]
+            label,where = label_name(name),self.path/above
+            if label.encode(errors='ignore').decode() != label:
+                raise DataError(f'{where}: has a folder whose name is not UTF-8, {name!r}: rename it')
+            if self.folders.setdefault((above, label), name) != name:
+                raise DataError(f'{where}: has two folders whose names look the same, {label!r}: '
+                                'put their images into one')
 
-def _unreadable(e):
-    raise CatdogError(f'{e.filename}: cannot be read ({e.strerror}); give the right to, or move it away')
+    def _check_unread(self, e):
+        "Skip the unreadable folder of the error `e` if it cannot be one of the labels asked for"
+        folder = Path(e.filename)
+        names = folder.relative_to(self.path).parts
+        label = names[1:] if self._above(names) else names
+        if not (self.asked and label and label_name(label[0]) not in self.asked and not _part(label[0])):
+            raise DataError(f'{folder}: cannot be read ({e.strerror}): fix its permissions or move it elsewhere')
+        print(f'{folder}: cannot be read ({e.strerror}); skipped, as it is none of the labels')
+        self.skipped.append(folder)
 
-@patch
-def _read(self:ImageFolder):
-    parts = [(o, o.relative_to(self.path).parts) for o in walk_files(self.path, _unreadable)]
-    inside = {}
-    for o,names in parts:
-        if len(names) < 2: continue
-        deeper,own = inside.get(names[0], (False, False))
-        inside[names[0]] = deeper or len(names) > 2,own or (len(names) == 2 and is_image_name(o))
-    tops = {label_name(o) for o in inside}
-    if not (self.asked and tops.issuperset(self.asked)): self.splits = _split_folders(self.path, inside)
-    for o,names in parts: self._find_label(names)
-    self._choose_labels()
-    for o,names in parts: self._add(o, names)
+    def _choose_labels(self):
+        there = sorted({label for above,label in self.folders if self.splits.get(above, 'train') == 'train'})
+        if self.splits and not there:
+            raise DataError(f'{self.path}: has {", ".join(sorted(self.splits))}, but no folder train to learn from')
+        self.labels = there if self.asked is None else self.asked
+        self.others = [o for o in there if o not in self.labels]
+        if missing := [o for o in self.labels if o not in there]:
+            raise DataError(f'{self.path}: has no folder {", ".join(map(repr, missing))}; '
+                            f'there {"is" if len(there) == 1 else "are"} {", ".join(map(repr, there)) or "none"}')
 
-@patch
-def _above(self:ImageFolder, names): return names[0] if names[0] in self.splits else ''
+    def _add(self, file, names):
+        above,image = self._above(names),is_image_name(file)
+        if len(names) < (3 if above else 2):
+            if not image: return
+            if self.asked is None and self.splits.get(above, 'train') == 'train': self.loose.append(file)
+            else: self.ignored.append((file, 'outside any label'))
+        elif (label := label_name(names[1 if above else 0])) in self.labels:
+            if image: self.files.append(file)
+            else: self.ignored.append((file, f'not an image ({file.suffix.lower() or "no suffix"})'))
+        elif image and label not in self.others: self.ignored.append((file, f'no label in train ({label})'))
 
-@patch
-def _find_label(self:ImageFolder, names):
-    above = self._above(names)
-    depth = 1 if above else 0
-    if len(names) < depth + 2: return
-    key = above,label_name(names[depth])
-    if key[1].encode(errors='ignore').decode() != key[1]:
-        raise CatdogError(f'{self.path/above}: has a folder whose name is no UTF-8, {names[depth]!r}: rename it')
-    if self.folders.setdefault(key, names[depth]) == names[depth]: return
-    raise CatdogError(f'{self.path/above}: has two folders whose names look the same, {key[1]!r}: '
-                      'put their images into one')
+    def _place(self, file):
+        "Return (folder above the labels or '', names from the label's folder to the file's)"
+        try: names = Path(file).relative_to(self.path).parts
+        except ValueError:
+            try: names = Path(os.path.abspath(file)).relative_to(os.path.abspath(self.path)).parts
+            except ValueError: names = ()
+        above = self._above(names)
+        if len(names) < (3 if above else 2): raise DataError(f'{file}: lies outside any label in {self.path}')
+        return above,names[1:] if above else names
 
-@patch
-def _choose_labels(self:ImageFolder):
-    there = sorted({label for above,label in self.folders if self.splits.get(above, 'train') == 'train'})
-    if self.splits and not there:
-        raise CatdogError(f'{self.path}: has {", ".join(sorted(self.splits))}, but no folder train to learn from')
-    self.labels = there if self.asked is None else self.asked
-    self.others = [o for o in there if o not in self.labels]
-    if missing := [o for o in self.labels if o not in there]:
-        raise CatdogError(f'{self.path}: has no folder {", ".join(map(repr, missing))}; '
-                          f'there {"is" if len(there) == 1 else "are"} {", ".join(map(repr, there)) or "none"}')
+    def label(self,
+        file:str|os.PathLike # A file below the folder; it need not exist
+    ) -> str: # In Unicode form NFC
+        "Return the label of `file`; raise `DataError` if it lies outside any"
+        return label_name(self._place(file)[1][0])
 
-@patch
-def _add(self:ImageFolder, file, names):
-    above = self._above(names)
-    depth,image = 1 if above else 0,is_image_name(file)
-    if len(names) < depth + 2:
-        may = self.asked is None and self.splits.get(above, 'train') == 'train'   # was it perhaps meant to train with?
-        if image: self.loose.append(file) if may else self.ignored.append((file, 'outside of any label'))
-    elif (label := label_name(names[depth])) in self.labels:
-        if image: self.files.append(file)
-        else: self.ignored.append((file, f'no image ({file.suffix.lower() or "no ending"})'))
-    elif image and label not in self.others: self.ignored.append((file, f'no label in train ({label})'))
+    def split(self,
+        file:str|os.PathLike # A file below the folder
+    ) -> str|None: # 'train', 'valid' or 'test'; None: the folder does not say
+        "Return what `file` is meant for"
+        return self.splits.get(self._place(file)[0])
 
-@patch
-def _names(self:ImageFolder, file):
-    "(folder above the labels or '', names of the folders and of the file from the label on)"
-    try: names = Path(file).relative_to(self.path).parts
-    except ValueError:
-        try: names = Path(os.path.abspath(file)).relative_to(os.path.abspath(self.path)).parts
-        except ValueError: names = ()
-    above = names and self._above(names)
-    if len(names) < (3 if above else 2): raise CatdogError(f'{file}: lies outside of any label in {self.path}')
-    return above,names[1:] if above else names
+    def place(self,
+        file:str|os.PathLike, # An image below the folder
+        label:str # Another label, whose folder need not exist
+    ) -> Path: # Below the same folder; nothing is moved
+        "Return where `file` would lie if it had `label`"
+        above,(_,*rest) = self._place(file)
+        return self.path.joinpath(above, self.folders.get((above, normalize('NFC', label)), label), *rest)
 
-@patch
-def label(self:ImageFolder,
-    file:str|os.PathLike # A file below the folder; it need not exist
-) -> str: # In Unicode form NFC
-    "The label of `file`; `CatdogError` where it lies outside of any"
-    return label_name(self._names(file)[1][0])
+    def by_label(self) -> dict: # Label -> paths, sorted
+        "Return the images of each label, also of labels without images"
+        res = {o: [] for o in self.labels}
+        for o in self.files: res[self.label(o)].append(o)
+        return res
 
-@patch
-def split(self:ImageFolder,
-    file:str|os.PathLike # A file below the folder
-) -> str|None: # 'train', 'valid' or 'test'
-    "What `file` is meant for; None where the folder does not say"
-    return self.splits.get(self._names(file)[0])
+    def counts(self) -> Counter: # Label -> number of images
+        "Return how many images each label has"
+        return Counter({label: len(o) for label,o in self.by_label().items()})
 
-@patch
-def place(self:ImageFolder,
-    file:str|os.PathLike, # An image below the folder
-    label:str # Another label, with a folder or without
-) -> Path: # Below the same folder; nothing is moved
-    "Where `file` would lie if it had `label`"
-    above,(_,*rest) = self._names(file)
-    folder = self.folders.get((above, normalize('NFC', label)), label)
-    return self.path.joinpath(above, folder, *rest)
-
-@patch
-def by_label(self:ImageFolder) -> dict: # Label -> paths, sorted
-    "The images of each label, also of those that have none"
-    res = {o: [] for o in self.labels}
-    for o in self.files: res[self.label(o)].append(o)
-    return res
-
-@patch
-def counts(self:ImageFolder) -> Counter: # Label -> images
-    "How many images each label has"
-    return Counter({label: len(o) for label,o in self.by_label().items()})
-
-@patch
-def without_files(self:ImageFolder) -> ImageFolder: # A copy
-    "The same folder, as if it had no images"
-    res = copy(self)
-    res.files,res.loose,res.ignored = [],[],[]
-    return res
+    def without_files(self): # An `ImageFolder`
+        "Return a copy of the folder that has no files, to be saved with a model"
+        res = copy(self)
+        res.files,res.loose,res.ignored,res.skipped = [],[],[],[]
+        return res
 
 def contact_sheet(
     path:str|os.PathLike, # A folder with a sub-folder for each label
-    n:int=20, # How many of each label
-    columns:int=10, # How many beside each other
-    side:int=96 # Side of each, in pixels
-) -> Image.Image: # To look at, or to save
-    "The first `n` images of each label in `path`, `columns` to a row, each in a square of `side`"
+    n:int=20, # Number of images per label
+    columns:int=10, # Number of images in a row
+    side:int=96 # Side of the square that each image is fitted into, in pixels
+) -> Image.Image:
+    "Draw the first `n` images of each label in `path`, with a red square for each that cannot be opened"
     files,head = ImageFolder(path).by_label(),24
-    if not files: raise CatdogError(f'{path} has no folders with images in it: give one that catdog-scrape made')
+    if not files: raise DataError(f'{path} has no folders with images in it: give one that catdog-scrape made')
     rows = {o: max(1, -(-min(n, len(k))//columns)) for o,k in files.items()}
     sheet = Image.new('RGB', (columns*side, sum(head + k*side for k in rows.values())), 'white')
     draw,y = ImageDraw.Draw(sheet),0
@@ -250,29 +255,7 @@ def contact_sheet(
 def save_contact_sheet(
     path:Path # A folder with a sub-folder for each label
 ) -> Path: # The file, `<path>_contact_sheet.png`
-    "Write the contact sheet of `path` beside it (in it, it would be an image without a label)"
+    "Write the contact sheet of `path` beside it: inside, it would be an image without a label"
     f = io.BytesIO()
     contact_sheet(path).save(f, 'PNG')
     return write_atomic(path.with_name(f'{path.name}_contact_sheet.png'), f.getvalue())
-
-def _image_fault(file):
-    "Why `file` cannot be used, or None; a file that cannot even be read is left alone"
-    try: open_image(file, max_side=64)
-    except ImageError as e: return None if e.status == 'missing' else str(e)
-
-def set_aside(
-    path:str|os.PathLike # A folder with a sub-folder for each label
-) -> list[Moved]: # What was moved: the file, where it is now, and why
-    "Move the files in `path` that cannot be opened as images to `path/.removed/<label>/`"
-    path = Path(path)
-    folder,moved = ImageFolder(path),[]
-    files = sorted([*folder.files, *(f for f,_ in folder.ignored)])
-    with (folder_lock(path, wait=10), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-          progress_bar(len(files), 'check') as bar):
-        for file,reason in zip(files, pool.map(_image_fault, files)):
-            bar.update()
-            if not reason: continue
-            to = free_name(path/'.removed'/file.relative_to(path))
-            to.parent.mkdir(parents=True, exist_ok=True)
-            moved.append(Moved(file, shutil.move(file, to), reason))
-    return moved

@@ -1,250 +1,259 @@
-"""Moves images to the folders that a person chose, by a journal: apply, undo, nothing lost"""
+"""Moves images of a data set to other labels or out of it; a journal makes every move reversible
 
-import io, json, os
+The journal, `.removed/journal.jsonl` in the folder of the data set, gets a line for each event. A batch of moves is
+`planned`, which is on the disk before any file moves; each of its moves is `done` or `skipped`; then the batch is
+`finished`. A rename is atomic, so after a crash the files themselves show which of the planned moves were made. A batch
+is undone by another batch with the same moves in reverse."""
+
+import errno, filecmp, io, json, os, shutil
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from fastcore.basics import patch
-
-from ..core.errors import CatdogError
-from ..core.files import Moved, folder_lock, free_name
+from ..core.errors import CatdogError, DataError, ImageError
+from ..core.files import Moved, folder_lock, free_name, map_ahead
+from ..core.images import open_image
 from .folder import ImageFolder, label_name
+from .manifest import read_rows, write_rows
 
-REMOVED = '.removed'   # the folder, in that of the data set, of what was taken out
+REMOVED = '.removed'   # folder of the images that were taken out, in that of the data set
+_GONE = 'it is no longer there'
+_PATIENCE = 10   # seconds to wait for another program that works in the folder
 
 class Journal:
-    "`batches` of the data set in `path` by the lines of the journal, an open binary file"
+    """The batches of moves in a data set, from its journal
+
+    `batches`: number -> dict with `number`, `undoes` (the number of the batch it undoes, or None), `finished` and
+    `moves`, dicts with `file` and `to` (paths in the data set), `choice`, `row` (of `file` in the manifest, or None)
+    and `state` ('planned', 'done' or 'skipped')."""
     def __init__(self,
-        path:Path, # The folder of the data set
-        f # Binary file with what was written so far
+        path:Path, # Folder of the data set
+        f # Binary file with the journal, open to append
     ):
         self.path,self.f,self.batches = path,f,{}
         f.seek(0)
         lines = f.read().split(b'\n')
-        if lines[-1]: f.write(b'\n')   # the last line was cut off: start a new one
+        if lines[-1]: f.write(b'\n')   # a crash cut the last line off: start a new one
         for line in lines:
             try: self._add(**json.loads(line))
-            # a line cut off by a crash: what it announced has not begun
-            except (ValueError, TypeError, KeyError, IndexError): pass
+            except (ValueError, TypeError, KeyError, IndexError): pass   # cut off: what it announced has not begun
 
-@patch
-def _add(self:Journal, event, batch, moves=(), move=None, to=None, **_):
-    "Take in one line"
-    b = self.batches.setdefault(batch, dict(number=batch, state='', moves=[]))
-    if event == 'planned': b['moves'] += [dict(o, state='planned') for o in moves]
-    if move is None: b['state'] = event
-    else:
-        o = b['moves'][move]
-        o['state'] = event
-        if event == 'moving': o['to'] = to
-        if event == 'putting back': o['back'],b['state'] = to,'undoing'
+    def _add(self, event, batch, moves=(), move=None, undoes=None, **_):
+        if event == 'planned':
+            moves = [dict(o, state='planned') for o in moves]
+            self.batches[batch] = dict(number=batch, undoes=undoes, finished=False, moves=moves)
+        elif event == 'finished': self.batches[batch]['finished'] = True
+        else: self.batches[batch]['moves'][move]['state'] = event
 
-@patch
-def write(self:Journal,
-    **line # event, batch, perhaps move, file, to, moves
-):
-    "Write one line to the disk, then take it in"
-    data = json.dumps(line, ensure_ascii=False).encode() + b'\n'
-    while data: data = data[self.f.write(data):]
-    if 'move' not in line: os.fsync(self.f.fileno())
-    self._add(**line)
+    def write(self,
+        **line # event, batch, and what else the event has: move, or moves, undoes and time
+    ):
+        "Append a line to the journal, then apply it; all but single moves are flushed to the disk"
+        data = json.dumps(line, ensure_ascii=False).encode() + b'\n'
+        while data: data = data[self.f.write(data):]
+        if 'move' not in line: os.fsync(self.f.fileno())
+        self._add(**line)
 
-@patch(as_prop=True)
-def last(self:Journal):
-    "The last batch that is not undone; None if there is none"
-    return next((o for o in reversed(self.batches.values()) if o['state'] != 'undone'), None)
+    def plan(self,
+        moves:list, # Dicts with file, to, choice and row
+        undoes:int=None # Number of the batch that they undo
+    ) -> dict: # The new batch
+        "Append a batch of `moves`"
+        n = max(self.batches, default=0) + 1
+        now = datetime.now().isoformat(timespec='seconds')
+        self.write(event='planned', batch=n, time=now, moves=moves, undoes=undoes)
+        return self.batches[n]
+
+    @property
+    def applied(self) -> list: # Batches, in order
+        "The batches that nobody has undone or begun to undo"
+        undone = {o['undoes'] for o in self.batches.values()}
+        return [o for k,o in self.batches.items() if o['undoes'] is None and k not in undone]
+
+    @property
+    def unfinished(self) -> dict|None:
+        "The last batch if a crash interrupted it"
+        last = self.batches[max(self.batches)] if self.batches else None
+        return last and (None if last['finished'] else last)
 
 def read_journal(
-    path:str|os.PathLike # The folder of the data set
+    path:str|os.PathLike # Folder of the data set
 ) -> Journal: # To read only
-    "The `Journal` of `path`; empty if nothing was ever applied there"
+    "Return the journal of `path`; it is empty if nothing was ever moved"
     file = Path(path)/REMOVED/'journal.jsonl'
     return Journal(Path(path), io.BytesIO(file.read_bytes() if file.exists() else b''))
 
-_PATIENCE = 10   # seconds to wait for whoever else is at work in the folder
-
 @contextmanager
 def _open_journal(path):
-    "The `Journal` of `path`, for one process at a time"
-    if not path.is_dir(): raise CatdogError(f'{path}: there is no such folder')
+    "Lock the data set `path` and open its journal"
     try:
         with folder_lock(path, _PATIENCE):
             (path/REMOVED).mkdir(exist_ok=True)
             with (path/REMOVED/'journal.jsonl').open('a+b', buffering=0) as f: yield Journal(path, f)
     except OSError as e:
-        raise CatdogError(f'{e.filename or path}: {e.strerror}. '
-                          'Nothing is lost: see to that and do the same again, or undo') from e
+        raise CatdogError(f'{e.filename or path}: {e.strerror}. Nothing is lost: fix that and do the same again, '
+                          'or undo') from e
 
-def _rename(file, to):
-    "Move `file` to `to`, which must not exist"
+def _copy(file, to):
+    "Copy `file` to `to` on another disk, so that a crash leaves no half of it under that name"
+    part = to.with_name(f'.{to.name[-60:]}.00000000.part')   # the same name next time; `Manifest` removes old ones
+    with file.open('rb') as a, part.open('wb') as b:
+        shutil.copyfileobj(a, b, 2**20)
+        b.flush()
+        os.fsync(b.fileno())
+    shutil.copystat(file, part)
+    os.replace(part, to)
+    if os.name == 'nt': return   # it opens no folders
+    folder = os.open(to.parent, os.O_RDONLY)
+    try: os.fsync(folder)
+    finally: os.close(folder)
+
+def _move(file, to):
+    "Move `file` to `to`, which does not exist; a relative link still leads to its image, another disk gets a copy first"
     to.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(to): raise FileExistsError(17, 'there is another file of that name', str(to))
-    os.rename(file, to)
+    if file.is_symlink():
+        target = os.readlink(file)
+        if not os.path.isabs(target):
+            target = os.path.relpath(os.path.join(os.path.realpath(file.parent), target), os.path.realpath(to.parent))
+        os.symlink(target, to)
+        return file.unlink()
+    try: os.rename(file, to)
+    except OSError as e:
+        if e.errno != errno.EXDEV: raise
+        _copy(file, to)
+        file.unlink()
 
-def _check_label(choice):
-    if not choice or choice.startswith('.') or {'/', '\0', os.sep, os.altsep} & {*choice}:
-        raise CatdogError(f'{choice!r} cannot be the name of a folder')
+def _was_made(file, to):
+    "Whether a planned move was made before a crash; if only the original is still to be removed, remove it"
+    if not os.path.lexists(to) or not os.path.lexists(file): return os.path.lexists(to)
+    if file.is_symlink() or to.is_symlink(): same = file.is_symlink() and to.is_symlink() and file.resolve() == to.resolve()
+    else: same = not file.samefile(to) and filecmp.cmp(file, to, shallow=False)
+    if same: file.unlink()
+    return same
 
 def _places(path, choices):
-    "From each file that moves by `choices` in the data set `path` to its place there, whether that is free or not"
+    "Return each file that moves by `choices` -> its place in the data set `path`, whether that is free or not"
     folder,places = None,{}
     for file,choice in choices.items():
         if choice == '<Keep>': continue
-        if not file.is_relative_to(path): raise CatdogError(f'{file} is not in {path}: nothing was moved')
+        if not file.is_relative_to(path): raise DataError(f'{file} is not in {path}: nothing was moved')
         if choice == '<Delete>': places[file] = path/REMOVED/file.relative_to(path)
+        elif not choice or choice.startswith('.') or {'/', '\0', os.sep, os.altsep} & {*choice}:
+            raise DataError(f'{choice!r} cannot be the name of a folder')
         else:
-            _check_label(choice)
             folder = folder or ImageFolder(path)
             if label_name(choice) != folder.label(file): places[file] = folder.place(file, choice)
     return places
 
-def _settle_move(path, o):
-    "Set the state of the move `o` to 'moved' if it was made without a line that says so"
-    there,here = os.path.lexists(path/o['to']),os.path.lexists(path/o['file'])
-    if o['state'] in ('planned', 'moving') and there and not here: o['state'] = 'moved'
+def _update_manifest(path, batch):
+    "Write where the files of `batch` are now into the manifest of the data set `path`"
+    moved = {o['file']: o for o in batch['moves'] if o['state'] == 'done' and o['row']}
+    rows = read_rows(path)
+    changed = {k: moved[o['file']] for k,o in rows.items() if o['file'] in moved}
+    for k,o in changed.items():
+        out,row = o['to'].startswith(REMOVED + '/'),dict(o['row'], file=o['to'])
+        if not batch['undoes']:   # else the row is as it was before the batch that is undone
+            row['reason'] = 'taken out in review' if out else f'moved here from {o["file"]} in review'
+            if out: row['status'] = 'removed'
+        rows[k] = row
+    if changed: write_rows(path, rows.values())
 
-def _manifest_lines(path):
-    "The lines of `path`'s manifest as bytes; none where there is no manifest"
-    file = path/'manifest.jsonl'
-    return file.read_bytes().splitlines(keepends=True) if file.exists() else []
-
-def _parse_line(line):
-    try: o = json.loads(line)
-    except ValueError: return {}
-    return o if isinstance(o, dict) else {}
-
-def _update_manifest(path, changes):
-    "Put the lines of `changes`, a dict from file to a function of its line, in place of those in `path`'s manifest"
-    old = _manifest_lines(path)
-    new = [changes[file](line) if (file := _parse_line(line).get('file')) in changes else line for line in old]
-    if new == old: return
-    part = path/REMOVED/'manifest.part'
-    part.write_bytes(b''.join(new))
-    os.replace(part, path/'manifest.jsonl')
-
-def _line_forward(move):
-    "A function from the manifest's line about the file of `move` to that after it"
-    def _follow(line):
-        row,out = _parse_line(line),move['to'].startswith(REMOVED + '/')
-        row = dict(row, file=move['to'], status='removed' if out else row.get('status'),
-                   reason='taken out in review' if out else f'moved here from {row.get("file")} in review')
-        return (json.dumps(row, ensure_ascii=False) + '\n').encode()
-    return _follow
-
-def _line_back(move):
-    "A function from the manifest's line about the file of `move` to that after it was put back"
-    if move['back'] == move['file']: return lambda line: move['row'].encode()
-    return lambda line: (json.dumps(dict(json.loads(move['row']), file=move['back']),
-                                    ensure_ascii=False) + '\n').encode()
-
-def _plan(path, choices, places):
-    "The moves to `places`, from `_places`, that `choices` ask for; a name that is taken gets a number"
-    rows,taken,moves = {_parse_line(o).get('file'): o.decode() for o in _manifest_lines(path)},set(),[]
-    for file,to in places.items():
-        name = file.relative_to(path).as_posix()
-        to = free_name(to, taken).relative_to(path).as_posix()
-        moves.append(dict(file=name, to=to, choice=choices[file], row=rows.get(name)))
-    return moves
-
-def _apply_batch(journal, batch):
-    "Do what is left to do in `batch`; a list of `Moved`"
-    path,done = journal.path,[]
+def _finish(journal, batch):
+    "Make the moves of `batch` that are not made yet; return a list of `Moved`"
+    path,moved = journal.path,[]
     for i,o in enumerate(batch['moves']):
-        if o['state'] not in ('planned', 'moving'): continue
-        _settle_move(path, o)
+        if o['state'] != 'planned': continue
         file,to,reason = path/o['file'],path/o['to'],''
-        if o['state'] != 'moved':
-            if not os.path.lexists(file): reason = 'it is no longer there'
-            else:
-                to = free_name(to)
-                journal.write(batch=batch['number'], event='moving', move=i, file=o['file'],
-                              to=to.relative_to(path).as_posix())
-                _rename(file, to)
-        journal.write(batch=batch['number'], event='skipped' if reason else 'moved', move=i)
-        done.append(Moved(file, None if reason else to, reason))
-    _update_manifest(path, {o['file']: _line_forward(o) for o in batch['moves'] if o['state'] == 'moved' and o['row']})
-    journal.write(batch=batch['number'], event='applied')
-    return done
+        if not _was_made(file, to):
+            if not os.path.lexists(file): reason = _GONE
+            elif os.path.lexists(to): reason = f'another file has become {o["to"]}'
+            else: _move(file, to)
+        journal.write(event='skipped' if reason else 'done', batch=batch['number'], move=i)
+        moved.append(Moved(file, None if reason else to, reason))
+    _update_manifest(path, batch)
+    journal.write(event='finished', batch=batch['number'])
+    return moved
 
-def _undo_batch(journal, batch):
-    "Move the files of `batch` back to where they were, the last one first; a list of `Moved`"
-    path,done = journal.path,[]
-    for i,o in reversed(list(enumerate(batch['moves']))):
-        _settle_move(path, o)
-        if o['state'] not in ('moved', 'putting back'): continue
-        now,back,reason = path/o['to'],path/o['file'],''
-        begun = o['state'] == 'putting back' and os.path.lexists(path/o['back'])
-        if begun and not os.path.lexists(now): back = path/o['back']
-        elif not os.path.lexists(now): reason = 'it is no longer there'
-        else:
-            back = free_name(back)
-            journal.write(batch=batch['number'], event='putting back', move=i, file=o['to'],
-                          to=back.relative_to(path).as_posix())
-            _rename(now, back)
-        journal.write(batch=batch['number'], event='lost' if reason else 'put back', move=i)
-        done.append(Moved(now, None if reason else back, reason))
-    _update_manifest(path, {o['to']: _line_back(o) for o in batch['moves'] if o['state'] == 'put back' and o['row']})
-    journal.write(batch=batch['number'], event='undone')
-    return done
-
-def _skip_changed(journal, batch, new):
-    "Skip what is left of the broken-off `batch` where `new` moves differ; the files of those that stay in it"
-    left = [o for o in batch['moves'] if o['state'] in ('planned', 'moving')]
-    wanted = {o['file']: o['choice'] for o in new}
+def _undo(journal, batch):
+    "Move the files of `batch` back, the last one first; return a list of `Moved`"
+    path,taken,moves = journal.path,set(),[]
     for i,o in enumerate(batch['moves']):
-        if o in left and wanted.get(o['file'], o['choice']) != o['choice'] and os.path.lexists(journal.path/o['file']):
-            journal.write(batch=batch['number'], event='skipped', move=i)
-    return {o['file'] for o in left if o['state'] != 'skipped'}
+        if o['state'] == 'planned' and _was_made(path/o['file'], path/o['to']):
+            journal.write(event='done', batch=batch['number'], move=i)
+    if not batch['finished']: _update_manifest(path, batch)
+    for o in reversed(batch['moves']):
+        if o['state'] != 'done': continue
+        back = free_name(path/o['file'], taken).relative_to(path).as_posix()
+        moves.append(dict(file=o['to'], to=back, choice='<Undo>', row=o['row']))
+    return _finish(journal, journal.plan(moves, undoes=batch['number']))
 
 def can_undo(
-    path:str|os.PathLike # The folder of the data set
-) -> bool: # Is there a batch in its journal that can be taken back (or finished)?
-    "Whether `undo_choices` would have something to do in `path`"
-    return read_journal(path).last is not None
+    path:str|os.PathLike # Folder of the data set
+) -> bool:
+    "Whether `undo_choices` has something to do in `path`, perhaps to finish"
+    journal = read_journal(path)
+    return bool(journal.applied or journal.unfinished)
+
+def unfinished_moves(
+    path:str|os.PathLike # Folder of the data set
+) -> int: # 0 unless an application was interrupted
+    "Return how many moves the last batch in `path` still has to make"
+    batch = read_journal(path).unfinished
+    return 0 if not batch or batch['undoes'] else sum(o['state'] == 'planned' for o in batch['moves'])
 
 def apply_choices(
-    path:str|os.PathLike, # The folder of the data set, with a sub-folder a label
-    choices:dict # From files below `path` to '<Keep>', '<Delete>' or the label where each belongs
-) -> list[Moved]: # file, to (None if it was not moved), reason (why not)
-    "Move files as `choices` say, and finish what an earlier call could not; `CatdogError` says what stands in the way"
+    path:str|os.PathLike, # Folder of the data set, with a sub-folder for each label
+    choices:dict # File below `path` -> '<Keep>', '<Delete>' or the label where it belongs
+) -> list[Moved]: # file, to (None: it was not moved), reason (why not)
+    "Move files by `choices`, after finishing what was interrupted before; raise `CatdogError` if something prevents it"
     path,choices = Path(path),{Path(f): o for f,o in choices.items()}
-    if not path.is_dir(): raise CatdogError(f'{path}: there is no such folder')
+    if not path.is_dir(): raise DataError(f'{path}: there is no such folder')
     places = _places(path, choices)
     if not places and not can_undo(path): return []
     with _open_journal(path) as journal:
-        batch = journal.last
-        if batch and batch['state'] == 'undoing': _undo_batch(journal, batch)
-        open_batch = batch if batch and batch['state'] == 'planned' else None
-        new = _plan(path, choices, places)
-        if open_batch:
-            planned = _skip_changed(journal, batch, new)
-            new = [o for o in new if o['file'] not in planned]
-        else:
-            if not new: return []
-            batch = dict(number=len(journal.batches) + 1)
-        if new:
-            now = datetime.now().isoformat(timespec='seconds')
-            journal.write(batch=batch['number'], event='planned', time=now, moves=new)
-        return _apply_batch(journal, journal.batches[batch['number']])
+        moved,done = [],set()
+        if batch := journal.unfinished:
+            for i,o in enumerate(batch['moves']):   # another choice, made since then, counts
+                file = path/o['file']
+                other = choices.get(file, o['choice']) != o['choice']
+                if o['state'] == 'planned' and other and not _was_made(file, path/o['to']):
+                    journal.write(event='skipped', batch=batch['number'], move=i)
+            finished = _finish(journal, batch)
+            if not batch['undoes']:
+                moved,done = finished,{path/o['file'] for o in batch['moves'] if o['state'] == 'done'}
+        rows,taken,moves = {o['file']: o for o in read_rows(path).values()},set(),[]
+        for file,to in places.items():
+            if os.path.lexists(file):
+                name = file.relative_to(path).as_posix()
+                to = free_name(to, taken).relative_to(path).as_posix()
+                moves.append(dict(file=name, to=to, choice=choices[file], row=rows.get(name)))
+            elif file not in done: moved.append(Moved(file, None, _GONE))
+        return moved + (_finish(journal, journal.plan(moves)) if moves else [])
 
 def undo_choices(
-    path:str|os.PathLike, # The folder of the data set
-    everything:bool=False # All batches, or only the last?
-) -> list[Moved]: # file (where it was), to (where it is again; None if that failed), reason (why)
-    "Take back what `apply_choices` did last in `path`, or all that it ever did"
-    done = []
-    if not can_undo(path): return done
+    path:str|os.PathLike, # Folder of the data set
+    everything:bool=False # All batches instead of the last?
+) -> list[Moved]: # file (where it was), to (where it is again; None: that failed), reason (why)
+    "Undo what `apply_choices` did last in `path`, or all that it ever did"
+    if not can_undo(path): return []
     with _open_journal(Path(path)) as journal:
-        while journal.last:
-            done += _undo_batch(journal, journal.last)
-            if not everything: break
-    return done
+        moved,batch = [],journal.unfinished
+        if batch and batch['undoes']:
+            moved = _finish(journal, batch)
+            if not everything: return moved
+        for batch in reversed(journal.applied if everything else journal.applied[-1:]): moved += _undo(journal, batch)
+    return moved
 
-def unfinished_moves(
-    path:str|os.PathLike # The folder of the data set
-) -> int: # 0 unless an application broke off
-    "How many moves of the last batch in `path` have not been made, because it broke off"
-    batch = read_journal(path).last
-    if not batch or batch['state'] != 'planned': return 0
-    return sum(o['state'] in ('planned', 'moving') for o in batch['moves'])
+def _fault(file):
+    "Why `file` is not an image, or None; a file that cannot be read at all is left alone"
+    try: open_image(file, max_side=64)
+    except ImageError as e: return None if e.status == 'missing' else str(e)
+
+def set_aside(
+    path:str|os.PathLike # Folder with a sub-folder for each label
+) -> list[Moved]: # file, to, and reason: what is wrong with it
+    "Move the files in `path` that cannot be opened as images to `path/.removed`; `undo_choices` moves them back"
+    folder = ImageFolder(path)
+    files = sorted([*folder.files, *(f for f,_ in folder.ignored)])
+    faults = {f: o for f,o in zip(files, map_ahead(_fault, files)) if o}
+    return [o._replace(reason=o.reason or faults[o.file]) for o in apply_choices(path, dict.fromkeys(faults, '<Delete>'))]

@@ -1,39 +1,41 @@
-"""A row for every address that was met: where an image is from and what became of it"""
+"""The record of a data set, `manifest.jsonl`: where each image came from and what became of it, a row for each URL"""
 
 import json, os, re, time
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..core.errors import CatdogError
-from ..core.files import try_lock, write_atomic
+from ..core.errors import DataError
+from ..core.files import walk_files, write_atomic
 
 @dataclass
 class Photo:
-    "An image that a search found, before anybody has fetched it"
-    url:str              # Where the image itself is
-    title:str=''         # What the page or the service calls it
-    page_url:str=''      # The page that shows it
-    width:int=None       # In pixels, as the service says; None where it does not
-    height:int=None      # In pixels, as the service says
-    license:str=''       # Such as 'CC BY-SA 4.0'; empty where the service does not say
-    creator:str=''       # Who made it
-    engine:str=''        # The engine that found it
-    term:str=''          # What was searched for
+    "An image found by a search and not fetched yet"
+    url:str              # URL of the image itself
+    title:str=''         # Title that the page or the service gives it
+    page_url:str=''      # URL of the page that shows it
+    width:int=None       # In pixels, as the service says; None: unknown
+    height:int=None      # In pixels, as the service says; None: unknown
+    license:str=''       # Such as 'CC BY-SA 4.0'; empty: unknown
+    creator:str=''       # Author; empty: unknown
+    engine:str=''        # Search engine that found it
+    term:str=''          # Search term
 
 @dataclass
 class Outcome:
     "What became of a `Photo`"
     photo:Photo          # The photo
-    status:str           # 'ok', or why not in one word, such as 'duplicate', 'http-404', 'missing' or 'not-an-image'
-    reason:str=''        # Why it was not kept, as a person would say it
-    file:Path=None       # The file, when it was kept, or set aside because of a conflict
+    status:str           # 'ok', or in one word why not, such as 'duplicate', 'http-404', 'missing' or 'not-an-image'
+    reason:str=''        # Why it was not kept, as text for a person
+    file:Path=None       # The file if it was kept, or set aside because of a conflict
 
 _COLUMNS = ['label', 'file', 'status', 'reason', *(f.name for f in fields(Photo)), 'phash', 'area', 'copy_of']
 
-def _read_rows(file):
-    "The rows in the manifest `file`, by label and address; where there are two for one, the last"
-    rows,empty = {},dict.fromkeys(_COLUMNS)
+def read_rows(
+    path:str|os.PathLike # Folder of a data set
+) -> dict: # (label, URL) -> row, a dict with a value for each column; empty if there is no manifest
+    "Read the manifest of `path`: the last row of each label and URL; torn and foreign lines are dropped"
+    file,rows,empty = Path(path)/'manifest.jsonl',{},dict.fromkeys(_COLUMNS)
     if not file.exists(): return rows
     for line in file.read_text(encoding='utf8', errors='replace').split('\n'):
         try: o = json.loads(line)
@@ -42,43 +44,45 @@ def _read_rows(file):
             rows[o['label'], o['url']] = {**empty, **o} if o.keys() <= empty.keys() else {k: o.get(k) for k in _COLUMNS}
     return rows
 
-def _is_left_over(file):
-    "Is `file` the beginning of one, which nobody is writing any more?"
-    if not re.search(r'\.[0-9a-f]{8}\.part$', file.name): return False
-    try:
-        with file.open('rb') as f: return try_lock(f) and time.time() - os.fstat(f.fileno()).st_mtime > .2
-    except OSError: return False   # it has just got its name, or is not ours
+def _lines(rows): return ''.join(json.dumps(o, ensure_ascii=False) + '\n' for o in rows)
+
+def write_rows(
+    path:str|os.PathLike, # Folder of a data set
+    rows # Rows, as in `read_rows`
+):
+    "Replace the manifest of `path` by `rows`"
+    write_atomic(Path(path)/'manifest.jsonl', _lines(rows).encode())
 
 def _remove_unfinished(path):
-    "Remove what `write_atomic` leaves under `path` when it is killed: beginnings of files, not a person's images"
+    "Remove the temporary files that killed processes left under `path`, unless one was written to a minute ago"
     for pattern in ('.*.part', '*/.*.part', '.removed/*/.*.part'):
         for o in path.glob(pattern):
-            if _is_left_over(o): o.unlink(missing_ok=True)
+            try:
+                if re.search(r'\.[0-9a-f]{8}\.part$', o.name) and time.time() - o.stat().st_mtime > 60: o.unlink()
+            except OSError: pass   # it has just been renamed, or is not ours
 
 class Manifest:
-    "The rows of `path/manifest.jsonl`: (label, address) -> a dict"
+    "The rows of `path/manifest.jsonl`, which grows while images are fetched: (label, URL) -> row"
     def __init__(self,
-        path:Path # Folder of the data set; made if it is missing
+        path:Path # Folder of the data set; made if missing
     ):
+        "Read the manifest; repair a torn one and remove what a killed process left"
         self.path,self.file = path,path/'manifest.jsonl'
         path.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(path)
-        self.rows = _read_rows(self.file)
+        self.rows = read_rows(path)
         text = self.file.read_bytes() if self.file.exists() else b''
         if text and not (text.endswith(b'\n') and text.count(b'\n') == len(self.rows)): self.rewrite()
 
-    @staticmethod
-    def _lines(rows): return ''.join(json.dumps(o, ensure_ascii=False) + '\n' for o in rows)
-
     def rewrite(self):
-        "Write all rows anew, one line an address"
-        write_atomic(self.file, self._lines(self.rows.values()).encode())
+        "Write all rows again, one line for each URL"
+        write_rows(self.path, self.rows.values())
 
     def of(self,
         label:str, # The label
-        *statuses:str # Such as 'ok'; none: all
-    ) -> list: # Rows, in the order in which their addresses were met
-        "The rows of `label`, or only those with one of `statuses`"
+        *statuses:str # Such as 'ok'; default: all
+    ) -> list: # In the order in which their URLs were met
+        "Return the rows of `label`, or those with one of `statuses`"
         return [o for (l,_),o in self.rows.items() if l == label and (not statuses or o['status'] in statuses)]
 
     def add(self,
@@ -86,23 +90,16 @@ class Manifest:
     ):
         "Append `rows` to the file"
         for o in rows: self.rows[o['label'], o['url']] = o
-        with self.file.open('a', encoding='utf8') as f: f.write(self._lines(rows))
-
-def _places(path):
-    "Name of each file below `path` -> where it is, as in a manifest; what is in `.removed` comes last"
-    places = defaultdict(list)
-    for folder,folders,names in os.walk(path):
-        here = Path(folder).relative_to(path).as_posix()
-        if here == '.': folders.sort(key=lambda o: o == '.removed')
-        for o in names: places[o].append(o if here == '.' else f'{here}/{o}')
-    return places
+        with self.file.open('a', encoding='utf8') as f: f.write(_lines(rows))
 
 def as_found(
-    path:Path, # The folder of the data set
-    rows # Of its manifest
+    path:Path, # Folder of the data set
+    rows # Rows of its manifest
 ) -> list: # A row for each of `rows`
-    "`rows` with each file where it is now, and the status that this means: 'missing' where it is nowhere"
-    places = _places(path)
+    "Return `rows` with each file where it is now and the status that follows: 'missing' if it is nowhere"
+    places = defaultdict(list)   # name -> paths in the manifest's form; those in .removed come last
+    for folder in (path, path/'.removed'):
+        for o in walk_files(folder): places[o.name].append(o.relative_to(path).as_posix())
     taken = {o['file'] for o in rows if o['file'] and o['file'] in places.get(o['file'].rpartition('/')[2], ())}
     def _row(o):
         if not o['file'] or o['file'] in taken: return o
@@ -116,28 +113,28 @@ def as_found(
 
 def read_manifest(
     path:str|os.PathLike # The folder that `scrape` made
-): # A `pandas.DataFrame` with a row for every address: label, file, status, reason, and the fields of `Photo`
-    "The manifest of the data set in `path`, as its files are now; `CatdogError` where there is none"
+): # `pandas.DataFrame` with a row for each URL: label, file, status, reason, and the fields of `Photo`
+    "Return the manifest of the data set in `path`, as its files are now; raise `DataError` if there is none"
     import pandas as pd
-    file = Path(path)/'manifest.jsonl'
-    if not file.exists(): raise CatdogError(f'{path} has no manifest.jsonl: give a folder that catdog-scrape made')
-    rows = as_found(Path(path), list(_read_rows(file).values()))
-    df = pd.DataFrame({k: [o[k] for o in rows] for k in _COLUMNS}, columns=_COLUMNS)   # a list of dicts takes longer
+    if not (Path(path)/'manifest.jsonl').exists():
+        raise DataError(f'{path} has no manifest.jsonl: give a folder that catdog-scrape made')
+    rows = as_found(Path(path), list(read_rows(path).values()))
+    df = pd.DataFrame({k: [o[k] for o in rows] for k in _COLUMNS}, columns=_COLUMNS)   # faster than a list of dicts
     return df.astype({k: 'Int64' for k in ('width', 'height', 'area')})
 
 def count_outcomes(
-    manifest # What `scrape` or `read_manifest` returns
-): # A `pandas.DataFrame` with a row a status and a column a label
-    "How many addresses of each label in `manifest` ended how"
+    manifest # From `scrape` or `read_manifest`
+): # `pandas.DataFrame` with a row for each status and a column for each label
+    "Count how the URLs of each label ended"
     import pandas as pd
     return pd.crosstab(manifest.status, manifest.label, margins=True, margins_name='all')
 
 def write_credits(
     path:str|os.PathLike # The folder that `scrape` made
-) -> Path: # The file, `path/CREDITS.txt`
-    "Write down who made each image that was kept in `path`, where it is from, and its licence"
+) -> Path: # `path/CREDITS.txt`
+    "Write the author, source and licence of each image in `path`"
     df = read_manifest(path)
     kept = df[df.status == 'ok'].fillna({k: '' for k in ('title', 'creator', 'license', 'page_url')})
-    lines = [(f'{o.file}: {o.title or "untitled"}', f'by {o.creator or "somebody not named"}',
+    lines = [(f'{o.file}: {o.title or "untitled"}', f'by {o.creator or "an unknown author"}',
               o.license or 'licence not stated', f'{o.page_url or o.url}\n') for o in kept.itertuples()]
     return write_atomic(Path(path)/'CREDITS.txt', ''.join(map(', '.join, lines)).encode())

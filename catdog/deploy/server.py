@@ -1,36 +1,80 @@
-"""What a request may bring, and which kind of answer it wants; How to use the server, in the words of OpenAPI: what `/openapi.json` holds; Requests while they arrive: all of them in bounded memory, and whoever stalls gives way to the next; Request batching: the images of all requests in one queue, and workers that predict several at once; What people and programs get: the page, the JSON, and both when something went wrong; The server around a classifier: answers about uploads, metrics, and a Flask app that is set up for both; A listening socket, and the process that serves an app on it"""
+"""The server: predictions for uploads as page and JSON, limits, metrics, OpenAPI, and waitress around it"""
 
-import io, os, queue, re, socket, sys, threading, time
-from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
-from importlib.util import find_spec
+import errno, io, logging, os, re, signal, socket, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import flask, prometheus_client
-from fastcore.basics import patch
-from fastcore.script import is_cli
-from werkzeug.exceptions import HTTPException, RequestTimeout, ServiceUnavailable
+from waitress import create_server, wasyncore
+from waitress.channel import HTTPChannel
+from waitress.server import BaseWSGIServer
+from werkzeug.exceptions import ServiceUnavailable
 
-from ..core.errors import ImageError, CatdogError
-from ..core.images import FORMATS, data_url, open_image
-from .predictor import Classifier, forced_choice, percent, question, shown_probabilities
+from ..core.errors import CatdogError, ImageError
+from ..core.images import data_url, open_image
+from .page import MAX_BODY, MAX_FILES, error_answer, render_answer, secure, wants_page
+from .predictor import Classifier
 
-MAX_BODY,MAX_FILES,MAX_FIELDS = 16*2**20,16,64   # bytes, files and form fields a request
+MAX_FIELDS = 64   # form fields in a request
+MAX_WAITING = 32   # requests with images that are answered or wait for it at a time
 
-class UploadRequest(flask.Request):
-    "A request whose uploads never touch the disk"
+# The description for programs
+
+_text,_number = dict(type='string'),dict(type='number', minimum=0, maximum=1)
+
+def _schema(required=(), **properties): return dict(type='object', required=list(required), properties=properties)
+
+def _content(schema): return {'application/json': {'schema': schema}, 'text/html': {'schema': _text}}
+
+def _refused(why): return dict(description=why, content=_content(_schema(['error'], error=_text)))
+
+def _predict_operation():
+    "`POST /predict`: the form, and the responses by status"
+    file = dict(type='array', items=dict(type='string', format='binary'), minItems=1, maxItems=MAX_FILES)
+    image = {**_text, 'description': 'Not empty: answer with the upright image, too, at most 640 pixels wide and high'}
+    why = {**_text, 'description': 'Not empty: answer with the image with all but what spoke for its label darkened'}
+    body = dict(required=True, content={'multipart/form-data': {
+        'schema': _schema(['file'], file=file, image=image, why=why)}})
+    doubt = dict(type='string', enum=['', 'between', 'unlike'],
+                 description="Why it is not sure: 'between' the labels, or 'unlike' all that the model was trained on, "
+                             'so that label and probabilities mean nothing')
+    url = {**_text, 'format': 'uri', 'description': 'A `data:` URL, if asked for'}
+    pred = dict(label=_text, probability=_number, probabilities=dict(type='object', additionalProperties=_number),
+                sure=dict(type='boolean'), doubt=doubt, text={**_text, 'description': 'The answer in words'},
+                image=url, why=url, why_not={**_text, 'description': 'The reason if there is no `why`'})
+    each = dict(type='array', items=_schema(['file'], file=_text, error=_text, **pred))
+    what = 'What each image shows; label, probability and so on also at the top if there is one image'
+    retry = {'Retry-After': dict(description='Seconds', schema=dict(type='integer'))}
+    return dict(summary='What do these images show?', requestBody=body, responses={
+        '200': dict(description=what, content=_content(_schema(['predictions'], predictions=each, **pred))),
+        '400': _refused('No file, or an empty or damaged image'),
+        '413': _refused(f'More than {MAX_BODY} bytes, {MAX_FILES} files or the pixels that we open'),
+        '415': _refused('Not multipart/form-data, or not an image'),
+        '503': {**_refused('Too many requests at the moment'), 'headers': retry}})
+
+def openapi_description() -> dict: # Ready for JSON
+    "Describe the server's addresses as an OpenAPI 3.0 document"
+    def get(what, kind, schema):
+        return dict(get=dict(summary=what, responses={
+            '200': dict(description=what, content={kind: {'schema': schema}})}))
+    health = _schema(['status', 'labels', 'model'], status=_text, model=_text, labels=dict(type='array', items=_text))
+    return dict(openapi='3.0.3', info=dict(title='catdog', version='1', description='Tells images apart'),
+                servers=[dict(url='./', description='Where this description is')], paths={
+        '/': get('The page', 'text/html', _text),
+        '/metrics': get('Metrics for Prometheus', 'text/plain', _text),
+        '/openapi.json': get('This description', 'application/json', dict(type='object')),
+        '/healthz': get('Which model is served', 'application/json', health),
+        '/predict': dict(post=_predict_operation())})
+
+# From uploads to predictions
+
+class _Request(flask.Request):
+    "A request whose uploads stay in memory: Werkzeug would write large ones to a temporary file"
     def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
         return io.BytesIO()
 
-def wants_page() -> bool: # False: JSON will do
-    "Does whoever sent this request want to read a page?"
-    return flask.request.accept_mimetypes.best_match(['application/json', 'text/html']) == 'text/html'
-
-def wants_why() -> bool: # False: the answer is enough
-    "Does whoever sent this request want a page that also shows why?"
-    return wants_page() and bool(flask.request.form.get('why'))
-
-def uploaded_files() -> list: # What Werkzeug calls `FileStorage`, at least one
-    "The files that this request brings in its field `file`; an `HTTPException` with the reason if there are none"
+def _uploaded_files():
+    "The non-empty list of files in the field `file`; raises an `HTTPException` with the reason if there are none"
     if flask.request.mimetype != 'multipart/form-data':
         flask.abort(415, "Send the image as multipart/form-data, in a field called 'file'.")
     files = [o for o in flask.request.files.getlist('file') if o.filename]
@@ -39,385 +83,58 @@ def uploaded_files() -> list: # What Werkzeug calls `FileStorage`, at least one
         flask.abort(400, "Choose an image first." if wants_page() else "There is no file in the field 'file'.")
     return files
 
-_text,_number = dict(type='string'),dict(type='number', minimum=0, maximum=1)
+_statuses = {'too-large': 413, 'truncated': 400, 'empty': 400}   # of every other `ImageError`: 415
 
-def _schema(required=(), **properties): return dict(type='object', required=list(required), properties=properties)
-
-def _answer_schema():
-    "The JSON of an answer: label, probability and so on of the first image, and `predictions` of all"
-    shares = dict(type='object', additionalProperties=_number)
-    doubt = dict(type='string', enum=['', 'between', 'unlike'],
-                 description="Why it is not sure: 'between' the labels, or 'unlike' all that the model was trained on, "
-                             'so that label and probabilities mean nothing')
-    pred = dict(label=_text, probability=_number, probabilities=shares, sure=dict(type='boolean'), doubt=doubt,
-                text={**_text, 'description': 'The answer in words'})
-    one = _schema(['file'], file=_text, error=_text, **pred)
-    return _schema(['predictions'], predictions=dict(type='array', items=one), **pred)
-
-def _content(schema): return {'application/json': {'schema': schema}, 'text/html': {'schema': _text}}
-
-def _refused(why): return dict(description=why, content=_content(_schema(['error'], error=_text)))
-
-def _predict_operation():
-    "`POST /predict`: the form, and the answers by status"
-    field = dict(type='array', items=dict(type='string', format='binary'), minItems=1, maxItems=MAX_FILES)
-    body = dict(required=True, content={'multipart/form-data': {'schema': _schema(['file'], file=field)}})
-    seconds = dict(description='Seconds', schema=dict(type='integer'))
-    what = 'What each image shows; label, probability and so on also at the top if there is one image'
-    responses = {'200': dict(description=what, content=_content(_answer_schema())),
-                 '400': _refused('No file, an empty or a damaged one'),
-                 '413': _refused(f'More than {MAX_BODY} bytes, {MAX_FILES} files or the pixels that we open'),
-                 '408': _refused('It took too long to arrive'),
-                 '415': _refused('Not multipart/form-data, or not an image'),
-                 '503': {**_refused('Too many at the moment'), 'headers': {'Retry-After': seconds}}}
-    return dict(summary='What do these images show?', requestBody=body, responses=responses)
-
-def _get_operation(what, kind, schema):
-    return dict(get=dict(summary=what, responses={'200': dict(description=what, content={kind: {'schema': schema}})}))
-
-def openapi_description() -> dict: # Ready for JSON
-    "How to use this server, in the words of OpenAPI"
-    health = _schema(['status', 'labels', 'model'], status=_text, model=_text, labels=dict(type='array', items=_text))
-    return dict(openapi='3.0.3', info=dict(title='catdog', version='1', description='Tells images apart'),
-                servers=[dict(url='./', description='Where this description is')], paths={
-        '/': _get_operation('The page', 'text/html', _text),
-        '/metrics': _get_operation('Figures for Prometheus', 'text/plain', _text),
-        '/openapi.json': _get_operation('This description', 'application/json', dict(type='object')),
-        '/healthz': _get_operation('Which model is served', 'application/json', health),
-        '/predict': dict(post=_predict_operation())})
-
-class _Arrival:
-    "A request on the connection `sock`, from its first byte until its answer is sent"
-    def __init__(self, sock):
-        self.sock,self.began,self.size = sock,time.monotonic(),0
-        self.last,self.arriving,self.refusal = self.began,True,None
-
-    def shut(self, how):
-        "End the connection's reading, or all of it; a thread that waits for it goes on at once"
-        with suppress(OSError):   # it is closed already
-            if self.sock is not None: self.sock.shutdown(how)
-
-MAX_ARRIVING,MAX_MEMORY = 192,256*2**20   # requests that arrive at a time; bytes of all uploads in memory
-SILENCE,WHOLE = 30,300   # seconds without anything; seconds until a request has to be here
-
-class Arrivals:
-    "An account of requests from their first byte until the answer is sent; those that stall give way"
-    def __init__(self,
-        most:int=MAX_ARRIVING, # Requests that may arrive at a time
-        memory:int=MAX_MEMORY, # Bytes that all of them may hold
-        silence:float=SILENCE, # Seconds in which something has to come
-        whole:float=WHOLE # Seconds in which all of it has to come
-    ):
-        self.most,self.memory,self.silence,self.whole = most,memory,silence,whole
-        self.all,self.lock,self.mine = set(),threading.RLock(),threading.local()
-        self.watchman = None   # the thread that looks for those that are overdue
-
-    def current(self):
-        "The account of the request that this thread is busy with, or None"
-        return getattr(self.mine, 'arrival', None)
-
-def _crowded():
-    why = 'Too many visitors at the moment, and this upload had stalled. Try again in a second.'
-    return ServiceUnavailable(why, retry_after=1)
-
-def _late(): return RequestTimeout('The upload was too slow, or it stalled. Try again, or with a smaller image.')
-
-@patch
-def _give_up(self:Arrivals, arrival, refusal):
-    arrival.arriving,arrival.size,arrival.refusal,arrival.last = False,0,refusal,time.monotonic()
-    arrival.shut(socket.SHUT_RD)
-
-@patch
-def _make_room(self:Arrivals, mine=None, full=lambda: False):
-    "While it is `full`, give up the one that is silent longest of those, but for `mine`, that hold something"
-    while full():
-        others = [o for o in self.all if o.arriving and o is not mine and (o.size or mine is None)]
-        if not others:
-            raise ServiceUnavailable('Too many images at the moment. Try again in a second.', retry_after=1)
-        longest = min(others, key=lambda o: o.last)
-        self._give_up(longest, _crowded)
-
-@patch
-@contextmanager
-def watch(self:Arrivals,
-    sock # The connection, or None if there is none
-):
-    "Within this the thread is busy with a request on `sock`"
-    arrival = _Arrival(sock)
-    with self.lock:
-        self.all.add(arrival)
-        self._make_room(full=lambda: sum(o.arriving for o in self.all) > self.most)
-        if self.watchman is None:
-            self.watchman = threading.Thread(target=self._keep_watch, daemon=True)
-            self.watchman.start()
-    self.mine.arrival = arrival
-    try: yield
-    finally:
-        self.mine.arrival = None
-        with self.lock: self.all.discard(arrival)
-
-@patch
-def received(self:Arrivals,
-    n:int # Bytes that have just come
-):
-    "Note that `n` bytes have come; an `HTTPException` if this request has been given up, or if they are too many"
-    if not (arrival := self.current()): return
-    with self.lock:
-        if arrival.refusal: raise arrival.refusal()
-        arrival.last = time.monotonic()
-        arrival.size += n
-        self._make_room(arrival, lambda: sum(o.size for o in self.all) > self.memory)
-
-@patch
-def arrived(self:Arrivals):
-    "Note that all of this request is here: from now on it cannot be given up for others"
-    self.received(0)
-    if arrival := self.current(): arrival.arriving = False
-
-@patch
-def _keep_watch(self:Arrivals):
-    while True:
-        time.sleep(min(1, self.silence/4))
-        with self.lock: self.end_overdue()
-
-@patch
-def end_overdue(self:Arrivals):
-    "Give up the requests that are silent for too long, or on their way for too long"
-    now = time.monotonic()
-    for o in self.all:
-        if o.arriving and (now - o.last > self.silence or now - o.began > self.whole):
-            self._give_up(o, _late)
-        elif not o.arriving and now - o.last > 4*self.silence: o.shut(socket.SHUT_RDWR)
-
-class _Input:
-    "The body `stream` of a request, whose reading is noted in `arrivals`"
-    def __init__(self, stream, arrivals): self.stream,self.arrivals = stream,arrivals
-
-    def read(self, size=-1):
-        try: data = self.stream.read(size)
-        except OSError:
-            self.arrivals.received(0)   # it was given up: say why
-            raise
-        self.arrivals.received(len(data))
-        return data
-
-@patch
-def wrap(self:Arrivals,
-    app # A WSGI app
-): # The same, and this knows what arrives
-    "Keep account of what `app` reads"
-    def _app(environ, start_response):
-        environ['wsgi.input'] = _Input(environ['wsgi.input'], self)
-        watched = nullcontext() if self.current() else self.watch(environ.get('werkzeug.socket'))
-        with watched: return app(environ, start_response)
-    return _app
-
-ARRIVALS = Arrivals()   # of this process
-
-MAX_WAITING = 32   # requests with images at a time
-
-class RequestBatcher:
-    "Threads that predict the images of all requests with one classifier, a few at a time"
-    def __init__(self,
-        classifier, # A `Classifier`, or what has its `pixels` and `answers`
-        n:int=4, # Images that a worker predicts at once, at most
-        limit:int=MAX_WAITING, # Requests that may wait at a time
-        workers:int=min(8, os.cpu_count() or 1) # Threads that predict
-    ):
-        self.classifier,self.n = classifier,n
-        self.queue,self.slots = queue.SimpleQueue(),threading.BoundedSemaphore(limit)
-        self.opening = threading.BoundedSemaphore(workers)
-        for _ in range(workers): threading.Thread(target=self._work, daemon=True).start()
-
-    def _work(self):
-        while True:
-            waiting = [self.queue.get()]
-            with suppress(queue.Empty):   # another worker may be quicker
-                while len(waiting) < self.n: waiting.append(self.queue.get_nowait())
-            pixels,answers = zip(*waiting)
-            try:
-                for answer,pred in zip(answers, self.classifier.answers(list(pixels))): answer.set_result(pred)
-            except Exception as e:
-                for answer in answers: answer.set_exception(e)
-
-@patch
-def submit(self:RequestBatcher,
-    data # What `Classifier.pixels` takes, such as the bytes of a file
-) -> Future: # Its result will be a `Prediction`
-    "Open the image in `data` now and queue it; `ImageError` if it is none"
-    with self.opening: pixels,answer = self.classifier.pixels(data),Future()
-    self.queue.put((pixels, answer))
-    return answer
-
-@patch
-@contextmanager
-def slot(self:RequestBatcher):
-    "Within this the request may wait for its answers; `ServiceUnavailable` when too many do already"
-    if not self.slots.acquire(blocking=False):
-        raise ServiceUnavailable('Too many images at the moment. Try again in a second.', retry_after=1)
-    try: yield
-    finally: self.slots.release()
-
-def render_page(
-    classifier:Classifier, # What the page is about
-    results:list=(), # What `predict_uploads` of deploy.server gives
-    error:str=None # A sentence in the place of results
-) -> str: # HTML
-    "The page, with `results` or an `error`"
-    accept = ','.join(f'image/{o.lower()}' for o in FORMATS)
-    return flask.render_template('page.html', title=question(classifier.labels), summary=classifier.summary,
-                                 percent=percent, results=results, error=error, accept=accept,
-                                 max_bytes=MAX_BODY, max_files=MAX_FILES)
-
-_headers = {
-    'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'same-origin', 'Cross-Origin-Opener-Policy': 'same-origin',
-    'Cross-Origin-Resource-Policy': 'same-origin', 'Permissions-Policy': 'camera=(), microphone=(), geolocation=()',
-    'Content-Security-Policy': "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-                               "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"}
-
-def secure(
-    response:flask.Response # To this request
-) -> flask.Response: # The same
-    "`response` with the headers that keep a page to itself; answers about images are kept by nobody"
-    response.headers.extend(_headers)
-    if flask.request.path == '/predict':
-        response.headers['Cache-Control'] = 'no-store'
-        response.vary.add('Accept')
-    return response
-
-def render_answer(
-    classifier:Classifier, # What predicted
-    results:list # A dict for each image
-) -> tuple: # The page, or a dict for JSON; and the status
-    "The page or the JSON for `results`, with the lowest of their statuses if every one is an error"
-    status = min(o.get('status', 200) for o in results)
-    if wants_page(): return render_page(classifier, results), status
-    predictions = [{k: v for k,v in o.items() if k != 'status'} for o in results]
-    single = {k: v for k,v in predictions[0].items() if k != 'file'} if len(predictions) == 1 else {}
-    if status != 200: single['error'] = '; '.join(o['error'] for o in predictions)
-    return {**single, 'predictions': predictions}, status
-
-_sentences = {404: 'There is no such page.', 405: 'This address does not answer that kind of request.',
-              500: 'Something went wrong here. Try again.',
-              413: f'That is too much at once: send at most {MAX_BODY//2**20} MB and {MAX_FILES} images.'}
-
-def error_answer(
-    classifier:Classifier, # What the page is about
-    e:Exception # What was raised while this request was answered
-) -> tuple: # The page, or a dict for JSON; the status; headers. A redirection comes back as it is
-    "The answer when `e` was raised: a sentence, as page or JSON"
-    known = isinstance(e, HTTPException)
-    if known and e.code < 400: return e   # a redirection
-    if not known: flask.current_app.logger.error('%s %s', flask.request.method, flask.request.path, exc_info=e)
-    status = e.code if known else 500
-    # An `abort` of ours brings its own sentence; Werkzeug's are for programmers
-    ours = known and e.description != type(e).description
-    reason = e.description if ours else _sentences.get(status, 'This request was not understood.')
-    headers = {'Allow': ', '.join(e.valid_methods)} if getattr(e, 'valid_methods', None) else {}
-    if getattr(e, 'retry_after', None): headers['Retry-After'] = str(e.retry_after)
-    return (render_page(classifier, error=reason) if wants_page() else dict(error=reason)), status, headers
-
-def _submit(batcher, upload):
-    "The name of `upload`, its bytes, and what `batcher` will say about it, or the `ImageError` that it is"
+def _predict_upload(classifier, upload, image, why):
+    "What `render_answer` shows about the file `upload`, with `image` and `why` as `data:` URLs if asked for"
     name,data = re.split(r'[\\/]', upload.filename)[-1][:100],upload.read()
     try:
         if not data: raise ImageError('the file is empty', 'empty')
-        return name,data,batcher.submit(data)
-    except ImageError as e: return name,data,e
+        pred = classifier.predict(data)
+    except ImageError as e:
+        return dict(file=name, error=f'{name}: {e.reason}', status=_statuses.get(e.status, 415))
+    res = dict(file=name, label=pred.label, probability=pred.probability, sure=pred.sure, doubt=pred.doubt,
+               text=str(pred), probabilities=pred.probabilities)
+    if image: res['image'] = data_url(open_image(data, max_side=640))
+    if why:
+        try: res['why'] = data_url(classifier.why(data, pred.label, max_side=640))
+        except CatdogError: res['why_not'] = 'This model cannot say why.'   # its network has no feature maps
+    return res
 
-_statuses = {'too-large': 413, 'truncated': 400, 'empty': 400}   # every other reason: 415, "Unsupported Media Type"
-
-def _result(name, answer):
-    "What there is to say about an image as a dict: with `error` and `status` if it is none"
-    if isinstance(answer, ImageError):
-        return dict(file=name, error=f'{name}: {answer.reason}', status=_statuses.get(answer.status, 415))
-    pred = answer.result(60)
-    return dict(file=name, label=pred.label, probability=float(pred.probability), sure=bool(pred.sure),
-                doubt=pred.doubt, text=str(pred), probabilities={k: float(v) for k,v in pred.probabilities.items()})
-
-def _for_page(batcher, result, answer, data, why):
-    "`result` and what a page shows besides: the image in `data`, and with `why` what in it spoke for the label"
-    if 'error' in result: return result
-    pred = answer.result()
-    with batcher.opening:
-        result = {**result, 'image': data_url(open_image(data, max_side=640)), 'shown': shown_probabilities(pred),
-                  'forced': forced_choice(pred)}
-        if why:
-            try: result['why'] = data_url(batcher.classifier.why(data, result['label'], max_side=640))
-            except CatdogError: result['why_not'] = 'This model cannot say why.'   # it was exported without
-    return result
-
-def predict_uploads(
-    batcher:RequestBatcher, # What predicts
-    uploads:list, # Files, from `uploaded_files`
-    with_image:bool=False, # Also give each image back, as a `data:` address?
-    with_why:bool=False # And what in it spoke for the label?
-) -> list: # A dict each: file, label, probability, sure, doubt, text, probabilities; or file, error, status
-    "What each of `uploads` shows"
-    submitted = [_submit(batcher, o) for o in uploads]
-    results = [_result(name, answer) for name,_,answer in submitted]
-    if not with_image: return results
-    return [_for_page(batcher, res, answer, data, with_why) for res,(_,data,answer) in zip(results, submitted)]
-
-class Metrics:
-    "What `/metrics` shows to Prometheus"
+class UploadPredictor:
+    "Predicts uploads in a few threads; more than `limit` requests at a time are refused"
     def __init__(self,
-        batcher:RequestBatcher # Whose queue is watched
+        classifier:Classifier, # What predicts
+        limit:int=MAX_WAITING # Requests that are answered or wait for it at a time
     ):
-        self.registry = prometheus_client.CollectorRegistry()
-        kw = dict(registry=self.registry)
-        self.requests = prometheus_client.Counter(
-            'catdog_requests', 'Requests, by address and status', ['path', 'status'], **kw)
-        self.seconds = prometheus_client.Histogram('catdog_predict_seconds', 'How long POST /predict took', **kw)
-        waiting = prometheus_client.Gauge('catdog_waiting_images', 'Images that wait for the network', **kw)
-        waiting.set_function(batcher.queue.qsize)
+        self.classifier,self.slots = classifier,threading.BoundedSemaphore(limit)
+        # A thread for each core: more would only hold more open images in memory
+        self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
-    def response(self):
-        "The counts so far, as Prometheus reads them"
-        return flask.Response(prometheus_client.generate_latest(self.registry),
-                              content_type=prometheus_client.CONTENT_TYPE_LATEST)
+    def answer(self) -> tuple: # A page, or a dict for JSON; and the status
+        "Answer the current request; raises an `HTTPException` if it has no files or too many requests wait"
+        files,form = _uploaded_files(),flask.request.form
+        image,why = wants_page() or bool(form.get('image')),bool(form.get('why'))
+        if not self.slots.acquire(blocking=False):
+            raise ServiceUnavailable('Too many images at the moment. Try again in a second.', retry_after=1)
+        try: results = list(self.pool.map(lambda o: _predict_upload(self.classifier, o, image, why), files))
+        finally: self.slots.release()
+        return render_answer(self.classifier, results)
 
-@patch
-def watch(self:Metrics,
-    app:flask.Flask # Whose answers shall count
-):
-    "Count every answer of `app`, and time those of `/predict`"
-    @app.before_request
-    def start(): flask.g.start = time.perf_counter()
-    @app.after_request
-    def count(response):
-        path = str(flask.request.url_rule or 'other')
-        self.requests.labels(path, response.status_code).inc()
-        if path == '/predict': self.seconds.observe(time.perf_counter() - flask.g.start)
-        return response
-
-_ours = re.compile(r'(.*?)(/(?:predict|healthz|openapi\.json|static/[^/]+)?)')
-
-def below_any_prefix(
-    app # A WSGI app
-): # The same, below any prefix
-    "Let `app` answer at its addresses whatever folder they seem to be in"
-    def _app(environ, start_response):
-        if found := _ours.fullmatch(environ['PATH_INFO']):
-            environ['SCRIPT_NAME'],environ['PATH_INFO'] = environ['SCRIPT_NAME'] + found[1],found[2]
-        return app(environ, start_response)
-    return _app
+# The Flask app
 
 def read_origins(
-    cors:str|None # Origins such as 'https://example.org', with commas between them; '*' is every one; None is none
+    cors:str|None # Origins such as 'https://example.org', separated by commas; '*' is every one; None is none
 ) -> list: # Of origins
-    "The origins in `cors`; `CatdogError` if one of them is none"
+    "Parse `cors`; raises `CatdogError` if one of them is not an origin"
     res = [o.strip().rstrip('/').lower() for o in (cors or '').split(',') if o.strip()]
     for o in res:
         if o != '*' and not re.fullmatch(r'https?://[^/?#@\s]+', o):
-            raise CatdogError(f'{o} is no origin: give one such as https://example.org, several with commas, or *')
+            raise CatdogError(f'{o} is not an origin: give one such as https://example.org, several with commas, or *')
     return res
 
-def allow_origins(
-    app:flask.Flask, # Whose API it is
-    origins:list # From `read_origins`
-):
-    "Let pages of `origins` read what the API of `app` answers"
+def _allow_origins(app, origins):
+    "Let pages of `origins` read the responses of the API of `app`"
     @app.after_request
     def allow(response):
         origin = '*' if '*' in origins else flask.request.headers.get('Origin')
@@ -426,105 +143,161 @@ def allow_origins(
         if origin not in origins: return response
         response.headers['Access-Control-Allow-Origin'] = origin
         response.headers['Access-Control-Expose-Headers'] = 'Retry-After'
-        if flask.request.method == 'OPTIONS':   # the browser asks beforehand
+        if flask.request.method == 'OPTIONS':   # a browser's preflight request
             response.headers.update({'Access-Control-Allow-Methods': 'GET, POST', 'Access-Control-Allow-Headers': '*',
                                      'Access-Control-Max-Age': '600'})
         return response
 
+def _add_metrics(app):
+    "Count the responses of `app`, time those of `/predict`, and show both to Prometheus at `/metrics`"
+    registry = prometheus_client.CollectorRegistry()
+    count = prometheus_client.Counter('catdog_requests', 'Requests, by path and status', ['path', 'status'],
+                                      registry=registry)
+    seconds = prometheus_client.Histogram('catdog_predict_seconds', 'Duration of POST /predict', registry=registry)
+    running = prometheus_client.Gauge('catdog_running_requests', 'Requests that are being answered', registry=registry)
+    @app.before_request
+    def start():
+        running.inc()
+        flask.g.start = time.perf_counter()
+    @app.teardown_request
+    def end(_): running.dec()
+    @app.after_request
+    def observe(response):
+        path = str(flask.request.url_rule or 'other')
+        count.labels(path, response.status_code).inc()
+        if path == '/predict': seconds.observe(time.perf_counter() - flask.g.start)
+        return response
+    @app.get('/metrics')
+    def show_metrics():
+        return flask.Response(prometheus_client.generate_latest(registry),
+                              content_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+_ours = re.compile(r'(.*?)(/(?:predict|healthz|openapi\.json|static/[^/]+)?)')
+
+def _below_any_prefix(app):
+    "Let the WSGI app `app` answer below any path that a proxy did not strip; `/metrics`, which it may block, only at /"
+    def _app(environ, start_response):
+        if found := _ours.fullmatch(environ['PATH_INFO']):
+            environ['SCRIPT_NAME'],environ['PATH_INFO'] = environ['SCRIPT_NAME'] + found[1],found[2]
+        return app(environ, start_response)
+    return _app
+
 def configure(
     app:flask.Flask, # A new one
-    classifier:Classifier, # What it is about
-    metrics:Metrics # What counts its answers
+    classifier:Classifier, # The model it serves
+    origins:list=() # Origins whose pages may read the API's responses, from `read_origins`
 ) -> flask.Flask: # `app`
-    "Give `app` our limits, headers and error answers, and the addresses for programs: health, metrics, OpenAPI"
-    app.wsgi_app = ARRIVALS.wrap(below_any_prefix(app.wsgi_app))
-    app.request_class = UploadRequest
+    "Give `app` our limits, headers and error answers, and the addresses `/healthz`, `/metrics` and `/openapi.json`"
+    app.wsgi_app = _below_any_prefix(app.wsgi_app)
+    app.request_class = _Request
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY, MAX_FORM_PARTS=MAX_FIELDS)
     app.json.sort_keys = False
     app.after_request(secure)
-    metrics.watch(app)
+    _add_metrics(app)
+    _allow_origins(app, origins)
     app.register_error_handler(Exception, lambda e: error_answer(classifier, e))
 
     @app.get('/healthz')
     def healthz(): return dict(status='ok', labels=list(classifier.labels), model=classifier.summary)
-
-    @app.get('/metrics')
-    def show_metrics(): return metrics.response()
 
     @app.get('/openapi.json')
     def openapi(): return openapi_description()
 
     return app
 
-def answer_uploads(
-    classifier:Classifier, # What the page is about
-    batcher:RequestBatcher # What predicts
-) -> tuple: # A page or a dict for JSON, and the status
-    "The answer to the images that this request brings; an `HTTPException` when there are none or too many wait"
-    uploads,page,why = uploaded_files(),wants_page(),wants_why()
-    ARRIVALS.arrived()
-    with batcher.slot(): return render_answer(classifier, predict_uploads(batcher, uploads, page, why))
+# waitress
 
-def listen(
-    host:str, # A name or an address, of IPv4 or IPv6
-    port:int # 0 takes a free one
-) -> socket.socket: # Listening; who connects from now on waits for an answer
-    "A socket that listens on `host` and `port`; `CatdogError` says why nobody can"
-    family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    try: sock = socket.create_server((host, port), family=family, backlog=1024)
+def _listen(host, port):
+    "Sockets that listen on `port` of every address of `host`; raises `CatdogError` if one cannot"
+    sockets = []
+    try:
+        for family,*_,address in socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM,
+                                                    flags=socket.AI_PASSIVE):
+            both = address[0] == '::' and socket.has_dualstack_ipv6()
+            try: sockets.append(socket.create_server((address[0], port), family=family, backlog=1024,
+                                                     dualstack_ipv6=both))
+            except OSError as e:   # `localhost` may have an IPv6 address on a machine without IPv6
+                if e.errno != errno.EADDRNOTAVAIL or not sockets: raise
+            port = port or sockets[0].getsockname()[1]
     except (OSError, OverflowError) as e:
+        for o in sockets: o.close()
         reason = getattr(e, 'strerror', None) or e
         raise CatdogError(f'cannot listen on {host} port {port} ({reason}): give another --port') from None
-    # Visitors who come before the server is up shall not wait, either, for the rest of an answer (Nagle's algorithm)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+    return sockets
 
 def check_port(
-    host:str, # As for `listen`
+    host:str, # A name or an address, IPv4 or IPv6
     port:int # The port in question
 ):
-    "Raise the `CatdogError` of `listen` if nobody can listen on `host` and `port`"
-    listen(host, port).close()
+    "Raise `CatdogError` if no server can listen on `host` and `port`"
+    for o in _listen(host, port): o.close()
 
-def page_address(
+def page_url(
     host:str, # Where the server listens
     port:int # Its port
-) -> str: # With http:// and a slash at the end
-    "What to type into a browser to reach a server on `host` and `port`"
-    host = {'0.0.0.0': 'localhost', '::': 'localhost'}.get(host, host)
+) -> str: # With a slash at the end
+    "Return the URL that opens in a browser on this machine"
+    host = {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host)
     return f'http://[{host}]:{port}/' if ':' in host else f'http://{host}:{port}/'
 
-THREADS = MAX_ARRIVING + MAX_WAITING + 32   # the last ones are for what is answered at once
+MAX_MEMORY = 256*2**20   # bytes of uploads that may be held at a time
+SILENCE = 30   # seconds after which a silent connection is closed
 
-def _gunicorn_command(sock, app):
-    "What to run so that gunicorn serves `app`, such as 'catdog.serve:create_app()', on `sock`"
-    options = ['--bind', f'fd://{sock.fileno()}', '--worker-class', 'catdog.deploy.worker.Worker',
-               '--threads', str(THREADS), '--log-level', 'warning']
-    if os.path.isdir('/dev/shm'): options += ['--worker-tmp-dir', '/dev/shm']   # its heartbeat file: memory, not disk
-    import gunicorn.config
-    # gunicorn 25.1 and later
-    if hasattr(gunicorn.config, 'ControlSocketDisable'): options.append('--no-control-socket')
-    return [sys.executable, '-m', 'gunicorn', app, *options]
+class _Channel(HTTPChannel):
+    "A connection. While all uploads together exceed `MAX_MEMORY`, the unfinished one that is silent longest is closed"
+    def received(self, data):
+        res,channels = super().received(data),list(self.server.active_channels.values())
+        if sum(r.body_bytes_received for o in channels for r in (o.request, *o.requests) if r) > MAX_MEMORY:
+            unfinished = [o for o in channels if o.request and not o.will_close]
+            if unfinished: min(unfinished, key=lambda o: o.last_activity).handle_close()
+        return res
 
-def _become_gunicorn(sock, model, app):
-    "Turn this process into gunicorn, which serves `app` with `model` on `sock`"
-    command = _gunicorn_command(sock, app)
-    os.set_inheritable(sock.fileno(), True)
-    if model: os.environ['CATDOG_MODEL'] = os.path.abspath(model)
-    # glibc would keep the memory of large images in a pool for each thread; this gives it back
-    os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(2**20))
-    os.execv(sys.executable, command)
+def _max_connections():
+    "How many connections may be open: 1000, or fewer if the system allows fewer open files"
+    try: import resource
+    except ImportError: return 400   # Windows: its `select` takes at most 512 sockets
+    soft,_ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1000 if soft == resource.RLIM_INFINITY else max(50, min(1000, soft - 60))
 
-def run_server(
-    sock:socket.socket, # From `listen`
-    model:str|None, # Model folder; None: the one that `Classifier()` takes
-    make_app, # A function of a module, from a `Classifier` or nothing, and `options`, to a WSGI app
-    **options
-):
-    "Serve what `make_app` makes of `model` on `sock` with the best server there is, until a signal comes"
-    if is_cli() and os.name == 'posix' and find_spec('gunicorn'):
-        written = ', '.join(f'{k}={v!r}' for k,v in options.items())
-        _become_gunicorn(sock, model, f'{make_app.__module__}:{make_app.__name__}({written})')
-    from werkzeug.serving import make_server
-    app = make_app(Classifier(model, threads=1), **options)
-    make_server(*sock.getsockname()[:2], app, threaded=True, fd=sock.fileno()).serve_forever()
+class Server:
+    "waitress, listening for a WSGI app. It reads a whole request, in memory, before a thread sees it"
+    def __init__(self,
+        app, # The WSGI app
+        host:str='127.0.0.1', # A name or an address, IPv4 or IPv6; every address of a name is listened on
+        port:int=0 # 0 takes a free one
+    ):
+        "Listen on `host` and `port`; raises `CatdogError` if that is impossible"
+        sockets = _listen(host, port)
+        self.url,self.stopping,self._map = page_url(host, sockets[0].getsockname()[1]),False,{}
+        logging.getLogger('waitress.queue').setLevel(logging.ERROR)   # it would warn whenever a request has to wait
+        most = 4*MAX_BODY   # a body of up to this is read, so that its client gets to read why it is refused
+        self._server = create_server(
+            app, map=self._map, sockets=sockets, threads=MAX_WAITING + 8, connection_limit=_max_connections(),
+            channel_timeout=SILENCE, cleanup_interval=min(5, SILENCE), asyncore_use_poll=True, recv_bytes=2**16,
+            max_request_body_size=most, inbuf_overflow=most, expose_tracebacks=False)
+        for o in self._listening(): o.channel_class = _Channel
+
+    def _listening(self): return [o for o in self._map.values() if isinstance(o, BaseWSGIServer)]
+
+    def _busy(self):
+        return any(o.requests or o.total_outbufs_len for o in self._map.values() if isinstance(o, HTTPChannel))
+
+    def stop(self, *_):
+        "Let `run` return within a second; safe to call from a signal handler or another thread"
+        self.stopping = True
+
+    def run(self,
+        grace:float=20 # Seconds that requests which have arrived get to be answered after `stop`
+    ):
+        "Serve until `stop` is called or, in the main thread, Ctrl-C or SIGTERM comes; then finish running requests"
+        main = threading.current_thread() is threading.main_thread()
+        before = {o: signal.signal(o, self.stop) for o in (signal.SIGINT, signal.SIGTERM) if main}
+        try:
+            while not self.stopping: wasyncore.loop(1, True, self._map, 1)
+            for o in self._listening(): wasyncore.dispatcher.close(o)
+            end = time.monotonic() + grace
+            while self._busy() and time.monotonic() < end: wasyncore.loop(.05, True, self._map, 1)
+        finally:
+            for o,handler in before.items(): signal.signal(o, handler)
+            self._server.task_dispatcher.shutdown(timeout=1)
+            with suppress(OSError): wasyncore.close_all(self._map)

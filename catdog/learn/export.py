@@ -329,7 +329,7 @@ def _read_network(model):
     if not off < 1e-2: raise ModelError(f'{file}: its head is not one that catdog-build makes')
     return network,meta
 
-# %% ../../nbs/learn/export.ipynb #e1cbf615
+# %% ../../nbs/learn/export.ipynb #87f01e7a
 def _saved_dls(split, meta):
     "Return the images of `split`, prepared as `meta` says but not normalized, which the body does"
     size,more = meta['size'],meta['resize_to'] - meta['size']
@@ -354,5 +354,5 @@ def saved_learner(
     network,meta = _read_network(model)
     split = saved_split(path, model, meta['labels'])
     learn = Learner(_saved_dls(split, meta), network, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
-    learn.arch_name,learn.note = meta.get('arch', 'a network'),split.note()
+    learn.arch_name,learn.note = meta.get('arch', 'a network'),split.note
     return learn

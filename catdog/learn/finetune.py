@@ -31,8 +31,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.errors import CatdogError
-from ..core.files import default_folder, write_atomic
-from ..dataset.folder import ImageFolder, labels_in
+from ..core.files import write_atomic
+from ..dataset.folder import ImageFolder, default_folder, parse_labels
 from ..dataset.split import check_number, used_sentence
 from .backbones import DEFAULT_ARCH, check_weights, find_arch
 from .calibration import calibrate, validation_logits
@@ -389,7 +389,7 @@ def check_build(
         raise CatdogError('give photos, which is read where it lies, or path, to download to: not both')
     if not photos: typed = check_search(typed, n or 150)
     path,out = Path(photos or path or default_folder(typed)),Path(out or default_folder(typed, 'models'))
-    labels = ImageFolder(photos, typed).labels if photos else labels_in(typed, path)
+    labels = ImageFolder(photos, typed).labels if photos else parse_labels(typed, path)
     if len(labels) < 2:
         raise CatdogError(f'{labels[0]!r} alone: a classifier needs two labels or more, such as: cat dog')
     if path.resolve() in (out.resolve(), *out.resolve().parents):

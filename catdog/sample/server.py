@@ -1,477 +1,347 @@
-"""What the sample web serves at one address: an image in some format, or one of the faults of the web; The HTTP side of the sample web: a server on localhost that speaks the Bing v7 protocol; A search engine and image host on localhost that knows the truth about every address"""
+"""A search engine (Bing v7 protocol) and image host on localhost, which knows the truth about every URL it returns"""
 
-import atexit, io, itertools, os, re, socket, threading, time, zlib
+import atexit, io, itertools, json, os, re, threading, time, zlib
 from contextlib import suppress
+from functools import cache
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from random import Random
-from urllib.parse import quote, unquote, urlsplit
+from socketserver import ThreadingTCPServer
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from PIL import Image
-from fastcore.basics import patch
-from flask import Flask, Response, abort, jsonify, redirect, request
-from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
-from werkzeug.test import run_wsgi_app
 
 from ..core.errors import CatdogError
 from ..core.files import IMAGE_SUFFIXES
 from ..core.images import jpeg_bytes, open_image
 from .draw import DRAWABLE, draw, drawable, random_size, words_of
 
-def _encode(img, **kw):
+__all__ = ['SampleWeb', 'sample_web', 'FORMATS', 'FAULTS']
+
+def _encode(img, format, **kw):
     f = io.BytesIO()
-    img.save(f, **kw)
+    img.save(f, format, **kw)
     return f.getvalue()
 
-def _sideways(img):
-    "`img` as a phone stores it: turned, with a note in the EXIF block that says so"
+def _rotated(img):
+    "`img` as a phone stores it: rotated, with its orientation in the EXIF block"
     exif = Image.Exif()
     exif[0x112] = 6
-    return _encode(img.transpose(Image.Transpose.ROTATE_90), format='JPEG', quality=88, exif=exif)
+    return _encode(img.transpose(Image.Transpose.ROTATE_90), 'JPEG', quality=88, exif=exif)
 
-# Format: share of the drawings, suffix, media type, how to write one
-SERVED_FORMATS = {
-    'jpeg':    (.70, 'jpg', 'image/jpeg', lambda img: jpeg_bytes(img, 88)),
-    'png':     (.10, 'png', 'image/png', lambda img: _encode(img, format='PNG', compress_level=1)),
-    'webp':    (.08, 'webp', 'image/webp', lambda img: _encode(img, format='WEBP', quality=80, method=0)),
-    'gif':     (.04, 'gif', 'image/gif', lambda img: _encode(img, format='GIF')),
-    'cmyk':    (.04, 'jpg', 'image/jpeg', lambda img: _encode(img.convert('CMYK'), format='JPEG', quality=88)),
-    'rotated': (.04, 'jpg', 'image/jpeg', _sideways),
-    'avif':    (.00, 'avif', 'image/avif', lambda img: _encode(img, format='AVIF', quality=70, speed=10))}
+FORMATS = {   # name: share of the drawings, encoder
+    'jpeg': (.70, lambda img: jpeg_bytes(img, 88)),
+    'png': (.10, lambda img: _encode(img, 'PNG', compress_level=1)),
+    'webp': (.08, lambda img: _encode(img, 'WEBP', quality=80, method=0)),
+    'gif': (.04, lambda img: _encode(img, 'GIF')),
+    'cmyk': (.04, lambda img: _encode(img.convert('CMYK'), 'JPEG', quality=88)),
+    'rotated': (.04, _rotated),
+    'avif': (.00, lambda img: _encode(img, 'AVIF', quality=70, speed=10))}
 
-SUFFIX_FORMATS = {o: 'jpeg' for o in IMAGE_SUFFIXES} | {   # of a folder of photographs
-    '.png': 'png', '.apng': 'png', '.webp': 'webp', '.gif': 'gif', '.avif': 'avif', '.avifs': 'avif', '.bmp': 'bmp',
-    '.dib': 'bmp', '.tif': 'tiff', '.tiff': 'tiff'}
+_INVALID = 'not-found', 'html', 'truncated', 'tiny', 'stall', 'bomb', 'large-body', 'no-ai'   # nothing worth keeping
+_USUAL = 'not-found', 'html', 'truncated', 'duplicate', 'near-duplicate', 'tiny', 'huge', 'wrong-label'
+FAULTS = *_USUAL, 'server-error-once', 'rate-limit', 'redirect', 'stall', 'large-body', 'bomb', 'no-ai', *FORMATS
+_EXTRA = *_INVALID, 'duplicate', 'near-duplicate', 'wrong-label'   # come on top of a folder's photos
+_JPEG = 'html', 'near-duplicate', 'huge', 'tiny', 'large-body'
+_TOTAL = 10_000   # results for each label, when they are drawn
 
-_INVALID = ('not-found', 'html', 'truncated', 'tiny', 'stall', 'bomb', 'large-body', 'no-ai')
-_JPEGS = ('truncated', 'html', 'near-duplicate', 'huge', 'tiny', 'stall', 'large-body')
+@cache
+def _png_bomb(): return _encode(Image.new('1', (17_500, 17_500)), 'PNG', compress_level=1)   # 306 million pixels
 
-# These show no image that is not shown elsewhere: they come on top of a folder's photographs
-EXTRA_FAULTS = (*_INVALID, 'duplicate', 'near-duplicate', 'wrong-label')
+def _html(text, status=200, type='text/html'):
+    page = f'<!DOCTYPE html><html><head><title>{text}</title></head><body><h1>{text}</h1></body></html>'
+    return status, {'Content-Type': type}, [page.encode()]
 
-TOTAL = 10_000   # how many drawings there are of each label
+def _json(status=200, **kw): return status, {'Content-Type': 'application/json'}, [json.dumps(kw).encode()]
 
-class Result:
-    "Result number `n` for `label`: `kind` is 'ok' or a fault; `source` is a photograph, or the seed of a drawing"
-    def __init__(self,
-        web, # The `SampleWeb`: its address, and whether it is stopping
-        label:str, # What was searched for
-        n:int, # Its place among the results for `label`, from 0
-        kind:str, # One of `ANSWERS`
-        drawn:str, # What the image shows
-        source:Path|str, # A photograph, or the seed of a drawing
-        original=None # Of a copy: the `Result` that it is a copy of
-    ):
+class _Result:
+    "Search result `n` for `label`: `kind` is 'ok' or a fault; it shows `drawn`, from a photo or from the seed `source`"
+    def __init__(self, web, label, n, kind, drawn, source, original=None):
         self.web,self.label,self.n,self.kind = web,label,n,kind
-        self.drawn,self.source,self.original = drawn,source,original
-        self.is_photo = isinstance(source, Path)
-        self._photo_facts() if self.is_photo else self._drawing_facts()
-        own = self.is_photo and kind in ('truncated', 'stall')   # a photograph's own bytes, up to the middle
-        force = dict(bomb='png', **{o: 'jpeg' for o in _JPEGS}, **{o: o for o in SERVED_FORMATS}).get(kind)
-        if force and not own: self.format,(_,self.suffix,self.type,_) = force,SERVED_FORMATS[force]
-        if kind == 'huge': self.size = tuple(max(1, round(o*3000/max(self.size))) for o in self.size)
-        if kind == 'near-duplicate': self.size = tuple(max(1, round(o*.7)) for o in self.size)
+        self.drawn,self.source,self.original = drawn,source,original   # `original`: the result that this is a copy of
+        self.photo,forced = isinstance(source, Path),kind if kind in FORMATS else 'png' if kind == 'bomb' else None
+        if self.photo:
+            self.type = Image.MIME.get(Image.registered_extensions().get(source.suffix.lower()), 'image/jpeg')
+            self.suffix,self.size,self.bytes = source.suffix[1:],(0, 0),source.stat().st_size
+            with suppress(Exception), Image.open(source) as img:   # a damaged photo is served as it is
+                self.size = img.size[::-1] if img.getexif().get(0x112, 1) > 4 else img.size
+        else:
+            r = Random(f'format of {source}')
+            forced = forced or r.choices(list(FORMATS), [o[0] for o in FORMATS.values()])[0]
+            self.size = random_size(r)
+            self.bytes = self.size[0]*self.size[1]//8   # an estimate: nothing is drawn yet
+        if kind in _JPEG or not self.photo and kind in ('truncated', 'stall'): forced = 'jpeg'
+        if forced:
+            self.type = 'image/' + dict(cmyk='jpeg', rotated='jpeg').get(forced, forced)
+            self.suffix = self.type[6:].replace('jpeg', 'jpg')
+        self.format = forced
+        scale = {'huge': 3000/max(1, *self.size), 'near-duplicate': .7}.get(kind)
+        if scale: self.size = tuple(max(1, round(o*scale)) for o in self.size)
+        self.path = f'/images/{quote(label, safe="")}/{n:05}.{self.suffix}'
 
     @property
-    def path(self): return f'/images/{quote(self.label, safe="")}/{self.n:05}.{self.suffix}'
+    def url(self): return f'{self.web.url}{self.path}'   # another one after a restart
+
     @property
-    def url(self): return self.web.url + self.path
+    def truth(self):
+        return dict(kind=self.kind, label=self.label, drawn=self.drawn, original=self.original and self.original.url,
+                    valid=self.kind not in _INVALID and min(self.size) > 0)
 
-@patch
-def _photo_facts(self:Result):
-    self.format = SUFFIX_FORMATS[self.source.suffix.lower()]
-    self.suffix,self.type = self.source.suffix[1:],Image.MIME.get(self.format.upper(), 'image/jpeg')
-    self.size,self.bytes = (0, 0),self.source.stat().st_size
-    with suppress(Exception), Image.open(self.source) as img:   # only the header: what is broken is served as it is
-        self.size = img.size[::-1] if img.getexif().get(0x112, 1) > 4 else img.size
+    def image(self, size=None):
+        return open_image(self.source) if self.photo else draw(self.drawn, self.source, size or self.size)
 
-@patch
-def _drawing_facts(self:Result):
-    r = Random(f'format of {self.source}')
-    self.format = r.choices(list(SERVED_FORMATS), [o[0] for o in SERVED_FORMATS.values()])[0]
-    _,self.suffix,self.type,_ = SERVED_FORMATS[self.format]
-    self.size = random_size(r)
-    self.bytes = self.size[0]*self.size[1]//8   # an estimate: nothing is drawn yet
+    def data(self):
+        "The bytes of the image, before any fault of the transmission"
+        match self.kind:
+            case 'duplicate': return self.original.data()
+            case 'near-duplicate': return jpeg_bytes(self.original.image().resize(self.size), 60)
+            case 'huge': return jpeg_bytes(self.image([o//3 for o in self.size]).resize(self.size))
+            case 'tiny': return jpeg_bytes(self.image().resize((16, 16)))
+        return FORMATS[self.format][1](self.image()) if self.format else self.source.read_bytes()
 
-@patch
-def image(self:Result,
-    size:tuple=None # (width, height) of a drawing, in pixels; None: its own
-): # A `PIL.Image`
-    "The image that this is about, as it is drawn or photographed"
-    if self.is_photo: return open_image(self.source)
-    return draw(self.drawn, self.source, size or self.size)
+    def answer(self, first):
+        "Status, headers and the chunks of the body; a stall promises more than it sends"
+        match self.kind:
+            case 'not-found': return _html('This page is gone', 404)
+            case 'html': return _html('Please accept our cookies', type='image/jpeg')
+            case 'server-error-once' if first: return _html('Try again', 500)
+            case 'bomb': return 200, {'Content-Type': 'image/png'}, [_png_bomb()]
+            case 'large-body': return 200, {'Content-Type': 'image/jpeg'}, [bytes(2**20)]*200
+            case 'redirect': return 302, {'Location': self.path.replace('/images/', '/moved/')}, []
+            case 'rate-limit' if first: return 429, {'Retry-After': '1'}, []
+        headers,data = {'Content-Type': self.type},self.data()
+        if self.kind == 'no-ai': headers['X-Robots-Tag'] = 'noai, noimageai'
+        if self.kind == 'stall': headers['Content-Length'] = str(len(data))
+        return 200, headers, [data[:len(data)//2] if self.kind in ('truncated', 'stall') else data]
 
-@patch(as_prop=True)
-def data(self:Result):
-    "The bytes of the image, whole"
-    if self.kind == 'duplicate': return self.original.data
-    if self.kind == 'near-duplicate': return jpeg_bytes(self.original.image().resize(self.size), 60)
-    if self.kind == 'huge': return jpeg_bytes(self.image([o//3 for o in self.size]).resize(self.size))
-    if self.kind == 'tiny': return jpeg_bytes(self.image().resize((16, 16)))
-    if self.is_photo and self.kind not in SERVED_FORMATS: return self.source.read_bytes()
-    return SERVED_FORMATS[self.format][3](self.image())
+    def json(self):
+        "The result as the Bing v7 protocol describes it"
+        (w,h),n = self.size,self.n
+        page = f'{self.web.url}/pages/{quote(self.label, safe="")}/{n}'
+        return dict(name=f'{self.label.title()} number {n}', contentUrl=self.url, hostPageUrl=page,
+            hostPageDisplayUrl=page, width=w, height=h, contentSize=f'{self.bytes} B',
+            imageId=f'{zlib.crc32(self.path.encode()):08X}', encodingFormat=self.type[6:],
+            datePublished=f'20{10+n%15}-{1+n%12:02}-{1+n%28:02}T12:00:00.0000000Z',
+            thumbnailUrl=self.url.replace('/images/', '/thumbnails/'),
+            thumbnail=dict(width=160, height=round(160*h/w) if w else 160))
 
-@patch(as_prop=True)
-def truth(self:Result):
-    "What the result really is; `valid` says whether somebody who collects images should keep what comes back"
-    return dict(kind=self.kind, label=self.label, drawn=self.drawn, format=self.format,
-                valid=self.kind not in _INVALID and min(self.size) > 0, width=self.size[0], height=self.size[1],
-                original=self.original.url if self.original else None, file=self.source if self.is_photo else None)
-
-@patch(as_prop=True)
-def json(self:Result):
-    "The result in the words of the Bing v7 protocol"
-    (w,h),n = self.size,self.n
-    page = f'{self.web.url}/pages/{quote(self.label, safe="")}/{n}'
-    return dict(name=f'{self.label.title()} number {n}', contentUrl=self.url, hostPageUrl=page, hostPageDisplayUrl=page,
-                width=w, height=h, contentSize=f'{self.bytes} B', imageId=f'{zlib.crc32(self.path.encode()):08X}',
-                encodingFormat=dict(cmyk='jpeg', rotated='jpeg').get(self.format, self.format),
-                datePublished=f'20{10+n%15}-{1+n%12:02}-{1+n%28:02}T12:00:00.0000000Z',
-                thumbnailUrl=self.url.replace('/images/', '/thumbnails/'),
-                thumbnail=dict(width=160, height=round(160*h/w) if w else 160))
-
-def _stall(o, first):
-    "Half of the image, then silence until the web is stopped"
-    data = o.data
-    def _half():
-        yield data[:len(data)//2]
-        o.web.stopping.wait(300)
-        raise ConnectionAbortedError
-    return Response(_half(), mimetype=o.type, headers={'Content-Length': str(len(data))})
-
-def _large_body(o, first, megabytes=200):
-    "200 MB that call themselves a JPEG"
-    body,size = (bytes(2**20) for _ in range(megabytes)),megabytes*2**20
-    return Response(body, mimetype='image/jpeg', headers={'Content-Length': str(size)})
-
-def _packed_zeros(n):
-    "`n` zeros as zlib packs them"
-    def _pack(k, end):
-        z = zlib.compressobj(9, zlib.DEFLATED, -15)
-        return z.compress(bytes(k)) + z.flush(end)
-    whole,rest = _pack(2**20, zlib.Z_FULL_FLUSH)*(n//2**20),_pack(n%2**20, zlib.Z_FINISH)
-    checksum = n%65521 << 16 | 1   # Adler-32 of zeros
-    return b'\x78\xda' + whole + rest + checksum.to_bytes(4, 'big')
-
-def _png_bomb(side=17_500):
-    "A valid PNG of 306 million black pixels in 300 kB"
-    def _number(n): return n.to_bytes(4, 'big')
-    def _chunk(kind, data): return _number(len(data)) + kind + data + _number(zlib.crc32(kind + data))
-    head,rows = _number(side)*2 + bytes([8, 0, 0, 0, 0]),_packed_zeros(side*(side + 1))
-    return b'\x89PNG\r\n\x1a\n' + _chunk(b'IHDR', head) + _chunk(b'IDAT', rows) + _chunk(b'IEND', b'')
-
-PAGE = '<!DOCTYPE html><html><head><title>{0}</title></head><body><h1>{0}</h1></body></html>'
-
-def serve_whole(
-    o:Result, # What was asked for
-    first:bool # Is it asked for for the first time?
-) -> Response: # Of Flask
-    "The image, as it should be"
-    return Response(o.data, mimetype=o.type)
-
-USUAL_FAULTS = {
-    'not-found': lambda o, first: Response(PAGE.format('This page is gone'), 404),
-    'html': lambda o, first: Response(PAGE.format('Please accept our cookies'), mimetype='image/jpeg'),
-    'truncated': lambda o, first: Response(o.data[:len(o.data)//2], mimetype=o.type),
-    **{o: serve_whole for o in ('duplicate', 'near-duplicate', 'tiny', 'huge', 'wrong-label')}}
-
-ANSWERS = {
-    'ok': serve_whole, **USUAL_FAULTS,
-    'server-error-once': lambda o, first: Response('try again', 500) if first else serve_whole(o, first),
-    'rate-limit': lambda o, first: (Response('not so fast', 429, {'Retry-After': '1'}) if first else
-                                    serve_whole(o, first)),
-    'redirect': lambda o, first: redirect(o.path.replace('/images/', '/moved/')),
-    'stall': _stall, 'large-body': _large_body,
-    'bomb': lambda o, first: Response(_png_bomb(), mimetype='image/png'),
-    'no-ai': lambda o, first: Response(o.data, mimetype=o.type, headers={'X-Robots-Tag': 'noai, noimageai'}),
-    **{o: serve_whole for o in SERVED_FORMATS}}
-
-class _Handler(WSGIRequestHandler):
-    "Answers on a connection that stays open, without a word in the log"
-    protocol_version = 'HTTP/1.1'
-    disable_nagle_algorithm = True
-    def log(self, *args): pass
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version,disable_nagle_algorithm = 'HTTP/1.1',True
+    def log_message(self, *args): pass
     def setup(self):
         super().setup()
         self.server.connections.add(self.connection)
     def finish(self):
         self.server.connections.discard(self.connection)
         with suppress(OSError): super().finish()
-    def run_wsgi(self):
-        body,status,headers = run_wsgi_app(self.server.app, self.make_environ())
-        if 'Content-Length' not in headers or 'Content-Length' in self.headers: headers['Connection'] = 'close'
+    def do_GET(self):
+        status,headers,chunks = self.server.web._respond(urlsplit(self.path), self.headers)
+        sent = sum(map(len, chunks))
+        headers = {'Content-Length': str(sent), **headers}
         try:
-            self.send_response(int(status[:3]), status[4:])
-            for k,v in headers.items(): self.send_header(k, v)
+            self.send_response(status)
+            for o in headers.items(): self.send_header(*o)
             self.end_headers()
-            for o in body: self.wfile.write(o)
-        except OSError: self.close_connection = True   # the client has left, or we stall
-        finally:
-            if hasattr(body, 'close'): body.close()
+            if self.command == 'HEAD': return
+            for o in chunks: self.wfile.write(o)
+            if sent == int(headers['Content-Length']): return
+            self.server.web._stopping.wait(300)
+        except OSError: pass   # the client has left
+        self.close_connection = True
+    do_HEAD = do_GET
 
-class Server(ThreadedWSGIServer):
-    "Serves a Flask app in threads, on connections that stay open"
-    def __init__(self,
-        app:Flask, # What answers
-        sock:socket.socket # From `listen_locally`
-    ):
-        self.connections = set()
-        super().__init__('127.0.0.1', sock.getsockname()[1], app, _Handler, fd=sock.fileno())
-        sock.close()
-    def handle_error(self,
-        request, # The socket
-        client_address # Its (host, port)
-    ): "Says nothing: visitors who hang up are expected"
-    def close_connections(self):
-        "Close what clients still hold open"
-        for o in list(self.connections):
-            with suppress(OSError): o.shutdown(socket.SHUT_RDWR)
-
-def listen_locally(
-    port:int # Where to listen; 0 for any that is free
-) -> socket.socket: # Bound and listening, on this machine alone
-    "A socket at `port`, or at a free one when that is taken"
-    try: return socket.create_server(('127.0.0.1', port), backlog=256)
-    except OSError: return socket.create_server(('127.0.0.1', 0), backlog=256)
-
-def _bing_error(status, code, sub, message, **kw):
-    res = jsonify(_type='ErrorResponse', errors=[dict(code=code, subCode=sub, message=message, **kw)])
-    res.status_code = status
-    return res
-
-BING_PARAMETERS = frozenset("""aspect cc color count freshness height id imageContent imageType license maxFileSize
-    maxHeight maxWidth minFileSize minHeight minWidth mkt offset q safeSearch setLang size width""".split())
-
-class _BadParameter(Exception): pass
-
-def _number(name, default=0):
-    "The parameter `name` as a whole number"
-    value = request.args.get(name, str(default))
-    if not re.fullmatch(r'\d{1,9}', value): raise _BadParameter(name, value)
-    return int(value)
-
-def _search(web):
-    "An answer of the Bing v7 image search protocol"
-    if request.headers.get('Ocp-Apim-Subscription-Key', '') in ('', 'wrong'):
-        return _bing_error(401, 'InvalidAuthorization', 'AuthorizationMissing', 'Authorization is required.',
-                           moreDetails='Subscription key is not recognized.')
-    if unknown := sorted(set(request.args) - BING_PARAMETERS):
-        return _bing_error(400, 'InvalidRequest', 'ParameterUnknown', f'There is no parameter {unknown[0]}.',
-                           parameter=unknown[0])
-    q = request.args.get('q', '').strip()
-    if not q:
-        return _bing_error(400, 'InvalidRequest', 'ParameterMissing', 'Required parameter is missing.', parameter='q')
-    try:
-        count,offset = min(150, _number('count', default=35)),_number('offset')
-        low,narrow = _number('minHeight'),_number('minWidth')
-    except _BadParameter as e:
-        return _bing_error(400, 'InvalidRequest', 'ParameterInvalidValue', 'Parameter has invalid value.',
-                           parameter=e.args[0], value=e.args[1])
-    label = web.label_of(q)
-    fit = (o for o in (web.results(label) if label else ()) if o.size[0] >= narrow and o.size[1] >= low)
-    page = list(itertools.islice(fit, offset, offset + count))
-    web.returned.update((o.path, o) for o in page)
-    total = len(list(web.results(label))) if web.photos and label else TOTAL if label else 0
-    return jsonify(_type='Images', readLink=f'{web.endpoint}?q={quote(q)}', queryContext=dict(originalQuery=q),
-                   totalEstimatedMatches=total, currentOffset=offset, nextOffset=offset + len(page),
-                   value=[o.json for o in page])
-
-def sample_app(
-    web # A `SampleWeb`
-) -> Flask: # To be served
-    "The Flask app of `web`"
-    app = Flask(__name__)
-    app.json.sort_keys = False
-    def _find(label, name):
-        n,_,suffix = name.partition('.')
-        o = web.find_result(label, int(n)) if n.isdigit() else None
-        return o if o and suffix in ('', o.suffix) else abort(404)
-
-    @app.get('/v7.0/images/search')
-    def search(): return _search(web)
-
-    @app.get('/images/<label>/<name>')
-    def image(label, name):
-        o = _find(label, name)
-        with web.lock:
-            first = o.path not in web.fetched
-            web.fetched.add(o.path)
-        time.sleep(Random(f'{web.seed}{o.path}').uniform(*web.latency))
-        return ANSWERS[o.kind](o, first)
-
-    @app.get('/moved/<label>/<name>')
-    def moved(label, name): return serve_whole(_find(label, name), False)
-
-    @app.get('/thumbnails/<label>/<name>')
-    def thumbnail(label, name):
-        o = _find(label, name)
-        img = o.image() if min(o.size) else abort(404)
-        img.thumbnail((160, 160))
-        return Response(jpeg_bytes(img), mimetype='image/jpeg')
-
-    @app.get('/pages/<label>/<name>')
-    def page(label, name):
-        o = _find(label, name)
-        return PAGE.format(f'Number {o.n}') + f'<img src="{o.path}" alt="">'
-    return app
+class _Server(ThreadingTCPServer):
+    allow_reuse_address,daemon_threads,request_queue_size = True,True,256
+    def __init__(self, web):
+        self.web,self.connections = web,set()
+        try: super().__init__(('127.0.0.1', web.port), _Handler)
+        except OSError: super().__init__(('127.0.0.1', 0), _Handler)   # the port is taken
+    def handle_error(self, *args): pass   # clients that hang up are expected
 
 def _shares(faults):
-    "`faults` as kind -> share"
-    if not isinstance(faults, dict): faults = {o: (faults or 0)/len(USUAL_FAULTS) for o in USUAL_FAULTS}
-    if unknown := sorted(set(faults)-set(ANSWERS)):
-        raise CatdogError(f'no such fault: {", ".join(unknown)}; there are {", ".join(ANSWERS)}')
+    if not isinstance(faults, dict): faults = {o: (faults or 0)/len(_USUAL) for o in _USUAL}
+    if unknown := sorted(set(faults) - {'ok', *FAULTS}):
+        raise CatdogError(f'no such fault: {", ".join(unknown)}; there are {", ".join(FAULTS)}')
     if min(faults.values(), default=0) < 0 or sum(faults.values()) > 1 + 1e-9:
-        raise CatdogError('give the faults shares between 0 and 1, together at most 1')
+        raise CatdogError('the shares of faults must be between 0 and 1, and together at most 1')
     return faults
 
 def _photo_folders(path, seed):
     "Label -> its images, in an order that `seed` chooses"
-    if not path.is_dir():
-        raise CatdogError(f'{path} is not a folder: give one that has a sub-folder of photographs for each label')
     res = {}
+    if not path.is_dir(): raise CatdogError(f'{path} is not a folder: expected one with a folder of photos per label')
     for d in sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith('.')):
-        files = sorted(o for o in d.iterdir() if o.suffix.lower() in SUFFIX_FORMATS and not o.name.startswith('.'))
+        files = sorted(o for o in d.iterdir() if o.suffix.lower() in IMAGE_SUFFIXES and not o.name.startswith('.'))
         Random(f'{seed}/{d.name}').shuffle(files)
         if files: res[d.name] = files
-    if not res:
-        raise CatdogError(f'{path} has no sub-folder with images: give each label one, like {path/"cat"}')
+    if not res: raise CatdogError(f'{path} has no folders with images: expected one per label, like {path/"cat"}')
     return res
 
-_running,_before,_starting = [],[],threading.Lock()
-
-class SampleWeb:
-    "A search engine and image host on localhost that draws what is searched for, or serves a folder of `photos`"
-    def __init__(self,
-        photos:str|os.PathLike=None, # A folder with a sub-folder for each label, served instead of drawings
-        seed:int=42, # The same seed gives the same results
-        faults:float|dict|str|None='auto', # Share of faults, or kind -> share; 'auto': 0.2 of drawings, no photographs
-        latency:tuple=(0, 0), # Each image is answered after a time between these two, in seconds
-        port:int=0 # Where to listen; 0, or one that is taken: a free one
-    ):
-        self.photos,self.seed,self.latency,self.port = photos and Path(photos),seed,latency,port
-        self.faults = _shares((0 if photos else .2) if faults == 'auto' else faults)
-        self.folders = _photo_folders(self.photos, seed) if photos else {}
-        self.url,self._server,self.stopping = None,None,threading.Event()
-        self._results,self._used,self.lock = {},{},threading.RLock()
-        self.returned,self.fetched = {},set()   # path -> result that a search has returned; paths that were asked for
-        self.app = sample_app(self)
-
-    @property
-    def endpoint(self): return f'{self.url}/v7.0/images/search'
-
-    def __enter__(self): return self.start()
-    def __exit__(self, *args): self.stop()
-    def __repr__(self): return f'SampleWeb({self.photos or "drawings"}, {self.url or "not started"})'
-
-@patch
-def start(self:SampleWeb):
-    "Listen, and let the downloader of this process fetch from localhost"
-    if self._server: return self
-    self.stopping.clear()
-    self._server = Server(self.app, listen_locally(self.port))
-    self.url = f'http://127.0.0.1:{self._server.port}'
-    threading.Thread(target=self._server.serve_forever, kwargs=dict(poll_interval=.05), daemon=True).start()
-    if not _running: _before[:] = [os.environ.get('CATDOG_ALLOW_PRIVATE')]
-    os.environ['CATDOG_ALLOW_PRIVATE'] = '1'
-    _running.append(self)
-    return self
-
-@patch
-def stop(self:SampleWeb):
-    "Close all connections; the last to stop puts the environment back"
-    if not self._server: return
-    self.stopping.set()
-    self._server.shutdown()
-    self._server.close_connections()
-    self._server = None
-    _running.remove(self)
-    if _running: return
-    if _before[0] is None: os.environ.pop('CATDOG_ALLOW_PRIVATE', None)
-    else: os.environ['CATDOG_ALLOW_PRIVATE'] = _before[0]
-
+_PARAMETERS = set('''aspect cc color count freshness height id imageContent imageType license maxFileSize maxHeight
+    maxWidth minFileSize minHeight minWidth mkt offset q safeSearch setLang size width'''.split())
 # Words that say how to search, not what for
 _FILLERS = set('''a an the of in on at with and photo photos photograph photographs picture pictures image images
     pic pics jpg portrait outdoor outdoors outside indoor indoors inside sun sunny shade close up closeup face animal
     real high quality hd'''.split())
 
-@patch
-def label_of(self:SampleWeb,
-    q:str # What somebody typed, such as 'cat photo'
-) -> str|None: # The label that this search is about; None if a folder of photographs has none of it
-    "The label in the search words `q`"
-    text = ' '.join(words_of(q))
-    if not self.photos: return ' '.join(w for w in text.split() if w not in _FILLERS) or text
-    names = {' '.join(words_of(o)): o for o in self.folders}
-    found = [o for o in sorted(names, key=len, reverse=True) if re.search(rf'\b{re.escape(o)}s?\b', text)]
-    return names[found[0]] if found else None
+_running,_saved,_starting = [],[],threading.Lock()
 
-@patch
-def _next(self:SampleWeb, label, so_far):
-    "The result that follows the list `so_far` for `label`, or None at the end"
-    n = len(so_far)
-    r = Random(f'{self.seed}/{label}/{n}')
-    kind = r.choices([*self.faults, 'ok'], [*self.faults.values(), max(0, 1-sum(self.faults.values()))])[0]
-    fine = [o for o in so_far if o.kind == 'ok'] if 'duplicate' in kind else []
-    others = [o for o in (self.folders or DRAWABLE) if o != label] if kind == 'wrong-label' else []
-    if ('duplicate' in kind and not fine) or (kind == 'wrong-label' and not others): kind = 'ok'
-    if self.photos:
-        files = self.folders[label]
-        used = self._used.get(label, 0)
-        if used == len(files): return None
-        drawn = r.choice(others) if kind == 'wrong-label' else label
-        source = r.choice(self.folders[drawn]) if kind in EXTRA_FAULTS else files[used]
-        self._used[label] = used + (kind not in EXTRA_FAULTS)
-    else:
-        if n == TOTAL: return None
-        opposite = dict(cat='dog', dog='cat').get(drawable(label))
-        drawn = label if kind != 'wrong-label' else opposite or r.choice(others)
-        source = f'{self.seed}/{label}/{n}'
-    if not fine: return Result(self, label, n, kind, drawn, source)
-    original = r.choice(fine)
-    return Result(self, label, n, kind, original.drawn, original.source, original)
+class SampleWeb:
+    "A search engine and image host on localhost that draws what is searched for, or serves a folder of `photos`"
+    def __init__(self,
+        photos:str|os.PathLike=None, # A folder with one folder of photos per label; None: drawings
+        seed:int=42, # The same seed gives the same results
+        faults:float|dict|str|None='auto', # Share of faults, or one of `FAULTS` -> share; 'auto': 0.2, for photos 0
+        latency:tuple=(0, 0), # Shortest and longest delay of an image, in seconds
+        port:int=0 # Where to listen; 0, or a port in use: any free one
+    ):
+        self.photos,self.seed,self.latency,self.port = photos and Path(photos),seed,latency,port
+        self.faults = _shares((0 if photos else .2) if faults == 'auto' else faults)
+        self.folders = _photo_folders(self.photos, seed) if photos else {}
+        self.url,self._server,self._stopping,self._lock = None,None,threading.Event(),threading.RLock()
+        self._results,self._used,self._returned,self._fetched = {},{},{},set()
 
-@patch
-def results(self:SampleWeb,
-    label:str # As `label_of` gives it
-): # Yields one `Result` after the other
-    "All results for `label`, worked out as they are asked for"
-    so_far = self._results.setdefault(label, [])
-    for n in itertools.count():
-        with self.lock:
-            if n == len(so_far):
-                o = self._next(label, so_far)
-                if o is None: return
-                so_far.append(o)
-        yield so_far[n]
+    def __enter__(self): return self.start()
+    def __exit__(self, *args): self.stop()
+    def __repr__(self): return f'SampleWeb({self.photos or "drawings"}, {self.url or "not started"})'
 
-@patch
-def find_result(self:SampleWeb,
-    label:str, # As `label_of` gives it
-    n:int # From 0
-) -> Result|None:
-    "Result number `n` for `label`, or None"
-    if self.photos and label not in self.folders or not 0 <= n < 10*TOTAL: return None
-    return next(itertools.islice(self.results(label), n, None), None)
+    @property
+    def endpoint(self): return f'{self.url}/v7.0/images/search'   # of the search engine
 
-@patch
-def truth(self:SampleWeb,
-    url:str # A contentUrl of this web
-) -> dict: # kind, label, drawn (what it shows), valid (worth keeping), original (of a copy), format, ...
-    "What `url` really is; `CatdogError` when it is no address of this web"
-    match = re.fullmatch(r'/(?:images|moved|thumbnails)/([^/]+)/(\d+)\.\w+', urlsplit(url).path)
-    found = match and self.find_result(unquote(match[1]), int(match[2]))
-    if not found or not url.startswith(f'{self.url}/'): raise CatdogError(f'{url} is not an address of {self}')
-    return found.truth
+    def start(self): # Returns the web
+        "Listen, and allow downloads from localhost in this process"
+        if self._server: return self
+        self._stopping.clear()
+        self._server = _Server(self)
+        self.url = f'http://127.0.0.1:{self._server.server_address[1]}'
+        threading.Thread(target=self._server.serve_forever, kwargs=dict(poll_interval=.05), daemon=True).start()
+        if not _running: _saved[:] = [os.environ.get('CATDOG_ALLOW_PRIVATE')]
+        os.environ['CATDOG_ALLOW_PRIVATE'] = '1'
+        _running.append(self)
+        return self
 
-@patch(as_prop=True)
-def truths(self:SampleWeb) -> dict: # url -> its truth, in the order of the answers
-    "The truth about every address that a search has returned so far"
-    return {o.url: o.truth for o in list(self.returned.values())}
+    def stop(self):
+        "Close all connections; the last one to stop restores the environment"
+        if not self._server: return
+        self._stopping.set()
+        self._server.shutdown()
+        self._server.server_close()
+        for o in list(self._server.connections):
+            with suppress(OSError): o.shutdown(2)
+        self._server = None
+        _running.remove(self)
+        if not _running: os.environ.pop('CATDOG_ALLOW_PRIVATE', None)
+        if not _running and _saved[0] is not None: os.environ['CATDOG_ALLOW_PRIVATE'] = _saved[0]
 
-_PORT = 8742     # where `sample_web` listens if it can: the same address at each run
+    def _label(self, query):
+        "The label that `query` asks for; None if there are no photos of it"
+        text = ' '.join(words_of(query))
+        if not self.photos: return ' '.join(w for w in text.split() if w not in _FILLERS) or text
+        names = {' '.join(words_of(o)): o for o in self.folders}
+        found = [o for o in sorted(names, key=len, reverse=True) if re.search(rf'\b{re.escape(o)}s?\b', text)]
+        return names[found[0]] if found else None
 
-def sample_web() -> SampleWeb: # A web that is running
-    "The `SampleWeb` that this process runs, started with defaults if there is none"
+    def _next(self, label, so_far):
+        "The result that follows the list `so_far` for `label`, or None at the end"
+        n,original = len(so_far),None
+        r = Random(f'{self.seed}/{label}/{n}')
+        kind = r.choices([*self.faults, 'ok'], [*self.faults.values(), max(0, 1 - sum(self.faults.values()))])[0]
+        fine = [o for o in so_far if o.kind == 'ok'] if 'duplicate' in kind else []
+        others = [o for o in (self.folders or DRAWABLE) if o != label] if kind == 'wrong-label' else []
+        if 'duplicate' in kind and not fine or kind == 'wrong-label' and not others: kind = 'ok'
+        if self.photos:
+            used = self._used.get(label, 0)
+            if used == len(self.folders[label]): return None
+            drawn = r.choice(others) if kind == 'wrong-label' else label
+            source = r.choice(self.folders[drawn]) if kind in _EXTRA else self.folders[label][used]
+            self._used[label] = used + (kind not in _EXTRA)
+        else:
+            if n == _TOTAL: return None
+            opposite = dict(cat='dog', dog='cat').get(drawable(label))
+            drawn = label if kind != 'wrong-label' else opposite or r.choice(others)
+            source = f'{self.seed}/{label}/{n}'
+        if fine:
+            original = r.choice(fine)
+            drawn,source = original.drawn,original.source
+        return _Result(self, label, n, kind, drawn, source, original)
+
+    def _result(self, label, n):
+        "Result `n` for `label`, or None"
+        if self.photos and label not in self.folders: return None
+        with self._lock:
+            so_far = self._results.setdefault(label, [])
+            while len(so_far) <= n and (o := self._next(label, so_far)): so_far.append(o)
+        return so_far[n] if n < len(so_far) else None
+
+    def results(self,
+        label:str # A label, as in `truth`
+    ): # Yields objects with `kind` ('ok' or a fault), `url`, `size` and `truth`
+        "Yield all results for `label`"
+        return itertools.takewhile(bool, (self._result(label, n) for n in itertools.count()))
+
+    def _find(self, path):
+        "The kind of page that `path` leads to and its result; (None, None) if there is none"
+        match = re.fullmatch(r'/(images|moved|thumbnails|pages)/([^/]+)/(\d{1,5})(?:\.(\w+))?', path)
+        o = match and self._result(unquote(match[2]), int(match[3]))
+        return (match[1], o) if o and match[4] in (None, o.suffix) else (None, None)
+
+    def truth(self,
+        url:str # A contentUrl of this web
+    ) -> dict: # kind, label, drawn (what the image shows), valid (worth keeping), original (the URL it is a copy of)
+        "Return what `url` really is; raises `CatdogError` if it is not a URL of this web"
+        o = self._find(urlsplit(url).path)[1] if url.startswith(f'{self.url}/') else None
+        if o: return o.truth
+        raise CatdogError(f'{url} is not a URL of {self}')
+
+    @property
+    def truths(self) -> dict: # URL -> its truth, in the order of the answers
+        "The truth about every URL that a search has returned so far"
+        return {o.url: o.truth for o in list(self._returned.values())}
+
+    def _search(self, params, key):
+        "An answer of the Bing v7 image search protocol"
+        def _error(message, parameter=None, status=400, code='InvalidRequest'):
+            return _json(status, _type='ErrorResponse', errors=[dict(code=code, message=message, parameter=parameter)])
+        if key in ('', 'wrong'): return _error('Authorization is required.', status=401, code='InvalidAuthorization')
+        for o in sorted(set(params) - _PARAMETERS): return _error(f'There is no parameter {o}.', o)
+        q = params.get('q', '').strip()
+        if not q: return _error('Required parameter is missing.', 'q')
+        numbers = dict(offset='0', minHeight='0', minWidth='0', count='35')
+        numbers = {o: params.get(o, default) for o,default in numbers.items()}
+        for o,value in numbers.items():
+            if not re.fullmatch(r'\d{1,9}', value): return _error('Parameter has invalid value.', o)
+        offset,height,width,count = map(int, numbers.values())
+        label = self._label(q)
+        found = self.results(label) if label else []
+        large = (o for o in found if o.size[0] >= width and o.size[1] >= height)
+        page = list(itertools.islice(large, offset, offset + min(150, count)))
+        self._returned.update((o.path, o) for o in page)
+        total = len(list(self.results(label))) if self.photos and label else _TOTAL if label else 0
+        return _json(_type='Images', readLink=f'{self.endpoint}?q={quote(q)}', queryContext=dict(originalQuery=q),
+            totalEstimatedMatches=total, currentOffset=offset, nextOffset=offset + len(page),
+            value=[o.json() for o in page])
+
+    def _respond(self, url, headers):
+        if url.path == '/v7.0/images/search':
+            return self._search(dict(parse_qsl(url.query, True)), headers.get('Ocp-Apim-Subscription-Key', ''))
+        page,o = self._find(url.path)
+        if page == 'images':
+            with self._lock:
+                first = o.path not in self._fetched
+                self._fetched.add(o.path)
+            time.sleep(Random(f'{self.seed}{o.path}').uniform(*self.latency))
+            return o.answer(first)
+        if page == 'moved': return 200, {'Content-Type': o.type}, [o.data()]
+        if page == 'pages': return _html(f'Number {o.n}<img src="{o.path}" alt="">')
+        if page == 'thumbnails' and min(o.size):
+            img = o.image()
+            img.thumbnail((160, 160))
+            return 200, {'Content-Type': 'image/jpeg'}, [jpeg_bytes(img)]
+        return _html('Not found', 404)
+
+def sample_web() -> SampleWeb: # A running web
+    "Return the `SampleWeb` that runs in this process; start one with defaults if there is none"
     with _starting:
-        if not _running: atexit.register(SampleWeb(port=_PORT).start().stop)
-        os.environ['CATDOG_ALLOW_PRIVATE'] = '1'   # as `start` has it, whatever became of it since
+        if not _running: atexit.register(SampleWeb(port=8742).start().stop)   # the same URLs in each run, if it can
+        os.environ['CATDOG_ALLOW_PRIVATE'] = '1'   # even if it was changed since `start`
         return _running[-1]

@@ -22,7 +22,7 @@ from ..core.duplicates import DuplicateIndex, colour_signature, perceptual_hash
 from ..core.errors import ImageError, CatdogError, SearchError
 from ..core.files import folder_lock, progress_bar, write_atomic
 from ..core.images import jpeg_bytes, open_image
-from ..dataset.folder import labels_in
+from ..dataset.folder import parse_labels
 from ..dataset.manifest import Manifest, Outcome, Photo, as_found
 from .http import Fetcher
 from .search import search_terms
@@ -334,7 +334,7 @@ def check_kept(
 # %% ../../nbs/web/download.ipynb #6f2e543b
 def _collect(labels, manifest, fetcher, n, engine, queries, retry):
     "`collect` in a folder that is ours"
-    labels = labels_in(labels, manifest.path, {label for label,_ in manifest.rows})
+    labels = parse_labels(labels, manifest.path, {label for label,_ in manifest.rows})
     forget_deleted(manifest, labels, retry)
     collector = Collector(manifest)
     for label in labels:
@@ -347,7 +347,7 @@ def _collect(labels, manifest, fetcher, n, engine, queries, retry):
 
 # %% ../../nbs/web/download.ipynb #1a813200
 def collect(
-    labels:list, # What to look for, as `check_labels` gives it; each becomes a folder
+    labels:list, # What to look for, as `parse_labels` returns it; each becomes a folder
     path:Path, # Folder for the images
     n:int, # How many photos of each
     engine:str, # As for `search_images`

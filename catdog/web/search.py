@@ -8,7 +8,7 @@ from urllib.request import getproxies
 
 from ..core.errors import ImageError, CatdogError, SearchError
 from ..core.files import write_atomic
-from ..dataset.folder import check_labels
+from ..dataset.folder import parse_labels
 from ..dataset.manifest import Photo
 from .engines import SEARCH_SECONDS, search_bing, search_commons, search_ddg, search_openverse, search_sample
 from .http import mend_url
@@ -129,7 +129,7 @@ def check_search(
     engine:str='auto' # As for `search_images`
 ) -> list: # The labels as words that can be folders
     "`labels`; `CatdogError` where they, `n`, `queries` or `engine` cannot be searched for"
-    labels = check_labels(labels)
+    labels = parse_labels(labels)
     check_engine(engine)
     if n < 1: raise CatdogError(f'n is {n}: give a number of images, such as 150')
     if queries and not all('{}' in q for q in queries):
@@ -155,7 +155,7 @@ def save_urls(
     if file.suffix != '.parquet': raise CatdogError(f'{file} is no .parquet file: give a name such as urls.parquet')
     if not file.parent.is_dir(): raise CatdogError(f'there is no folder {file.parent}: make it first')
     rows,error = [],None
-    for label in check_labels(labels):
+    for label in parse_labels(labels):
         try: rows += [(o, label) for o in _mended(search_terms(label, n, engine, queries))]
         except SearchError as e:
             error = e
