@@ -53,7 +53,8 @@ def cross(path=PRETRAINED, folds=5):
     from catdog.core.files import find_images
     from catdog.data import get_dls
     from catdog.learn.features import image_features
-    from catdog.learn.head import fit_linear, get_learner
+    from catdog.learn.backbones import get_learner
+    from catdog.learn.head import fit_linear
     from catdog.learn.finetune import recipe_tfms
     files = sorted(find_images([shared/'photos'/'small']))
     y = np.array([int(o.parent.name == 'dog') for o in files])

@@ -1,20 +1,20 @@
-"""Training, the fast recipe beside the classic one: how long, and how often wrong?
+"""The recipe 'fast' beside fastai's `fine_tune`: training time and error
 
-    python bench/train.py                  # 3 splits of photos/web, by both recipes; error on photos/test (40 minutes)
-    python bench/train.py --classic 1      # the same, with one split for the classic recipe, or 0: none (12 minutes)
+    python bench/train.py                  # 3 splits of photos/web by both recipes; error on photos/test (40 minutes)
+    python bench/train.py --classic 1      # the same, one split for the classic recipe (12 minutes); 0: none
     python bench/train.py epochs           # photos/web: does fine-tuning after the head help? (10 minutes)
-    python bench/train.py norms            # the classic recipe with batch norms left alone (8 minutes)
-    python bench/train.py runtimes         # the body in ONNX Runtime and in PyTorch, images a second
+    python bench/train.py norms            # the classic recipe with frozen batch norms (8 minutes)
+    python bench/train.py runtimes         # the body in ONNX Runtime and in PyTorch, images per second
     python bench/train.py neither          # what does the model that ships say about images of other things?
 
-The classic recipe is stock fastai, in its own words: `DataBlock`, `RandomResizedCrop(224, min_scale=0.5)`,
-`aug_transforms()`, batches of 64, `fine_tune(4)`. The fast one is `train` with its defaults. Both start from the same
-EfficientNet-Lite0 and have the same validation images, those of `split_files`; both times go from the folder of JPEG
-files to a trained `Learner`, decoding included, and for the fast one also the look at every file before the split and
-the calibration. The graph of the body for ONNX Runtime is written before, as it is once on each machine; how long that
-takes is printed. The floor is what nobody can go below who looks at each image once: decode all, and one pass forward
-at 224 pixels, in the fastest runtime that we know. Rows beside: the fast recipe with SqueezeNet, whose weights torch
-downloads or finds below TORCH_HOME, and with a ResNet-18 from random numbers, whose time alone means something.
+The classic recipe is stock fastai: `DataBlock`, `RandomResizedCrop(224, min_scale=0.5)`, `aug_transforms()`, batches of
+64, `fine_tune(4)`. The fast one is `train` with its defaults. Both start from the same EfficientNet-Lite0 and validate
+on the images that `split_files` chooses. Both times go from a folder of JPEG files to a trained `Learner`, including
+decoding, and for the fast one also the check of every file before the split, and the calibration. The graph of the body
+for ONNX Runtime is written before, as it is once per machine; its time is printed. The floor is a lower bound for
+anything that reads each image once: decode all, and one forward pass at 224 pixels in the fastest runtime we know.
+Further rows: the fast recipe with SqueezeNet, whose weights torch downloads or finds below TORCH_HOME, and with a
+ResNet-18 from random weights, of which only the time means anything.
 
 Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web and photos/test.
 """
@@ -32,7 +32,8 @@ from fastai.vision.all import (BnFreeze, CategoryBlock, DataBlock, FuncSplitter,
 from fastcore.script import call_parse
 
 from catdog.core.errors import CatdogError
-from catdog.data import Decoded, get_dls, image_files
+from catdog.core.files import map_ahead
+from catdog.data import UprightImage, get_dls, image_files
 from catdog.learn import features
 from catdog.learn.features import body_session
 from catdog.learn.finetune import unfreeze_except_batchnorm
@@ -57,7 +58,7 @@ def classic(valid, epochs=4):
     return learn
 
 def without_norms(valid):
-    "What `classic` does, step for step, but for batch norms, which keep what they learned from ImageNet"
+    "The steps of `classic`, but batch norms keep their statistics of ImageNet"
     learn = get_learner(classic_dls(valid), LITE, train_bn=False)
     learn.fit_one_cycle(1, slice(2e-3), pct_start=.99, cbs=BnFreeze())
     unfreeze_except_batchnorm(learn)
@@ -72,10 +73,11 @@ def error_on_test(learn):
 def floor(session):
     "Seconds to decode all images and to pass them through the body once"
     files = image_files(web)
-    decoded,opening = timed(Decoded, files, 224, 448)
+    def decode(file): return np.asarray(UprightImage.create(file, 448).resize((224, 224)))
+    pixels,opening = timed(lambda: np.stack(list(map_ahead(decode, files))))
     def forward():
         for i in range(0, len(files), 16):
-            x = np.ascontiguousarray(decoded.pixels[i:i + 16].transpose(0, 3, 1, 2), dtype='float32')
+            x = np.ascontiguousarray(pixels[i:i + 16].transpose(0, 3, 1, 2), dtype='float32')
             session.run(None, {'images': (x - 127)/128})
     forward()
     return opening + min(timed(forward)[1] for _ in range(2))
@@ -83,7 +85,7 @@ def floor(session):
 def one(name, seed, do, /, *args, **kw):
     "Run a recipe, and print its row"
     set_seed(seed)
-    features._features.clear()   # what an earlier training has computed would be known
+    features._features.clear()   # of earlier trainings
     learn,seconds = timed(do, *args, **kw)
     error = error_on_test(learn)
     print(f'{name}, seed {seed}: {seconds:.1f} s, {error:.2%} error on {test.name}', flush=True)
@@ -109,7 +111,7 @@ def recipes(seeds, n_classic):
     print(f'the floor is {median(least):.1f} s: fast takes {median(fast_s)/median(least):.1f} times as long')
     try: one('fast, SqueezeNet', 0, train, web, 'squeezenet1_0', seed=0)
     except CatdogError as e: print(e)
-    one('fast, ResNet-18 from random numbers', 0, train, web, 'resnet18', seed=0, pretrained=False)
+    one('fast, ResNet-18 from random weights', 0, train, web, 'resnet18', seed=0, pretrained=False)
 
 def epochs(seed=0):
     "Error after fitting the head, and after one and two epochs of fine-tuning"
@@ -120,9 +122,10 @@ def norms(seed=0): one('classic, batch norms left alone', seed, without_norms, s
 def runtimes(n=320):
     "Images a second through the body: ONNX Runtime, PyTorch in float32 and bfloat16, alternating"
     import torch
-    from catdog.learn.features import PooledBody
+    from catdog.learn.features import Pool
     learn = get_learner(get_dls(web, 224), LITE)
-    session,body = body_session(learn, 224),PooledBody(learn.model[0]).eval().to(memory_format=torch.channels_last)
+    session = body_session(learn, 224)
+    body = torch.nn.Sequential(learn.model[0], Pool()).eval().to(memory_format=torch.channels_last)
     x = torch.randn(16, 3, 224, 224)
     def by_torch(bf16):
         with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=bf16):
@@ -135,7 +138,7 @@ def runtimes(n=320):
     for name,o in times.items(): print(f'{name}: {16/median(o[1:]):.0f} images a second')
 
 def neither(n=100):
-    "What the model that ships calls not sure: images of the labels, of other things, and fastbook's bear"
+    "How often the model that ships is not sure: images of its labels, of other things, and fastbook's bear"
     from fastbook import image_bear, image_cat
     from catdog.sample.draw import draw
     from catdog.predict import Classifier, shipped_model
@@ -152,7 +155,7 @@ def neither(n=100):
 def main(
     what:str='recipes', # recipes, epochs, norms, runtimes or neither
     seeds:int=3, # Splits
-    classic:int=None # Splits for the classic recipe; None: all
+    classic:int=None # Splits for the classic recipe; default: all
 ):
     "Measure training"
     if what == 'recipes': recipes(seeds, seeds if classic is None else classic)

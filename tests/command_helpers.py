@@ -18,9 +18,9 @@ def _run(script, args, cwd, env, out, err):
     sys.argv = [script, *args]
     runpy.run_path(script, run_name='__main__')
 
-def run_command(name, *args, cwd, env, timeout=500):
-    "What `subprocess.run` would return of the command `name`"
-    script,args = str(Path(sys.executable).with_name(name)),list(map(str, args))
+def run_command(name, *args, cwd, env=os.environ, timeout=500):
+    "What `subprocess.run` would return of the command `name`, or of the Python file at that path"
+    script,args = str(name if Path(name).is_absolute() else Path(sys.executable).with_name(name)),list(map(str, args))
     with tempfile.NamedTemporaryFile('r+') as out, tempfile.NamedTemporaryFile('r+') as err:
         process = SERVER.Process(target=_run, args=(script, args, str(cwd), dict(env), out.name, err.name))
         process.start()

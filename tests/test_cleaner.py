@@ -15,7 +15,7 @@ def test_cleaner_killed_at_any_time(tmp_path):
     "`Cleaner.apply` is killed in the middle; a new `Cleaner` finishes it, and takes it back: twenty times"
     from catdog.data import get_dls
     from catdog.clean.cleaner import Cleaner
-    from catdog.learn.head import get_learner
+    from catdog.learn.backbones import get_learner
     data,r = drawings(tmp_path/'data', 60),random.Random(0)
     rows = (dict(label=o.parent.name, file=o.relative_to(data).as_posix(), status='ok') for o in data.rglob('*.jpg'))
     (data/'manifest.jsonl').write_text(''.join(json.dumps(o, separators=(' , ', ' :')) + '\n' for o in rows))
@@ -58,7 +58,7 @@ def test_cleaner_killed_at_any_time(tmp_path):
 
 def learner(data):
     from catdog.data import get_dls
-    from catdog.learn.head import get_learner
+    from catdog.learn.backbones import get_learner
     return get_learner(get_dls(data, size=32, bs=8, num_workers=0))
 
 def count(path): return Counter(o.relative_to(path).parent.as_posix() for o in path.rglob('*.jpg'))
@@ -135,7 +135,7 @@ def test_labels_that_are_not_folders(tmp_path):
     from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
     from catdog.clean.cleaner import Cleaner
     from catdog.clean.issues import suspects
-    from catdog.learn.head import get_learner
+    from catdog.learn.backbones import get_learner
     path = pets(tmp_path/'pets'/'images')
     dls = ImageDataLoaders.from_name_func(path, get_image_files(path), is_cat, valid_pct=.2, seed=1, bs=8,
                                           num_workers=0, item_tfms=Resize(32))
@@ -161,7 +161,7 @@ def test_some_labels_are_not_folders(tmp_path):
     "A list corrects two labels; what can be done with an image stands in its menu"
     from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
     from catdog.clean.cleaner import Cleaner
-    from catdog.learn.head import get_learner
+    from catdog.learn.backbones import get_learner
     data = drawings(tmp_path/'data', 10)
     corrected = {data/'cat'/'00.jpg': 'dog', data/'dog'/'00.jpg': 'cat'}
     dls = ImageDataLoaders.from_path_func(data, get_image_files(data), lambda o: corrected.get(o, o.parent.name),
@@ -207,14 +207,14 @@ def test_data_loaders_from_a_table_are_refused(tmp_path):
     data = drawings(tmp_path/'data', 4)
     rows = pd.DataFrame([(o.relative_to(data).as_posix(), o.parent.name) for o in sorted(data.rglob('*.jpg'))])
     dls = ImageDataLoaders.from_df(rows, data, valid_pct=.2, bs=4, num_workers=0, item_tfms=Resize(32))
-    from catdog.learn.head import get_learner
+    from catdog.learn.backbones import get_learner
     with pytest.raises(CatdogError, match='made from a table'): Cleaner(get_learner(dls))
 
 def test_images_that_lie_elsewhere(tmp_path):
     "Data loaders whose path is another folder: nothing could be moved, and that is said at once"
     from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
     from catdog.clean.cleaner import Cleaner
-    from catdog.learn.head import get_learner
+    from catdog.learn.backbones import get_learner
     path = pets(tmp_path/'pets')
     dls = ImageDataLoaders.from_path_func(tmp_path/'models', get_image_files(path), lambda o: is_cat(o.name),
                                           valid_pct=.2, bs=8, num_workers=0, item_tfms=Resize(32))

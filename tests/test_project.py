@@ -91,7 +91,7 @@ def test_every_requirement_has_bounds_that_the_tested_set_keeps():
 # What the libraries that we build on call by name, and attributes that they read
 CALLED_BY = dict(
     fastai='after_cancel_batch after_epoch after_loss after_pred after_train before_fit before_train '
-           'encodes _broadcast',
+           'encodes input_types _broadcast',
     flask='allow healthz openapi request_class show_metrics sort_keys _get_file_stream '
           'content_length content_type total_content_length',
     werkzeug_and_http_server='client_address close_connection disable_nagle_algorithm handle_error protocol_version '

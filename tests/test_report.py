@@ -12,7 +12,7 @@ from catdog.clean.report import error_sentences, report
 from catdog.sample.draw import draw
 from catdog.core.errors import CatdogError
 from catdog.data import get_dls
-from catdog.learn.head import get_learner
+from catdog.learn.backbones import get_learner
 
 ODD = ['A+', 'c++', '"quoted"', "it's, so", '<img src=x onerror=alert(1)>', '|*_`', '😀', 'قطة', '$x_$', 'a\\b', 'NA']
 

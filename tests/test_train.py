@@ -1,4 +1,4 @@
-"Training that is shared out, stopped, killed and gone on with: real processes and real signals"
+"Training that is shared out, stopped, killed and resumed, by real processes and signals; and what a model says about itself"
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,83 +7,98 @@ import pytest
 from command_helpers import run_command
 from image_files import write_drawings
 
-from catdog.predict import Classifier
+from catdog.core.errors import CatdogError
+from catdog.deploy.predictor import Classifier
+from catdog.sample.draw import draw
+
+SMALL = '--size', '64'
 
 def script(name): return str(Path(sys.executable).with_name(name))
 def environment(): return {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 @pytest.fixture(scope='module')
 def drawings(tmp_path_factory):
-    "60 drawings each of cats and dogs"
-    return write_drawings(tmp_path_factory.mktemp('drawings'), 60, 500, lambda i: (160, 120))
+    "20 drawings each of cats and dogs"
+    return write_drawings(tmp_path_factory.mktemp('drawings'), 20, 500, lambda i: (160, 120))
+
+def build(*args, cwd, ok=True):
+    "Run catdog-build on small images; what `subprocess.run` returns"
+    done = run_command('catdog-build', *args, *SMALL, cwd=cwd, env=environment())
+    assert done.returncode == (0 if ok else 2), done.stdout[-2000:] + done.stderr[-3000:]
+    assert 'Traceback' not in done.stderr
+    return done
+
+def run_python(code, *args, cwd):
+    "Run `code` in a process of its own"
+    (cwd/'program.py').write_text(code)
+    return run_command(cwd/'program.py', *args, cwd=cwd, env=environment())
+
+def start(*command, cwd):
+    return subprocess.Popen([*map(str, command)], cwd=cwd, env=environment(), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+def wait_for_checkpoint(folder, process):
+    "Wait until a whole epoch is on disk"
+    while not list((folder/'models'/'.unfinished').glob('*.pth')):
+        assert process.poll() is None, process.communicate()
+        time.sleep(.05)
+
+# Several processes
 
 SHARED = '''import json, sys, torch
 from fastai.distributed import DistributedDL
 from fastai.torch_core import rank_distrib
 from catdog import train as t
-from catdog.learn import learner
+from catdog.learn import head
 orders,get_idxs = [],DistributedDL.get_idxs
-def _remember(self):
+def remember_order(self):
     idxs = get_idxs(self)
     if self.dl.shuffle: orders.append(idxs)
     return idxs
-DistributedDL.get_idxs = _remember
-fitted,labelled_features = [],learner.labelled_features
-def _remember_files(learn, dset=None, which=None, on_bad=None):
+DistributedDL.get_idxs = remember_order
+fitted,labelled_features = [],head.labelled_features
+def remember_files(learn, dset=None, which=None, on_bad=None):
     fitted.extend(str(learn.dls.train_ds.items[i]) for i in which)
     return labelled_features(learn, dset, which, on_bad)
-learner.labelled_features = _remember_files
-learn = t.train(sys.argv[1], epochs=2, size=64, bs=16)
+head.labelled_features = remember_files
+learn = t.train(sys.argv[1], epochs=2, size=64, bs=8)
 t.export(learn, 'models/shared')
 torch.save(learn.model.state_dict(), f'{rank_distrib()}.pth')
-counts = t.confusion(learn).tolist()
-result = dict(orders=orders, fitted=fitted, n=len(learn.dls.train_ds), counts=counts)
+result = dict(orders=orders, fitted=fitted, n=len(learn.dls.train_ds), counts=t.confusion(learn).tolist())
 json.dump(result, open(f'{rank_distrib()}.json', 'w'))
 '''
 
 def test_two_processes_share_the_work_and_agree(drawings, tmp_path):
     import torch
-    from catdog.train import error_interval, train
     (tmp_path/'shared.py').write_text(SHARED)
     launch = [script('accelerate'), 'launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
               '--mixed_precision', 'no', '--dynamo_backend', 'no', 'shared.py', str(drawings)]
     env = {**environment(), 'ACCELERATE_USE_CPU': 'true'}   # its own --cpu starts one process only
     done = subprocess.run(launch, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count('validation images (95% interval') == 1   # one of them speaks
-    first,second = (json.loads((tmp_path/f'{i}.json').read_text()) for i in (0, 1))
-    assert len(first['orders']) == len(second['orders']) == 2   # epochs
-    for a,b in zip(first['orders'], second['orders']):
-        assert not set(a) & set(b) and set(a) | set(b) == set(range(first['n']))
-    assert not set(first['fitted']) & set(second['fitted']) and len(first['fitted'] + second['fitted']) == first['n']
+    assert done.stdout.count('validation images (95% interval') == 1   # one of them prints
+    one,two = (json.loads((tmp_path/f'{i}.json').read_text()) for i in (0, 1))
+    assert len(one['orders']) == len(two['orders']) == 2   # epochs
+    for a,b in zip(one['orders'], two['orders']): assert not set(a) & set(b) and set(a) | set(b) == set(range(one['n']))
+    assert not set(one['fitted']) & set(two['fitted']) and len(one['fitted'] + two['fitted']) == one['n']
     a,b = (torch.load(tmp_path/f'{i}.pth', weights_only=True) for i in (0, 1))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert first['counts'] == second['counts']
+    (_,x),(y,_) = one['counts']
+    assert one['counts'] == two['counts'] and x + y <= 1   # of 8
     assert Classifier(tmp_path/'models'/'shared').labels == ['cat', 'dog']
-    def wrong(counts): return counts[0][1] + counts[1][0]
-    from catdog.train import confusion
-    alone = confusion(train(drawings, epochs=2, size=64, bs=16)).tolist()
-    n = sum(map(sum, alone))
-    _,low,high = error_interval(wrong(alone), n)
-    assert low <= wrong(first['counts'])/n <= high
+
+# Stopped, killed, resumed
 
 LONG = '''import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell that starts us in the background may ignore it
 from catdog.train import export, train
-learn = train(sys.argv[1], epochs=200, size=64, bs=16)
+learn = train(sys.argv[1], epochs=200, size=64, bs=8)
 print('stopped:', learn.stopped)
 export(learn, 'models/stopped')
 '''
 
-def wait_for_checkpoint(folder, process):
-    "Wait until a whole epoch is on the disk"
-    while not list((folder/'models'/'.unfinished').glob('*.pth')):
-        assert process.poll() is None, process.communicate()
-        time.sleep(.05)
-
 def test_ctrl_c_leaves_the_best_weights(drawings, tmp_path):
-    process = subprocess.Popen([sys.executable, '-c', LONG, str(drawings)], cwd=tmp_path, env=environment(),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(sys.executable, '-c', LONG, drawings, cwd=tmp_path)
     wait_for_checkpoint(tmp_path, process)
     process.send_signal(signal.SIGINT)
     out,err = process.communicate(timeout=300)
@@ -91,40 +106,53 @@ def test_ctrl_c_leaves_the_best_weights(drawings, tmp_path):
     assert 'Stopped. These are the best weights so far; resume=True goes on' in out and 'stopped: True' in out
     meta = Classifier(tmp_path/'models'/'stopped').meta
     assert meta['size'] == 64   # and not the smaller one of the epoch in which it was stopped
-    assert meta['n_wrong'] <= .25*meta['n_valid']   # not the state in the middle of a step, nor the beginning
+    assert meta['n_wrong'] <= .25*meta['n_valid']   # not the state in the middle of a step
 
 def test_a_killed_build_is_resumed(tmp_path):
-    build = [script('catdog-build'), 'cat', 'dog', '--engine', 'sample', '--n', '30',
-             '--size', '64', '--epochs', '12']
-    first = subprocess.Popen(build, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True)
+    args = 'cat', 'dog', '--engine', 'sample', '--n', 20, '--epochs', 12
+    first = start(script('catdog-build'), *args, *SMALL, cwd=tmp_path)
     wait_for_checkpoint(tmp_path, first)
     first.send_signal(signal.SIGKILL)
-    out = first.communicate()[0]
-    assert out.startswith('Loading torch and fastai\n')
+    assert first.communicate()[0].startswith('Loading torch and fastai\n')
     assert not (tmp_path/'models'/'cat-dog').exists()
-    kw = dict(cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    other = subprocess.run([*build[:-1], '13', '--resume'], **kw)
-    assert other.returncode == 2 and 'no unfinished training of these images with these settings' in other.stderr
-    second = subprocess.run([*build, '--resume'], **kw)
-    assert second.returncode == 0, second.stderr[-3000:]
-    went_on = int(second.stdout.split('Going on after epoch ')[1].split()[0])
-    assert 1 <= went_on < 12
+    other = build(*args[:-1], 13, '--resume', cwd=tmp_path, ok=False)
+    assert 'no unfinished training of these images with these settings' in other.stderr
+    out = build(*args, '--resume', cwd=tmp_path).stdout
+    assert 1 <= int(out.split('Resuming after epoch ')[1].split()[0]) < 12
     assert Classifier(tmp_path/'models'/'cat-dog').meta['trained_on'] == 'drawings'
-    assert not list((tmp_path/'models'/'.unfinished').iterdir())   # done: nothing to go on with
+    assert not list((tmp_path/'models'/'.unfinished').iterdir())   # nothing to resume any more
 
-def build(*args, cwd, ok=True, before=()):
-    "Run catdog-build with `args` on small images; the process, which ended as it should"
-    env = {**environment(), 'TORCH_HOME': str(cwd/'weights')} if 'TORCH_HOME' not in os.environ else environment()
-    if before:
-        command = [*before, script('catdog-build'), *map(str, args)]
-        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=500)
-    else: done = run_command('catdog-build', *args, cwd=cwd, env=env)
-    assert done.returncode == (0 if ok else 2), done.stdout[-2000:] + done.stderr[-3000:]
-    assert 'Traceback' not in done.stderr
-    return done
+KILLED = '''import os, signal
+from catdog import train as t
+t.export = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+t.build(['cat', 'dog'], engine='sample', n=20, size=64)
+'''
 
-SMALL = '--size', '64'
+def test_an_export_that_failed_is_resumed_without_training(tmp_path):
+    done = run_python(KILLED, cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL and '[4/4]' in done.stdout
+    checkpoint, = (tmp_path/'models'/'.unfinished').iterdir()
+    out = build('cat', 'dog', '--engine', 'sample', '--n', 20, '--resume', cwd=tmp_path).stdout
+    assert 'It is trained already.' in out
+    error = next(o for o in done.stdout.splitlines() if 'error on' in o)
+    assert error in out.splitlines()   # it is the same network
+    assert Classifier(tmp_path/'models'/'cat-dog').labels == ['cat', 'dog'] and not checkpoint.exists()
+
+def test_a_full_disk_is_reported_and_keeps_the_training(drawings, tmp_path):
+    "The model goes to a disk of one megabyte"
+    (tmp_path/'disk').mkdir()
+    mount = ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=1m tmpfs disk && exec "$@"', 'sh']
+    if subprocess.run([*mount, 'true'], cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip('cannot mount a small disk here')
+    args = 'cat', 'dog', '--photos', drawings, '--out', 'disk/model'
+    done = subprocess.run([*mount, script('catdog-build'), *map(str, args), *SMALL], cwd=tmp_path, env=environment(),
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert 'disk/model: the model cannot be written (No space left on device); the training is kept' in done.stderr
+    assert len(list((tmp_path/'models'/'.unfinished').iterdir())) == 1
+    out = build(*args, '--resume', cwd=tmp_path).stdout   # there is room now
+    assert 'It is trained already.' in out and Classifier(tmp_path/'disk'/'model').labels == ['cat', 'dog']
+    assert [o.name for o in (tmp_path/'disk').iterdir()] == ['model']
 
 # The same seed gives the same network
 
@@ -133,46 +161,45 @@ import numpy as np, torch
 warnings.filterwarnings('error', '.*shadowing')
 from catdog.train import train
 def digest(seed, **kw):
-    learn = train(sys.argv[1], size=64, bs=16, seed=seed, **kw)
-    losses = repr([list(o) for o in getattr(learn.recorder, 'values', [])])   # fine-tuning may have been dropped
+    learn = train(sys.argv[1], size=64, bs=8, seed=seed, epochs=1, **kw)
+    losses = repr([list(o) for o in learn.recorder.values])   # the best weights may be those before fine-tuning
     weights = b''.join(o.numpy().tobytes() for o in learn.model.state_dict().values())
     return hashlib.sha256(losses.encode() + weights).hexdigest()
-for o in (random.seed, np.random.seed, torch.manual_seed): o(int(sys.argv[2]))   # whatever was drawn before
-expected = random.random(),np.random.rand(),torch.rand(1).item()
-for o in (random.seed, np.random.seed, torch.manual_seed): o(int(sys.argv[2]))
-classic = dict(recipe='classic', epochs=1, arch='efficientnet_lite0')
-digests = [digest(1, epochs=1), digest(1, epochs=1), digest(2, epochs=1), digest(1), digest(1, **classic)]
-assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected   # what a person draws is left alone
-print(*digests)
+def seed():
+    for o in (random.seed, np.random.seed, torch.manual_seed): o(int(sys.argv[2]))
+def drawn(): return random.random(),np.random.rand(),torch.rand(1).item()
+seed()
+expected = drawn()
+seed()
+print(digest(1), digest(1), digest(2), digest(1, recipe='classic', arch='efficientnet_lite0'))
+assert drawn() == expected   # the user's random numbers are left alone
 '''
 
 def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
     "Twice in one process and in another one: split, head, order, augmentation, fine-tuning, by both recipes"
     def run(k):
-        done = subprocess.run([sys.executable, '-c', SEEDED, str(drawings), str(k)], cwd=tmp_path, env=environment(),
-                              capture_output=True, text=True, timeout=500)
+        done = run_python(SEEDED, drawings, k, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout.splitlines()[-1].split()
     first,second = run(1),run(2)
-    assert first == second and first[0] == first[1] and len({*first}) == 4   # the first two alone are equal
+    assert first == second and first[0] == first[1] and len({*first}) == 3   # the first two alone are equal
 
-# What cannot work is said before any work
+# Wrong arguments are reported before anything is searched or written
 
 @pytest.mark.parametrize('args,words', [
     (dict(out='a file'), 'a file is a file'), (dict(out='a file/model'), 'no model can be written there'),
     (dict(out='/proc/model'), 'no model can be written there'), (dict(labels=['cat']), 'two labels or more'),
     (dict(labels='cat'), 'two labels or more'), (dict(labels=['cat', 'cat']), 'given twice'),
+    (dict(labels=['cat', 'cat'], photos='mine'), 'two labels or more'),
     *[(dict(size=o), '32 to 2048') for o in (8, -5, 0, 31, 10**6)], (dict(epochs=-1), '0 or more'),
-    (dict(recipe='best'), "'fast' or 'classic'"), (dict(arch='resnet19'), 'no architecture'), (dict(n=0), 'n is 0'),
-    (dict(photos='nowhere'), 'no such folder'), (dict(photos='mine', path='data/x'), 'not both'),
+    (dict(recipe='best'), "'fast' or 'classic'"), (dict(arch='resnet19'), 'unknown architecture'),
+    (dict(n=0), 'n is 0'), (dict(photos='nowhere'), 'no such folder'), (dict(photos='mine', path='data/x'), 'not both'),
     (dict(photos='mine', labels=['cat', 'cow']), "no folder 'cow'"),
     (dict(labels=['cat', 'a/b']), 'cannot be the name'), (dict(engine='altavista'), 'no engine'),
     (dict(n=4), 'n is 4: a label needs 5'), (dict(photos='mine', n=1), 'n is 1: a label needs 5'),
-    (dict(photos='mine', out='mine'), 'among the images'),
-    (dict(photos='mine', out='mine/cat/m'), 'among the images'),
+    (dict(photos='mine', out='mine'), 'among the images'), (dict(photos='./mine/', out='mine/cat/m'), 'among the images'),
     (dict(path='data/x', out='data/../data/x/m'), 'among the images')])
-def test_what_cannot_work_is_said_first(args, words, tmp_path, monkeypatch):
-    from catdog.core.errors import CatdogError
+def test_wrong_arguments_of_a_build(args, words, tmp_path, monkeypatch):
     from catdog.train import build
     monkeypatch.chdir(tmp_path)
     (tmp_path/'a file').touch()
@@ -181,98 +208,43 @@ def test_what_cannot_work_is_said_first(args, words, tmp_path, monkeypatch):
         (tmp_path/'mine'/label/'1.jpg').touch()
     before = sorted(tmp_path.rglob('*'))
     with pytest.raises(CatdogError, match=words): build(**{'labels': ['cat', 'dog'], 'engine': 'sample', **args})
-    assert sorted(tmp_path.rglob('*')) == before   # nothing was searched, nothing written
+    assert sorted(tmp_path.rglob('*')) == before
 
-@pytest.mark.parametrize('valid_pct', [0, 1, 20, -.1])
-def test_a_share_that_is_none(drawings, valid_pct):
-    from catdog.core.errors import CatdogError
-    from catdog.train import train
-    with pytest.raises(CatdogError, match='above 0 and below 1'): train(drawings, valid_pct=valid_pct)
-
-def test_the_command_says_so_in_one_line(tmp_path):
-    (tmp_path/'model').touch()
-    for args,words in ((['cat', 'dog', '--out', 'model'], 'model is a file'), (['cat'], 'two labels or more'),
-                       (['cat', 'dog', '--size', '-5'], 'size is -5')):
-        done = build(*args, '--engine', 'sample', cwd=tmp_path, ok=False)
-        assert words in done.stderr and done.stderr.startswith('catdog-build: ') and len(done.stderr.splitlines()) == 1
-    assert [o.name for o in tmp_path.iterdir()] == ['model']
-
-def test_words_for_vision_learner_are_honoured_or_refused(drawings, monkeypatch):
+def test_arguments_for_vision_learner_are_used_or_refused(drawings, monkeypatch):
     from fastai.metrics import accuracy
     from torch import nn
-    from catdog.core.errors import CatdogError
     from catdog.learn import backbones
     from catdog.train import train
-    kw = dict(size=64, bs=16, epochs=1, arch='efficientnet_lite0')
-    for recipe in ('fast', 'classic'):
-        learn = train(drawings, recipe=recipe, metrics=[accuracy], concat_pool=False, ps=.2, **kw)
-        assert [o.name for o in learn.metrics] == ['accuracy'] and learn.recorder.metric_names[3] == 'accuracy'
-        assert isinstance(learn.model[1][0], nn.AdaptiveAvgPool2d)
-        assert [o.p for o in learn.model[1] if isinstance(o, nn.Dropout)][-1] == .2
-    monkeypatch.setattr(backbones, 'pip_weights_file', lambda backbone: pytest.fail('asked for weights'))
-    for recipe in ('fast', 'classic'): train(drawings, recipe=recipe, pretrained=False, **kw)
-    with pytest.raises(CatdogError, match='leave out lin_ftrs'): train(drawings, recipe='fast', lin_ftrs=[64], **kw)
-    learn = train(drawings, recipe='classic', lin_ftrs=[64], pretrained=False, **kw)
+    learn = train(drawings, size=64, bs=8, metrics=[accuracy], concat_pool=False, ps=.2)
+    assert [o.name for o in learn.metrics] == ['accuracy']
+    assert isinstance(learn.model[1][0], nn.AdaptiveAvgPool2d) and learn.model[1][3].p == .2
+    monkeypatch.setattr(backbones, '_pip_weights', lambda backbone: pytest.fail('asked for weights'))
+    train(drawings, size=64, bs=8, pretrained=False)
+    with pytest.raises(CatdogError, match='leave out lin_ftrs'): train(drawings, size=64, lin_ftrs=[64])
+    kw = dict(metrics=[accuracy], ps=.2, lin_ftrs=[64], pretrained=False, arch='efficientnet_lite0', epochs=1)
+    learn = train(drawings, size=64, bs=8, recipe='classic', **kw)
     assert [o.out_features for o in learn.model[1] if isinstance(o, nn.Linear)] == [64, 2]
+    assert learn.recorder.metric_names[3] == 'accuracy' and learn.model[1][-2].p == .2
 
-def test_damaged_weights_are_named(drawings, tmp_path, monkeypatch):
+@pytest.mark.parametrize('damaged', [b'', b'<html>Not found</html>', b'PK\x03\x04' + bytes(5000)])
+def test_damaged_weights_are_named(damaged, tmp_path, monkeypatch):
     from torchvision.models import SqueezeNet1_0_Weights
-    from catdog.core.errors import CatdogError
-    from catdog.train import train
+    from catdog.learn.backbones import check_weights, find_arch
     file = tmp_path/'hub'/'checkpoints'/Path(SqueezeNet1_0_Weights.DEFAULT.url).name
     file.parent.mkdir(parents=True)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    for damaged in (b'', b'<html>Not found</html>', b'PK\x03\x04' + bytes(5000)):
-        file.write_bytes(damaged)
-        with pytest.raises(CatdogError, match=f'{file.name}.*delete the file'):
-            train(drawings, 'squeezenet1_0', size=64)
+    file.write_bytes(damaged)
+    with pytest.raises(CatdogError, match=f'{file.name}.*delete the file'): check_weights(find_arch('squeezenet1_0'))
 
-# Nothing is lost
-
-KILLED = '''import os, signal, sys
-from catdog.learn import exporter
-exporter._check_answers = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-from catdog.train import build
-build(['cat', 'dog'], engine='sample', n=20, size=64, epochs=int(sys.argv[1]))
-'''
-
-@pytest.mark.parametrize('epochs', [0, 2])
-def test_an_export_that_failed_is_resumed_without_training(tmp_path, epochs):
-    done = subprocess.run([sys.executable, '-c', KILLED, str(epochs)], cwd=tmp_path, env=environment(),
-                          capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL and '[4/4]' in done.stdout
-    checkpoint, = (tmp_path/'models'/'.unfinished').iterdir()
-    again = 'cat', 'dog', *SMALL, '--engine', 'sample', '--n', 20, '--epochs', epochs, '--resume'
-    out = build(*again, cwd=tmp_path).stdout
-    assert 'It is trained already.' in out and 'epoch     train_loss' not in out
-    error = next(o for o in done.stdout.splitlines() if 'error on' in o)
-    assert error in out.splitlines()   # it is the same network
-    assert Classifier(tmp_path/'models'/'cat-dog').labels == ['cat', 'dog'] and not checkpoint.exists()
-
-def test_a_full_disk_ends_in_a_sentence_and_keeps_the_training(tmp_path):
-    "The model goes to a disk of a megabyte, a real one"
-    (tmp_path/'disk').mkdir()
-    mount = ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=1m tmpfs disk && exec "$@"', 'sh']
-    if subprocess.run([*mount, 'true'], cwd=tmp_path, capture_output=True).returncode:
-        pytest.skip('cannot mount a small disk here')
-    args = 'cat', 'dog', *SMALL, '--engine', 'sample', '--n', 20, '--out', 'disk/model'
-    done = build(*args, cwd=tmp_path, ok=False, before=mount)
-    assert 'disk/model: the model cannot be written (No space left on device); the training is kept' in done.stderr
-    assert len(list((tmp_path/'models'/'.unfinished').iterdir())) == 1
-    out = build(*args, '--resume', cwd=tmp_path).stdout   # there is room now
-    assert 'It is trained already.' in out and Classifier(tmp_path/'disk'/'model').labels == ['cat', 'dog']
-    assert [o.name for o in (tmp_path/'disk').iterdir()] == ['model']
-
-# Figures that say what was measured
+# What a model says about itself
 
 def test_of_120_cats_and_6_dogs_each_label_has_its_error(tmp_path):
-    from catdog.sample.draw import draw
     for label,n in (('cat', 120), ('dog', 6)):
         (tmp_path/'mine'/label).mkdir(parents=True)
         for i in range(n): draw('dog', f'{label}{i}', (90, 70)).save(tmp_path/'mine'/label/f'{i}.jpg')   # all are alike
-    out = build('cat', 'dog', '--photos', 'mine', *SMALL, cwd=tmp_path).stdout
+    out = build('cat', 'dog', '--photos', 'mine', cwd=tmp_path).stdout
     card,meta = (tmp_path/'models'/'cat-dog'/'model_card.md').read_text(),Classifier(tmp_path/'models'/'cat-dog').meta
-    assert [sum(o) for o in meta['confusion']] == [24, 1]
+    assert [sum(o) for o in meta['confusion']] == [24, 1] and meta['n_train'] == 101
     (a,b),(c,d) = meta['confusion']
     balanced = (b/24 + c)/2
     assert meta['balanced_error'] == pytest.approx(balanced, abs=1e-4)
@@ -283,60 +255,30 @@ def test_of_120_cats_and_6_dogs_each_label_has_its_error(tmp_path):
     assert 'the interval is wide' in card   # 25 images
 
 def test_a_model_of_meaningless_labels_is_sure_of_nothing(tmp_path):
-    import random
-    from catdog.sample.draw import draw
     from catdog.train import export, train
-    rng,things = random.Random(0),['cat', 'dog', 'house', 'tree', 'fish']
-    for i in range(500):
-        folder = tmp_path/'mine'/f'label {rng.randrange(10)}'
+    things = 'cat', 'dog', 'house', 'tree', 'fish'
+    for i in range(250):
+        folder = tmp_path/'mine'/f'label {i*7919 % 10}'
         folder.mkdir(parents=True, exist_ok=True)
-        draw(things[i % 5], i, (80, 80)).save(folder/f'{i}.jpg')
+        draw(things[i//10 % 5], i, (80, 80)).save(folder/f'{i}.jpg')
     classifier = Classifier(export(train(tmp_path/'mine', size=64), tmp_path/'model'))
     assert classifier.meta['error'] > .8
-    answers = classifier.predict_batch([draw(things[i % 5], 1000 + i, (80, 80)) for i in range(100)])
-    assert sum(o.sure for o in answers) <= 2
+    answers = classifier.predict_batch([draw(things[i % 5], 1000 + i, (80, 80)) for i in range(50)])
+    assert sum(o.sure for o in answers) <= 1
     card = (tmp_path/'model'/'model_card.md').read_text()
     assert 'sure of nothing' in classifier.summary and 'sure of nothing' in card
 
-def test_what_is_sure_was_right_nine_times_in_ten(drawings, tmp_path):
+def test_what_is_sure_was_right_nine_times_in_ten(tmp_path):
     "Cats and dogs, a third of them in the wrong folder"
-    import shutil
     from catdog.train import export, train
-    shutil.copytree(drawings, tmp_path/'mine')
-    for i in range(0, 60, 3):
-        for a,b in (('cat', 'dog'), ('dog', 'cat')):
-            (tmp_path/'mine'/a/f'{i}.png').rename(tmp_path/'mine'/b/f'wrong{i}.png')
-    learn = train(tmp_path/'mine', size=64, bs=16, valid_pct=.4)
+    mine = write_drawings(tmp_path/'mine', 45, 500, lambda i: (160, 120))
+    for i in range(0, 45, 3):
+        for a,b in (('cat', 'dog'), ('dog', 'cat')): (mine/a/f'{i}.png').rename(mine/b/f'wrong{i}.png')
+    learn = train(mine, size=64, bs=16, valid_pct=.4)
     classifier = Classifier(export(learn, tmp_path/'model'))
     files = learn.dls.valid_ds.items
-    answers = classifier.predict_batch(files)
-    sure = [(o.label, f.parent.name) for o,f in zip(answers, files) if o.sure]
-    assert sum(a == b for a,b in sure) >= .9*len(sure)
-    assert classifier.meta['error'] > .1 and len(sure) < len(files)
-
-def test_60_photographs_then_ten_more_and_five_fewer(photos, tmp_path):
-    import hashlib, shutil
-    def contents(): return {o.as_posix(): (hashlib.sha256(o.read_bytes()).hexdigest(), o.stat().st_mtime_ns)
-                            for o in sorted((tmp_path/'mine').rglob('*')) if o.is_file()}
-    web = {o: sorted((photos/'photos'/'web'/o).iterdir()) for o in ('cat', 'dog')}
-    def add(label, files):
-        (tmp_path/'mine'/label).mkdir(parents=True, exist_ok=True)
-        for f in files: shutil.copy(f, tmp_path/'mine'/label)
-    for label,files in web.items(): add(label, files[:30])
-    for n,change in ((60, None), (65, True)):
-        if change:
-            for label,files in web.items(): add(label, files[30:35])
-            for o in web['cat'][:5]: (tmp_path/'mine'/'cat'/o.name).unlink()
-        before = contents()
-        out = build('cat', 'dog', '--photos', 'mine', '--size', 96, cwd=tmp_path).stdout
-        model = tmp_path/'models'/'cat-dog'
-        card,record,meta = *((model/o).read_text() for o in ('model_card.md', 'images.json')),Classifier(model).meta
-        assert contents() == before and len(before) == n and not (tmp_path/'data').exists()
-        assert (meta['n_images'], meta['n_train'] + meta['n_valid']) == (n, n) and f'used {n} of {n} images' in out
-        assert f'{meta["n_train"]:,} photographs for training, {meta["n_valid"]:,} for validation' in card
-        ids = {hashlib.sha256(o.read_bytes()).hexdigest()[:16] for o in (tmp_path/'mine').rglob('*.jpg')}
-        assert {o for part in json.loads(record).values() for o in part} == ids
-        assert str(tmp_path) not in record
+    sure = [o.label == f.parent.name for o,f in zip(classifier.predict_batch(files), files) if o.sure]
+    assert sum(sure) >= .9*len(sure) and len(sure) < len(files) and classifier.meta['error'] > .1
 
 def test_a_card_says_where_calibration_made_the_figure_worse():
     from catdog.learn.calibration import calibration_sentence
@@ -361,12 +303,11 @@ def test_a_card_says_nothing_of_calibration_that_is_not_so():
 def test_labels_of_all_kinds_come_through_the_card(tmp_path):
     "As folders, into the metadata, the tables of the card as Markdown shows them, and the printed one"
     import mistune
-    from catdog.sample.draw import draw
     labels = ['a|b', '*c*', '_d_ e', '<b>f', '"g", h', '\U0001f408', '\u05db\u05dc\u05d1', '$x$ `y`', '[z](w)']
     for i,label in enumerate(labels):
         (tmp_path/'mine'/label).mkdir(parents=True)
         for k in range(5 if i else 9): draw('cat', 50*i + k, (70, 60)).save(tmp_path/'mine'/label/f'{k}.png')
-    out = build(*labels, '--photos', 'mine', '--out', 'model', *SMALL, cwd=tmp_path).stdout
+    out = build(*labels, '--photos', 'mine', '--out', 'model', cwd=tmp_path).stdout
     assert all(o in out for o in labels) and Classifier(tmp_path/'model').labels == sorted(labels)
     def _below(o): return [o, *(x for c in o.get('children', []) for x in _below(c))]
     parse = mistune.create_markdown(renderer=None, plugins=['table', 'strikethrough', 'url'])

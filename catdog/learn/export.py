@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_exportable', 'check_model_folder', 'export', 'saved_learner']
 
-# %% ../../nbs/learn/export.ipynb #bcc5105a
+# %% ../../nbs/learn/export.ipynb #539fef83
 import errno, hashlib, json, os, re, tempfile, warnings
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
@@ -24,6 +24,7 @@ from fastai.metrics import error_rate
 from fastai.torch_core import rank_distrib
 from fastai.vision.augment import RandomResizedCrop, Resize
 from fastai.vision.core import PILImage
+from fastcore.basics import first, risinstance
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from scipy.special import softmax
 from torch import nn
@@ -35,8 +36,8 @@ from ..dataset.split import saved_folders, saved_split
 from .calibration import fit_distance
 from .card import model_card, model_metadata
 from .features import as_maps
-from .head import ConcatPool, has_plain_head, head_parts
-from .loaders import OpenUpright, batch_resize, find_transform, image_source, preprocessing, split_dls
+from .head import has_plain_head, head_parts
+from .loaders import OpenUpright, batch_resize, image_source, preprocessing, split_dls
 
 # %% ../../nbs/learn/export.ipynb #3ee907fa
 def check_exportable(
@@ -84,13 +85,13 @@ def check_model_folder(
     "Raise `CatdogError` if no model can be written to `path`; leave nothing behind"
     with _staged(Path(path)): pass
 
-# %% ../../nbs/learn/export.ipynb #c5925a57
+# %% ../../nbs/learn/export.ipynb #2172825a
 class _Body(nn.Module):
     "From pixels, uint8 (n,side,side,3), to feature maps (n,channels,h,w): the body of `learn`, copied to the CPU"
     def __init__(self, learn):
         super().__init__()
         self.body,self.resize = deepcopy(learn.model[0]).cpu(),batch_resize(learn.dls)
-        norm = find_transform(learn.dls.valid.after_batch, Normalize)
+        norm = first(learn.dls.valid.after_batch.fs, risinstance(Normalize))
         mean,std = (norm.mean.cpu(), norm.std.cpu()) if norm else (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
         for name,o in (('scale', 1/(255*std)), ('shift', mean/std)):   # one number is faster than one for each channel
             self.register_buffer(name, o.flatten()[0] if (o == o.flatten()[0]).all() else o)
@@ -98,21 +99,21 @@ class _Body(nn.Module):
     def forward(self, pixels):
         return as_maps(self.body(self.resize(pixels.permute(0, 3, 1, 2).float())*self.scale - self.shift))
 
-# %% ../../nbs/learn/export.ipynb #05bb9e1a
+# %% ../../nbs/learn/export.ipynb #e1a72193
 class _Head(nn.Module):
     "From feature maps to the outputs that `names` lists: the head of `learn`, copied to the CPU, and `distance`"
     def __init__(self, learn, distance=None):
         super().__init__()
         self.pool,layers = head_parts(deepcopy(learn.model[1]).cpu())
-        self.layers,self.distance,self.pooled = nn.ModuleList(layers),distance,not isinstance(self.pool, nn.Identity)
-        self.names = ['logits', 'features'] + ['distance']*(distance is not None) + ['activation']*self.pooled
+        self.layers,self.distance,self.has_maps = nn.ModuleList(layers),distance,len(layers) < len(learn.model[1])
+        self.names = ['logits', 'features'] + ['distance']*(distance is not None) + ['activation']*self.has_maps
         self.eval()
     def forward(self, features):
-        steps = [self.pool(features).flatten(1)]
+        steps = [self.pool(features)]
         for layer in self.layers: steps.append(layer(steps[-1]))
         outputs = [steps[-1], features]
         if self.distance is not None: outputs.append(self.distance(features))
-        if self.pooled: outputs.append(self._activation(features, steps))
+        if self.has_maps: outputs.append(self._activation(features, steps))
         return tuple(outputs)
     def _activation(self, features, steps):
         "Return gradient times features (n,labels,h,w), in operations that ONNX has; only `ReLU`s bend the layers"
@@ -123,7 +124,7 @@ class _Head(nn.Module):
             elif isinstance(layer, nn.ReLU): slopes = slopes*(x > 0)[:, None]
         channels,places = features.shape[1],features.flatten(2)
         res = slopes[..., -channels:] @ places/places.shape[2]   # of the mean
-        if isinstance(self.pool, ConcatPool):
+        if self.pool.concat:
             top = (places == places.amax(2, keepdim=True)).float()
             res = res + slopes[..., :channels] @ (places*top/top.sum(2, keepdim=True))   # of the maximum
         return res.unflatten(2, features.shape[2:])
