@@ -14,10 +14,9 @@ from typing import Annotated
 from fastcore.script import is_cli
 
 from .core.files import Moved
-from .core.errors import command
-from .web.download import collect, print_conflicts
-from .web.download import download_images
-from .web.engines import SearchError, search_bing, search_commons, search_ddg, search_openverse, search_sample
+from .core.errors import SearchError, command
+from .web.download import collect, download_images
+from .web.engines import search_bing, search_commons, search_ddg, search_openverse, search_sample
 from .dataset.folder import contact_sheet, default_folder, save_contact_sheet
 from .dataset.journal import set_aside
 from .dataset.manifest import Outcome, Photo, count_outcomes, read_manifest, write_credits
@@ -30,7 +29,7 @@ _all_ = ['Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'search_images',
 
 # %% ../nbs/01_scrape.ipynb #163da2a8
 def _folder(labels, path):
-    "`path`, or the folder that is called after `labels`"
+    "Return `path`; default: a folder named after `labels`"
     if path: return Path(path)
     print(f'Images of {", ".join(labels)} go to {default_folder(labels)}')
     return default_folder(labels)
@@ -38,26 +37,29 @@ def _folder(labels, path):
 # %% ../nbs/01_scrape.ipynb #dbf86d9b
 @command
 def scrape(
-    labels:Annotated[str, dict(nargs='+')], # What to look for: a word, or several; each becomes a folder
-    path:str=None, # Folder for the images; called after the words in data/ if you give none
-    n:int=150, # How many photos to look for, for each label
+    labels:Annotated[str, dict(nargs='+')], # What to search for: a word, or several; each becomes a folder
+    path:str=None, # Folder for the images; default: named after the words, in data/
+    n:int=150, # Photos to search for, for each label
     engine:str='auto', # bing, ddg, openverse, commons, sample, or auto: several in turn
     queries:Annotated[str, dict(nargs='+')]=None, # Terms to search with, {} for the label: "{} photo" "{} outdoors"
-    retry:bool=False, # Try those again that failed in an earlier run?
+    safe:str='moderate', # Safe search: strict, moderate or off
+    retry:bool=False, # Try again what failed in an earlier run, and images that were deleted
     credits:bool=False, # Also write CREDITS.txt: who made each image, and its licence
-    urls_only:str=None, # Fetch nothing; write the addresses to this Parquet file, for img2dataset
-    ignore_robots:Annotated[str, dict(nargs='+')]=None # Opt-outs of X-Robots-Tag to ignore, if you may: noai ...
+    urls_only:str=None, # Download nothing; write the URLs to this Parquet file, for img2dataset
+    ignore_robots:Annotated[str, dict(nargs='+')]=None # Opt-outs of servers to ignore, if you may: noai ...
 ): # The manifest, a `pandas.DataFrame`
     "Search for each of `labels`, download up to `n` images of each into a folder in `path`, and keep a record"
-    labels = check_search(labels, n, queries, engine)
-    if urls_only: return save_urls(labels, urls_only, n, engine, queries)
+    labels = check_search(labels, n, queries, engine, safe)
+    if urls_only: return save_urls(labels, urls_only, n, engine, queries, safe)
     path = _folder(labels, path)
-    try: collect(labels, path, n, engine, queries, retry, ignore_robots)
+    try: collect(labels, path, n, engine, queries, retry, ignore_robots, safe)
     except KeyboardInterrupt:
         print(f'\nStopped. The same command goes on from here; {path} keeps what has arrived.')
         raise (SystemExit(130) if is_cli(scrape) else KeyboardInterrupt) from None
     manifest = read_manifest(path)
-    print_conflicts(manifest, path)
+    if k := (manifest.status == 'conflict').sum():
+        print(f'{k} images were found under two labels, or are copies of one that was: '
+              f'they are in {path}/.removed, and have the status conflict in the manifest.')
     if credits: print(f'Who made them: {write_credits(path)}')
     if is_cli(scrape): print(f'{count_outcomes(manifest).to_string()}\nTo look at them: {save_contact_sheet(path)}')
     return manifest

@@ -58,14 +58,14 @@ def train(
     return learn
 
 # %% ../nbs/03_train.ipynb #c9ddeffa
-def _check_build(words, path, out, n, engine, photos, **recipe):
+def _check_build(words, path, out, n, engine, photos, safe, **recipe):
     "Return (labels, path, out), with defaults filled in; raise `CatdogError` on anything that cannot work"
     check_recipe(**recipe)
     words = [words] if isinstance(words, str) else list(words)
     check_number(n)
     if photos and path:
         raise CatdogError('give photos, which is read where it lies, or path, to download to: not both')
-    if not photos: words = check_search(words, n or 150, engine=engine)
+    if not photos: words = check_search(words, n or 150, engine=engine, safe=safe)
     path,out = Path(photos or path or default_folder(words)),Path(out or default_folder(words, 'models'))
     labels = ImageFolder(photos, words).labels if photos else parse_labels(words, path)
     if len(labels) < 2:
@@ -88,13 +88,14 @@ def build(
     size:int=None, # Side of the square that the network sees, in pixels, 32 to 2048; default: 224 for most
     recipe:str='fast', # 'fast' fits the head at once; 'classic' is fastai's fine_tune
     resume:bool=False, # Resume a training that was stopped, or whose model could not be written
-    int8:bool=False # Quantize to int8 unless more than 1% of answers change or probabilities shift by over 0.05
+    int8:bool=False, # Quantize to int8 unless more than 1% of answers change or probabilities shift by over 0.05
+    safe:str='moderate' # Safe search: strict, moderate or off
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
-    labels,path,out = _check_build(labels, path, out, n, engine, photos, recipe=recipe, arch=arch, size=size,
+    labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, recipe=recipe, arch=arch, size=size,
                                    epochs=epochs)
     print(f'[1/4] Images of {", ".join(labels)}: {"as they lie in" if photos else "from the web into"} {path}', flush=True)
-    if not photos and not (resume and path.exists()): scrape(labels, path=path, n=n or 150, engine=engine)
+    if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
     print('[2/4] Training', flush=True)
     learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None)
     if getattr(learn, 'stopped', False): raise CatdogError('stopped; the same command with --resume goes on')

@@ -1,4 +1,4 @@
-"The page and the widget app in a real browser: choose, press Predict!, read the label"
+"The widget app in a real browser: choose, press Predict!, read the label"
 import importlib.util, io, json, os, re, shlex, signal, socket, subprocess, sys, time
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from catdog.app import App
 from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes
 from catdog.deploy.widgets import VOILA_CONFIG, app_notebook
-from catdog.deploy.predictor import percent, shown_probabilities
 from catdog.predict import Classifier, shipped_model
 
 ROOT = Path(__file__).parent.parent
@@ -66,13 +65,6 @@ def drawings(tmp_path_factory):
     return folder
 
 @pytest.fixture(scope='module')
-def page_url():
-    process = subprocess.Popen([script('catdog-serve'), '--port', '0'],
-                               stdout=subprocess.PIPE, text=True, env=environment())
-    yield process.stdout.readline().split()[0]
-    assert ended(process) == (0, [])
-
-@pytest.fixture(scope='module')
 def app_url():
     "Voilà, started by the line of the `Procfile`"
     port = free_port()
@@ -91,76 +83,9 @@ def visitor(browser, request):
 
 def sideways(page): return page.evaluate('document.scrollingElement.scrollWidth - innerWidth')
 
-# The page of `catdog-serve`
-
-def choose(page, files):
-    with page.expect_file_chooser() as chooser: page.get_by_text('Choose images', exact=True).click()
-    chooser.value.set_files(files)
-
-def test_page(page_url, visitor, cat, classifier):
-    broken = []
-    visitor.on('console', lambda o: broken.append(o.text) if o.type == 'error' else None)
-    visitor.on('pageerror', lambda o: broken.append(str(o)))
-    visitor.goto(page_url)
-    choose(visitor, cat)
-    visitor.get_by_text('1 image chosen').wait_for()
-    assert visitor.locator('#preview img').evaluate('o => o.naturalWidth') > 0
-    visitor.get_by_role('button', name='Predict!').click()
-    pred = classifier.predict(cat)
-    assert pred.label == 'cat' and pred.sure
-    assert visitor.locator('.sentence').inner_text() == str(pred)
-    assert visitor.locator('.result img').evaluate('o => o.naturalWidth') > 0
-    shown = [o for k,v in shown_probabilities(pred) for o in (k, percent(v))]
-    assert visitor.locator('.result dl').inner_text().split('\n') == shown
-    assert visitor.url == page_url and sideways(visitor) <= 0 and broken == []
-
-def test_page_drop(page_url, visitor, cat):
-    visitor.goto(page_url)
-    visitor.evaluate('window.dropped = new DataTransfer()')
-    visitor.evaluate(
-        '([bytes, name]) => dropped.items.add(new File([new Uint8Array(bytes)], name, {type: "image/jpeg"}))',
-        [list(cat.read_bytes()), 'dropped.jpg'])
-    data = visitor.evaluate_handle('dropped')
-    for event in ('dragenter', 'dragover', 'drop'): visitor.dispatch_event('#drop', event, {'dataTransfer': data})
-    visitor.get_by_role('button', name='Predict!').click()
-    assert visitor.locator('.sentence').inner_text().startswith('cat, ')
-    assert 'dropped.jpg' in visitor.locator('.result').inner_text()
-
-def test_page_errors(page_url, visitor, drawings):
-    visitor.goto(page_url)
-    choose(visitor, drawings/'notes.txt')
-    visitor.get_by_role('button', name='Predict!').click()
-    assert visitor.get_by_role('alert').inner_text() == 'notes.txt: a text file, not an image'
-    big = drawings/'big.jpg'
-    big.write_bytes(bytes(17*2**20))
-    choose(visitor, big)
-    visitor.get_by_text('more than 16 MB').wait_for()   # said before a long upload, not after it
-
-def test_page_without_script(page_url, browser, cat, drawings):
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(page_url)
-    page.set_input_files('#file', [cat, drawings/'notes.txt'])
-    page.get_by_role('button', name='Predict!').click()
-    assert page.locator('.sentence').inner_text().startswith('cat, ')
-    assert page.get_by_role('alert').inner_text() == 'notes.txt: a text file, not an image'
-    context.close()
-
 def press_and_choose(page, files):
     with page.expect_file_chooser() as chooser: page.keyboard.press('Enter')
     chooser.value.set_files(files)
-
-def test_page_by_keyboard(page_url, page, cat):
-    # from now on, so that a key press cannot come before Playwright looks out for the dialog
-    page.on('filechooser', lambda _: None)
-    page.goto(page_url)
-    page.keyboard.press('Tab')
-    page.wait_for_function('document.activeElement.id == "file"')
-    press_and_choose(page, cat)
-    page.keyboard.press('Tab')
-    page.keyboard.press('Enter')
-    page.locator('.sentence').wait_for()
-    assert page.evaluate('document.activeElement.id') == 'results'   # where a screen reader goes on
 
 # The widget app
 

@@ -1,16 +1,14 @@
 """Data sets: what is tried again, what is refused, the command, and which of several copies is kept.
-What fits in a cell is in nbs/web/collect.ipynb; killed runs are in test_scrape.py, hostile servers in test_http.py
-and test_download.py."""
+Killed runs are in test_scrape.py, servers that misbehave in test_http.py."""
 import json, os, re, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
 
-from catdog.core.errors import CatdogError
+from catdog.core.errors import CatdogError, SearchError
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.scrape import ENGINES, Photo, SampleWeb, read_manifest, scrape, search_images, write_credits
 from catdog.web.download import collect, forget_deleted
-from catdog.core.errors import SearchError
 from catdog.dataset.folder import parse_labels
 from catdog.dataset.manifest import Manifest, count_outcomes
 from web_helpers import copies, files, image, serve, serve_images
@@ -41,9 +39,9 @@ def test_what_failed_is_tried_again_only_when_asked(data):
     lines = rows(data)
     i = next(i for i,o in enumerate(lines) if o['status'] == 'ok')
     (data/lines[i]['file']).unlink()
-    spoilt = [*lines[:i], {**lines[i], 'status': 'timed-out', 'file': None}, *lines[i+1:]]
+    spoilt = [*lines[:i], {**lines[i], 'status': 'timeout', 'file': None}, *lines[i+1:]]
     (data/'manifest.jsonl').write_text(''.join(json.dumps(o) + '\n' for o in spoilt))
-    assert scrape(['cat', 'dog'], data, n=20, engine='sample').iloc[i].status == 'timed-out'
+    assert scrape(['cat', 'dog'], data, n=20, engine='sample').iloc[i].status == 'timeout'
     assert scrape(['cat', 'dog'], data, n=20, engine='sample', retry=True).iloc[i].status == 'ok'
     assert rows(data) == lines
 
@@ -90,7 +88,7 @@ def test_command(tmp_path):
 
 def test_command_names_what_it_ignores(tmp_path):
     bad = run(tmp_path, 'cat', '--ignore-robots', 'noindex', 'everything', '--engine', 'sample', '--path', 'data')
-    assert bad.returncode == 2 and "'everything' is no rule of X-Robots-Tag" in bad.stderr
+    assert bad.returncode == 2 and "'everything' is not an opt-out" in bad.stderr
     assert not (tmp_path/'data').exists()
 
 def test_command_that_only_writes_addresses(tmp_path):
@@ -300,7 +298,7 @@ def test_what_another_program_is_writing_is_left_alone(tmp_path):
     old = tmp_path/'cat'/'.1.jpg.0123abcd.part'
     old.write_bytes(b'1')
     os.utime(old, (0, 0))
-    code = 'import sys; from catdog.core.images import write_atomic; write_atomic(sys.argv[1], bytes(400_000_000))'
+    code = 'import sys; from catdog.core.files import write_atomic; write_atomic(sys.argv[1], bytes(400_000_000))'
     writer = subprocess.Popen([sys.executable, '-c', code, tmp_path/'cat'/'large'])
     try:
         wait_for(lambda: [o for o in tmp_path.glob('cat/.large.*.part') if o.stat().st_size > 0])
@@ -398,12 +396,12 @@ def test_hopeless_addresses_have_a_line_and_mended_ones_a_image(tmp_path, monkey
         monkeypatch.setitem(ENGINES, 'odd', lambda term, n: [Photo(o, engine='odd') for o in urls])
         df = scrape('cat', tmp_path, n=20, engine='odd')
     assert df.url.tolist() == urls
-    assert df.status.tolist() == ['ok'] + ['refused']*5 + ['http-404'] + ['refused']*3 and all(df.reason[1:])
+    assert df.status.tolist() == ['ok'] + ['invalid']*5 + ['not-found'] + ['invalid']*3 and all(df.reason[1:])
 
 def test_images_of_an_earlier_search_are_tried_again_when_the_next_search_is_refused(tmp_path, monkeypatch, capsys):
     data = {'cat': [jpeg_bytes(image(i)) for i in range(2)] + [500]}
     with serve_images(data) as (found, asked):
-        assert sorted(scrape('cat', tmp_path, n=3, engine='test').status) == ['http-500', 'ok', 'ok']
+        assert sorted(scrape('cat', tmp_path, n=3, engine='test').status) == ['busy', 'ok', 'ok']
         data['cat'][2] = jpeg_bytes(image(9))
         def refused(term, n): raise SearchError('test', 'it answered 429')
         monkeypatch.setitem(ENGINES, 'test', refused)
@@ -416,7 +414,7 @@ def test_opt_outs_are_ignored_when_they_are_named(tmp_path, monkeypatch):
     with serve(lambda *_: (200, headers, jpeg_bytes(image(1)))) as (url, asked):
         monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
         monkeypatch.setitem(ENGINES, 'mine', lambda term, n: [Photo(url, engine='mine')])
-        with pytest.raises(CatdogError, match="'noinde' is no rule"):
+        with pytest.raises(CatdogError, match="'noinde' is not an opt-out"):
             collect(['cat'], tmp_path, 1, 'mine', ignore_robots='noinde')
         assert not asked
         with pytest.raises(CatdogError, match='1 refused'):

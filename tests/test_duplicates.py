@@ -1,6 +1,5 @@
 "The room core.duplicates with many images: what it finds, and what that costs."
 import json, time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from catdog.core.duplicates import (ALIKE, CLOSE, DuplicateIndex, colour_signature, group_copies, near_pairs,
     perceptual_hash, phash_bits)
 from catdog.sample.draw import draw
-from catdog.web.download import Collector, ImageIndex
+from catdog.web.download import Collector
 from catdog.dataset.manifest import Manifest
 
 GREY = np.full((8, 8, 3), 192**-.5, 'float32')
@@ -91,28 +90,6 @@ def test_what_a_image_costs_does_not_grow_with_the_others(large):
     for o in hashes(1000): few.add(o, o, GREY)
     def _cost(index): return least(lambda: (perceptual_hash(img), colour_signature(img), index.find(new, GREY)), 10)
     assert _cost(large) < 2*_cost(few)
-
-def test_a_larger_copy_takes_the_place_of_one_as_fast_among_many():
-    "Of 40,000 images or of 400"
-    def _cost(n):
-        index = ImageIndex(SimpleNamespace(path=None, rows={}))
-        rows = [dict(file=f'{i}.jpg', phash=o) for i,o in enumerate(hashes(n))]
-        for o in rows: index.add(o, GREY)
-        at = iter(range(n))
-        seconds = least(lambda: index.replace(rows[(i := next(at))], {**rows[i], 'file': 'larger.jpg'}), 10)
-        assert index.find(SimpleNamespace(phash=rows[3]['phash'], colours=GREY))['file'] == 'larger.jpg'
-        return seconds
-    assert _cost(40_000) < 20*_cost(400)   # a list that is copied takes 100 times as long
-
-def test_a_copy_of_a_copy_stands_for_the_largest():
-    index,(a,b) = ImageIndex(SimpleNamespace(path=None, rows={})),hashes(2, 9)
-    small,middle,large = (dict(file=f'{o}.jpg', phash=a) for o in ('small', 'middle', 'large'))
-    index.add(dict(file='other.jpg', phash=b), GREY)
-    index.add(small, GREY)
-    for old,new in ((small, middle), (middle, large)):
-        index.replace(old, new)
-        index.add(new, GREY)
-    assert [o['file'] for o in index.rows] == ['other.jpg'] + ['large.jpg']*3
 
 def test_a_manifest_of_100_000_opens_in_5_seconds(tmp_path):
     with (tmp_path/'manifest.jsonl').open('w') as f:

@@ -1,46 +1,44 @@
-"""Whom we fetch from and what we ask for, what we give away about ourselves, and who may say no.
-What fits in a cell is in nbs/web/http.ipynb, addresses.ipynb, robots.ipynb and deadlines.ipynb; how often a host is
-asked is in test_hosts.py, servers that misbehave are in test_download.py."""
-import re, socket, threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+"""Requests to unknown servers: URLs, private addresses, what we send about ourselves, opt-outs, limits per host,
+servers that misbehave."""
+import re, socket, threading, time
+from collections import Counter
+from importlib.util import find_spec
+from urllib.parse import unquote
 
 import pytest
+from urllib3 import HTTPHeaderDict
 
-from catdog.core.errors import CatdogError
+from catdog.core.errors import CatdogError, FetchError, SearchError
 from catdog.core.images import jpeg_bytes
-from catdog.web import http as addresses
+from catdog.web import download, http
 from catdog.web.download import download_images
 from catdog.web.engines import bing_pages
-from catdog.core.errors import SearchError
-from web_helpers import image, resolving, serve
+from catdog.web.http import GIVE_UP, PER_HOST, TRIES, check_host, clean_url, opt_out, user_agent
+from web_helpers import Server, image, resolving
 
-JPEG = jpeg_bytes(image())
+DATA = [jpeg_bytes(image(i, (80, 60))) for i in range(40)]
+JPEG = DATA[0]
+ALL = 200,{},JPEG
 
-def fetch(url, tmp_path, **kw): return download_images([url], tmp_path, **kw)[0]
+@pytest.fixture(scope='module')
+def one_server():
+    server = Server()
+    yield server
+    server.close()
 
-@contextmanager
-def serve_anything(answer=lambda target: (200, {}, JPEG)):
-    "A server that answers `answer(target)`: status, headers, body; gives its port and the targets as they came"
-    asked = []
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *args): pass
-        def do_GET(self):
-            target = self.raw_requestline.decode('latin1').split(' ', 1)[1].rsplit(' ', 1)[0]
-            asked.append((target, dict(self.headers)))
-            status,headers,body = answer(target)
-            self.send_response(status)
-            headers = headers if isinstance(headers, list) else [*headers.items()]
-            for k,v in [('Content-Length', str(len(body))), *headers]: self.send_header(k, v)
-            self.end_headers()
-            self.wfile.write(body)
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
-    try: yield server.server_port, asked
-    finally:
-        server.shutdown()
-        server.server_close()
+@pytest.fixture
+def server(one_server):
+    "Answers every request with an image, unless a test sets `answer`"
+    one_server.asked.clear()
+    one_server.answer = lambda *args: ALL
+    return one_server
+
+@pytest.fixture
+def other():
+    "Another server"
+    server = Server()
+    yield server
+    server.close()
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
@@ -49,163 +47,167 @@ def environment(monkeypatch):
         for k in (o, o.upper()): monkeypatch.delenv(k, raising=False)
     monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
 
-# --- Addresses
+@pytest.fixture
+def fetch(tmp_path): return lambda url, **kw: download_images([url], tmp_path/'got', **kw)[0]
 
-AS_THEY_ARE = ['/my%20cat.jpg', '/a%2Fb.jpg', '/a%2fb.jpg', '/what%3F.jpg', '/no%231.jpg', '/100%25.jpg', '/k%E4tz.jpg',
-               '/k%e4tz.jpg', '/%7Eann/~bob.jpg', '/50%.jpg', '/50%zz%20.jpg', "/a|b;c=1,d'e(f)[g].jpg", '/a+b%2Bc.jpg',
-               '//two//slashes.jpg', '/a:b@c.jpg', '/p?u=https%3A%2F%2Fx%2Fa%3Fb%3D1%26c%3D2', '/p?a=b+c%20d&e=f|g',
-               '/p?', '/p?a=%', '/x%C2%A0y.jpg', '/!$&*.jpg', '/p?x={1}', '/%41.jpg', '/p?q=a/../b']
-MENDED = {'/my cat.jpg': '/my%20cat.jpg', '/ä.jpg': '/%C3%A4.jpg', '/a"b<c>.jpg': '/a%22b%3Cc%3E.jpg',
-          '/a\\b.jpg': '/a/b.jpg', '/a.jpg#top': '/a.jpg', '/a/./b/../c.jpg': '/a/c.jpg',
-          '/p?q=ä b"c': '/p?q=%C3%A4%20b%22c', '?q=1': '/?q=1',
-          '/a\tb\n.jpg': '/ab.jpg', '/{猫}.jpg': '/%7B%E7%8C%AB%7D.jpg', '/x\u00a0y.jpg ': '/x%C2%A0y.jpg', '': '/'}
+def numbered(path, *_): return 200,{},DATA[int(path[1:])]
 
-@pytest.mark.parametrize('path', [*AS_THEY_ARE, *MENDED])
-def test_addresses_reach_the_host_as_browsers_send_them(tmp_path, path):
-    with serve_anything() as (port, asked):
-        o = fetch(f'http://127.0.0.1:{port}{path}', tmp_path)
-        assert ([k for k,_ in asked], o.status) == ([MENDED.get(path, path)], 'ok')
-        assert o.photo.url == f'http://127.0.0.1:{port}{path}'   # as it was given
+# --- URLs, by the rules of https://url.spec.whatwg.org
 
-@pytest.mark.parametrize('form,host', {
-    '  HTTP://{}/a.jpg\n': 'a.example', 'HtTp:\\\\{}\\a.jpg': 'a.example', 'http:{}/a.jpg': 'a.example',
-    'http:///{}/a.jpg': 'a.example', 'http://ann:secret@{}/a.jpg': 'a.example', 'http://{}/a.jpg': 'A.Example',
-    '\u0000http://{}/a.jpg\x1f': 'a.example', 'http://{}./a.jpg'.replace('./', '/'): 'bücher.example',
-    'http://{}/a.jpg#': '猫。example', 'http://{}/./a.jpg': 'faß.example', 'http://{}/x/../a.jpg': 'i❤.example',
-    'http://{}/a.jpg ': 'b%C3%BCcher.example', '\thttp://{}/a.jpg': 'my_host.example'}.items())
-def test_hosts_are_found_as_browsers_find_them(tmp_path, form, host):
-    names = [f'{o}.example' for o in ('a', 'xn--bcher-kva', 'xn--z7x', 'xn--fa-hia', 'xn--i-7iq', 'my_host')]
-    with serve_anything() as (port, asked), resolving(*names):
-        assert fetch(form.format(f'{host}:{port}'), tmp_path).status == 'ok'
-    assert asked[0][0] == '/a.jpg' and 'Authorization' not in asked[0][1]
+H = 'http://a.example'
+URLS = {
+    # what is encoded stays so; a % that encodes nothing is one
+    **{H + o: H + o for o in ('/my%20cat.jpg', '/a%2Fb.jpg', '/a%2fb.jpg', '/k%E4tz.jpg', '/~bob.jpg', "/a|b;c=1,d'e(f)[g]",
+                              '/a+b%2Bc.jpg', '//two//slashes', '/a:b@c', '/p?u=https%3A%2F%2Fx%2Fa%3Fb', '/p?a=b+c&e=f')},
+    H + '/50%.jpg': H + '/50%25.jpg', H + '/50%zz%20': H + '/50%25zz%20', H + '/p?a=%': H + '/p?a=%25',
+    H + '/my cat.jpg': H + '/my%20cat.jpg', H + '/ä.jpg': H + '/%C3%A4.jpg', H + '/a"b<c>': H + '/a%22b%3Cc%3E',
+    H + '/{猫}': H + '/%7B%E7%8C%AB%7D', H + '/p?q=ä b': H + '/p?q=%C3%A4%20b', H + '/x\u00a0y ': H + '/x%C2%A0y',
+    H + '/a\tb\n.jpg': H + '/ab.jpg', H + '/a\\b.jpg': H + '/a/b.jpg', H + '/a.jpg#top': H + '/a.jpg',
+    H: H + '/', H + '?q=1': H + '/?q=1', H + '/p?a=b?c': H + '/p?a=b?c', H + ':81/x': H + ':81/x',
+    # schemes, user names and hosts
+    '  HTTP://A.Example/1\n': H + '/1', 'HtTp:\\\\a.example\\1': H + '/1', 'http:a.example/1': H + '/1',
+    'http:///a.example/1': H + '/1', '\u0000http://a.example/1\x1f': H + '/1', '//a.example/1': 'https://a.example/1',
+    'http://ann:secret@a.example/1': H + '/1', 'http://x@y@a.example/1': H + '/1',
+    'http://bücher.example/': 'http://xn--bcher-kva.example/', 'http://b%C3%BCcher.example/': 'http://xn--bcher-kva.example/',
+    'http://猫。example/': 'http://xn--z7x.example/', 'http://faß.example/': 'http://xn--fa-hia.example/',
+    'http://i❤.example/': 'http://xn--i-7iq.example/', 'http://my_host.example/': 'http://my_host.example/',
+    'http://[2001:DB8::1]:80/x': 'http://[2001:db8::1]:80/x', 'http://１２７.0.0.2/': 'http://127.0.0.2/'}
 
-def test_two_slashes_are_https(tmp_path):
-    with serve_anything() as (port, asked):
-        o = fetch(f'//127.0.0.1:{port}/a.jpg', tmp_path)
-    assert (o.status, o.reason) == ('unreachable', 'its server cannot be reached (SSLError)')   # it spoke https with it
+@pytest.mark.parametrize('url,clean', URLS.items())
+def test_url_is_what_a_browser_requests(url, clean): assert clean_url(url) == clean_url(clean) == clean
 
-@pytest.mark.parametrize('location', ['/b%2fc d%.jpg', 'b%2fc d%.jpg', './b%2fc d%.jpg#x',
-                                      '//127.0.0.1:{}/b%2fc d%.jpg'])
-def test_redirects_reach_the_host_as_they_are_too(tmp_path, location):
-    def answer(target):
-        return (302, {'Location': location.format(port)}, b'') if target == '/a.jpg' else (200, {}, JPEG)
-    with serve_anything(answer) as (port, asked):
-        assert fetch(f'http://127.0.0.1:{port}/a.jpg', tmp_path).status == 'ok'
-    assert asked[1][0] == '/b%2fc%20d%.jpg'
+@pytest.mark.parametrize('url', ['', 'cat.jpg', 'ftp://a.example/1.jpg', 'data:image/png;base64,AA', 'javascript:alert(1)',
+                                 'file:///etc/passwd', 'http://', 'http://a b.example/', 'http://[::1/', 'http://[x]/',
+                                 'http://a.example:99999/', 'http://a.example:x/', 'x'*5000, '\ud800', 'http://%00/',
+                                 'http://%ff/'])
+def test_other_text_is_no_url(url):
+    with pytest.raises(FetchError, match='is not an http') as e: clean_url(url)
+    assert e.value.reason == 'invalid'
 
-@pytest.mark.parametrize('url', ['ftp://a.example/1.jpg', 'data:image/png;base64,AAAA', 'javascript:alert(1)',
-                                 'cat.jpg', 'http://', 'http://a b.example/', 'http://[::1/',
-                                 'http://a.example:99999/', 'x'*5000,
-                                 'http://.example/1.jpg', 'http://' + 'a'*300 + '.example/', '\ud800', 'http://%00/'])
-def test_hopeless_addresses_have_an_outcome(tmp_path, url):
-    with resolving(): o = fetch(url, tmp_path)
-    assert o.photo.url == url and o.status in ('refused', 'unreachable') and o.reason
+@pytest.mark.parametrize('location,url', {
+    '/b%2fc d.jpg': H + '/b%2fc%20d.jpg', 'b.jpg': H + '/x/b.jpg', '../b.jpg#y': H + '/b.jpg', '?b=1': H + '/x/y?b=1',
+    '//b.example/1': 'http://b.example/1', 'HTTPS:\\\\b.example/1': 'https://b.example/1', '': H + '/x/y?q=1'}.items())
+def test_redirect_is_relative_to_its_url(location, url): assert clean_url(location, H + '/x/y?q=1') == url
 
-# --- Private networks
+def test_urls_reach_the_host(server, fetch):
+    paths = ['/my cat.jpg', '/a%2fb.jpg', '/50%.jpg', '/ä|b.jpg', '/p?u=https%3A%2F%2Fx%2Fa%3Fb%3D1&c=2', '/a/../b.jpg']
+    for o in paths: assert fetch(server.url + o).photo.url == server.url + o   # as it was given
+    assert [unquote(path) for path,_,_ in server.asked] == ['/my cat.jpg', '/a/b.jpg', '/50%.jpg', '/ä|b.jpg', '/p', '/b.jpg']
+    assert server.asked[4][1] == {'u': 'https://x/a?b=1', 'c': '2'}
 
-def test_name_that_resolves_to_this_machine_is_refused(monkeypatch, tmp_path):
-    "DNS rebinding: whatever the name said before, the address of the connection counts"
+def test_a_host_with_accents_is_asked_for_by_its_name(server, fetch):
+    with resolving('xn--bcher-kva.example'):
+        assert fetch(server.url.replace('127.0.0.1', 'ann:secret@bücher.example')).status == 'ok'
+    assert 'Authorization' not in server.asked[0][2]
+
+# --- Private addresses
+
+@pytest.mark.parametrize('host,private', {
+    **dict.fromkeys(['127.0.0.1', '10.1.2.3', '192.168.0.1', '169.254.169.254', '0.0.0.0', '224.0.0.1', '100.64.0.1', 'localhost',
+                     'a.localhost.', '[::1]', '[fe80::1]', '[fc00::1]', '[::ffff:127.0.0.1]', '[64:ff9b::7f00:1]',
+                     '[2002:7f00:1::]'], True),
+    **dict.fromkeys(['8.8.8.8', 'example.org', '[2606:4700::1]', '[64:ff9b::808:808]'], False)}.items())
+def test_private_addresses_are_refused(monkeypatch, host, private):
+    assert check_host(f'http://{host}/') == host.strip('[]')
     monkeypatch.delenv('CATDOG_ALLOW_PRIVATE')
-    with serve(lambda *args: (200, {}, JPEG)) as (url, asked), resolving('images.example'):
-        o = fetch(url.replace('127.0.0.1', 'images.example'), tmp_path)
-        assert (o.status, asked) == ('refused', []) and 'CATDOG_ALLOW_PRIVATE' in o.reason
+    if private:
+        with pytest.raises(FetchError, match='CATDOG_ALLOW_PRIVATE=1') as e: check_host(f'http://{host}/')
+        assert e.value.reason == 'refused'
+    else: assert check_host(f'http://{host}/')
+
+def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch, server, fetch):
+    "DNS rebinding: the address of the connection counts"
+    monkeypatch.delenv('CATDOG_ALLOW_PRIVATE')
+    with resolving('images.example'):
+        o = fetch(server.url.replace('127.0.0.1', 'images.example'))
+        assert (o.status, server.asked) == ('refused', []) and 'CATDOG_ALLOW_PRIVATE' in o.reason
         monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
-        assert fetch(url.replace('127.0.0.1', 'images.example'), tmp_path).status == 'ok'
+        assert fetch(server.url.replace('127.0.0.1', 'images.example')).status == 'ok'
 
-def test_redirect_into_the_private_network_is_refused(monkeypatch, tmp_path):
+def test_a_redirect_into_the_private_network_is_refused(monkeypatch, server, fetch):
     monkeypatch.delenv('CATDOG_ALLOW_PRIVATE')
-    private = addresses._is_private
-    # as if 127.0.0.1 were on the internet
-    monkeypatch.setattr(addresses, '_is_private', lambda o: o != '127.0.0.1' and private(o))
-    with serve(lambda path, *args: (302, {'Location': target}, b'')) as (url, asked):
-        for target in (url.replace('127.0.0.1', '127.0.0.2'), 'http://169.254.169.254/latest', 'file:///etc/passwd',
-                       'HTTP:\\\\127.0.0.2/x', '//[::1]/x', 'http://１２７.0.0.2/'.encode().decode('latin1')):
-            assert fetch(url, tmp_path).status == 'refused'
-    assert len(asked) == 6
+    private = http._is_private   # as if 127.0.0.1 were on the internet
+    monkeypatch.setattr(http, '_is_private', lambda o: o != '127.0.0.1' and private(o))
+    server.answer = lambda *args: (302, {'Location': target}, b'')
+    for target in (server.url.replace('127.0.0.1', '127.0.0.2'), 'http://169.254.169.254/latest', 'HTTP:\\\\127.0.0.2/x',
+                   '//[::1]/x'):
+        assert fetch(server.url).status == 'refused'
+    target = 'file:///etc/passwd'
+    assert fetch(server.url).status == 'invalid' and len(server.asked) == 5
 
-# --- What leaves this machine
+# --- What we send
 
-NETRC = {'default': 'default login me password secret\n', 'machine': 'machine 127.0.0.1 login me password secret\n'}
-
-@pytest.mark.parametrize('kind', NETRC)
-@pytest.mark.parametrize('how', ['NETRC', 'HOME'])
-def test_no_password_is_sent(tmp_path, monkeypatch, kind, how):
-    file = tmp_path/('.netrc' if how == 'HOME' else 'passwords')
-    file.write_text(NETRC[kind])
+@pytest.mark.parametrize('how,text', {'NETRC': 'default login me password secret\n',
+                                      'HOME': 'machine 127.0.0.1 login me password secret\n'}.items())
+def test_no_password_is_sent(tmp_path, monkeypatch, server, fetch, how, text):
+    file = tmp_path/'.netrc'
+    file.write_text(text)
     file.chmod(0o600)
     monkeypatch.delenv('NETRC', raising=False)
     monkeypatch.setenv(how, str(tmp_path if how == 'HOME' else file))
     def answer(path, params, headers):
-        if path == '/there': return 302, {'Location': '/here'}, b''
-        return (200, {}, JPEG) if path == '/here' else (200, {}, {'value': []})
-    with serve(answer) as (url, asked):
-        assert fetch(f'{url}/there', tmp_path/'got').status == 'ok'
-        assert bing_pages('cat', 3, f'{url}/search', 'key', 'mine') == []
-    assert len(asked) == 3 and not [o for _,_,headers in asked for o in headers if o.lower() == 'authorization']
+        if path == '/there': return 302,{'Location': '/here'},b''
+        return ALL if path == '/here' else (200, {}, {'value': []})
+    server.answer = answer
+    assert fetch(f'{server.url}/there').status == 'ok'
+    assert bing_pages('cat', 3, f'{server.url}/search', 'key', 'mine') == []
+    monkeypatch.setenv('http_proxy', server.url)   # nor to a proxy
+    assert fetch('http://images.example/here').status == 'ok'
+    assert len(server.asked) == 4 and 'authorization' not in str(server.asked).lower()
 
-def test_the_key_of_a_service_does_not_follow_a_redirect_to_another(tmp_path):
-    def other(path, params, headers): return 200, {}, {'value': [{'contentUrl': 'https://a/1.jpg'}]}
-    with serve(other) as (there, got), serve(lambda *args: (302, {'Location': target}, b'')) as (url, asked):
-        for target in (there.replace('127.0.0.1', 'localhost'), there):   # another host, another port
-            assert len(bing_pages('cat', 1, url, 'secret', 'mine')) == 1
-    assert all('secret' in str(o) for o in asked) and len(got) == 2 and 'secret' not in str(got)
+def test_the_key_of_a_service_does_not_follow_a_redirect_to_another(server, other):
+    other.answer = lambda *args: (200, {}, {'value': [{'contentUrl': 'https://a/1.jpg'}]})
+    server.answer = lambda *args: (302, {'Location': target}, b'')
+    for target in (other.url.replace('127.0.0.1', 'localhost'), other.url):   # another host, another port
+        assert len(bing_pages('cat', 1, server.url, 'secret', 'mine')) == 1
+    assert all('secret' in str(o) for o in server.asked) and len(other.asked) == 2 and 'secret' not in str(other.asked)
 
-def test_no_cookie_comes_back(tmp_path):
-    with serve(lambda *args: (200, {'Set-Cookie': 'a=b; Path=/'}, JPEG)) as (url, asked):
-        download_images([f'{url}/{i}' for i in range(3)], tmp_path, workers=1)
-    assert len(asked) == 3 and 'a=b' not in str(asked)
+def test_no_cookie_comes_back(server, tmp_path):
+    server.answer = lambda *args: (200, {'Set-Cookie': 'a=b; Path=/'}, JPEG)
+    download_images([f'{server.url}/{i}' for i in range(3)], tmp_path, workers=1)
+    assert len(server.asked) == 3 and 'a=b' not in str(server.asked)
 
 @pytest.mark.parametrize('contact,words', [
-    (None, r'https?://'), ('https://cats.example/me', 'https://cats.example/me;'), ('ann@b.example', 'ann@b.example;'),
-    (' Ann\r\nX-Evil: 1 <a@b.example>\n', r'Ann X-Evil: 1 <a@b\.example>;'),
-    ('Köln, c@d.example', r'K\?ln, c@d\.example;')])
-def test_we_say_who_we_are_and_where_to_complain(tmp_path, monkeypatch, contact, words):
+    ('', ''), ('https://cats.example/me', 'https://cats.example/me; '), ('ann@b.example', 'ann@b.example; '),
+    (' Ann\r\nX-Evil: 1 <a@b.example>\n', 'Ann X-Evil: 1 <a@b.example>; '), ('Köln, c@d.example', 'K?ln, c@d.example; ')])
+def test_user_agent_has_the_contact(monkeypatch, contact, words):
     "name/version (contact), as foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy asks"
-    if contact: monkeypatch.setenv('CATDOG_CONTACT', contact)
-    with serve(lambda *args: (200, {}, JPEG if args[0] == '/a' else {'value': []})) as (url, asked):
-        fetch(f'{url}/a', tmp_path)
-        bing_pages('cat', 3, url, 'key', 'mine')
-    for _,_,headers in asked:
-        assert re.match(rf'catdog/[\d.]+ \({words}[^)]*\) python-requests/', headers['User-Agent'])
-        assert 'X-Evil' not in headers
-    assert len(asked) == 2
+    monkeypatch.setenv('CATDOG_CONTACT', contact)
+    assert re.fullmatch(rf'catdog/[\d.]+ \({re.escape(words)}collects images for an image classifier\) '
+                        r'python-requests/[\d.]+', user_agent())
 
-@pytest.mark.parametrize('netrc', [False, True])
-def test_proxies_of_the_environment_are_used(tmp_path, monkeypatch, netrc):
-    "And asked for the address as it is"
-    if netrc:
-        (tmp_path/'netrc').write_text(NETRC['default'])
-        (tmp_path/'netrc').chmod(0o600)
-        monkeypatch.setenv('NETRC', str(tmp_path/'netrc'))
-    def proxy(target): return 200, {}, JPEG if target.startswith('http://images') else b'{"value": []}'
-    with serve_anything(proxy) as (port, asked):
-        monkeypatch.setenv('http_proxy', f'http://127.0.0.1:{port}')
-        assert fetch('http://images.example/a%2fb c%.jpg', tmp_path/'got').status == 'ok'
-        bing_pages('cat', 3, 'http://search.example/v7', 'key', 'mine')
-    assert asked[0][0] == 'http://images.example/a%2fb%20c%.jpg'
-    assert asked[1][0].startswith('http://search.example/v7?q=cat')
-    assert 'Authorization' not in asked[0][1] | asked[1][1]
+def test_user_agent_is_sent(monkeypatch, server, fetch):
+    monkeypatch.setenv('CATDOG_CONTACT', 'ann@b.example')
+    server.answer = lambda path, *_: ALL if path == '/a' else (200, {}, {'value': []})
+    fetch(f'{server.url}/a')
+    bing_pages('cat', 3, server.url, 'key', 'mine')
+    assert [o['User-Agent'] for _,_,o in server.asked] == [user_agent()]*2
 
-def test_a_proxy_that_dribbles_is_cut_off(tmp_path, monkeypatch):
-    with socket.create_server(('127.0.0.1', 0)) as proxy:   # it takes the connection and says nothing
-        monkeypatch.setenv('http_proxy', f'http://127.0.0.1:{proxy.getsockname()[1]}')
-        class Slow(threading.Thread):
-            def run(self):
-                conn = proxy.accept()[0]
-                try:
-                    for o in b'HTTP/1.1 200 OK\r\nX: ' + b'x'*1000:
-                        conn.send(bytes([o]))
-                        threading.Event().wait(.05)
-                except OSError: pass   # cut off
-        thread = Slow(daemon=True)
-        thread.start()
-        assert fetch('http://images.example/a.jpg', tmp_path, timeout=.3).status == 'timed-out'
-        thread.join(5)
-        assert not thread.is_alive()
+# --- Proxies
+
+@pytest.mark.parametrize('variable', ['http_proxy', 'HTTP_PROXY', 'ALL_PROXY'])
+def test_proxies_of_the_environment_are_used(monkeypatch, server, fetch, variable):
+    server.answer = lambda path, params, headers: ALL if 'images' in headers['Host'] else (200, {}, {'value': []})
+    monkeypatch.setenv(variable, server.url)
+    assert fetch('http://images.example/a b.jpg').status == 'ok'
+    bing_pages('cat', 3, 'http://search.example/v7', 'key', 'mine')
+    assert [o['Host'] for _,_,o in server.asked] == ['images.example', 'search.example']
+    monkeypatch.setenv('NO_PROXY', 'images.example')
+    with resolving(): assert fetch('http://images.example/a.jpg').status == 'unreachable'
+    assert len(server.asked) == 2
+
+def test_a_socks_proxy_needs_pysocks(monkeypatch, server, fetch):
+    if find_spec('socks'): pytest.skip('PySocks is installed')
+    monkeypatch.setenv('ALL_PROXY', 'socks5h://127.0.0.1:1080')
+    assert fetch(server.url).status == 'ok'   # this machine is asked directly
+    o = fetch('http://images.example/a.jpg')
+    assert o.status == 'unreachable' and 'pip install pysocks' in o.reason
+    with pytest.raises(SearchError, match='pip install pysocks') as e: bing_pages('cat', 3, 'http://search.example/', 'key', 'mine')
+    assert not e.value.offline
 
 # --- Opt-outs
 
-ROBOTS = {   # headers -> the word that counts
+ROBOTS = {   # headers -> the rule that counts
     ('noai',): 'noai', ('noindex, nofollow',): 'noindex', ('otherbot: noindex',): None,
     ('catdog: noimageai',): 'noimageai', ('max-image-preview:large, noai, noimageai',): 'noai',
     ('max-snippet:-1, noindex',): 'noindex', ('noml',): 'noml',
@@ -217,52 +219,173 @@ ROBOTS = {   # headers -> the word that counts
     ('unavailable_after: 25 Jun 2010',): 'unavailable_after',
     ('unavailable_after: 25 Jun 10, all',): 'unavailable_after',
     ('unavailable_after: Fri, 25 Jun 2010',): 'unavailable_after', ('unavailable_after: 25 Jun 2999',): None,
-    ('unavailable_after: 2010-06-25T15:00:00Z',): 'unavailable_after', ('NOAI; noimageai',): 'noai',
-    ('otherbot: unavailable_after: 25 Jun 2010', '*: noml'): 'noml',
-    ('googlebot: noindex, catdog: noai',): 'noai',
-    ('googlebot: max-snippet:5, noai',): None, ('all', 'max-image-preview:standard'): None, ('index, follow',): None}
+    ('unavailable_after: 2010-06-25T15:00:00Z',): 'unavailable_after', ('unavailable_after: soon',): None,
+    ('NOAI; noimageai',): 'noai', ('otherbot: unavailable_after: 25 Jun 2010', '*: noml'): 'noml',
+    ('googlebot: noindex, catdog: noai',): 'noai', ('googlebot: max-snippet:5, noai',): None,
+    ('all', 'max-image-preview:standard'): None, ('index, follow',): None}
 
-@pytest.mark.parametrize('tags,word', ROBOTS.items())
-def test_robots_tag_for_us_is_respected(tmp_path, tags, word):
-    with serve_anything(lambda target: (200, [('X-Robots-Tag', o) for o in tags], JPEG)) as (port, _):
-        o = fetch(f'http://127.0.0.1:{port}/', tmp_path)
-        assert o.status == ('refused' if word else 'ok') and (not word or f'(X-Robots-Tag: {word})' in o.reason)
-        if word: assert fetch(f'http://127.0.0.1:{port}/', tmp_path, ignore_robots=[word, 'noimageai']).status == 'ok'
+@pytest.mark.parametrize('tags,rule', ROBOTS.items())
+def test_robots_tag(tags, rule):
+    headers = HTTPHeaderDict([('X-Robots-Tag', o) for o in tags])
+    assert opt_out(headers) == rule and opt_out(headers, http.OPT_OUTS) is None
 
-def test_what_is_ignored_has_to_be_named(tmp_path):
-    with serve_anything(lambda target: (200, {'X-Robots-Tag': 'noindex, noai'}, JPEG)) as (port, asked):
-        url = f'http://127.0.0.1:{port}/'
-        assert '(X-Robots-Tag: noai)' in fetch(url, tmp_path, ignore_robots=['NoIndex']).reason
-        with pytest.raises(CatdogError, match="'all' is no rule"): fetch(url, tmp_path, ignore_robots=['all'])
-        assert len(asked) == 1
+def test_opt_outs_are_heeded_unless_they_are_named(server, fetch):
+    server.answer = lambda path, *_: (200, {'TDM-Reservation': '1'} if path == '/tdm' else {'X-Robots-Tag': 'noindex, noai'}, JPEG)
+    o = fetch(server.url)
+    assert o.status == 'refused' and '(noindex)' in o.reason
+    assert '(noai)' in fetch(server.url, ignore_robots=['NoIndex']).reason
+    assert fetch(server.url, ignore_robots=['noindex', 'noai']).status == 'ok'
+    assert '(tdm-reservation)' in fetch(f'{server.url}/tdm', ignore_robots='noai').reason
+    with pytest.raises(CatdogError, match="'all' is not an opt-out"): fetch(server.url, ignore_robots=['all'])
+    assert len(server.asked) == 4
 
-# --- Services that do not behave
+# --- Limits per host
 
-def test_a_service_that_dribbles_is_cut_off(monkeypatch):
+class Crowd:
+    "Counts how many requests are being answered at once"
+    def __init__(self): self.now,self.most,self.lock = 0,0,threading.Lock()
+    def answer(self, seconds):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(seconds)
+        with self.lock: self.now -= 1
+
+def test_at_most_eight_connections_to_one_host(server, tmp_path):
+    crowd,together = Crowd(),threading.Barrier(PER_HOST)
+    def answer(path, *_):
+        together.wait(20)   # eight must be here at once before any is answered
+        crowd.answer(.05)   # time for a ninth to come, if it may
+        return numbered(path)
+    server.answer = answer
+    assert {o.status for o in download_images([f'{server.url}/{i}' for i in range(40)], tmp_path)} == {'ok'}
+    assert crowd.most == PER_HOST
+
+def test_at_most_two_connections_to_all_hosts_of_wikimedia(server, tmp_path):
+    "https://wikitech.wikimedia.org/wiki/Robot_policy; redirects lead there too"
+    hosts = ('upload.wikimedia.org', 'commons.wikimedia.org', 'en.wikipedia.org', 'short.example', 'de.wikinews.org',
+             'upload.wmfusercontent.org', 'commons.wmcloud.org', 'en.wikiversity.org')
+    crowd = Crowd()
+    def answer(path, params, headers):
+        host,port = headers['Host'].split(':')
+        if host == 'short.example': return 302,{'Location': f'http://upload.wikimedia.org:{port}{path}'},b''
+        crowd.answer(.03)
+        return numbered(path)
+    server.answer = answer
+    with resolving(*hosts):
+        urls = [server.url.replace('127.0.0.1', hosts[i%len(hosts)]) + f'/{i}' for i in range(40)]
+        assert {o.status for o in download_images(urls, tmp_path)} == {'ok'}
+    assert crowd.most == 2
+
+@pytest.mark.parametrize('retry_after', [None, '1', '3600'])
+def test_a_host_that_keeps_refusing_is_given_up(server, tmp_path, retry_after):
+    "It costs seconds in all, not for each image, and what other hosts have is not lost"
+    def answer(path, params, headers):
+        if headers['Host'].startswith('busy.'): return 429,{'Retry-After': retry_after} if retry_after else {},b''
+        return numbered(path)
+    server.answer,start = answer,time.monotonic()
+    with resolving('busy.example', 'good.example'):
+        urls = [server.url.replace('127.0.0.1', ('busy.example', 'good.example')[i%2]) + f'/{i}' for i in range(40)]
+        outcomes = download_images(urls, tmp_path)
+    refused = [o for _,_,o in server.asked if o['Host'].startswith('busy.')]
+    assert [o.status for o in outcomes] == ['busy', 'ok']*20
+    assert len(refused) <= PER_HOST + GIVE_UP and time.monotonic() - start < 12
+    assert 'busy.example keeps refusing requests' in outcomes[-2].reason
+
+def test_a_host_that_recovers_is_not_given_up(server, tmp_path):
+    "It allows five requests, then none until it has been left alone for a second"
+    lock,allowed = threading.Lock(),[5, 0.]
+    def answer(path, *_):
+        with lock:
+            if time.monotonic() > allowed[1]: allowed[:] = [5, float('inf')]
+            if allowed[0]:
+                allowed[0] -= 1
+                return numbered(path)
+            allowed[1] = time.monotonic() + .9
+            return 429,{'Retry-After': '1'},b''
+    server.answer = answer
+    outcomes = download_images([f'{server.url}/{i}' for i in range(25)], tmp_path)
+    assert Counter(o.status for o in outcomes) == {'ok': 25}
+
+def test_a_host_that_never_answers_is_given_up(server, tmp_path):
+    gone,start = threading.Event(),time.monotonic()
+    server.answer = lambda *args: gone.wait(60) and None
+    outcomes = download_images([f'{server.url}/{i}' for i in range(40)], tmp_path, timeout=.3)
+    gone.set()
+    assert {o.status for o in outcomes} == {'timeout'} and len(server.asked) <= 2*PER_HOST and time.monotonic() - start < 5
+    assert sum('its server took too long, like the' in o.reason for o in outcomes) > 20
+
+def test_a_host_that_fails_now_and_then_is_asked_for_everything(server, tmp_path):
+    server.answer = lambda path, *_: (500 if int(path[1:])%3 else 200, {'Retry-After': '0'}, DATA[int(path[1:])])
+    outcomes = download_images([f'{server.url}/{i}' for i in range(12)], tmp_path)
+    assert [o.status for o in outcomes] == ['ok', 'busy', 'busy']*4
+    assert Counter(path for path,_,_ in server.asked) == {f'/{i}': TRIES if i%3 else 1 for i in range(12)}
+
+def test_a_download_ends(monkeypatch, server, tmp_path):
+    "What has not begun in time has an outcome all the same"
+    monkeypatch.setattr(download, 'SECONDS', .5)
+    monkeypatch.setattr(download, 'SECONDS_EACH', 0)
+    def slow(path, *_):
+        time.sleep(.2)
+        return numbered(path)
+    server.answer = slow
+    outcomes = download_images([f'{server.url}/{i}' for i in range(40)], tmp_path)
+    assert len(outcomes) == 40 and {o.status for o in outcomes} == {'ok', 'timeout'}
+    assert 8 <= len(server.asked) <= 32 and {o.reason for o in outcomes} == {'', 'there was no time left for it'}
+
+# --- Servers that misbehave
+
+def without_end(chunk, pause=0):
+    while True:
+        time.sleep(pause)
+        yield chunk
+
+ODD = {   # status, headers, body -> status of the outcome
+    'circle': (302, {'Location': '/circle'}, b'', 'refused'),
+    'long redirect': (302, {'Location': '/circle'}, without_end(bytes(2**20)), 'refused'),
+    'gone': (404, {}, b'', 'not-found'), 'forbidden': (403, {}, b'', 'refused'),
+    'large': (200, {'Content-Length': '200000000'}, b'x', 'too-large'), 'endless': (200, {}, without_end(bytes(2**20)), 'too-large'),
+    'drip': (200, {'Content-Length': '100000'}, without_end(b'.', .05), 'timeout'),
+    'chunked drip': (200, {'Transfer-Encoding': 'chunked'}, without_end(b'1\r\n.\r\n', .05), 'timeout'),
+    'broken off': (200, {'Content-Length': '100000', 'Connection': 'close'}, iter([b'x']), 'unreachable'),
+    'page': (200, {}, b'<!doctype html>', 'not-an-image')}
+
+@pytest.mark.parametrize('status,headers,body,outcome', ODD.values(), ids=ODD)
+def test_odd_answers_have_a_status(server, fetch, status, headers, body, outcome):
+    server.answer = lambda path, *_: (302, {'Location': '/circle'}, b'') if path == '/circle' else (status, headers, body)
+    start = time.monotonic()
+    assert fetch(server.url, timeout=.3).status == outcome and time.monotonic() - start < 6
+
+@pytest.mark.parametrize('status,retry_after,outcome,asked', [
+    (503, '1', 'ok', 2), (500, None, 'busy', TRIES), (429, '3600', 'busy', 1), (503, 'soon', 'busy', TRIES)])
+def test_a_busy_server_is_asked_again(server, fetch, status, retry_after, outcome, asked):
+    def answer(*args):
+        if outcome == 'ok' and len(server.asked) > 1: return ALL
+        return status,{'Retry-After': retry_after} if retry_after else {},b''
+    server.answer = answer
+    assert (fetch(server.url).status, len(server.asked)) == (outcome, asked)
+
+def test_headers_that_drip_are_cut_off(monkeypatch, fetch):
+    with socket.create_server(('127.0.0.1', 0)) as proxy:
+        monkeypatch.setenv('http_proxy', f'http://127.0.0.1:{proxy.getsockname()[1]}')
+        class Slow(threading.Thread):
+            def run(self):
+                conn = proxy.accept()[0]
+                try:
+                    for o in b'HTTP/1.1 200 OK\r\nX: ' + b'x'*1000:
+                        conn.send(bytes([o]))
+                        time.sleep(.05)
+                except OSError: pass   # cut off
+        thread = Slow(daemon=True)
+        thread.start()
+        assert fetch('http://images.example/a.jpg', timeout=.3).status == 'timeout'
+        thread.join(5)
+        assert not thread.is_alive()
+
+def test_a_service_that_drips_or_sends_without_end_is_cut_off(monkeypatch, server):
     monkeypatch.setattr('catdog.web.engines.ANSWER_SECONDS', .3)
-    done = threading.Event()
-    class Drip(BaseHTTPRequestHandler):
-        def log_message(self, *args): pass
-        def do_GET(self):
-            try:
-                self.send_response(200)
-                self.end_headers()
-                while not done.wait(.05):
-                    self.wfile.write(b' ')
-                    self.wfile.flush()
-            except OSError: done.set()   # the client has left
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Drip)
-    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
-    try:
-        with pytest.raises(SearchError, match='cannot be reached'):
-            bing_pages('cat', 3, f'http://127.0.0.1:{server.server_port}/', 'key', 'mine')
-        assert done.wait(5)
-    finally:
-        done.set()
-        server.shutdown()
-        server.server_close()
-
-def test_a_service_that_sends_without_end_is_cut_off(monkeypatch):
     monkeypatch.setattr('catdog.web.engines.ANSWER_BYTES', 100_000)
-    with serve(lambda *args: (200, {}, b' '*200_000)) as (url, _):
-        with pytest.raises(SearchError, match='more than 100,000 bytes'): bing_pages('cat', 3, url, 'key', 'mine')
+    server.answer = lambda *args: (200, {}, without_end(b' ', .05))
+    with pytest.raises(SearchError, match='took too long'): bing_pages('cat', 3, server.url, 'key', 'mine')
+    server.answer = lambda *args: (200, {}, b' '*200_000)
+    with pytest.raises(SearchError, match='more than 100,000 bytes'): bing_pages('cat', 3, server.url, 'key', 'mine')

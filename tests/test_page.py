@@ -1,228 +1,262 @@
-"The page of `catdog-serve` in a real browser: dropping, pasting, the camera, Why?, other sites, who needs contrast"
-import functools, http.server, importlib.util, os, subprocess, sys, threading
+"The page in a real browser, with both of its back ends: the server, and onnxruntime-web in the page"
+import base64, importlib.util, os, re
 from pathlib import Path
 
-import pytest
+import pytest, requests
 from network_helpers import violations
+from page_helpers import ask, as_files, cards, classifier, drop, hosted, open_page, saved, serving, site   # noqa: F401
+from playwright.sync_api import expect
 
-from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes
-from catdog.predict import shipped_model
+from catdog.deploy.predictor import forced_choice, percent, shown_probabilities
+from catdog.sample.draw import draw
 
-SIZES = {'desktop': dict(viewport=dict(width=1280, height=800)),
-         'phone': dict(viewport=dict(width=390, height=844), device_scale_factor=2, is_mobile=True, has_touch=True)}
-
-@pytest.fixture(scope='module')
-def cat():
-    "A real photograph of a cat, which comes with fastbook"
-    return Path(importlib.util.find_spec('fastbook').origin).parent/'images'/'cat.jpg'
-
-def serving(*options):
-    "A `catdog-serve` in its own process, and its address"
-    process = subprocess.Popen([str(Path(sys.executable).with_name('catdog-serve')), '--port', '0', *options],
-                               stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
-    return process,process.stdout.readline().split()[0]
+# Photographs that come with fastbook
+CAT,BEAR = (Path(importlib.util.find_spec('fastbook').origin).with_name('images')/o for o in ('cat.jpg', 'grizzly.jpg'))
+CAT,BEAR = CAT.read_bytes(),BEAR.read_bytes()
 
 @pytest.fixture(scope='module')
-def url():
-    process,url = serving()
-    yield url
-    process.terminate()
-    assert process.wait(30) == 0
+def server():
+    with serving() as url: yield url
+
+@pytest.fixture(scope='module', params=['server', 'browser'])
+def url(request):
+    "The page's URL"
+    if request.param == 'server': yield request.getfixturevalue('server')
+    else:
+        with hosted(request.getfixturevalue('site')) as (url,_): yield url
+
+@pytest.fixture(scope='module')
+def desktop(browser, url):
+    context = browser.new_context(viewport=dict(width=1100, height=800), permissions=['clipboard-read', 'clipboard-write'])
+    page = open_page(context.new_page(), url)
+    page.wrong = []
+    page.on('pageerror', lambda e: page.wrong.append(str(e)))
+    page.on('console', lambda o: page.wrong.append(o.text) if o.type == 'error' else None)
+    yield page
+    context.close()
 
 @pytest.fixture
-def visitor(browser):
-    "Opens a page of a browser of its own, of a desktop's or a phone's size"
-    contexts = []
-    def _visitor(url, size='desktop', **kw):
-        contexts.append(browser.new_context(**SIZES[size], **kw))
-        page = contexts[-1].new_page()
-        page.goto(url)
-        return page
-    yield _visitor
-    for o in contexts: o.close()
+def app(desktop):
+    "The page, open for all tests of this module; an error in its console fails the test"
+    desktop.wrong.clear()
+    yield desktop
+    assert [o for o in desktop.wrong if 'responded with a status of 4' not in o] == []   # a file that is no image
 
-def predict(page):
-    page.get_by_role('button', name='Predict!').click()
-    page.locator('#results > *').first.wait_for()
-    return page.locator('.sentence, #results .error').all_inner_texts()
+def status(page): return expect(page.get_by_role('status'))
 
-# What is dropped
+def test_answers_are_those_of_the_classifier(app, url, classifier):
+    images = {'cat.jpg': CAT, 'notes.txt': b'buy cat food', 'bear.jpg': BEAR, 'dog.jpg': jpeg_bytes(draw('dog', 6, (320, 240)))}
+    shown = ask(app, images)
+    assert [o['name'] for o in shown] == list(images) and [o['error'] for o in shown] == [False, True, False, False]
+    for card in (o for o in shown if not o['error']):
+        pred = classifier.predict(images[card['name']])
+        assert card['words'] == str(pred) and card['sure'] == pred.sure and card['image']
+        assert card['shown'] == {k: percent(v) for k,v in shown_probabilities(pred)}
+        assert card['forced'] == forced_choice(pred)
+    assert shown[0]['words'].startswith('cat, ') and shown[2]['words'] == 'This does not look like a cat or a dog'
+    assert shown[1]['words'] == 'notes.txt: a text file, not an image'
+    status(app).to_contain_text('1 cat, 1 cannot be opened, 2 like none of them')
+    assert app.url == url and app.evaluate('scrollX || document.scrollingElement.scrollWidth - innerWidth') <= 0
+    card, = ask(app, {'cat.jpg': CAT})   # takes the place of the first four
+    status(app).to_have_text(card['words'])
 
-def drop(page, *paths, at=(30, 700)):
-    "Drop files and folders of this machine on `page`, as a person does, at a place far from the frame"
-    data = dict(items=[], files=list(map(str, paths)), dragOperationsMask=1)
-    cdp = page.context.new_cdp_session(page)
-    for kind in ('dragEnter', 'dragOver', 'drop'):
-        cdp.send('Input.dispatchDragEvent', dict(type=kind, x=at[0], y=at[1], data=data))
+def test_a_new_choice_does_not_wait_for_the_one_before(app):
+    many = {f'{i}.jpg': jpeg_bytes(draw('cat', i, (400, 400))) for i in range(40)}
+    app.set_input_files('#file', as_files(many))
+    if app.locator('#predict').count(): app.locator('#predict').click()
+    app.locator('article bdi', has_text='0.jpg').first.wait_for()
+    card, = ask(app, {'last.jpg': CAT})
+    assert card['name'] == 'last.jpg'
+    app.wait_for_timeout(500)
+    expect(app.locator('article')).to_have_count(1)
+
+# Dropping and pasting
 
 @pytest.fixture
 def folder(tmp_path):
-    "A folder `holidays` of images, with a folder within it and what computers add"
-    holidays = tmp_path/'holidays'
-    (holidays/'second').mkdir(parents=True)
-    for i,name in enumerate(['a.jpg', 'b.jpg', 'second/c.jpg']):
-        (holidays/name).write_bytes(jpeg_bytes(draw('cat', i, (90, 80))))
-    for name in ('.DS_Store', 'Thumbs.db', 'notes.txt'): (holidays/name).write_text('nothing to see')
-    return holidays
+    "Images in folders, and other files"
+    for name in ('cat 10.jpg', 'cat 9.jpg', 'inner/Kätzchen auf dem Dach.jpg', 'inner/deep/כלב.jpg'):
+        (tmp_path/'my pets'/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/'my pets'/name).write_bytes(jpeg_bytes(draw('cat', len(name), (200, 200))))
+    for name in ('notes.txt', 'inner/list.csv', '.DS_Store'): (tmp_path/'my pets'/name).write_text('not an image')
+    return tmp_path/'my pets'
 
-def status(page, text): page.get_by_role('status').filter(has_text=text).wait_for()
+def test_drop_files_anywhere(app, folder):
+    assert app.evaluate('document.elementFromPoint(20, 600).closest(".drop")') is None
+    drop(app, folder/'cat 9.jpg', folder/'notes.txt')
+    assert [(o['name'], o['error']) for o in cards(app, 2)] == [('cat 9.jpg', False), ('notes.txt', True)]
 
-def test_a_image_is_dropped_anywhere(url, visitor, cat):
-    page = visitor(url)
-    assert page.evaluate('document.elementFromPoint(30, 700).closest("#drop")') is None
-    drop(page, cat)
-    status(page, '1 image chosen')
-    assert predict(page)[0].startswith('cat, ') and page.url == url
+def test_drop_a_folder(app, folder):
+    drop(app, folder)
+    assert [o['name'] for o in cards(app, 4)] == ['cat 9.jpg', 'cat 10.jpg', 'כלב.jpg', 'Kätzchen auf dem Dach.jpg']
+    status(app).to_contain_text('left out, by their names no images: 2')
 
-def test_a_dropped_folder_is_opened(url, visitor, folder):
-    page = visitor(url)
-    drop(page, folder)
-    status(page, '3 images chosen')
-    assert sorted(page.locator('#preview li').all_inner_texts()) == ['a.jpg', 'b.jpg', 'c.jpg']
-    assert len(predict(page)) == 3
+def test_drop_a_folder_of_more_than_a_hundred(app, tmp_path):
+    "A browser lists a hundred files at a time, and the server takes 16 per request"
+    data = jpeg_bytes(draw('cat', 1, (64, 64)))
+    for i in range(110): (tmp_path/f'{i}.jpg').write_bytes(data)
+    drop(app, tmp_path)
+    assert [o['name'] for o in cards(app, 110)] == [f'{i}.jpg' for i in range(110)]
 
-def test_a_file_and_a_folder_are_dropped_together(url, visitor, folder, cat):
-    page = visitor(url)
-    drop(page, cat, folder)
-    status(page, '4 images chosen')
+def test_drop_no_image(app, tmp_path):
+    (tmp_path/'empty').mkdir()
+    drop(app, tmp_path/'empty')
+    status(app).to_have_text('There is no image in this folder.')
+    app.evaluate('''() => { const data = new DataTransfer(); data.setData('text/plain', 'cat');
+        document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})); }''')
+    status(app).to_contain_text('That was no file')
 
-def test_a_dropped_folder_without_images_is_named(url, visitor, folder):
-    page = visitor(url)
-    for o in folder.rglob('*.jpg'): o.unlink()
-    drop(page, folder)
-    status(page, 'There are no images in the folder holidays.')
+def test_paste(app):
+    app.bring_to_front()
+    app.evaluate('''async data => navigator.clipboard.write([new ClipboardItem({'image/png':
+        new Blob([Uint8Array.from(atob(data), o => o.charCodeAt(0))], {type: 'image/png'})})])''',
+        base64.b64encode(saved(draw('cat', 13, (320, 320)), 'PNG')).decode())
+    app.keyboard.press('Control+v')
+    assert not cards(app, 1)[0]['error']
+    app.evaluate('() => navigator.clipboard.writeText("a cat")')
+    app.keyboard.press('Control+v')
+    status(app).to_have_text('There is no image in the clipboard.')
 
-def test_a_dropped_folder_with_too_many_images_is_named(url, visitor, folder):
-    for i in range(30): (folder/f'{i}.png').write_bytes(b'')
-    page = visitor(url)
-    drop(page, folder)
-    status(page, 'There are more than 16 images in the folder holidays')
+# The camera, the keyboard, "Why?"
 
-def test_text_that_is_dropped_is_left_to_the_browser(url, visitor):
-    page = visitor(url)
-    page.evaluate('''() => { const data = new DataTransfer(); data.setData('text/plain', 'cat');
-        const event = new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true});
-        document.body.dispatchEvent(event); window.taken = event.defaultPrevented; }''')
-    assert page.evaluate('taken') is False and page.get_by_role('status').inner_text() == ''
+def test_a_phone_offers_its_camera(new_context, url, playwright, app):
+    expect(app.get_by_text('Take a photo')).to_be_hidden()
+    phone = open_page(new_context(**playwright.devices['Pixel 7']).new_page(), url)
+    camera = phone.get_by_label('Take a photo')
+    assert camera.get_attribute('capture') == 'environment'
+    with phone.expect_file_chooser() as chooser: camera.tap()
+    chooser.value.set_files(as_files({'image.jpg': CAT}))
+    assert not cards(phone, 1)[0]['error']
+    assert phone.evaluate('document.scrollingElement.scrollWidth - innerWidth') <= 0
 
-# What is pasted
+def test_keyboard_alone(page, url, tmp_path):
+    open_page(page, url)
+    (tmp_path/'cat.jpg').write_bytes(CAT)
+    page.keyboard.press('Tab')
+    expect(page.locator('#file')).to_be_focused()
+    with page.expect_file_chooser() as chooser: page.keyboard.press('Space')
+    chooser.value.set_files(tmp_path/'cat.jpg')
+    if page.locator('#predict').count():
+        status(page).to_have_text('1 image chosen')
+        page.keyboard.press('Tab')
+        page.keyboard.press('Enter')
+    expect(page.locator('article')).to_have_count(1)
+    page.keyboard.press('Tab')
+    button = page.get_by_role('button', name='Why? cat.jpg')
+    expect(button).to_be_focused()
+    page.keyboard.press('Space')
+    expect(button).to_have_attribute('aria-expanded', 'true')
+    expect(page.get_by_text('Bright: what spoke for cat. Dark and grey: what did not.')).to_be_visible()
+    page.keyboard.press('Space')
+    expect(page.locator('figure')).to_be_hidden()
 
-def test_a_image_is_pasted(url, visitor, cat):
-    page = visitor(url, permissions=['clipboard-read', 'clipboard-write'])
-    page.evaluate('''async bytes => {
-        const bitmap = await createImageBitmap(new Blob([new Uint8Array(bytes)], {type: 'image/jpeg'}));
-        const canvas = Object.assign(document.createElement('canvas'), {width: bitmap.width, height: bitmap.height});
-        canvas.getContext('2d').drawImage(bitmap, 0, 0);
-        const png = await new Promise(done => canvas.toBlob(done, 'image/png'));
-        await navigator.clipboard.write([new ClipboardItem({'image/png': png})]); }''', list(cat.read_bytes()))
-    page.keyboard.press('Control+v')
-    status(page, '1 image chosen')
-    assert predict(page)[0].startswith('cat, ')
+BRIGHTNESS = '''all => all.map(o => { const c = document.createElement('canvas'); c.width = c.height = 32;
+    const g = c.getContext('2d'); g.drawImage(o, 0, 0, 32, 32);
+    return [o.naturalWidth/o.naturalHeight, g.getImageData(0, 0, 32, 32).data.reduce((sum, o) => sum + o, 0)]; })'''
 
-# The camera
+def test_why(app):
+    ask(app, {'notes.txt': b'buy cat food', 'dog.jpg': jpeg_bytes(draw('dog', 6, (320, 240))), 'cat.jpg': CAT})
+    assert app.get_by_role('button', name='Why?').count() == 2
+    app.get_by_role('button', name='Why? cat.jpg').click()
+    app.get_by_text('Bright: what spoke for cat.').wait_for()
+    (shape,light),(same,dark) = app.locator('article').nth(2).locator('img').evaluate_all(BRIGHTNESS)
+    assert shape == pytest.approx(same, rel=.01) and dark < .9*light
+    expect(app.locator('figure').first).to_be_hidden()
 
-def test_a_phone_offers_its_camera(url, visitor, cat):
-    page = visitor(url, 'phone')
-    camera = page.locator('#camera')
-    assert camera.get_attribute('capture') == 'environment' and camera.get_attribute('accept') == 'image/*'
-    with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Take a photo').tap()
-    assert chooser.value.element.get_attribute('id') == 'camera'
-    chooser.value.set_files(cat)
-    status(page, '1 image chosen')
-    assert predict(page)[0].startswith('cat, ')
+def test_names_of_any_kind(app):
+    names = ['Kätzchen auf dem Dach.jpg', 'כלב על הגג.jpg', '<img src=x onerror=alert(1)>.jpg', '猫 "&amp;".jpg', 'x'*90 + '.jpg']
+    assert [o['name'] for o in ask(app, {o: CAT for o in names})] == names
+    assert app.evaluate('document.documentElement.scrollWidth <= innerWidth')
 
-def test_a_desktop_does_not(url, visitor):
-    page = visitor(url)
-    assert not page.get_by_role('button', name='Take a photo').is_visible()
-    assert page.get_by_text('drop or paste them anywhere').is_visible()
+@pytest.mark.parametrize('scheme,width', [('light', 1100), ('dark', 390)])
+def test_no_violation_that_axe_finds(new_context, url, scheme, width):
+    page = open_page(new_context(color_scheme=scheme, viewport=dict(width=width, height=800)).new_page(), url)
+    everything = ('critical', 'serious', 'moderate', 'minor')
+    page.set_input_files('#file', as_files({'cat.jpg': CAT, 'notes.txt': b'a text', 'bear.jpg': BEAR}))
+    assert violations(page, everything) == []   # while the server's page shows what was chosen
+    if page.locator('#predict').count(): cards(page, 3)
+    expect(page.locator('article')).to_have_count(3)
+    page.get_by_role('button', name='Why?').first.click()
+    expect(page.get_by_text('Bright: what spoke')).to_be_visible()
+    assert violations(page, everything) == []
+    if folder := os.environ.get('CATDOG_SCREENSHOTS'):
+        page.screenshot(path=Path(folder)/f'page-{width}-{scheme}.png', full_page=True)
 
-# Why?
+def test_no_inline_script_or_style(url):
+    html = requests.get(url, timeout=20).text
+    assert not re.search(r'<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)', html)
 
-def is_darker(page, which, than):
-    "Is the image `which` darker than the image `than`?"
-    a,b = (page.locator(o).evaluate('''o => { const c = document.createElement('canvas'); c.width = c.height = 32;
-        const g = c.getContext('2d'); g.drawImage(o, 0, 0, 32, 32);
-        return g.getImageData(0, 0, 32, 32).data.reduce((sum, o) => sum + o, 0); }''') for o in (which, than))
-    return a < .9*b
+# Only the server
 
-@pytest.mark.parametrize('size', SIZES)
-def test_why(url, visitor, size, cat, tmp_path):
-    (tmp_path/'notes.txt').write_text('buy cat food')
-    (tmp_path/'dog.jpg').write_bytes(jpeg_bytes(draw('dog', 6, (320, 240))))
-    page = visitor(url, size)
-    page.set_input_files('#file', [tmp_path/'notes.txt', tmp_path/'dog.jpg', cat])
-    assert len(predict(page)) == 3
-    whys,third = page.get_by_role('button', name='Why?'),page.locator('article').nth(2)
-    assert whys.count() == 2 and page.locator('article').first.get_by_role('button').count() == 0
-    whys.nth(1).click()
-    third.get_by_text('Bright: what spoke for cat.').wait_for()
-    assert whys.count() == 1 and page.locator('figure.why').count() == 1
-    sizes = third.locator('img').evaluate_all('all => all.map(o => `${o.naturalWidth} x ${o.naturalHeight}`)')
-    assert len(sizes) == 2 and len(set(sizes)) == 1 and sizes[0] != '0 x 0'
-    assert is_darker(page, 'article:nth-of-type(3) .why img', 'article:nth-of-type(3) > img')
-    assert page.evaluate('document.activeElement.className') == 'why'   # where a screen reader goes on
-    assert page.evaluate('document.scrollingElement.scrollWidth - innerWidth') <= 0
-
-def test_why_without_script(url, visitor, cat):
-    page = visitor(url, java_script_enabled=False)
-    page.set_input_files('#file', cat)
+def test_without_script(browser, server, classifier):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(server)
+    page.set_input_files('#file', as_files({'cat.jpg': CAT, 'notes.txt': b'buy cat food', 'bear.jpg': BEAR}))
     page.get_by_label('Also show why').check()
     page.get_by_role('button', name='Predict!').click()
-    page.get_by_text('Bright: what spoke for cat.').wait_for()
-    assert page.locator('.sentence').inner_text().startswith('cat, ') and page.locator('.result img').count() == 2
+    expect(page.get_by_role('heading', level=2)).to_have_text([str(classifier.predict(o)) for o in (CAT, BEAR)])
+    expect(page.get_by_role('alert')).to_have_text('notes.txt: a text file, not an image')
+    expect(page.get_by_text('Bright: what spoke for cat.')).to_be_visible()
+    expect(page.get_by_text('If it had to be one of them')).to_be_visible()
+    assert page.locator('article img').count() == 4 and page.locator('rect').count() == 2
+    page.goto(server)
+    page.get_by_role('button', name='Predict!').click()   # nothing is chosen: the browser says so
+    assert page.url == server
+    context.close()
 
-def test_with_script_there_is_no_box_for_it(url, visitor):
-    assert not visitor(url).get_by_label('Also show why').is_visible()
+def test_the_chosen_images_are_shown(page, server):
+    open_page(page, server)
+    page.get_by_role('button', name='Predict!').click()
+    status(page).to_have_text('Choose an image first.')
+    page.set_input_files('#file', as_files({'cat.jpg': CAT, 'notes.txt': b'buy cat food'}))
+    expect(page.locator('#preview li')).to_have_text(['cat.jpg', '?notes.txt'])
+    assert page.locator('#preview img').evaluate('o => o.naturalWidth') > 0
+    expect(page.get_by_label('Also show why')).to_be_hidden()
 
-# Pages of other sites
+def test_the_server_opens_what_the_browser_cannot(page, server):
+    card, = ask(open_page(page, server), {'scan.tif': saved(draw('cat', 13, (320, 320)), 'TIFF')})
+    assert not card['error'] and card['image']
 
-@pytest.fixture
-def elsewhere(tmp_path):
-    "The address of another site, with one empty page"
-    (tmp_path/'index.html').write_text('<!doctype html><title>elsewhere</title>')
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
-    site = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=tmp_path))
-    threading.Thread(target=site.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{site.server_port}'
-    site.shutdown()
+HTML = dict(content_type='text/html', body='<h1>nginx</h1>')
 
-FETCH = '''async ([url, bytes]) => {
+@pytest.mark.parametrize('answer,words', [
+    (None, 'The connection broke. Try again in a moment, or with a smaller image.'),
+    (dict(status=502, **HTML), 'The server did not answer (502 Bad Gateway). Try again in a moment.'),
+    (dict(status=413, **HTML), 'cat.jpg: too large for the server: choose a smaller image'),
+    (dict(status=503, json=dict(error='Too many images at the moment.')), 'Too many images at the moment.')])
+def test_what_may_go_wrong_on_the_way(page, server, answer, words):
+    open_page(page, server)
+    page.route('**/predict', lambda o: o.fulfill(**answer) if answer else o.abort())
+    page.set_input_files('#file', as_files({'cat.jpg': CAT}))
+    page.get_by_role('button', name='Predict!').click()
+    status(page).to_have_text(words)
+    page.unroute('**/predict')
+    page.get_by_role('button', name='Predict!').click()   # the choice is still there
+    expect(page.get_by_role('heading', level=2)).to_contain_text('cat, ')
+
+def test_too_large_is_said_before_the_upload(page, server, tmp_path):
+    (tmp_path/'large.jpg').write_bytes(bytes(17*2**20))
+    open_page(page, server)
+    page.route('**/predict', lambda o: pytest.fail('it was sent'))
+    card, = ask(page, [tmp_path/'large.jpg'])
+    assert card['words'] == 'large.jpg: larger than 16 MB'
+
+FETCH = '''async ([url, data]) => {
     const body = new FormData();
-    body.append('file', new File([new Uint8Array(bytes)], 'cat.jpg'));
+    body.append('file', new File([Uint8Array.from(atob(data), o => o.charCodeAt(0))], 'cat.jpg'));
     try { return (await (await fetch(url + 'predict', {method: 'POST', body,
                                                        headers: {'X-Mine': '1'}})).json()).label; }
     catch (e) { return e.message; } }'''
 
 @pytest.mark.parametrize('shared', [True, False])
-def test_a_page_of_another_site_asks(shared, elsewhere, visitor, cat):
-    "With a header of its own, so that the browser asks beforehand whether it may"
-    process,url = serving(*(['--cors', elsewhere] if shared else []))
-    try:
-        answer = visitor(elsewhere).evaluate(FETCH, [url, list(cat.read_bytes())])
-        assert answer == ('cat' if shared else 'Failed to fetch')
-    finally:
-        process.terminate()
-        process.wait(30)
-
-# Who reads with a screen reader, at night, or on a phone
-
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-@pytest.mark.parametrize('size', SIZES)
-def test_axe_finds_nothing(url, visitor, size, scheme, cat, tmp_path):
-    page = visitor(url, size, color_scheme=scheme)
-    assert violations(page) == []
-    (tmp_path/'notes.txt').write_text('buy cat food')
-    page.set_input_files('#file', [cat, tmp_path/'notes.txt', cat.with_name('grizzly.jpg')])
-    status(page, '3 images chosen')
-    assert violations(page) == []
-    *_,bear = predict(page)
-    assert bear == 'This does not look like a cat or a dog' and page.locator('article').last.locator('dl').count() == 0
-    page.get_by_role('button', name='Why?').first.click()
-    page.locator('figure.why').wait_for()
-    assert violations(page) == []
-    if folder := os.environ.get('CATDOG_SCREENSHOTS'):   # for whoever wants to look at it
-        page.evaluate('scrollTo(0, 0)')
-        page.screenshot(path=Path(folder)/f'page-{size}-{scheme}.png')
+def test_a_page_of_another_site_asks(shared, page, server, tmp_path, request):
+    "With a header of its own, so that the browser asks the server beforehand"
+    (tmp_path/'index.html').write_text('<!doctype html><title>elsewhere</title>')
+    with hosted(tmp_path) as (elsewhere,_):
+        page.goto(elsewhere)
+        data = base64.b64encode(CAT).decode()
+        if not shared: assert page.evaluate(FETCH, [server, data]) == 'Failed to fetch'
+        else:
+            with serving('--cors', elsewhere) as url: assert page.evaluate(FETCH, [url, data]) == 'cat'

@@ -8,7 +8,7 @@ import pytest, requests
 from catdog.core.errors import CatdogError, ImageError
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.sample.draw import draw
-from catdog.sample.server import FAULTS, FORMATS, SampleWeb
+from catdog.sample.server import FAULTS, SampleWeb
 
 @pytest.fixture(scope='module')
 def web():
@@ -106,13 +106,11 @@ def fetch(url, patience=60, limit=2**20):
         except requests.exceptions.ConnectionError: return answer.status_code, 'silence'
         except ImageError as e: return answer.status_code, e.status
 
-GOOD = ('ok', 'duplicate', 'near-duplicate', 'huge', 'wrong-label', 'redirect', 'server-error-once', 'rate-limit',
-        *FORMATS)
 BAD = {'html': 'not-an-image', 'truncated': 'truncated', 'tiny': (16, 16), 'stall': 'silence', 'bomb': 'too-large',
        'large-body': 'not-an-image', 'not-found': None}
 FIRST = {'server-error-once': 500, 'rate-limit': 429}
 
-@pytest.mark.parametrize('kind', GOOD)
+@pytest.mark.parametrize('kind', [o for o in ('ok', *FAULTS) if o not in BAD and o != 'no-ai'])
 def test_good_url_returns_the_image(web, kind):
     o = first_of(web, kind)
     if kind in FIRST: assert fetch(o.url) == (FIRST[kind], None)
@@ -123,8 +121,6 @@ def test_bad_url_has_its_fault(web, kind, seen):
     o = first_of(web, kind)
     assert fetch(o.url, 2 if kind == 'stall' else 60) == (404 if kind == 'not-found' else 200, seen)
     assert not web.truth(o.url)['valid']
-
-def test_every_fault_is_tested(): assert {*GOOD, *BAD, 'no-ai'} == {'ok', *FAULTS}
 
 def test_copies_are_of_their_original(web):
     copy,near = first_of(web, 'duplicate').truth,first_of(web, 'near-duplicate')

@@ -7,18 +7,16 @@ import pytest
 
 from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes, open_image
-from catdog.scrape import SampleWeb, read_manifest, save_urls
+from catdog.scrape import ENGINES, Photo, SampleWeb, SearchError, read_manifest, save_urls, scrape
 from web_helpers import copies, files, image, serve, serve_images
 
 SCRIPT = '''
 import json, sys
 from catdog.scrape import ENGINES, Photo, scrape
-from catdog.web.http import Fetcher
+from catdog.web import download
 found = json.loads(open(sys.argv[2]).read())
 ENGINES['test'] = lambda term, n: [Photo(u, engine='test', term=term) for u in found.get(term, [])][:n]
-init = Fetcher.__init__
-# so that no stall ends by itself
-Fetcher.__init__ = lambda self, workers, timeout, *args: init(self, workers, 300, *args)
+download.TIMEOUT = 300   # so that no stall ends by itself
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)   # ignored, where the tests run in the background
 sys.argv[1:] = [*found, '--path', sys.argv[1], '--engine', 'test']
@@ -72,7 +70,7 @@ def test_kill_at_any_moment_and_go_on(start, tmp_path):
     assert files(torn) == files(whole)
     assert (torn/'manifest.jsonl').read_text() == (whole/'manifest.jsonl').read_text()
     assert set(read_manifest(whole).status) >= {
-        'ok', 'duplicate', 'near-duplicate', 'conflict', 'http-404', 'not-an-image', 'truncated'}
+        'ok', 'duplicate', 'near-duplicate', 'conflict', 'not-found', 'not-an-image', 'truncated'}
     assert not list(torn.rglob('*.part'))
 
 def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(monkeypatch, start, tmp_path):
@@ -111,3 +109,29 @@ def test_img2dataset_reads_the_list(tmp_path):
             '--processes_count', '1'], check=True, timeout=300)
     fetched = [json.loads(o.read_text()) for o in tmp_path.glob('fetched/0*/*.json')]
     assert Counter((o['caption'], o['status']) for o in fetched) == {('cat', 'success'): 20, ('dog', 'success'): 20}
+
+# --- One pool for all labels
+
+def test_a_stalled_image_does_not_hold_up_the_next_label(monkeypatch, tmp_path):
+    monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
+    dogs = threading.Event()
+    def answer(path, params, headers):
+        i = int(path[1:])
+        if i == 5: assert dogs.wait(60)   # the last cat comes when all dogs have been asked for
+        if len({o for o,_,_ in asked if int(o[1:]) >= 10}) == 6: dogs.set()
+        return 200, {}, jpeg_bytes(image(i))
+    with serve(answer) as (url, asked):
+        first = dict(cat=0, dog=10)
+        monkeypatch.setitem(ENGINES, 'test', lambda term, n: [Photo(f'{url}/{first[term] + i}') for i in range(6)])
+        df = scrape(['cat', 'dog'], tmp_path, n=6, engine='test')
+    assert set(df.status) == {'ok'} and df.label.tolist() == ['cat']*6 + ['dog']*6
+
+def test_what_earlier_labels_found_is_kept_when_the_search_for_a_later_one_fails(monkeypatch, tmp_path):
+    with serve_images({'cat': [jpeg_bytes(image(i)) for i in range(6)]}) as _:
+        find = ENGINES['test']
+        def refuse(term, n):
+            if term != 'cat': raise SearchError('test', 'it answered 429')
+            return find(term, n)
+        monkeypatch.setitem(ENGINES, 'test', refuse)
+        with pytest.raises(SearchError, match='429'): scrape(['cat', 'dog'], tmp_path, n=6, engine='test')
+        assert read_manifest(tmp_path).status.tolist() == ['ok']*6 and len(files(tmp_path)) == 6

@@ -1,13 +1,12 @@
-"""`auto`: which engines are asked, and what happens when they cannot be reached or give nothing.
-What fits in a cell is in nbs/web/search.ipynb."""
+"""`auto`: which engines are asked, and what happens when they cannot be reached or find nothing; safe search; terms."""
 import os, time
 
 import pytest
 
-from catdog.web import search
-from catdog.core.errors import SearchError
+from catdog.core.errors import CatdogError, SearchError
 from catdog.dataset.manifest import Photo
 from catdog.sample.server import SampleWeb
+from catdog.web import search
 from catdog.web.search import ENGINES, search_images
 
 @pytest.fixture(autouse=True)
@@ -49,16 +48,37 @@ def test_a_probe_is_forgotten_after_five_minutes(probes):
                            {'duckduckgo.com': 299, 'api.openverse.org': 301, 'commons.wikimedia.org': 1}.items()})
     assert search._reachable() == [] and probes == ['api.openverse.org']
 
-def test_behind_a_proxy_nothing_is_probed(probes, monkeypatch):
-    monkeypatch.setenv('https_proxy', 'http://proxy.example:3128')
+@pytest.mark.parametrize('variable', ['https_proxy', 'ALL_PROXY'])
+def test_behind_a_proxy_nothing_is_probed(probes, monkeypatch, variable):
+    monkeypatch.setenv(variable, 'http://proxy.example:3128')
     assert search._reachable() == ['ddg', 'openverse', 'commons'] and probes == []
+    monkeypatch.setenv('NO_PROXY', 'openverse.org')
+    assert search._reachable() == ['ddg', 'commons'] and probes == ['api.openverse.org']
 
 def test_bing_comes_first_when_it_has_a_key_and_an_endpoint(probes, monkeypatch):
     monkeypatch.setenv('AZURE_SEARCH_KEY', 'XXX')
-    assert search._endpoint('bing') is None
+    assert search._reachable() == []
+    search._PROBED.clear()
     monkeypatch.setenv('CATDOG_BING_ENDPOINT', 'https://bing.example/v7.0/images/search')
     search._PROBED['bing.example', 443] = time.monotonic(),True
     assert search._reachable() == ['bing']
+
+# --- Safe search
+
+def test_safe_search_goes_to_every_engine_that_has_it(engines):
+    asked = []
+    def safe(term, n, safe): return asked.append(safe) or [Photo(f'https://example.org/{len(asked)}.jpg')]
+    def none(term, n): return asked.append('none') or [Photo('https://example.org/0.jpg')]
+    engines(ddg=safe, openverse=safe, commons=none)
+    for o in search.SAFE: search_images('cat', 9, safe=o)
+    assert asked == ['strict', 'strict', 'moderate', 'moderate', 'none', 'off', 'off', 'none']   # strict leaves out the last
+    search.search_terms('cat', 1, 'ddg', safe='off')
+    assert asked[-1] == 'off' and search_images('cat', 1, 'commons')
+    with pytest.raises(SearchError, match='commons: it has no safe search'): search_images('cat', 1, 'commons', 'strict')
+    with pytest.raises(CatdogError, match="no safe search 'on': use one of strict, moderate, off"):
+        search_images('cat', 1, 'ddg', 'on')
+
+# --- What `auto` does
 
 def test_the_next_engine_tops_up_without_taking_a_photo_twice(engines):
     engines(ddg=broken, openverse=finds('openverse', 0, 1), commons=finds('commons', *range(1, 9)))

@@ -113,7 +113,7 @@ def test_requests_that_are_refused(server, images):
             (requests.post(url, files=[(f'f{i}', b'1') for i in range(MAX_FIELDS + 1)]), 413, 'too much'),
             (requests.post(url, data={'text': 'x'*1_000_000}, files={'file': images[0]}), 413, 'too much'),
             (post(server, bytes(MAX_BODY)), 413, 'too much'), (post(server, bytes(3*MAX_BODY)), 413, 'too much'),
-            (requests.get(url), 405, 'does not answer'), (requests.get(f'{server[0]}/any/metrics'), 404, 'no such page'),
+            (requests.get(url), 405, 'does not support'), (requests.get(f'{server[0]}/any/metrics'), 404, 'no such page'),
             (requests.get(f'{server[0]}/static/../serve.py'), 404, 'no such page')]:
         refused(res, status, words)
 

@@ -1,4 +1,4 @@
-"What several tests of the web need: a server that answers as it is told, images, an engine that finds them"
+"What several tests of the web need: a server that answers as told, images, an engine that finds them"
 import json, os, random, socket, threading, time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,31 +12,44 @@ from catdog.core.images import jpeg_bytes, open_image
 from catdog.dataset.manifest import Photo
 from catdog.web.search import ENGINES
 
+class Server(ThreadingHTTPServer):
+    "Answers `answer(path, params, headers)`: status, headers, body; `asked` has what was asked"
+    daemon_threads = True
+    def __init__(self, answer=None):
+        self.answer,self.asked = answer,[]
+        super().__init__(('127.0.0.1', 0), _Handler)
+        self.url = f'http://127.0.0.1:{self.server_port}'
+        threading.Thread(target=self.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
+    def handle_error(self, *args): pass   # an answer that is meant to break off
+    def close(self):
+        self.shutdown()
+        self.server_close()
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def log_message(self, *args): pass
+    def do_GET(self):
+        url = urlsplit(self.path)
+        params = dict(parse_qsl(url.query))
+        self.server.asked.append((url.path, params, dict(self.headers)))
+        status,headers,body = self.server.answer(url.path, params, self.headers)
+        if not isinstance(body, bytes) and isinstance(body, (dict, list)): body = json.dumps(body).encode()
+        self.send_response(status)
+        headers = [*(headers.items() if isinstance(headers, dict) else headers)]
+        if not isinstance(body, bytes): self.close_connection = True   # a generator: until it ends
+        elif 'Content-Length' not in dict(headers): headers.append(('Content-Length', str(len(body))))
+        for k,v in headers: self.send_header(k, v)
+        self.end_headers()
+        try:
+            for o in [body] if isinstance(body, bytes) else body: self.wfile.write(o)
+        except OSError: pass   # the client has left
+
 @contextmanager
 def serve(answer):
-    "A server that answers `answer(path, params, headers)`: status, headers, body; gives its address and what was asked"
-    asked = []
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = 'HTTP/1.1'
-        def log_message(self, *args): pass
-        def do_GET(self):
-            url = urlsplit(self.path)
-            params = dict(parse_qsl(url.query))
-            asked.append((url.path, params, dict(self.headers)))
-            status,headers,body = answer(url.path, params, self.headers)
-            body = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_response(status)
-            for k,v in {'Content-Length': str(len(body)), **headers}.items(): self.send_header(k, v)
-            self.end_headers()
-            try: self.wfile.write(body)
-            except OSError: pass   # the visitor has left
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
-    try: yield f'http://127.0.0.1:{server.server_port}', asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    "A `Server`; gives its URL and what was asked"
+    server = Server(answer)
+    try: yield server.url, server.asked
+    finally: server.close()
 
 @contextmanager
 def resolving(*names):

@@ -31,7 +31,7 @@ class ImageError(CatdogError):
         super().__init__(reason)
         self.reason,self.status = reason,status
 
-FETCH_REASONS = 'timeout', 'refused', 'unreachable', 'busy', 'invalid'
+FETCH_REASONS = 'timeout', 'refused', 'not-found', 'unreachable', 'busy', 'invalid'
 
 class FetchError(CatdogError):
     "A request that failed"

@@ -12,18 +12,18 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-# %% ../../nbs/sample/draw.ipynb #856655c7
+# %% ../../nbs/sample/draw.ipynb #5a948946
 def _mix(a, b, share): return tuple(round(x + (y-x)*share) for x,y in zip(a, b))
 def _darker(c, share=.3): return _mix(c, (20, 14, 24), share)      # pure black and white would look like plastic
 def _lighter(c, share=.3): return _mix(c, (255, 252, 244), share)
 def _hsv(h, s, v): return tuple(round(o*255) for o in colorsys.hsv_to_rgb(h%1, s, v))
 
-def _smooth(points, closed=True, steps=8):
+def _smooth(points, closed=True):
     "Catmull-Rom curve through `points`, as an array of shape (m,2)"
     p = np.asarray(points, float)
     p = np.concatenate([p[-1:], p, p[:2]] if closed else [p[:1], p, p[-1:]])
     a,b,c,d = p[:-3],p[1:-2],p[2:-1],p[3:]
-    t = np.linspace(0, 1, steps, endpoint=False)[:, None, None]
+    t = np.linspace(0, 1, 8, endpoint=False)[:, None, None]
     q = b + t/2*(c-a + t*(2*a-5*b+4*c-d + t*(3*b-a-3*c+d)))
     q = q.transpose(1, 0, 2).reshape(-1, 2)
     return q if closed else np.concatenate([q, p[-2:-1]])
@@ -146,7 +146,7 @@ def _blurred(size, r):
 
 _SCENES = _outdoors,_room,_plain,_pattern,_blurred
 
-# %% ../../nbs/sample/draw.ipynb #bdea7507
+# %% ../../nbs/sample/draw.ipynb #ae458d62
 def _stage(img, r, box, tilt):
     "A pen for a subject that fills `box` (left, top, right, bottom), placed by `r`; `tilt`: a standard deviation"
     w,h = img.size
@@ -184,7 +184,6 @@ class _Coat:
         if self.pattern == 'stripes':
             for o in stripes: p.taper(o, self.mark, width, end)
 
-# %% ../../nbs/sample/draw.ipynb #ee020d4e
 def _sit(p, coat, thick):
     main,line,t = coat.main,coat.line,thick
     for x in (-1, 1): p.ellipse(x*.85, 2.75, .62*t, .75, _darker(main, .12))
@@ -224,7 +223,7 @@ def _lie(p, coat, t):
         p.taper([(x+.5, 1.45), (x-.15, 1.62)], _lighter(main, .08), .5*t, .42*t)
         p.ellipse(x-.25, 1.62, .3*t, .2, coat.belly if bib else _lighter(main, .16))
 
-# %% ../../nbs/sample/draw.ipynb #d1f368c7
+# %% ../../nbs/sample/draw.ipynb #4445b86d
 def _cat_tail(p, r, coat, pose):
     bend = r.uniform(-.4, .5)
     points = dict(sit=[(.8, 3.1), (1.8, 3), (1.95, 2.1), (1.6+bend*.5, 1.4)],
@@ -267,7 +266,7 @@ def _cat_head(p, r, coat):
     for s in (-1, 1):
         for k in (-1, 0, 1): p.taper([(s*.36, .42+k*.07), (s*.95, .36+k*.16), (s*1.42, .42+k*.27)], whisker, .04, .02)
 
-# %% ../../nbs/sample/draw.ipynb #dbded92a
+# %% ../../nbs/sample/draw.ipynb #cd4ff48f
 def _dog_tail(p, r, coat, pose):
     up = r.uniform(-.3, .5)
     points = dict(sit=[(.7, 2.9), (1.5, 2.7), (1.8, 2.2-up*.4)], stand=[(3.25, .85), (3.9, .6-up*.3), (4.3, .25-up)],
@@ -311,7 +310,7 @@ def _dog_head(p, r, coat):
         q.ellipse(-.35*size, -.4*size, .26*size, .26*size, (255, 255, 255))
         q.taper([(-s*.16, -.3), (s*.08, -.36), (s*.2, -.26)], (_darker if coat.light else _lighter)(main), .07, .04)
 
-# %% ../../nbs/sample/draw.ipynb #993d9a34
+# %% ../../nbs/sample/draw.ipynb #3403a646
 _POSES = dict(   # what it takes up, in radii of the head, and its shadow
     face=((-1.45, -1.7, 1.45, 1.35), None, None), sit=((-2., -1.7, 2., 3.6), (0, 3.4, 1.6), _sit),
     stand=((-1.5, -1.7, 4.9, 3.5), (2., 3.25, 2.3), _stand), lie=((-1.5, -1.7, 4.9, 2.0), (1.6, 1.75, 2.5), _lie))
@@ -333,7 +332,6 @@ def _animal(img, r, words, head, tail, thick):
 def _cat(img, r, words): _animal(img, r, words, _cat_head, _cat_tail, .85)
 def _dog(img, r, words): _animal(img, r, words, _dog_head, _dog_tail, 1.1)
 
-# %% ../../nbs/sample/draw.ipynb #e18b3919
 def _house(img, r, words):
     p = _stage(img, r, (-1.5, -1.8, 1.5, 1.2), .03)
     p.shadow(0, 1.1, 1.4)
@@ -420,7 +418,7 @@ def _fish(img, r, words):
     p.line([(-1.46, .12), (-1.28, .2), (-1.12, .18)], _darker(skin, .4), .05)
     for k in range(r.randint(0, 4)): p.ellipse(-1.5-.1*k, -.4-.3*k, .05+.02*k, .05+.02*k, (224, 240, 250))
 
-# %% ../../nbs/sample/draw.ipynb #84101255
+# %% ../../nbs/sample/draw.ipynb #198f10c4
 def _emblem(img, r, words):
     "A large star amid small ones: the `words` determine their shapes, colours and arrangement, and `r` varies them"
     t = Random(' '.join(words))
@@ -439,7 +437,7 @@ def _emblem(img, r, words):
         q = p.inner(x*1.3 + r.gauss(0, .05), y*1.3 + r.gauss(0, .05), r.uniform(.3, .4), r.gauss(0, .3))
         for size,colour in ((1, other), (.5, _lighter(other, .4))): q.polygon(small*size, colour)
 
-# %% ../../nbs/sample/draw.ipynb #216110f2
+# %% ../../nbs/sample/draw.ipynb #a7a6b18d
 DRAWABLE = dict(cat=_cat, dog=_dog, house=_house, tree=_tree, car=_car, flower=_flower, fish=_fish)
 
 def words_of(
@@ -454,7 +452,6 @@ def drawable(
     "Return the first word of `label` that has a drawing of its own"
     return next((o for w in words_of(label) for o in (w, w.removesuffix('s')) if o in DRAWABLE), None)
 
-# %% ../../nbs/sample/draw.ipynb #274ef1f8
 def random_size(
     r:Random # Source of randomness
 ) -> tuple: # Width and height in pixels

@@ -1,6 +1,6 @@
 """A search engine (Bing v7 protocol) and image host on localhost, which knows the truth about every URL it returns"""
 
-import atexit, io, itertools, json, os, re, threading, time, zlib
+import atexit, io, itertools, json, os, re, sys, threading, time, zlib
 from contextlib import suppress
 from functools import cache
 from http.server import BaseHTTPRequestHandler
@@ -16,7 +16,7 @@ from ..core.files import IMAGE_SUFFIXES
 from ..core.images import jpeg_bytes, open_image
 from .draw import DRAWABLE, draw, drawable, random_size, words_of
 
-__all__ = ['SampleWeb', 'sample_web', 'FORMATS', 'FAULTS']
+__all__ = ['FAULTS', 'SampleWeb', 'sample_web']
 
 def _encode(img, format, **kw):
     f = io.BytesIO()
@@ -29,7 +29,7 @@ def _rotated(img):
     exif[0x112] = 6
     return _encode(img.transpose(Image.Transpose.ROTATE_90), 'JPEG', quality=88, exif=exif)
 
-FORMATS = {   # name: share of the drawings, encoder
+_FORMATS = {   # name: share of the drawings, encoder
     'jpeg': (.70, lambda img: jpeg_bytes(img, 88)),
     'png': (.10, lambda img: _encode(img, 'PNG', compress_level=1)),
     'webp': (.08, lambda img: _encode(img, 'WEBP', quality=80, method=0)),
@@ -40,7 +40,7 @@ FORMATS = {   # name: share of the drawings, encoder
 
 _INVALID = 'not-found', 'html', 'truncated', 'tiny', 'stall', 'bomb', 'large-body', 'no-ai'   # nothing worth keeping
 _USUAL = 'not-found', 'html', 'truncated', 'duplicate', 'near-duplicate', 'tiny', 'huge', 'wrong-label'
-FAULTS = *_USUAL, 'server-error-once', 'rate-limit', 'redirect', 'stall', 'large-body', 'bomb', 'no-ai', *FORMATS
+FAULTS = *_USUAL, 'server-error-once', 'rate-limit', 'redirect', 'stall', 'large-body', 'bomb', 'no-ai', *_FORMATS
 _EXTRA = *_INVALID, 'duplicate', 'near-duplicate', 'wrong-label'   # come on top of a folder's photos
 _JPEG = 'html', 'near-duplicate', 'huge', 'tiny', 'large-body'
 _TOTAL = 10_000   # results for each label, when they are drawn
@@ -48,8 +48,8 @@ _TOTAL = 10_000   # results for each label, when they are drawn
 @cache
 def _png_bomb(): return _encode(Image.new('1', (17_500, 17_500)), 'PNG', compress_level=1)   # 306 million pixels
 
-def _html(text, status=200, type='text/html'):
-    page = f'<!DOCTYPE html><html><head><title>{text}</title></head><body><h1>{text}</h1></body></html>'
+def _html(text, status=200, type='text/html', more=''):
+    page = f'<!DOCTYPE html><html><head><title>{text}</title></head><body><h1>{text}</h1>{more}</body></html>'
     return status, {'Content-Type': type}, [page.encode()]
 
 def _json(status=200, **kw): return status, {'Content-Type': 'application/json'}, [json.dumps(kw).encode()]
@@ -59,7 +59,8 @@ class _Result:
     def __init__(self, web, label, n, kind, drawn, source, original=None):
         self.web,self.label,self.n,self.kind = web,label,n,kind
         self.drawn,self.source,self.original = drawn,source,original   # `original`: the result that this is a copy of
-        self.photo,forced = isinstance(source, Path),kind if kind in FORMATS else 'png' if kind == 'bomb' else None
+        self.photo = isinstance(source, Path)
+        forced = kind if kind in _FORMATS else 'png' if kind == 'bomb' else None   # the format, unless the source's own
         if self.photo:
             self.type = Image.MIME.get(Image.registered_extensions().get(source.suffix.lower()), 'image/jpeg')
             self.suffix,self.size,self.bytes = source.suffix[1:],(0, 0),source.stat().st_size
@@ -67,7 +68,7 @@ class _Result:
                 self.size = img.size[::-1] if img.getexif().get(0x112, 1) > 4 else img.size
         else:
             r = Random(f'format of {source}')
-            forced = forced or r.choices(list(FORMATS), [o[0] for o in FORMATS.values()])[0]
+            forced = forced or r.choices(list(_FORMATS), [o[0] for o in _FORMATS.values()])[0]
             self.size = random_size(r)
             self.bytes = self.size[0]*self.size[1]//8   # an estimate: nothing is drawn yet
         if kind in _JPEG or not self.photo and kind in ('truncated', 'stall'): forced = 'jpeg'
@@ -97,7 +98,7 @@ class _Result:
             case 'near-duplicate': return jpeg_bytes(self.original.image().resize(self.size), 60)
             case 'huge': return jpeg_bytes(self.image([o//3 for o in self.size]).resize(self.size))
             case 'tiny': return jpeg_bytes(self.image().resize((16, 16)))
-        return FORMATS[self.format][1](self.image()) if self.format else self.source.read_bytes()
+        return _FORMATS[self.format][1](self.image()) if self.format else self.source.read_bytes()
 
     def answer(self, first):
         "Status, headers and the chunks of the body; a stall promises more than it sends"
@@ -156,7 +157,8 @@ class _Server(ThreadingTCPServer):
         self.web,self.connections = web,set()
         try: super().__init__(('127.0.0.1', web.port), _Handler)
         except OSError: super().__init__(('127.0.0.1', 0), _Handler)   # the port is taken
-    def handle_error(self, *args): pass   # clients that hang up are expected
+    def handle_error(self, *args):   # clients that hang up are expected
+        if not isinstance(sys.exception(), OSError): super().handle_error(*args)
 
 def _shares(faults):
     if not isinstance(faults, dict): faults = {o: (faults or 0)/len(_USUAL) for o in _USUAL}
@@ -208,7 +210,7 @@ class SampleWeb:
     @property
     def endpoint(self): return f'{self.url}/v7.0/images/search'   # of the search engine
 
-    def start(self): # Returns the web
+    def start(self) -> 'SampleWeb': # This web
         "Listen, and allow downloads from localhost in this process"
         if self._server: return self
         self._stopping.clear()
@@ -306,11 +308,10 @@ class SampleWeb:
         for o in sorted(set(params) - _PARAMETERS): return _error(f'There is no parameter {o}.', o)
         q = params.get('q', '').strip()
         if not q: return _error('Required parameter is missing.', 'q')
-        numbers = dict(offset='0', minHeight='0', minWidth='0', count='35')
-        numbers = {o: params.get(o, default) for o,default in numbers.items()}
+        numbers = {o: params.get(o, d) for o,d in dict(count='35', offset='0', minHeight='0', minWidth='0').items()}
         for o,value in numbers.items():
             if not re.fullmatch(r'\d{1,9}', value): return _error('Parameter has invalid value.', o)
-        offset,height,width,count = map(int, numbers.values())
+        count,offset,height,width = map(int, numbers.values())
         label = self._label(q)
         found = self.results(label) if label else []
         large = (o for o in found if o.size[0] >= width and o.size[1] >= height)
@@ -332,7 +333,7 @@ class SampleWeb:
             time.sleep(Random(f'{self.seed}{o.path}').uniform(*self.latency))
             return o.answer(first)
         if page == 'moved': return 200, {'Content-Type': o.type}, [o.data()]
-        if page == 'pages': return _html(f'Number {o.n}<img src="{o.path}" alt="">')
+        if page == 'pages': return _html(f'Number {o.n}', more=f'<img src="{o.path}" alt="">')
         if page == 'thumbnails' and min(o.size):
             img = o.image()
             img.thumbnail((160, 160))

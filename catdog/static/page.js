@@ -1,153 +1,150 @@
-// The page works without this file. With it: previews, drag and drop, pasting, the camera, and answers without a reload.
+// The page: choose, drop, paste or take images, and read what the back end (server.js or browser.js) predicts.
 'use strict';
 const get = id => document.getElementById(id);
-const form = get('form'), file = get('file'), camera = get('camera'), drop = get('drop'), preview = get('preview');
-const button = get('predict'), message = get('status'), results = get('results');
-const most = Number(form.dataset.maxFiles), mostBytes = Number(form.dataset.maxBytes);
-let sent = [];   // the images whose results are shown
+const results = get('results'), preview = get('preview'), button = get('predict');   // no button: predict at once
+let backend, chosen = [], note = '', turn = 0;   // a new turn ends the one before it
 document.documentElement.classList.add('script');
 
-// Choosing images
-
-function item(image) {
-  const li = document.createElement('li'), img = document.createElement('img'), url = URL.createObjectURL(image);
-  img.alt = '';
-  img.src = url;
-  img.onload = () => URL.revokeObjectURL(url);
-  img.onerror = () => {   // the server will say why
-    URL.revokeObjectURL(url);
-    img.replaceWith(Object.assign(document.createElement('span'), {className: 'frame', textContent: '?'}));
-  };
-  li.append(img, image.name);
-  li.title = image.name;
-  return li;
+// Connect a back end: {ready, parallel, predict}. `ready` is a promise; `parallel` the number of images to predict at the
+// same time; `predict(file, why)` returns a promise of {label, probabilities, doubt, text, image}, of {why} or {why_not} if
+// `why`, or of {error} about this file. It throws an error whose message says why it cannot predict at all.
+function connect(it) {
+  backend = it;
+  backend.ready.then(() => { if (!button && !turn) report('Ready.'); }, e => report(e.message, true));
 }
 
-function tooMuch() {
-  const bytes = [...file.files].reduce((sum, o) => sum + o.size, 0);
-  if (file.files.length > most) return `Choose at most ${most} images at once.`;
-  if (bytes > mostBytes) return `Together these are more than ${Math.floor(mostBytes/1e6)} MB: choose fewer or smaller images.`;
-  return '';
+function make(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
 }
 
-function chosen() {
-  const few = [...file.files].slice(0, most);
-  preview.replaceChildren(...few.map(item));
-  message.textContent = tooMuch() || (few.length ? `${few.length} image${few.length > 1 ? 's' : ''} chosen` : '');
-}
-file.addEventListener('change', chosen);
-
-function choose(images) {
-  const all = new DataTransfer();
-  for (const o of images) all.items.add(o);
-  file.files = all.files;
-  chosen();
+function report(text, failed = false) {
+  get('status').replaceChildren(failed ? make('span', {className: 'error', textContent: text}) : text);
 }
 
-get('photo').addEventListener('click', () => camera.click());
-camera.addEventListener('change', () => {
-  if (camera.files.length) choose(camera.files);
-  camera.value = '';
-});
+// ---- Answers: the same rules as in catdog/deploy/predictor.py
 
-// Dropped and pasted ones
+const percent = p => p > .999 ? '>99.9 %' : p < .001 ? '<0.1 %' : `${(Math.floor(1000*p + .5)/10).toFixed(1)} %`;
+const forcedChoice = ({label, doubt}) => doubt === 'unlike' ? `If it had to be one of them: ${label}.` : '';
+const tally = ({label, doubt}) => ({between: 'not sure', unlike: 'like none of them'})[doubt] ?? label;
 
-const isImage = o => o.type.startsWith('image/') || /\.(jpe?g|png|gif|webp|avif|bmp|tiff?|hei[cf])$/i.test(o.name);
-
-async function* filesBelow(entry) {
-  if (entry.isFile) { yield await new Promise((found, failed) => entry.file(found, failed)); return; }
-  const reader = entry.createReader(), some = () => new Promise((found, failed) => reader.readEntries(found, failed));
-  for (let entries; (entries = await some()).length;) for (const o of entries) if (!o.name.startsWith('.')) yield* filesBelow(o);
+function shownProbabilities({probabilities, doubt}) {
+  const pairs = doubt === 'unlike' ? [] : Object.entries(probabilities);
+  return pairs.length <= 6 ? pairs : pairs.sort((a, b) => b[1] - a[1]).slice(0, 5);
 }
 
-// The images in a folder, but one more than may be sent is enough
-async function imagesIn(folder) {
-  const found = [];
-  for await (const o of filesBelow(folder)) if (isImage(o) && found.push(o) > most) break;
-  if (!found.length) throw new Error(`There are no images in the folder ${folder.name}.`);
-  if (found.length > most) throw new Error(`There are more than ${most} images in the folder ${folder.name}: drop at most ${most}.`);
-  return found;
+function card(file, answer) {
+  if (answer.error) return make('article', {className: 'error'},
+    make('p', {}, make('bdi', {textContent: file.name}), `: ${answer.error}`));
+  const card = get('card').content.firstElementChild.cloneNode(true), part = o => card.querySelector(o);
+  for (const o of card.querySelectorAll('bdi')) o.textContent = file.name;
+  Object.assign(part('img'), {src: answer.image, alt: file.name});
+  Object.assign(part('h2'), {textContent: answer.text, className: answer.doubt ? 'unsure' : ''});
+  part('.forced').textContent = forcedChoice(answer);
+  const row = part('dl > div');
+  part('dl').replaceChildren(...shownProbabilities(answer).map(([label, p]) => {
+    const one = row.cloneNode(true);
+    one.querySelector('dt').textContent = label;
+    one.querySelector('rect').setAttribute('width', 100*p);
+    one.querySelector('span').textContent = percent(p);
+    return one;
+  }));
+  part('button')?.addEventListener('click', () => toggleWhy(file, answer, part));
+  return card;
 }
 
-async function chooseDropped(items, files) {
-  // what was dropped is only there until this handler waits for something
-  const entries = [...items].filter(o => o.kind === 'file').map(o => o.webkitGetAsEntry?.());
-  const folders = entries.filter(o => o?.isDirectory), plain = [...files].filter((_, i) => !entries[i]?.isDirectory);
-  try { choose([...plain, ...(await Promise.all(folders.map(imagesIn))).flat()]); }
-  catch (err) {
-    choose([]);
-    message.textContent = err.message || 'The folder cannot be read: choose the images in it.';
+async function toggleWhy(file, {label}, part) {
+  const figure = part('figure'), img = part('figure img'), caption = part('figcaption');
+  figure.hidden = !figure.hidden;
+  part('button').setAttribute('aria-expanded', !figure.hidden);
+  if (figure.hidden || img.src) return;
+  caption.textContent = 'Looking …';
+  const {why, why_not, error} = await backend.predict(file, true).catch(e => ({error: e.message}));
+  if (why) img.src = why;
+  caption.textContent = why ? `Bright: what spoke for ${label}. Dark and grey: what did not.` : why_not || error;
+}
+
+async function predictChosen() {
+  const mine = ++turn, files = chosen, started = [], counts = new Map();
+  for (const img of results.querySelectorAll('img')) URL.revokeObjectURL(img.src);
+  results.replaceChildren();
+  preview.replaceChildren();
+  if (!files.length) return report('Choose an image first.');
+  let answer;
+  try {
+    await backend.ready;
+    for (const [i, file] of files.entries()) {
+      report(files.length > 1 ? `Looking at image ${i + 1} of ${files.length} …` : 'Looking …');
+      for (let n = started.length; n < Math.min(files.length, i + backend.parallel); n++) {
+        started.push(backend.predict(files[n]));
+        started[n].catch(() => {});   // handled below, when its turn comes
+      }
+      answer = await started[i];
+      if (mine !== turn) return;
+      results.append(card(file, answer));
+      if (!i) results.scrollIntoView({block: 'nearest'});
+      const what = answer.error ? 'cannot be opened' : tally(answer);
+      counts.set(what, (counts.get(what) ?? 0) + 1);
+    }
+  } catch (e) { if (mine === turn) report(e.message, true); return; }
+  const one = answer.error ? `${files[0].name}: ${answer.error}` : answer.text;
+  report((files.length === 1 ? one : [...counts].map(([what, n]) => `${n} ${what}`).join(', ')) + note);
+}
+
+// ---- Choosing: a dialog, the camera, dropping, pasting
+
+function choose(files, leftOut = 0) {
+  turn++;
+  chosen = [...files];
+  note = leftOut ? `; left out, by their names no images: ${leftOut}` : '';
+  if (!button) return predictChosen();
+  preview.replaceChildren(...chosen.slice(0, 16).map(file => {
+    const img = make('img', {alt: '', src: URL.createObjectURL(file)});
+    img.onload = () => URL.revokeObjectURL(img.src);
+    img.onerror = () => { img.onload(); img.replaceWith(make('i', {textContent: '?'})); };   // the server may open it
+    return make('li', {title: file.name}, img, file.name);
+  }));
+  report(`${chosen.length} image${chosen.length > 1 ? 's' : ''} chosen${note}`);
+}
+
+const SUFFIX = /\.(jpe?g|jpe|jfif|jif|png|webp|avif|gif|bmp|dib|tiff?|heic|heif)$/i;
+
+// Sort the files below `entry` into `found.images` and `found.others`, by their names
+async function readFolder(entry, found) {
+  if (entry.isFile) {
+    const file = await new Promise((done, failed) => entry.file(done, failed));
+    if (file.name[0] === '.') return;
+    found[file.type.startsWith('image/') || SUFFIX.test(file.name) ? 'images' : 'others'].push(file);
+  } else {
+    const reader = entry.createReader(), all = [];
+    const read = () => new Promise((done, failed) => reader.readEntries(done, failed));   // a hundred at a time
+    for (let more; (more = await read()).length;) all.push(...more);
+    all.sort((a, b) => a.name.localeCompare(b.name, undefined, {numeric: true}));
+    for (const o of all) await readFolder(o, found);
   }
 }
 
-const brings = e => e.dataTransfer?.types.includes('Files');
-for (const kind of ['dragenter', 'dragover']) document.addEventListener(kind, e => {
-  if (!brings(e)) return;
-  e.preventDefault();
-  drop.classList.add('over');
-});
-document.addEventListener('dragleave', e => { if (!e.relatedTarget) drop.classList.remove('over'); });
-document.addEventListener('drop', e => {
-  drop.classList.remove('over');
-  if (!brings(e)) return;
-  e.preventDefault();
-  chooseDropped(e.dataTransfer.items, e.dataTransfer.files);
-});
-document.addEventListener('paste', e => {
-  if (!e.clipboardData?.files.length) return;
-  e.preventDefault();
-  choose(e.clipboardData.files);
-});
-
-// Asking
-
-// The results that the server's page has about `images`, and whether they are answers
-async function ask(images, why) {
-  const body = new FormData();
-  for (const o of images) body.append('file', o);
-  if (why) body.append('why', '1');
-  let answer;
-  try { answer = await fetch(form.action, {method: 'POST', body, headers: {Accept: 'text/html'}}); }
-  catch { throw new Error('The connection broke. Try again in a moment, or with a smaller image.'); }
-  const found = new DOMParser().parseFromString(await answer.text(), 'text/html').getElementById('results');
-  if (found) return {found: [...found.children], ok: answer.ok};
-  // the answer is not ours, but that of a proxy on the way
-  if (answer.status === 413) throw new Error('This is too large for the server: choose fewer or smaller images.');
-  throw new Error(`The server did not answer (${answer.status} ${answer.statusText}). Try again in a moment.`);
+async function drop({items, files}) {
+  const entries = [...items].map(o => o.webkitGetAsEntry?.()).filter(Boolean), found = {images: [], others: []};
+  if (!entries.some(o => o.isDirectory))
+    return files.length ? choose(files) : report('That was no file: save the image first, then drop its file here.');
+  report('Reading the folder …');
+  try { for (const o of entries) await readFolder(o, found); }
+  catch { return report('The folder cannot be read: choose the images in it.', true); }
+  found.images.length ? choose(found.images, found.others.length) : report('There is no image in this folder.');
 }
 
-function whyButton(article, i) {
-  const why = Object.assign(document.createElement('button'), {type: 'button', className: 'quiet', textContent: 'Why?'});
-  why.addEventListener('click', async () => {
-    why.disabled = true;
-    try {
-      const [first] = (await ask([sent[i]], true)).found, part = first?.querySelector('.why');
-      if (!part) throw new Error(first?.textContent.trim() || 'The server cannot say why.');
-      why.replaceWith(part);
-      part.focus({preventScroll: true});
-    } catch (err) {
-      message.textContent = err.message;
-      why.disabled = false;
-    }
-  });
-  article.querySelector('.answer')?.append(why);
-}
-
-form.addEventListener('submit', async e => {
-  e.preventDefault();
-  if ((message.textContent = tooMuch())) return;
-  button.disabled = true;
-  message.textContent = 'Looking…';
-  const images = [...file.files];
-  try {
-    const {found, ok} = await ask(images);
-    results.replaceChildren(...found);
-    sent = images;
-    results.querySelectorAll('article').forEach(whyButton);
-    message.textContent = '';
-    if (ok) { form.reset(); chosen(); }
-    results.focus({preventScroll: true});
-    results.scrollIntoView({behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth', block: 'nearest'});
-  } catch (err) { message.textContent = err.message; }
-  finally { button.disabled = false; }
+for (const id of ['file', 'camera']) get(id).addEventListener('change', ({target}) => {
+  if (target.files.length) choose(target.files);
+  target.value = '';   // so that the same image can be chosen again
 });
+const over = yes => document.body.classList.toggle('over', yes);
+addEventListener('dragover', e => { e.preventDefault(); over(true); });
+addEventListener('dragleave', e => { if (!e.relatedTarget) over(false); });
+addEventListener('drop', e => { e.preventDefault(); over(false); drop(e.dataTransfer); });
+addEventListener('paste', ({clipboardData: {files}}) => {
+  files.length ? choose(files) : report('There is no image in the clipboard.');
+});
+get('form').noValidate = true;   // the script knows what was dropped and pasted, too
+get('form').addEventListener('submit', e => { e.preventDefault(); predictChosen(); });

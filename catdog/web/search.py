@@ -1,165 +1,167 @@
-"""The list of engines, `auto`, which asks several in turn, and searches with several terms"""
+"""The list of search engines, `auto`, which asks several in turn, and searches with several terms"""
 
-import os, socket, threading, time
+import inspect, os, socket, threading, time
 from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-from ..core.errors import ImageError, CatdogError, SearchError
+from ..core.errors import CatdogError, FetchError, SearchError
 from ..core.files import write_atomic
 from ..dataset.folder import parse_labels
 from ..dataset.manifest import Photo
-from .engines import SEARCH_SECONDS, search_bing, search_commons, search_ddg, search_openverse, search_sample
-from .http import mend_url
+from .engines import (COMMONS, OPENVERSE, SEARCH_SECONDS, search_bing, search_commons, search_ddg, search_openverse,
+    search_sample)
+from .http import clean_url, proxy_for
 
+# Engine -> a function of a term, a number and, if it has safe search, `safe`
 ENGINES = dict(bing=search_bing, ddg=search_ddg, openverse=search_openverse, commons=search_commons,
                sample=search_sample)
+SAFE = 'strict', 'moderate', 'off'
 
-# The host of each engine that `auto` asks, in this order; that of Bing is in `CATDOG_BING_ENDPOINT`
-_AUTO_HOSTS = dict(bing=None, ddg='duckduckgo.com', openverse='api.openverse.org', commons='commons.wikimedia.org')
+# What `auto` asks, in this order, and where it is; Bing is at `CATDOG_BING_ENDPOINT`
+_AUTO = dict(bing='', ddg='https://duckduckgo.com', openverse=OPENVERSE, commons=COMMONS)
+_PROBED = {}   # (host, port) -> (when it was probed, whether it could be reached)
 
-def _endpoint(engine):
-    "Host and port of `engine`, or None when it lacks its settings"
-    if engine != 'bing': return _AUTO_HOSTS[engine],443
-    o = urlsplit(os.environ.get('CATDOG_BING_ENDPOINT', ''))
-    port = o.port or (443 if o.scheme == 'https' else 80)
-    if os.environ.get('AZURE_SEARCH_KEY') and o.hostname: return o.hostname,port
-
-_PROBED = {}   # (host, port) -> (when, whether it could be reached)
+def _address(engine):
+    "Return the URL of `engine`, and its host and port; None if its settings are missing"
+    url = _AUTO[engine]
+    if engine == 'bing': url = os.environ.get('AZURE_SEARCH_KEY') and os.environ.get('CATDOG_BING_ENDPOINT')
+    o = urlsplit(url or '')
+    return o.hostname and (url, (o.hostname, o.port or (80 if o.scheme == 'http' else 443)))
 
 def _probe(host, port):
-    "Note in `_PROBED` that `host` can be reached, if it can"
+    "Note in `_PROBED` that `host` can be reached, if so"
     try: socket.create_connection((host, port), timeout=3).close()
     except (OSError, UnicodeError): return
     _PROBED[host, port] = time.monotonic(),True
 
-def _reachable():
-    "Names of the engines on the web that can be reached and have what they need"
-    endpoints = {name: _endpoint(name) for name in _AUTO_HOSTS}
-    if getproxies().get('https'): return [name for name in endpoints if endpoints[name]]
-    old = [o for o in set(endpoints.values()) if o and time.monotonic() - _PROBED.get(o, (-1e9,))[0] > 300]
-    for o in old: _PROBED[o] = time.monotonic(),False
+def _reachable(safe='moderate'):
+    "Return the names of the live engines that can be reached and have what they need"
+    found = {o: _address(o) for o in _AUTO if (safe != 'strict' or _has_safe_search(o)) and _address(o)}
+    direct = {address for url,address in found.values() if not proxy_for(url)}   # a proxy can reach any
+    old = [o for o in direct if time.monotonic() - _PROBED.get(o, (-1e9,))[0] > 300]
+    _PROBED.update((o, (time.monotonic(), False)) for o in old)
     threads = [threading.Thread(target=_probe, args=o, daemon=True) for o in old]
     for o in threads: o.start()
-    end = time.monotonic() + 3.5   # a resolver without a network can take far longer than the connection's own time-out
+    end = time.monotonic() + 3.5   # without a network, resolving a name can take longer than the connection may
     for o in threads: o.join(max(0, end - time.monotonic()))
-    return [name for name,o in endpoints.items() if o and _PROBED[o][1]]
+    return [name for name,(_,address) in found.items() if address not in direct or _PROBED[address][1]]
 
-def _sample_photos():
-    from ..sample.server import sample_web
-    return sample_web().photos
+def _has_safe_search(engine): return 'safe' in inspect.signature(ENGINES[engine]).parameters
 
-def _search_auto(term, n):
-    "Photos of the engines on the web in turn; of the sample web when none of them can be reached"
-    photos,errors,end = {},[],time.monotonic() + SEARCH_SECONDS
-    for name in _reachable():
+def _search(engine, term, n, safe):
+    "Return what `engine` finds; raise `SearchError` if it lacks the safe search that is asked for"
+    if _has_safe_search(engine): return ENGINES[engine](term, n, safe=safe)
+    if safe == 'strict':
+        raise SearchError(engine, 'it has no safe search: use another engine, or safe search "moderate"')
+    return ENGINES[engine](term, n)
+
+def _search_auto(term, n, safe):
+    "Return photos of the live engines in turn, or of the sample web if none of them can be reached"
+    photos,errors,answered,end = {},[],False,time.monotonic() + SEARCH_SECONDS
+    for name in _reachable(safe):
         if time.monotonic() > end: break
-        try: found = ENGINES[name](term, n)
+        try: found = _search(name, term, n, safe)
         except SearchError as e:
             errors.append(e)
-            if e.offline: _PROBED[_endpoint(name)] = time.monotonic(),False
+            if e.offline: _PROBED[_address(name)[1]] = time.monotonic(),False
             continue
+        answered = True
         for p in found: photos.setdefault(p.url, p)
         if len(photos) >= n: break
     if photos:
         for e in errors: print(f'{e}. What other engines found is kept.')
-        return list(photos.values())[:n]
-    answered = [e for e in errors if not e.offline]
-    if answered:
-        text = 'no engine gave anything. ' + '. '.join(map(str, answered))
-        raise SearchError('auto', text, term=all(e.term for e in answered))
-    if _reachable(): return []
-    instead = 'the folder that the sample web serves' if _sample_photos() else 'the sample web, which draws images'
-    print(f'No search engine on the web can be reached: using {instead}.')
-    return search_sample(term, n)
+    elif said := [e for e in errors if not e.offline]:
+        text = 'no engine gave anything. ' + '. '.join(map(str, said))
+        raise SearchError('auto', text, term=all(e.term for e in said))
+    elif not answered:
+        photos = {p.url: p for p in search_sample(term, n)}
+        drawn = any(p.engine == 'sample' for p in photos.values())
+        print('No search engine on the web can be reached: using '
+              + ('the sample web, which draws images.' if drawn else 'the folder that the sample web serves.'))
+    return list(photos.values())[:n]
 
-def check_engine(
-    engine:str # One of `ENGINES`, or 'auto'
-) -> str: # The same, but for 'auto' what `CATDOG_ENGINE` says, if it says anything
-    "The `engine` that is meant; `CatdogError` when there is none of that name"
+def check_search(
+    labels:list, # What to search for, or one word
+    n:int, # Photos of each
+    queries:list=None, # Terms with {} in place of the label
+    engine:str='auto', # As for `search_images`
+    safe:str='moderate' # As for `search_images`
+) -> list: # The labels as words that can be names of folders
+    "Return `labels`; raise `CatdogError` if they, `n`, `queries`, `engine` or `safe` cannot be used"
+    labels = parse_labels(labels)
+    _check_engine(engine, safe)
+    if n < 1: raise CatdogError(f'n is {n}: give a number of images, such as 150')
+    if queries and not all('{}' in q for q in queries):
+        raise CatdogError('a query has no {} in it, which stands for the label: write such as "{} outdoors"')
+    return labels
+
+def _check_engine(engine, safe):
+    "Return `engine`, or what `CATDOG_ENGINE` replaces 'auto' by"
+    if safe not in SAFE: raise CatdogError(f'there is no safe search {safe!r}: use one of {", ".join(SAFE)}')
     if engine == 'auto': engine = os.environ.get('CATDOG_ENGINE') or 'auto'
     if engine in ('auto', *ENGINES): return engine
     raise CatdogError(f'there is no engine {engine!r}: use auto or one of {", ".join(ENGINES)}')
 
 def search_images(
     term:str, # What to search for, as you would type it
-    n:int=150, # How many at most
-    engine:str='auto' # One of `ENGINES`, or 'auto': several in turn (`CATDOG_ENGINE` overrides it)
+    n:int=150, # Photos at most
+    engine:str='auto', # One of `ENGINES`, or 'auto': several in turn (`CATDOG_ENGINE` overrides it)
+    safe:str='moderate' # Safe search, for engines that have it: 'strict', 'moderate' or 'off'
 ) -> list[Photo]: # Without duplicates, best first
-    "Up to `n` photos that `engine` finds for `term`"
-    engine = check_engine(engine)
-    return (_search_auto if engine == 'auto' else ENGINES[engine])(term, n)
+    "Return up to `n` photos that `engine` finds for `term`"
+    engine = _check_engine(engine, safe)
+    return _search_auto(term, n, safe) if engine == 'auto' else _search(engine, term, n, safe)
 
 VARIANTS = ('{}', '{} photo', '{} outdoors', '{} indoors', '{} close up')
 
-def _alternate(lists):
-    "The first of each of `lists`, then the second of each, and so on"
-    return [o for row in zip_longest(*lists) for o in row if o is not None]
-
 def search_terms(
-    label:str, # What the images shall show
-    n:int=150, # How many at most
+    label:str, # What the images should show
+    n:int=150, # Photos at most
     engine:str='auto', # As for `search_images`
-    queries:list=None # Terms with {} where the label goes, such as '{} outdoors'; None tops up with `VARIANTS`
+    queries:list=None, # Terms with {} in place of the label, such as '{} outdoors'; default: some of `VARIANTS`
+    safe:str='moderate' # As for `search_images`
 ) -> list[Photo]: # Without duplicates
-    "Up to `n` photos for `label`, found with several terms"
-    lists,photos,error,end = [],{},None,time.monotonic() + SEARCH_SECONDS
+    "Return up to `n` photos for `label`, found with several terms"
+    lists,urls,error,end = [],set(),None,time.monotonic() + SEARCH_SECONDS
     for q in queries or VARIANTS:
-        few = n if queries else min(n, 2*(n - len(photos)))   # of what a variant finds, much is there already
-        try: lists.append(search_images(q.replace('{}', label), few, engine))
+        few = n if queries else min(n, 2*(n - len(urls)))   # variants find many of the same photos
+        try: lists.append(search_images(q.replace('{}', label), few, engine, safe))
         except SearchError as e:
             error = e
             if not e.term: break
             continue
-        photos.update((p.url, None) for p in lists[-1])
-        if time.monotonic() > end or not queries and len(photos) >= n: break
+        urls.update(p.url for p in lists[-1])
+        if time.monotonic() > end or not queries and len(urls) >= n: break
     if error:
-        if not photos: raise error
-        print(f'{error}. The {len(photos)} photos that other terms found are kept.')
-    # the terms that were asked for take turns, the variants follow each other
-    photos = {}
-    for p in _alternate(lists) if queries else (p for o in lists for p in o): photos.setdefault(p.url, p)
+        if not urls: raise error
+        print(f'{error}. The {len(urls)} photos that other terms found are kept.')
+    # given terms take turns, variants follow each other
+    rows,photos = (zip_longest(*lists) if queries else lists),{}
+    for p in (p for row in rows for p in row if p): photos.setdefault(p.url, p)
     return list(photos.values())[:n]
 
-def check_search(
-    labels:list, # What to look for, or one word
-    n:int, # How many photos of each
-    queries:list=None, # Terms with {} where the label goes, or None
-    engine:str='auto' # As for `search_images`
-) -> list: # The labels as words that can be folders
-    "`labels`; `CatdogError` where they, `n`, `queries` or `engine` cannot be searched for"
-    labels = parse_labels(labels)
-    check_engine(engine)
-    if n < 1: raise CatdogError(f'n is {n}: give a number of images, such as 150')
-    if queries and not all('{}' in q for q in queries):
-        raise CatdogError('a query has no {} in it, which is where the label goes: write such as "{} outdoors"')
-    return labels
-
-def _mended(photos):
-    "The addresses of `photos` as browsers would ask for them, without those that nobody could"
-    for p in photos:
-        try: yield mend_url(p.url)
-        except ImageError: pass
-
 def save_urls(
-    labels:list, # What to look for
+    labels:list, # What to search for
     file:str|os.PathLike, # The Parquet file to write
-    n:int=150, # How many addresses for each label
+    n:int=150, # URLs of each label
     engine:str='auto', # As for `search_images`
-    queries:list=None # As for `search_terms`
+    queries:list=None, # As for `search_terms`
+    safe:str='moderate' # As for `search_images`
 ): # A `pandas.DataFrame` with the columns url and caption
-    "Search for `labels` and write the addresses to `file`, each with its label as its caption; fetch nothing"
+    "Search for `labels` and write the URLs to `file`, each with its label as caption; download nothing"
     import pandas as pd
-    file = Path(file)
-    if file.suffix != '.parquet': raise CatdogError(f'{file} is no .parquet file: give a name such as urls.parquet')
-    if not file.parent.is_dir(): raise CatdogError(f'there is no folder {file.parent}: make it first')
-    rows,error = [],None
+    file,rows,error = Path(file),[],None
+    if file.suffix != '.parquet': raise CatdogError(f'{file} is not a .parquet file: give a name such as urls.parquet')
+    if not file.parent.is_dir(): raise CatdogError(f'there is no folder {file.parent}: create it first')
     for label in parse_labels(labels):
-        try: rows += [(o, label) for o in _mended(search_terms(label, n, engine, queries))]
+        try: found = search_terms(label, n, engine, queries, safe)
         except SearchError as e:
             error = e
             break
+        for p in found:
+            try: rows.append((clean_url(p.url), label))
+            except FetchError: pass   # nobody could request it
     if error and not rows: raise error
     df = pd.DataFrame(rows, columns=['url', 'caption'], dtype='str')
     write_atomic(file, df.to_parquet(index=False))

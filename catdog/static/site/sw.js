@@ -1,11 +1,11 @@
-// The service worker: keeps this page's files, so that it opens without a network. Another version is another cache.
+// The service worker: keeps the files of this page, so that it opens offline. Each version has a cache of its own.
 'use strict';
-const files = {{files}};   // address -> what the file must hash to, or '' where a host may add to it
-const mine = registration.scope + ' ', cacheName = mine + '{{version}}';
+const files = {{ files | tojson(1) }};   // URL -> its integrity hash, or '' where a host may change the file
+const prefix = registration.scope + ' ', cacheName = prefix + '{{ version }}';
 
 async function fetched(url, integrity) {
   const fresh = () => fetch(url, {integrity, cache: 'reload'});
-  // What the page has just loaded need not come over the network again; an old copy has another hash
+  // What the page has just loaded is in the browser's cache; an old copy has another hash
   const response = integrity ? await fetch(url, {integrity, cache: 'force-cache'}).catch(fresh) : await fresh();
   if (!response.ok) throw new Error(`${url}: ${response.status}`);
   return response;
@@ -18,13 +18,12 @@ async function install() {
 }
 
 async function activate() {
-  const old = (await caches.keys()).filter(o => o.startsWith(mine) && o !== cacheName);
+  const old = (await caches.keys()).filter(o => o.startsWith(prefix) && o !== cacheName);
   await Promise.all(old.map(o => caches.delete(o)));
 }
 
 async function answer(request) {
-  const cache = await caches.open(cacheName);
-  const path = new URL(request.url).pathname.replace(/index\.html$/, '');
+  const cache = await caches.open(cacheName), path = new URL(request.url).pathname.replace(/index\.html$/, '');
   const page = request.mode === 'navigate' && path === new URL('./', location).pathname;
   return (await cache.match(page ? './' : request)) ?? fetch(request);
 }

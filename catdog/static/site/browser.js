@@ -1,0 +1,267 @@
+// The back end in the browser: onnxruntime-web runs the model on pixels that are computed exactly as Pillow does it.
+'use strict';
+const runtime = get('runtime').dataset, model = JSON.parse(runtime.model);   // what the model says about itself
+class ImageError extends Error {}
+
+// ---- The model
+
+async function load(url, integrity = '') {
+  const response = await fetch(url, {integrity});
+  if (!response.ok) throw new Error(`${url}: ${response.status}`);
+  const bytes = new Uint8Array(await response.arrayBuffer());
+  if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+// From here on the browser refuses to send or fetch anything: no image can leave
+function lock() {
+  const content = "default-src 'none'; script-src 'wasm-unsafe-eval'; style-src 'self'; img-src blob: data:; "
+                + "manifest-src 'self'; worker-src 'self'; form-action 'none'; base-uri 'none'";
+  const meta = make('meta', {content});
+  meta.setAttribute('http-equiv', 'Content-Security-Policy');
+  document.head.append(meta);
+}
+
+async function start() {
+  const [ort, wasmBinary, bytes] = await Promise.all([
+    import(get('runtime').src), load(runtime.wasm, runtime.wasmIntegrity), load('model.onnx', runtime.modelIntegrity)]);
+  Object.assign(ort.env.wasm, {numThreads: 1, wasmBinary});   // several threads would need special headers
+  ort.env.logLevel = 'error';
+  const session = await ort.InferenceSession.create(bytes, {executionProviders: ['wasm']});
+  const outputs = ['logits', 'distance', 'activation'].filter(o => session.outputNames.includes(o));
+  const shape = [1, model.size, model.size, 3];
+  const run = pixels => session.run({pixels: new ort.Tensor('uint8', pixels, shape)}, outputs);
+  await run(new Uint8Array(3*model.size**2));   // the first run takes longer
+  if (document.readyState !== 'complete') await new Promise(done => addEventListener('load', done, {once: true}));
+  try { navigator.serviceWorker.register('sw.js').catch(() => {}); }
+  catch {}   // in a sandboxed frame and over http there is none: the page works, but not offline
+  lock();
+  return run;
+}
+
+const ready = start().catch(e => {
+  throw new Error(location.protocol === 'file:' ? 'A browser runs the model only from a web server: type "python -m '
+    + 'http.server" in this folder, and open http://localhost:8000'
+    : `The model cannot be loaded (${e.message}). Load the page again when there is a connection.`);
+});
+
+// ---- Images
+
+const MAX_PIXELS = 50e6, PREVIEW = 480, DAMAGED = 'a damaged image, or one too large for this browser';
+const TEXTS = [[/^(<!doctype html|<html|<head|<body)/, 'a web page, not an image'],
+               [/<svg/, 'an SVG drawing: save it as PNG or JPEG first'], [/^%pdf/, 'a PDF document, not an image']];
+const convert = 'which this browser cannot open: save it as JPEG first';
+const KINDS = [[/^(PK\x03\x04|\x1f\x8b)/, 'an archive: unpack it first'],
+  [/^....ftyp(hei|hev|mif1|msf1)/s, `a HEIC photo, ${convert}, or open this page in Safari`],
+  [/^(II\*\0|MM\0\*)/, `a TIFF image, ${convert}`], [/^(\xff\x0a|\0\0\0\x0cJXL )/, `a JPEG XL image, ${convert}`],
+  [/^(\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|BM|....ftypavi[fs])/s, DAMAGED]];
+
+// What the bytes are when they are no image that this browser opens
+async function guess(file) {
+  const bytes = new Uint8Array(await file.slice(0, 1024).arrayBuffer()), start = String.fromCharCode(...bytes);
+  const low = start.replace(/^\xef\xbb\xbf/, '').trimStart().toLowerCase();
+  if (!bytes.length) return 'the file is empty';
+  const found = TEXTS.find(o => o[0].test(low)) ?? KINDS.find(o => o[0].test(start));
+  if (found) return found[1];
+  try {   // the last character may be cut in two
+    if (!start.includes('\0') && new TextDecoder('utf-8', {fatal: true}).decode(bytes, {stream: true}))
+      return 'a text file, not an image';
+  } catch {}
+  return 'no image in a format that this browser opens';
+}
+
+// `file` without the mark of its EXIF block, by which a browser would turn it
+async function unturned(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const at = new TextDecoder('latin1').decode(bytes.subarray(0, 2**16)).indexOf('Exif\0\0');
+  if (at >= 0) bytes[at] = 0;
+  return new Blob([bytes]);
+}
+
+// The image in `file`, upright and in sRGB, as the browser draws it; or as it is stored, for a model that learned so
+async function opened(file, {opened: how} = {}) {
+  const img = make('img', {src: URL.createObjectURL(file)});
+  // Its size is known before its pixels are unpacked
+  try { await new Promise((done, failed) => Object.assign(img, {onload: done, onerror: failed})); }
+  catch { throw new ImageError(await guess(file).catch(() => 'cannot be read')); }
+  finally { URL.revokeObjectURL(img.src); }
+  const {naturalWidth: width, naturalHeight: height} = img;
+  if (width*height > MAX_PIXELS)
+    throw new ImageError(`${width} x ${height} pixels: more than the ${MAX_PIXELS/1e6} million that we open`);
+  try {
+    if (how !== 'as stored') return await createImageBitmap(file);
+    return await createImageBitmap(await unturned(file), {colorSpaceConversion: 'none'});
+  } catch { throw new ImageError(DAMAGED); }
+}
+
+const contextOf = (width, height) => make('canvas', {width, height}).getContext('2d', {willReadFrequently: true});
+
+// Protection against fingerprinting may return noise for the pixels of a canvas. A bit here and there does no harm.
+function checkCanvas() {
+  const known = Uint8ClampedArray.from({length: 1024}, (_, i) => i%4 === 3 ? 255 : 7*i%256), context = contextOf(16, 16);
+  context.putImageData(new ImageData(known, 16), 0, 0);
+  const {data} = context.getImageData(0, 0, 16, 16);
+  if (known.reduce((sum, o, i) => sum + Math.abs(o - data[i]), 0) > 2*known.length)
+    throw new Error('This browser hides the pixels of images from pages (protection against fingerprinting): allow this '
+                    + 'page to read canvas data and choose the image again, or use another browser.');
+}
+
+// The mean of each `k` times `k` pixels of `rows` rows of RGBA, as Pillow's `reduce` rounds it
+function reduced(data, width, rows, k) {
+  const w = Math.ceil(width/k), h = Math.ceil(rows/k), out = new Uint8Array(4*w*h);
+  for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
+    const x1 = Math.min(width, k*x + k), y1 = Math.min(rows, k*y + k), n = (x1 - k*x)*(y1 - k*y);
+    let r = n >> 1, g = r, b = r;
+    for (let j = k*y; j < y1; j++) for (let i = 4*(j*width + k*x), end = 4*(j*width + x1); i < end; i += 4) {
+      r += data[i]; g += data[i+1]; b += data[i+2];
+    }
+    out.set([r/n, g/n, b/n], 4*(y*w + x));
+  }
+  return out;
+}
+
+// (place of the first, number, RGBA) of rows of `bitmap`, or of columns, on white and reduced by `k`, a strip after the
+// other: a photograph of 48 million pixels is not in memory a second time
+function* strips(bitmap, k, columns) {
+  const {width, height} = bitmap, [length, all] = columns ? [height, width] : [width, height];
+  const step = Math.max(8, 8*Math.floor(2**20/length/8)), shape = n => columns ? [n, height] : [width, n];
+  const context = make('canvas', {}).getContext('2d', {willReadFrequently: true});
+  for (let at = 0; at < all; at += step) {
+    const n = Math.min(step, all - at), [w, h] = shape(n);
+    Object.assign(context.canvas, {width: w, height: h});
+    context.fillStyle = 'white';
+    context.fillRect(0, 0, w, h);
+    context.drawImage(bitmap, columns ? -at : 0, columns ? 0 : -at);
+    const {data} = context.getImageData(0, 0, w, h);
+    yield [at/k, Math.ceil(n/k), k > 1 ? reduced(data, w, h, k) : data];
+  }
+}
+
+// The side of the square that is cut out of an image's middle, or that it is padded to; rounded as fastai does
+function square(width, height, to, method) {
+  const choose = {crop: Math.min, pad: Math.max}[method];
+  return choose && Math.trunc(choose(width/to, height/to)*to);
+}
+
+// Which pixel of a side of `n` lies at place `i`, when its middle `side` pixels are cut out, or it is padded
+function placed(n, side, mode) {
+  const offset = Math.trunc((n - side)/2);
+  return i => {
+    const at = i + offset;
+    if (at >= 0 && at < n) return at;
+    if (mode === 'zeros') return -1;
+    if (mode === 'border' || n === 1) return Math.min(Math.max(at, 0), n - 1);
+    const turn = ((at%(2*n - 2)) + 2*n - 2)%(2*n - 2);   // reflected, the outermost pixel once
+    return Math.min(turn, 2*n - 2 - turn);
+  };
+}
+
+// Pillow's antialiased bilinear filter from `side` pixels to `to`, of which the middle `size` are wanted: for each of
+// them the places and weights (22 bits after the point) of the pixels that it is made of
+function filter(side, to, size, place) {
+  const scale = side/to, support = Math.max(scale, 1), skip = Math.floor((to - size)/2), all = [];
+  for (let i = skip; i < skip + size; i++) {
+    const center = (i + .5)*scale, places = [], weights = [];
+    const first = Math.max(0, Math.trunc(center - support + .5));
+    const end = Math.min(side, Math.trunc(center + support + .5));
+    for (let x = first; x < end; x++) {
+      places.push(place(x));
+      weights.push(Math.max(0, 1 - Math.abs((x - center + .5)/support)));
+    }
+    const sum = weights.reduce((a, b) => a + b), whole = weights.map(o => Math.floor(o/sum*2**22 + .5));
+    const kept = [...places.keys()].filter(j => places[j] >= 0);   // what is padded with black adds nothing
+    all.push([Int32Array.from(kept, j => places[j]), Int32Array.from(kept, j => whole[j])]);
+  }
+  return all;
+}
+
+// One pass of the filter over RGB(A): in `data` the next pixel is `step` numbers on, the next line `line` numbers
+function pass(data, step, line, lines, weighted, out, outStep, outLine, at = 0) {
+  for (let y = 0; y < lines; y++) for (let i = 0; i < weighted.length; i++) {
+    const [places, weights] = weighted[i];
+    let r = 2**21, g = r, b = r;
+    for (let j = 0; j < places.length; j++) {
+      const o = y*line + places[j]*step, w = weights[j];
+      r += data[o]*w; g += data[o+1]*w; b += data[o+2]*w;
+    }
+    const o = at + y*outLine + i*outStep;
+    out[o] = r >> 22; out[o+1] = g >> 22; out[o+2] = b >> 22;
+  }
+}
+
+// `bitmap` as the model wants it: (size,size,3) in 8 bits
+function pixelsOf(bitmap, {size, resize_to: to, min_side: enough, resize = {}}) {
+  const short = Math.min(bitmap.width, bitmap.height), k = enough ? [8, 4, 2].find(k => short >= k*enough) ?? 1 : 1;
+  const [width, height] = [bitmap.width, bitmap.height].map(o => Math.ceil(o/k));
+  const side = square(width, height, to, resize.method);
+  const lengths = [width, height].map(n => [n, side ?? n]);
+  const [across, down] = lengths.map(([n, all]) => filter(all, to, size, placed(n, all, resize.pad_mode)));
+  const out = new Uint8Array(3*size*size), [w, h] = [side ?? width, side ?? height];
+  if (h > to && h - to > 2*(w - to)) {   // for a tall image Pillow begins with the columns
+    const low = new Uint8Array(3*size*width);
+    for (const [x, n, data] of strips(bitmap, k, true)) pass(data, 4*n, 4, n, down, low, 3*width, 3, 3*x);
+    pass(low, 3, 3*width, size, across, out, 3, 3*size);
+  } else {
+    const narrow = new Uint8Array(3*size*height);
+    for (const [y, n, data] of strips(bitmap, k, false)) pass(data, 4, 4*width, n, across, narrow, 3, 3*size, 3*size*y);
+    pass(narrow, 3*size, 3, size, down, out, 3*size, 3);
+  }
+  return out;
+}
+
+// ---- Answers
+
+function answerOf({labels, temperature, limits, one_of}, {logits, distance}) {
+  const scores = Array.from(logits.data, o => o/temperature), top = Math.max(...scores);
+  const powers = scores.map(o => Math.exp(o - top)), sum = powers.reduce((a, b) => a + b), shares = powers.map(o => o/sum);
+  const best = scores.indexOf(top), label = labels[best], probability = shares[best];
+  const far = limits.distance !== null && !(distance.data[0] <= limits.distance);
+  const never = limits.probability === 1 && limits.distance === 0;   // a model that is sure of nothing
+  const doubt = far && !never ? 'unlike' : far || probability < limits.probability ? 'between' : '';
+  const rival = scores.reduce((found, o, i) => i !== best && (found < 0 || o > scores[found]) ? i : found, -1);
+  const text = {unlike: `This does not look like ${one_of}`, '': `${label}, ${percent(probability)}`,
+                between: `Not sure, between ${label} and ${labels[rival]} (${label} ${percent(probability)})`}[doubt];
+  return {best, rival, label, probabilities: Object.fromEntries(labels.map((o, i) => [o, shares[i]])), doubt, text};
+}
+
+// Darken the image of `context` but for the places that spoke for label `best` against the strongest other one
+function darken(context, {data: spoke, dims: [, , h, w]}, {best, rival}, {size, resize_to: to, resize = {}}) {
+  const {width, height} = context.canvas, side = square(width, height, to, resize.method), n = w*h;
+  const [across, down] = [width, height].map(o => (side ?? o)*size/to);   // the network sees the middle
+  const values = Array.from({length: n}, (_, i) => Math.max(0, spoke[best*n + i] - spoke[rival*n + i]));
+  const most = Math.max(1e-9, ...values), heat = new ImageData(w, h), small = contextOf(w, h), mask = contextOf(width, height);
+  // by the root, as cameras store light: a place that gave a quarter of what the first one gave is half as bright
+  values.forEach((o, i) => { heat.data[4*i + 3] = 255*Math.sqrt(o/most); });
+  small.putImageData(heat, 0, 0);
+  mask.imageSmoothingQuality = 'high';
+  mask.drawImage(small.canvas, (width - across)/2, (height - down)/2, across, down);
+  const light = mask.getImageData(0, 0, width, height).data, image = context.getImageData(0, 0, width, height), {data} = image;
+  for (let i = 0; i < data.length; i += 4) {
+    const grey = .4*(.299*data[i] + .587*data[i+1] + .114*data[i+2]), part = light[i+3]/255;
+    for (let c = i; c < i + 3; c++) data[c] = part*data[c] + (1 - part)*grey;
+  }
+  context.putImageData(image, 0, 0);
+}
+
+async function predict(file, why = false) {
+  const run = await ready;
+  await new Promise(done => setTimeout(done));   // let the browser draw what is new
+  checkCanvas();
+  let bitmap;
+  try {
+    bitmap = await opened(file, model);
+    const outputs = await run(pixelsOf(bitmap, model)), answer = answerOf(model, outputs);
+    const scale = Math.min(1, PREVIEW/Math.max(bitmap.width, bitmap.height));
+    const [width, height] = [bitmap.width, bitmap.height].map(o => Math.max(1, Math.round(scale*o)));
+    const context = contextOf(width, height);
+    Object.assign(context, {fillStyle: 'white', imageSmoothingQuality: 'high'}).fillRect(0, 0, width, height);
+    context.drawImage(bitmap, 0, 0, width, height);
+    if (why) darken(context, outputs.activation, answer, model);
+    const image = URL.createObjectURL(await new Promise(done => context.canvas.toBlob(done, 'image/jpeg', .85)));
+    return why ? {why: image} : {...answer, image};
+  } catch (e) { return {error: e instanceof ImageError ? e.message : 'this browser cannot open it'}; }
+  finally { bitmap?.close(); }
+}
+
+connect({ready, parallel: 1, predict});
