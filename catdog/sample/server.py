@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from PIL import Image
 
 from ..core.errors import CatdogError
-from ..core.files import IMAGE_SUFFIXES
+from ..core.files import is_image_name
 from ..core.images import jpeg_bytes, open_image
 from .draw import DRAWABLE, draw, drawable, random_size, words_of
 
@@ -48,8 +48,8 @@ _TOTAL = 10_000   # results for each label, when they are drawn
 @cache
 def _png_bomb(): return _encode(Image.new('1', (17_500, 17_500)), 'PNG', compress_level=1)   # 306 million pixels
 
-def _html(text, status=200, type='text/html'):
-    page = f'<!DOCTYPE html><html><head><title>{text}</title></head><body><h1>{text}</h1></body></html>'
+def _html(text, status=200, type='text/html', more=''):
+    page = f'<!DOCTYPE html><html><head><title>{text}</title></head><body><h1>{text}</h1>{more}</body></html>'
     return status, {'Content-Type': type}, [page.encode()]
 
 def _json(status=200, **kw): return status, {'Content-Type': 'application/json'}, [json.dumps(kw).encode()]
@@ -173,7 +173,7 @@ def _photo_folders(path, seed):
     res = {}
     if not path.is_dir(): raise CatdogError(f'{path} is not a folder: expected one with a folder of photos per label')
     for d in sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith('.')):
-        files = sorted(o for o in d.iterdir() if o.suffix.lower() in IMAGE_SUFFIXES and not o.name.startswith('.'))
+        files = sorted(o for o in d.iterdir() if is_image_name(o) and not o.name.startswith('.'))
         Random(f'{seed}/{d.name}').shuffle(files)
         if files: res[d.name] = files
     if not res: raise CatdogError(f'{path} has no folders with images: expected one per label, like {path/"cat"}')
@@ -210,7 +210,7 @@ class SampleWeb:
     @property
     def endpoint(self): return f'{self.url}/v7.0/images/search'   # of the search engine
 
-    def start(self): # Returns the web
+    def start(self) -> 'SampleWeb': # This web
         "Listen, and allow downloads from localhost in this process"
         if self._server: return self
         self._stopping.clear()
@@ -308,11 +308,10 @@ class SampleWeb:
         for o in sorted(set(params) - _PARAMETERS): return _error(f'There is no parameter {o}.', o)
         q = params.get('q', '').strip()
         if not q: return _error('Required parameter is missing.', 'q')
-        numbers = dict(offset='0', minHeight='0', minWidth='0', count='35')
-        numbers = {o: params.get(o, default) for o,default in numbers.items()}
+        numbers = {o: params.get(o, d) for o,d in dict(count='35', offset='0', minHeight='0', minWidth='0').items()}
         for o,value in numbers.items():
             if not re.fullmatch(r'\d{1,9}', value): return _error('Parameter has invalid value.', o)
-        offset,height,width,count = map(int, numbers.values())
+        count,offset,height,width = map(int, numbers.values())
         label = self._label(q)
         found = self.results(label) if label else []
         large = (o for o in found if o.size[0] >= width and o.size[1] >= height)
@@ -334,7 +333,7 @@ class SampleWeb:
             time.sleep(Random(f'{self.seed}{o.path}').uniform(*self.latency))
             return o.answer(first)
         if page == 'moved': return 200, {'Content-Type': o.type}, [o.data()]
-        if page == 'pages': return _html(f'Number {o.n}<img src="{o.path}" alt="">')
+        if page == 'pages': return _html(f'Number {o.n}', more=f'<img src="{o.path}" alt="">')
         if page == 'thumbnails' and min(o.size):
             img = o.image()
             img.thumbnail((160, 160))
