@@ -155,14 +155,14 @@ def test_only_what_is_new_or_changed_is_asked_again(tmp_path, monkeypatch):
     asked = ask([*files[10:], Path('album/00005-2.jpg'), *files[:10]])
     assert asked == [o.name for o in files[10:] if str(o) not in known] + ['00005-2.jpg', '00002.jpg', '00004.jpg']
     assert [o['file'] for o in rows('answers.csv')] == list(map(str, [*files[10:], 'album/00005-2.jpg', *files[:10]]))
-    assert not list(Path().glob('.*'))
+    assert [o.name for o in Path().glob('.*')] == ['.answers.csv.lock']
 
 def test_of_two_runs_into_one_file_the_second_says_who_is_at_work(tmp_path):
     first = started(tmp_path)
     first.send_signal(signal.SIGSTOP)   # it is slow, and it is not at its end before the second has come
     try:
         code,_,err = run(tmp_path, 'album', '--out', 'answers.csv')
-        assert code == 2 and f'catdog-predict (process {first.pid} on ' in err and 'answers.csv' in err
+        assert code == 2 and 'another catdog process is working on answers.csv: try again' in err
         assert run(tmp_path, 'album/00001.jpg', '--out', 'others.csv')[0] == 0   # another file is another matter
     finally: first.send_signal(signal.SIGCONT)
     assert ended(first)[0] == 0 and len(rows(tmp_path/'answers.csv')) == 600
@@ -172,7 +172,7 @@ def test_a_lock_does_not_outlive_its_run(tmp_path):
     first.kill()
     first.wait()
     assert run(tmp_path, 'album', '--out', 'answers.csv')[0] == 0
-    assert len(rows(tmp_path/'answers.csv')) == 100 and sorted(os.listdir(tmp_path)) == ['album', 'answers.csv']
+    assert len(rows(tmp_path/'answers.csv')) == 100 and sorted(os.listdir(tmp_path)) == ['.answers.csv.lock', 'album', 'answers.csv']
 
 @pytest.mark.parametrize('suffix', ['csv', 'parquet'])
 def test_a_full_disk_ends_in_a_sentence_and_nothing_is_lost(tmp_path, suffix):
@@ -191,7 +191,7 @@ def test_a_full_disk_ends_in_a_sentence_and_nothing_is_lost(tmp_path, suffix):
     assert code == 0 and 'going on from there' in err
     out = tmp_path/f'answers.{suffix}'
     assert len(rows(out) if suffix == 'csv' else pd.read_parquet(out)) == 120
-    assert sorted(os.listdir(tmp_path)) == ['album', out.name]
+    assert sorted(os.listdir(tmp_path)) == [f'.{out.name}.lock', 'album', out.name]
 
 ODD = ['A+', 'NA', 'null', 'True', '1.5', '"', "it's, \"so\"", '<b>|*_', '😀', 'قطة', 'c\n++', '=1+1']
 

@@ -83,7 +83,7 @@ def test_two_processes_share_the_work_and_agree(drawings, tmp_path):
     a,b = (torch.load(tmp_path/f'{i}.pth', weights_only=True) for i in (0, 1))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     (_,x),(y,_) = one['counts']
-    assert one['counts'] == two['counts'] and x + y <= 1   # of 8
+    assert one['counts'] == two['counts'] and x + y <= 2   # of 8
     assert Classifier(tmp_path/'models'/'shared').labels == ['cat', 'dog']
 
 # Stopped, killed, resumed
