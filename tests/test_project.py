@@ -106,9 +106,6 @@ CALLED_BY = dict(
     python='__doc__')
 # Public, and for who uses the rooms by themselves: notebooks and tests alone call them
 FOR_OTHERS = 'is_copy'
-# A whole room that makes colour profiles for tests and notebooks
-PROFILES = 'DISPLAY_P3 ADOBE_RGB REC2020 PROPHOTO srgb_of matrix_profile grey_profile table_profile'
-
 # What a target would do; below another make it would also say which folder it enters
 MAKE_N = 'make', '--no-print-directory', '-n', '-o', '.venv/installed'
 
@@ -133,12 +130,12 @@ def unused(folder):
     return [o for o in vulture.get_unused_code() if (folder/'catdog') in Path(o.filename).parents]
 
 def test_there_is_no_dead_code(tmp_path):
-    known = set(' '.join([*CALLED_BY.values(), FOR_OTHERS, PROFILES]).split())
+    known = set(' '.join([*CALLED_BY.values(), FOR_OTHERS]).split())
     found = unused(tmp_path)
     dead = [f'{Path(o.filename).relative_to(tmp_path)}: {o.typ} {o.name}' for o in found
             if o.name not in known and not (o.typ == 'import' and o.name == 'catdog')]   # imported for what it does
     assert not dead, dead
-    used = set(f'{FOR_OTHERS} {PROFILES}'.split()) - {o.name for o in found}
+    used = set(FOR_OTHERS.split()) - {o.name for o in found}
     assert not used, f'{used} need not be excepted any more'
 
 # What pip installs

@@ -3,9 +3,11 @@
 import json, os
 from pathlib import Path
 
-import onnxruntime
 import numpy as np
 from PIL import Image
+
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # before the import: it would report its use, and write to HOME
+import onnxruntime
 
 from .errors import ModelError
 from .images import open_image
@@ -80,8 +82,6 @@ def overlay_heatmap(
     mask = Image.new('L', img.size)
     mask.paste(heat, (left, top))
     return Image.composite(img, img.convert('L').point(lambda o: o*2//5).convert('RGB'), mask)
-
-os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report that it is used, and write to TMPDIR
 
 _MAX_BYTES = 1_000_000_000
 
