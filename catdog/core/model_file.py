@@ -7,9 +7,11 @@ and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `res
 import json, os
 from pathlib import Path
 
-import onnxruntime
 import numpy as np
 from PIL import Image
+
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # before the import: it would report its use, and write to HOME
+import onnxruntime
 
 from .errors import ModelError
 from .images import open_image
@@ -72,7 +74,6 @@ def overlay_heatmap(
 
 # --- Opening a model
 
-os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report that it is used, and write to TMPDIR
 _MAX_BYTES = 1_000_000_000
 
 def model_file(
