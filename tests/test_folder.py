@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from catdog.sample.draw import draw
 from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
 from catdog.core.errors import CatdogError, DataError
+from catdog.core.files import SYSTEM_FOLDERS
 
 def touch(folder, *names):
     for o in names:
@@ -19,7 +20,8 @@ def touch(folder, *names):
 
 SPLITS = dict(train='train', Training='train', val='valid', valid='valid', Test='test')
 names = st.text(st.characters(blacklist_characters='/\0', blacklist_categories=['Cs']), min_size=1, max_size=20).filter(
-    lambda o: not o.startswith('.') and o.title() not in ('Train', 'Training', 'Val', 'Valid', 'Test', 'Dev', 'Eval') and len(o.encode()) < 200)
+    lambda o: not o.startswith('.') and o.title() not in ('Train', 'Training', 'Val', 'Valid', 'Test', 'Dev', 'Eval') and o.lower() not in SYSTEM_FOLDERS
+    and len(o.encode()) < 200)
 
 @given(st.lists(names, min_size=1, max_size=6, unique_by=lambda o: normalize('NFC', o)), st.sampled_from(['', *SPLITS]))
 @settings(max_examples=60, deadline=None)
@@ -152,7 +154,7 @@ def test_the_contact_sheet_and_the_training_agree_on_labels(tmp_path):
 
 @pytest.mark.parametrize('words,message', [
     ([], 'at least one word'), (['cat', ' \u200b'], 'a label is empty'), (['Cat', 'cat '], "'cat' is given twice"),
-    ('con', 'Windows reserves it'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
+    ('con', 'Windows reserves it'), ('Lost+Found', 'systems have folders'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
 def test_words_that_cannot_be_labels(words, message):
     with pytest.raises(DataError, match=message): parse_labels(words)
 

@@ -103,8 +103,6 @@ CALLED_BY = dict(
     onnxruntime='get_next intra_op_num_threads log_severity_level',
     ipywidgets='disabled tooltip',
     python='__doc__')
-# Public, and for who uses the rooms by themselves: notebooks and tests alone call them
-FOR_OTHERS = 'is_copy'
 # What a target would do; below another make it would also say which folder it enters
 MAKE_N = 'make', '--no-print-directory', '-n', '-o', '.venv/installed'
 
@@ -129,13 +127,11 @@ def unused(folder):
     return [o for o in vulture.get_unused_code() if (folder/'catdog') in Path(o.filename).parents]
 
 def test_there_is_no_dead_code(tmp_path):
-    known = set(' '.join([*CALLED_BY.values(), FOR_OTHERS]).split())
+    known = set(' '.join(CALLED_BY.values()).split())
     found = unused(tmp_path)
     dead = [f'{Path(o.filename).relative_to(tmp_path)}: {o.typ} {o.name}' for o in found
             if o.name not in known and not (o.typ == 'import' and o.name == 'catdog')]   # imported for what it does
     assert not dead, dead
-    used = set(FOR_OTHERS.split()) - {o.name for o in found}
-    assert not used, f'{used} need not be excepted any more'
 
 # What pip installs
 

@@ -27,7 +27,7 @@ def is_image_name(
 # QNAP QTS (@, #), Windows (recycle bins, restore points, chkdsk), ext4, macOS on file servers and in archives, NetApp.
 SYSTEM_FOLDERS = frozenset((
     '@eadir', '@tmp', '@sharebin', '@recycle', '@recently-snapshot', '@qmap', '@__thumb', '@downloads', '#recycle',
-    '#snapshot', '#recycled', '~snapshot', '$recycle.bin', 'recycle.bin', 'recycler', 'recycled', '$extend',
+    '#snapshot', '#recycled', '~snapshot', '$recycle.bin', 'recycle.bin', 'recycler', '$extend',
     'system volume information', 'found.000', 'lost+found', '__macosx', 'network trash folder', 'temporary items',
     'thevolumesettingsfolder', 'resource.frk', 'lost.dir', '__pycache__'))
 
