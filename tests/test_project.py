@@ -46,7 +46,7 @@ CALLED = {
 }
 # What comes with something that is listed, and is a part of it
 PART_OF = {'traitlets': 'ipywidgets', 'IPython': 'ipykernel', 'nbformat': 'voila', 'tornado': 'voila',
-           'jupyter_server': 'voila', 'huggingface_hub': 'timm', 'werkzeug': 'flask'}
+           'jupyter_server': 'voila', 'huggingface_hub': 'timm', 'werkzeug': 'flask', 'dateutil': 'pandas'}
 
 def imported(files):
     "The top-level packages that `files` import, also inside of functions"
@@ -96,8 +96,7 @@ CALLED_BY = dict(
           'content_length content_type total_content_length',
     werkzeug_and_http_server='client_address close_connection disable_nagle_algorithm handle_error protocol_version '
                              'run_wsgi',
-    requests='auth pool_classes_by_scheme rebuild_auth',
-    html_parser='handle_data handle_startendtag',
+    requests='auth getresponse pool_classes_by_scheme _new_conn',
     ddgs='extract_results',
     waitress='channel_class received',
     jupyter_server='last_activity server_url',
