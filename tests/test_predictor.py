@@ -140,15 +140,15 @@ def test_a_model_from_before_there_were_distances(tampered):
         model = onnx.load(tampered(neither=neither)/'model.onnx')
         del model.graph.output[2]
         return onnx.save(model, (folder := tampered(neither=neither))/'model.onnx') or folder
-    assert Classifier(without_distance(0)).predict(image_bear()).sure
-    assert not Classifier(without_distance(1)).predict(image_cat()).sure
+    assert Classifier(without_distance(dict(probability=0))).predict(image_bear()).sure
+    assert not Classifier(without_distance(dict(probability=1))).predict(image_cat()).sure
     with pytest.raises(ModelError, match='does not give it'):
         Classifier(without_distance(dict(probability=0, distance=1e9)))
 
 def test_below_which_probability_an_answer_is_not_to_be_relied_on(tampered):
     drawing = draw('dog', seed=5)
-    assert not Classifier(tampered(neither=.9999999)).predict(drawing).sure
-    assert Classifier(tampered(neither=.5)).predict(drawing).sure
+    assert not Classifier(tampered(neither=dict(probability=.9999999))).predict(drawing).sure
+    assert Classifier(tampered(neither=dict(probability=.5))).predict(drawing).sure
 
 @pytest.mark.parametrize('location', ['weights.bin', '../weights.bin', None])
 def test_weights_in_another_file_are_not_read(tmp_path, changed, monkeypatch, location):

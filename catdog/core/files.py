@@ -27,7 +27,7 @@ def is_image_name(
 # QNAP QTS (@, #), Windows (recycle bins, restore points, chkdsk), ext4, macOS on file servers and in archives, NetApp.
 SYSTEM_FOLDERS = frozenset((
     '@eadir', '@tmp', '@sharebin', '@recycle', '@recently-snapshot', '@qmap', '@__thumb', '@downloads', '#recycle',
-    '#snapshot', '#recycled', '~snapshot', '$recycle.bin', 'recycle.bin', 'recycler', 'recycled', '$extend',
+    '#snapshot', '#recycled', '~snapshot', '$recycle.bin', 'recycle.bin', 'recycler', '$extend',
     'system volume information', 'found.000', 'lost+found', '__macosx', 'network trash folder', 'temporary items',
     'thevolumesettingsfolder', 'resource.frk', 'lost.dir', '__pycache__'))
 
@@ -75,7 +75,7 @@ def write_atomic(
 def content_id(
     data:bytes|str|os.PathLike # Bytes, or the path of a file
 ) -> str: # 16 hex digits
-    "Identify a content: the first 64 bits of the SHA-256 of `data`"
+    "Identify an image, or any other file, by its content: the first 64 bits of the SHA-256 of `data`"
     return hashlib.sha256(data if isinstance(data, bytes) else Path(data).read_bytes()).hexdigest()[:16]
 
 @contextmanager

@@ -212,7 +212,7 @@ function pixelsOf(bitmap, {size, resize_to: to, min_side: enough, resize = {}}) 
 
 // ---- Answers
 
-function answerOf({labels, temperature, limits, one_of}, {logits, distance}) {
+function answerOf({labels, temperature = 1, limits, one_of}, {logits, distance}) {
   const scores = Array.from(logits.data, o => o/temperature), top = Math.max(...scores);
   const powers = scores.map(o => Math.exp(o - top)), sum = powers.reduce((a, b) => a + b), shares = powers.map(o => o/sum);
   const best = scores.indexOf(top), label = labels[best], probability = shares[best];
