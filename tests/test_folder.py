@@ -109,7 +109,7 @@ def test_a_folder_beside_the_split_is_an_error_until_somebody_says_what_is_meant
 
 def test_nothing_that_may_be_a_image_is_left_out_without_a_reason(tmp_path):
     files = ['cat/1.jpg', 'cat/2.PSD', 'cat/3', 'cat/deep/4.txt', 'dog/5.jpg', 'fox/6.jpg', '7.jpg', 'manifest.jsonl',
-             'cat/.hidden.jpg', '.removed/cat/8.jpg', 'bird/9.heic']
+             'cat/.hidden.jpg', '.removed/cat/8.jpg', 'bird/9.psd']
     folder = ImageFolder(touch(tmp_path, *files), ['cat', 'dog'])
     reasons = {f.relative_to(tmp_path).as_posix(): o for f,o in folder.ignored}
     assert reasons == {'cat/2.PSD': 'not an image (.psd)', 'cat/3': 'not an image (no suffix)',
