@@ -108,11 +108,11 @@ def test_a_folder_beside_the_split_is_an_error_until_somebody_says_what_is_meant
     assert ImageFolder(path, ['train', 'test']).labels == ['test', 'train']
 
 def test_nothing_that_may_be_a_image_is_left_out_without_a_reason(tmp_path):
-    files = ['cat/1.jpg', 'cat/2.HEIC', 'cat/3', 'cat/deep/4.txt', 'dog/5.jpg', 'fox/6.jpg', '7.jpg', 'manifest.jsonl',
-             'cat/.hidden.jpg', '.removed/cat/8.jpg', 'bird/9.heic']
+    files = ['cat/1.jpg', 'cat/2.PSD', 'cat/3', 'cat/deep/4.txt', 'dog/5.jpg', 'fox/6.jpg', '7.jpg', 'manifest.jsonl',
+             'cat/.hidden.jpg', '.removed/cat/8.jpg', 'bird/9.psd']
     folder = ImageFolder(touch(tmp_path, *files), ['cat', 'dog'])
     reasons = {f.relative_to(tmp_path).as_posix(): o for f,o in folder.ignored}
-    assert reasons == {'cat/2.HEIC': 'not an image (.heic)', 'cat/3': 'not an image (no suffix)',
+    assert reasons == {'cat/2.PSD': 'not an image (.psd)', 'cat/3': 'not an image (no suffix)',
                        'cat/deep/4.txt': 'not an image (.txt)', '7.jpg': 'outside any label'}
     assert folder.others == ['bird', 'fox'] and len(folder) == 2
     everything = ImageFolder(tmp_path)

@@ -4,16 +4,16 @@ from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import pytest
+import pillow_heif, pytest
 from image_files import (ADOBE_RGB, DISPLAY_P3, SRGB, bmp, chunk, exif_block, grey_profile, grey_tiff, ink_profile,
     matrix_profile, png, rgb_tiff, saved, srgb_of, with_exif)
 from PIL import Image, ImageCms
 
 from catdog.core.errors import ImageError
 from catdog.core.files import IMAGE_FORMATS
-from catdog.core.images import _register_heif, open_image
+from catdog.core.images import open_image
 
-_register_heif()   # or Pillow cannot write HEIC here
+pillow_heif.register_heif_opener()   # to write HEIC
 
 def array(src, **kw): return np.asarray(open_image(src, **kw)).astype(int)
 

@@ -229,6 +229,7 @@ def test_what_may_go_wrong_on_the_way(page, server, answer, words):
     page.set_input_files('#file', as_files({'cat.jpg': CAT}))
     page.get_by_role('button', name='Predict!').click()
     status(page).to_have_text(words)
+    expect(page.locator('article.error')).to_contain_text('cat.jpg: ')
     page.unroute('**/predict')
     page.get_by_role('button', name='Predict!').click()   # the choice is still there
     expect(page.get_by_role('heading', level=2)).to_contain_text('cat, ')

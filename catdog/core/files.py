@@ -75,7 +75,7 @@ def write_atomic(
 def content_id(
     data:bytes|str|os.PathLike # Bytes, or the path of a file
 ) -> str: # 16 hex digits
-    "Identify a content: the first 64 bits of the SHA-256 of `data`"
+    "Identify an image, or any other file, by its content: the first 64 bits of the SHA-256 of `data`"
     return hashlib.sha256(data if isinstance(data, bytes) else Path(data).read_bytes()).hexdigest()[:16]
 
 @contextmanager

@@ -108,8 +108,10 @@ def _errors_section(meta):
 def _confidence_section(meta):
     if not meta['n_valid']: return 'Not measured. The model never answers "not sure".'
     c,limits,text = meta['calibration'],meta['neither'],'Not calibrated: its probabilities are probably too high.'
-    if c: text = (f'Calibrated on the validation images: temperature {c["temperature"]:.2f}, expected calibration error\n'
-                  f'{c["before"]:.1%} before and {c["after"]:.1%} after.')
+    if c:
+        text = (f'Calibrated on the validation images: temperature {c["temperature"]:.2f}, expected calibration\n'
+                f'error {c["before"]:.1%} before and {c["after"]:.1%} after.'
+                + '\nWith so few images these figures are rough.'*(meta['n_valid'] < 100))
     if limits == NOTHING_SURE:
         return f'{text}\n\n**It is sure of nothing: even its most confident validation answers were too often wrong.**'
     far = (f',\nor if the features of the image are further than {limits["distance"]:.2f} (cosine distance) '

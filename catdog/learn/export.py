@@ -328,6 +328,8 @@ def _read_network(model):
         why = str(e).splitlines()[0][:150] if str(e) else type(e).__name__
         raise ModelError(f'{file}: not a model that catdog-build made ({why})') from None
     if not off < 1e-2: raise ModelError(f'{file}: its head is not one that catdog-build makes')
+    with torch.no_grad():   # apps divide logits by this, if a model has it
+        for o in network[1][-1].parameters(): o.div_(meta.get('temperature', 1))
     return network,meta
 
 # %% ../../nbs/learn/export.ipynb #87f01e7a
