@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'check_recipe', 'recipe_tfms', 'recipe_learner', 'unfreeze_except_batchnorm', 'run_recipe']
 
-# %% ../../nbs/learn/finetune.ipynb #856ebb09
+# %% ../../nbs/learn/finetune.ipynb #a51b2b10
 import hashlib, io, json, os, warnings
 from contextlib import contextmanager
 from copy import deepcopy
@@ -16,10 +16,10 @@ import numpy as np
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.schedule import Learner   # with `fit_one_cycle` and `fine_tune`
 from fastai.callback.training import BnFreeze
 from fastai.data.core import DataLoaders
 from fastai.distributed import DistributedDL
-from fastai.learner import Learner
 from fastai.torch_core import get_model, num_distrib, rank_distrib, to_float
 from fastai.vision.augment import FlipItem, RandomResizedCrop
 from fastcore.basics import first, patch, risinstance
