@@ -1,12 +1,11 @@
-"""How soon do 5,000 images stand in the cleaner; how many wrong images does each ranking, each program find?
+"""How fast does the cleaner open 5,000 images; how many wrong images does each ranking, each program find?
 
     python bench/review.py [--photos ../shared/photos/web] [--seeds 3] [--cleanlab PYTHON] [--cleanvision PYTHON]
 
-The first question is answered with drawings. The others, which need photographs, are left out without them. For the
-labels it copies 1,000 photographs, swaps the labels of 50, adds 30 drawings of neither, trains on all of it as a
-person would, and ranks. For the quality it copies 300 and adds copies, blurred, dark, blank and tiny images. PYTHON
-is the interpreter of an environment of its own in which cleanlab, or cleanvision, is installed (catdog depends on
-neither).
+The first question is answered with drawings, the others only if photographs are given. For the labels it copies 1,000
+photographs, swaps the labels of 50, adds 30 drawings of neither, trains on all of them, and ranks. For the quality it
+copies 300 and adds copies, blurred, dark, blank and tiny images. PYTHON is the interpreter of an environment in which
+cleanlab, or cleanvision, is installed (catdog depends on neither).
 """
 import ctypes, gc, json, os, random, re, shutil, subprocess, tempfile, time
 from pathlib import Path
@@ -24,7 +23,7 @@ from sklearn.metrics import average_precision_score
 from catdog.clean.interpret import prediction_table
 from catdog.clean.issues import out_of_sample
 from catdog.sample.draw import draw
-from catdog.core.images import _thumbnail, open_image
+from catdog.core.images import open_image
 from catdog.data import get_dls, image_files
 from catdog.review import Cleaner, predictions, suspects
 from catdog.train import get_learner, train
@@ -77,10 +76,10 @@ def timed(f):
     return f(),time.perf_counter() - start
 
 def peak_from_here():
-    "A function that says by how many MiB this process has grown at its peak since now (Linux)"
+    "Return a function that returns by how many MiB this process has grown at its peak since now (Linux)"
     def _kb(name): return int(re.search(rf'{name}:\s+(\d+)', Path('/proc/self/status').read_text())[1])
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)   # what earlier work has left would hide what comes
+    ctypes.CDLL(None).malloc_trim(0)   # memory freed earlier would hide what is allocated now
     Path('/proc/self/clear_refs').write_text('5')
     before = _kb('VmRSS')
     return lambda: (_kb('VmHWM') - before)/2**10
@@ -97,7 +96,7 @@ def open_many(n=5000):
         _,took = timed(lambda: predictions(learn))
         more = peak_from_here()
         cleaner,opened = timed(lambda: Cleaner(learn))
-        assert len(cleaner.table) == n and len(cleaner.iw.widget.children) == _thumbnail.cache_info().misses == 24
+        assert len(cleaner.table) == n and len(cleaner.iw.widget.children) == 24
         _,turned = timed(lambda: [cleaner.iw.show(i) for i in range(1, 11)])
         print(f'{n:,} images: predictions {took:.1f} s; then open in the cleaner after {opened:.2f} s, '
               f'{turned/10:.2f} s a page; {more():.0f} MiB more memory at the peak')
@@ -178,7 +177,7 @@ def quality(photos, size, cleanvision):
     "What `suspects` and cleanvision find among `photos` with planted faults"
     with tempfile.TemporaryDirectory() as d:
         truth = spoil(photos, Path(d))
-        learn = get_learner(get_dls(d, size), 'squeezenet1_0')   # needs no training: copies and quality do not ask it
+        learn = get_learner(get_dls(d, size), 'squeezenet1_0')   # needs no training: copies and quality do not depend on it
         df,took = timed(lambda: suspects(learn))
         words = 'tiny', 'blurred', 'dark', 'blank'
         found = [(o.file, 'copies' if o.kind in ('duplicate', 'conflict') else
@@ -194,7 +193,7 @@ def quality(photos, size, cleanvision):
 
 @call_parse
 def main(
-    photos:str='', # A folder of photographs with a sub-folder a label
+    photos:str='', # Folder of photographs with a sub-folder for each label
     size:int=224, # Pixels
     recipe:str='fast', # How to train: 'fast' or 'classic'
     epochs:int=None, # Epochs of fine-tuning; the recipe's own unless given

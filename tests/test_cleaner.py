@@ -282,12 +282,13 @@ class Cards:
             for o in self.cards.locator('.cd-image button').evaluate_all('all => all.map(o => o.title)')]
         self.is_readable()
         self.turn(self.button('Apply').click)
-        self.shows('Nothing is chosen, so nothing has moved. A suggestion counts once you agree')
+        self.shows('Nothing was chosen, so nothing has moved. A suggestion counts once you agree')
         assert state(self.data) == self.start
 
     def enlarge_and_close(self):
         "A click shows an image large, a click anywhere closes it; on the keyboard the same key does both"
         zoom = self.cards.first.locator('.cd-image button')
+        assert zoom.bounding_box()['width'] > 170   # all of the image
         zoom.click()
         expect(self.large).to_be_visible()
         assert '/' in self.large.get_attribute('alt') and self.large.bounding_box()['width'] >= 128

@@ -27,9 +27,9 @@ from ..dataset.folder import ImageFolder, label_name
 from ..dataset.journal import REMOVED, apply_choices, can_undo, read_journal, undo_choices, unfinished_moves
 
 # %% ../../nbs/clean/cleaner.ipynb #b5d43a12
-def _button(text, func, **kwargs):
-    "Return a button, as wide as its `text`, that calls `func`"
-    b = widgets.Button(description=text, layout=dict(width='auto'), **kwargs)
+def _button(text, func, width='auto', **kwargs):
+    "Return a button, as wide as its `text` by default, that calls `func`"
+    b = widgets.Button(description=text, layout=dict(width=width), **kwargs)
     b.on_click(lambda _: func())
     return b
 
@@ -44,12 +44,12 @@ class Card:
     ):
         self.pages,self.file,self.filling = pages,None,False
         self.image,self.text = widgets.HTML(),widgets.HTML()
-        self.zoom = _button('', lambda: pages.toggle_large(self.file))
+        self.zoom = _button('', lambda: pages.toggle_large(self.file), width=None)   # CSS makes it as wide as the image
         image = widgets.Box([self.image, self.zoom], layout=dict(width=f'{pages.width}px', height=f'{pages.height}px'))
         # the description is read aloud; the style sheet hides it
         self.menu = widgets.Dropdown(options=pages.opts, description='Keep, delete or move', layout=dict(width='auto'))
-        self.agree = _button('✓', lambda: pages.choose(self.file, self.menu.value), tooltip='Yes, as suggested')
-        self.agree.layout.width = '36px'
+        self.agree = _button('✓', lambda: pages.choose(self.file, self.menu.value), width='36px',
+                             tooltip='Yes, as suggested')
         self.box = widgets.VBox([image.add_class('cd-image'), self.menu, self.agree, self.text],
                                 layout=dict(width=f'{pages.width + 16}px')).add_class('cd-card')
         self.menu.observe(lambda change: self.filling or pages.choose(self.file, change['new']), 'value')
@@ -319,7 +319,7 @@ class Cleaner(ImageClassifierCleaner):
             return
         n,skipped = len(moves),[o for o in moves if o.reason]
         if not moves and verb == 'Moved':
-            text = 'Nothing is chosen, so nothing has moved.'
+            text = 'Nothing was chosen, so nothing has moved.'
             if self._unanswered: text += ' A suggestion counts once you agree: ✓.'
         else: text = f'{verb} {f"{n - len(skipped)} of " if skipped else ""}{n} image{"s"*(n != 1 or bool(skipped))}.'
         self.iw.message.value = escape(text + ''.join(f' {o.file.name}: {o.reason}.' for o in skipped[:3]))
