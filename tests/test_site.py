@@ -14,8 +14,8 @@ from playwright.sync_api import Error, expect
 from catdog.core.images import jpeg_bytes
 from catdog.core.model_file import pixels_of
 from catdog.deploy.page import build_site
-from catdog.deploy.predictor import (Classifier, Prediction, forced_choice, one_of, percent, sentence, shipped_model,
-    shown_probabilities, tally)
+from catdog.deploy.predictor import (Classifier, Prediction, forced_choice, one_of, percent, shipped_model, shown_probabilities,
+    tally)
 from catdog.sample.draw import draw
 
 ROOT = Path(__file__).parent.parent
@@ -197,7 +197,7 @@ def test_the_words_are_those_of_python(app):
     js = """all => all.map(o => { const answer = answerOf(...o); return [answer.text, tally(answer), forcedChoice(answer),
             shownProbabilities(answer).map(([label, p]) => [label, percent(p)])]; })"""
     said = app.evaluate(js, [o for _,o in answers])
-    expected = [[sentence(o), tally(o), forced_choice(o), [[k, percent(v)] for k,v in shown_probabilities(o)]]
+    expected = [[str(o), tally(o), forced_choice(o), [[k, percent(v)] for k,v in shown_probabilities(o)]]
                 for o,_ in answers]
     assert said == expected
     edges = [1, 1 - 1e-7, .99901, .999, .9985, .1225, .0015, .001, .00099, 0]   # halves are rounded up
