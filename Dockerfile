@@ -9,17 +9,17 @@ COPY catdog catdog
 COPY nbs/07_app.ipynb nbs/
 RUN python -m pip install --no-cache-dir -r requirements-serve.txt
 USER app
+# What visitors get; HEAD does not start a kernel of the app
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s \
-    CMD ["python", "-c", "from os import environ as e; from urllib.request import urlopen; urlopen(f'http://127.0.0.1:{e[\"PORT\"]}/{e[\"ALIVE\"]}', timeout=4)"]
+    CMD ["python", "-c", "from os import environ as e; from urllib.request import Request, urlopen; urlopen(Request(f'http://127.0.0.1:{e[\"PORT\"]}/', method='HEAD'), timeout=4)"]
 
 FROM base AS api
-ENV PORT=8000 ALIVE=healthz
+ENV PORT=8000
 EXPOSE 8000
 CMD ["sh", "-c", "exec catdog-serve --host 0.0.0.0 --port $PORT"]
 
-# The last one is what a host builds that is told nothing else.
-# It is alive when it serves a file: its page would start a kernel each time.
+# The last stage is what a host builds by default.
 FROM base AS app
-ENV PORT=8866 ALIVE=voila/static/voila.js
+ENV PORT=8866
 EXPOSE 8866
 CMD ["sh", "-c", "exec catdog-app --host 0.0.0.0 --port $PORT"]

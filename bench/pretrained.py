@@ -5,12 +5,13 @@
     python bench/pretrained.py cross      # what fitting the head to the 8-bit body is worth, on photos/small
     python bench/pretrained.py card       # the same, written into catdog/pretrained/model_card.md
 
-It is trained as anybody's model is, by `train`: the head alone, on EfficientNet-Lite2, whose weights come by pip; and
-its calibration and its limits are those that `export` sets. One thing is added. In 8 bits the body gives slightly other
-features, so the head is fitted once more, to those, of each image and its mirror image: in five-fold cross-validation
-on photos/small 129 of 12,000 were wrong then, 149 before (`cross`). Needs a folder of photographs (CATDOG_SHARED, or
-../shared beside the project) with photos/small to train on and photos/web for validation. What is measured decides
-nothing: photos/test, of the same kind; photos/breeds, cats and dogs of other sources; photos/neither, of other things.
+It is trained by `train` as any other model: only the head, on EfficientNet-Lite2, whose weights come with pip. `export`
+sets its calibration and its limits. One step is added: in 8 bits the body gives slightly different features, so the
+head is fitted again, to those of each image and its mirror image. In five-fold cross-validation on photos/small, 129 of
+12,000 were wrong after this step and 149 before (`cross`). Needs a folder of photographs (CATDOG_SHARED, or ../shared
+beside the project) with photos/small for training and photos/web for validation. The photographs to measure on are used
+for nothing else: photos/test, of the same kind; photos/breeds, cats and dogs from other sources; photos/neither, other
+things.
 """
 import os, tempfile, time
 from collections import Counter
@@ -24,7 +25,7 @@ shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
 PRETRAINED,ARCH = root/'catdog'/'pretrained','efficientnet_lite2'
 
 def features_8bit(path, files):
-    "What the 8-bit body of the model in `path` computes from `files` and their mirror images: (files,2,channels)"
+    "Return mean features of `files` and their mirror images by the 8-bit model in `path`, shape (files,2,channels)"
     from catdog.core.files import map_ahead
     from catdog.predict import Classifier
     from fastcore.basics import chunked
@@ -36,7 +37,7 @@ def features_8bit(path, files):
 def fit_in_8_bits(learn, path):
     "Fit the head of `learn` to the features that the model in `path` computes, and write it there"
     import torch
-    from catdog.learn.calibration import calibrate_on
+    from catdog.learn.calibration import calibrate
     from catdog.learn.head import fit_linear
     from catdog.train import export
     def features_and_labels(dset): return features_8bit(path, dset.items),np.array([int(o) for o in dset.tls[1]])
@@ -44,11 +45,11 @@ def fit_in_8_bits(learn, path):
     fit_linear(learn, x.reshape(-1, x.shape[-1]), y.repeat(2))
     x,y = features_and_labels(learn.dls.valid_ds)
     with torch.no_grad(): logits = learn.model.eval()[1](torch.from_numpy(x[:, 0, :, None, None]))
-    calibrate_on(learn, logits, torch.from_numpy(y))
+    calibrate(learn, logits, torch.from_numpy(y))
     export(learn, path, int8=True)
 
 def cross(path=PRETRAINED, folds=5):
-    "Wrong answers of an 8-bit body in cross-validation: its head fitted to exact features, and as `make` does it"
+    "Print errors of the 8-bit body in cross-validation: with the head fitted to exact features, and as `make` does"
     import torch
     from catdog.core.files import find_images
     from catdog.data import get_dls
@@ -82,13 +83,13 @@ def make(path=PRETRAINED):
         learn = train(folder, ARCH, epochs=0)
         export(learn, path, int8=True)
         fit_in_8_bits(learn, path)
-    # apps need only the ONNX file, and nobody should unpickle what they did not write
+    # apps need only the ONNX file, and a pickle from elsewhere must not be opened
     for name in ('export.pkl', 'images.json'): (path/name).unlink(missing_ok=True)
     print(f'made in {(time.perf_counter() - start)/60:.0f} minutes; {(path/"model.onnx").stat().st_size:,} bytes')
     card(path)
 
 def answers(path, name):
-    "A `Prediction` for each photograph below photos/`name`, the folder that each lies in, and seconds"
+    "Return a `Prediction` for each photograph below photos/`name`, the name of its folder, and seconds"
     from catdog.core.files import find_images
     from catdog.predict import Classifier
     classifier,files = Classifier(path),list(find_images([shared/'photos'/name]))
@@ -97,7 +98,7 @@ def answers(path, name):
     return classifier.predict_batch(files),[o.parent.name for o in files],time.perf_counter() - start
 
 def measured(path=PRETRAINED):
-    "A row for each folder of photographs of cats and dogs: how often the model is wrong, how sure, how often in doubt"
+    "Yield a row of the table for each folder of cats and dogs: errors, calibration error, shares of not sure"
     from catdog.core.stats import calibration_error, error_interval
     for name in ('web', 'test', 'breeds'):
         given,labels,seconds = answers(path, name)
@@ -108,26 +109,26 @@ def measured(path=PRETRAINED):
         ece = calibration_error(probabilities, truth)
         between,unlike = (sum(o.doubt == doubt for o in given) for doubt in ('between', 'unlike'))
         print(f'photos/{name}: {wrong} of {n} wrong, {error:.2%} (95% interval {low:.2%} to {high:.2%}); expected '
-              f'calibration error {ece:.2%}; keep their answer {1 - (between + unlike)/n:.1%}: {between} are between '
+              f'calibration error {ece:.2%}; {1 - (between + unlike)/n:.1%} keep their answer: {between} are between '
               f'the labels, {unlike} unlike them; {n/seconds:.0f} images a second', flush=True)
         yield f'{n:,}',f'{error:.2%} ({low:.2%} to {high:.2%})',f'{ece:.2%}',f'{between/n:.1%}',f'{unlike/n:.1%}'
 
 def others(path=PRETRAINED):
-    "How many photographs of other things get no answer, as a sentence"
+    "Say how many photographs of other things get no answer"
     given,_,_ = answers(path, 'neither')
     n,unlike,unsure = len(given),sum(o.doubt == 'unlike' for o in given),sum(not o.sure for o in given)
-    res = (f'Of {n} photographs of other things, one of each kind, it says of {unlike/n:.1%} that they look like none '
-           f'of its labels, and is not sure of {unsure/n:.1%}.')
+    res = (f'Of {n} photographs of other things, one of each kind, {unlike/n:.1%} are found to be unlike its labels, and '
+           f'{unsure/n:.1%} get the answer "not sure".')
     print(f'photos/neither: {unlike} of {n} unlike, {unsure} not sure; still answered {n - unsure}', flush=True)
     return res
 
-HEADING = '## On photographs that it has not seen'
+HEADING = '## On photographs it was not trained on'
 
 def card(path=PRETRAINED):
-    "Measure, and put the result and the licence into the model card"
+    "Measure, and write the result and the licence into the model card"
     from catdog.learn.card import markdown_table
     file = path/'model_card.md'
-    names = 'those for validation, full size as on the web','the same kind, 180 x 180 pixels','breeds, other sources'
+    names = 'validation, full size','the same kind, 180 x 180 pixels','breeds, other sources'
     table = markdown_table([(name, *row) for name,row in zip(names, measured(path))],
                            ['photographs', 'number', 'wrong (95% interval)', 'expected calibration error',
                             'not sure: between', 'not sure: unlike'])

@@ -1,4 +1,4 @@
-"""The page without a server, beside the Voila app and the Flask page with the same model, all on localhost.
+"""The static page, the page of the server and the Voila app with the same model, all on localhost.
 
     python bench/site.py same      # 500 photographs through the page, beside the Classifier
     python bench/site.py speed     # starts, answers and bytes over the wire of all three
@@ -27,7 +27,7 @@ def free_port():
     with socket.create_server(('127.0.0.1', 0)) as sock: return sock.getsockname()[1]
 
 class Counter:
-    "Passes on whatever comes to its port to a server at `to`, and counts the bytes"
+    "Forwards connections to the port `to`, and counts the bytes"
     def __init__(self, to):
         self.to,self.up,self.down,self.sock = to,0,0,socket.create_server(('127.0.0.1', 0))
         self.port = self.sock.getsockname()[1]
@@ -52,7 +52,7 @@ class Counter:
 
 @contextlib.contextmanager
 def served(*command):
-    "A `Counter` before the server that this command line starts, PORT in its place"
+    "A `Counter` in front of the server that this command line starts; PORT is replaced"
     port = str(free_port())
     process = subprocess.Popen([o.replace('PORT', port) for o in map(str, command)], cwd=root,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -67,7 +67,7 @@ def served(*command):
 
 @contextlib.contextmanager
 def browser():
-    "A browser to which every page is new, and which keeps what it is given"
+    "A browser with an empty profile of its own"
     chrome = next(filter(None, map(shutil.which, ('chromium', 'google-chrome'))), None)
     args = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update']
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
@@ -76,7 +76,7 @@ def browser():
         try: yield context
         finally: context.close()
 
-# How each of them is used: until one can choose an image, and from the choice to the answer
+# Each kind of page: until an image can be chosen, and from the choice to the answer
 
 # By the page's own clock, from the moment that the browser says that a file was chosen to that when its card is there
 WATCH = '''() => {
@@ -86,7 +86,7 @@ WATCH = '''() => {
         .observe(results, {childList: true}); }'''
 
 class Site:
-    name = 'page without a server'
+    name = 'static page'
     def stands(self, page):
         expect(page.get_by_role('status')).to_have_text('Ready.', timeout=60_000)
         page.evaluate(WATCH)
@@ -98,13 +98,13 @@ class Site:
         page.evaluate('async () => { await navigator.serviceWorker.ready; }')
         page.wait_for_timeout(500)
 
-class Flask:
-    name = 'Flask page'
+class Server:
+    name = 'page of the server'
     def stands(self, page): page.get_by_role('button', name='Predict!').wait_for()
     def answer(self, page, file):
         page.set_input_files('#file', file)
         page.get_by_role('button', name='Predict!').click()
-        page.locator(f'.result img[alt*="{file.name}"]').wait_for()
+        page.locator(f'article img[alt="{file.name}"]').wait_for()
     def kept(self, page): pass
 
 class Voila:
@@ -119,7 +119,7 @@ class Voila:
     def kept(self, page): pass
 
 def timed(do, *args):
-    "Seconds that `do` takes, by its own clock where it has one; else that of Playwright counts, too, some 50 ms"
+    "Seconds that `do` takes, by its own clock if it has one; otherwise including about 50 ms of Playwright"
     start = time.perf_counter()
     return do(*args) or time.perf_counter() - start
 
@@ -130,7 +130,7 @@ def opened(kind, page, counter):
     return timed(_open)
 
 def measure(kind, counter, files, visits):
-    "Print medians over `visits` visitors, each with a browser of their own"
+    "Print medians over `visits` visits, each in a new browser"
     rows = []
     for _ in range(visits):
         with browser() as context:
@@ -154,10 +154,10 @@ def measure(kind, counter, files, visits):
 def static(folder): return (sys.executable, '-m', 'http.server', 'PORT', '-b', '127.0.0.1', '-d', folder)
 
 def speed(folder, visits=3):
-    "Bytes are those to and from the server, whatever asks for them: page, service worker, socket"
+    "Bytes to and from the server include those of service worker and web socket"
     files = random.Random(1).sample(photos, 21)
     with served(*static(folder)) as counter: measure(Site(), counter, files, visits)
-    with served(bin/'catdog-serve', '--port', 'PORT') as counter: measure(Flask(), counter, files, visits)
+    with served(bin/'catdog-serve', '--port', 'PORT') as counter: measure(Server(), counter, files, visits)
     with served(bin/'voila', 'nbs/07_app.ipynb', '--no-browser', '--port=PORT', '--Voila.log_level=ERROR') as counter:
         measure(Voila(), counter, files, visits)
 
@@ -167,7 +167,7 @@ SHOWN = '''all => all.map(o => [o.querySelector('h2').textContent,
 def fraction(text): return {'>99.9 %': 1, '<0.1 %': 0}.get(text) or float(text.strip('<> %'))/100
 
 def same(folder, n=500):
-    "As a visitor does it: chosen together, and read from the cards"
+    "All images are chosen together, and the answers read from the cards"
     classifier,files = Classifier(shipped_model()),random.Random(2).sample(photos, n)
     with served(*static(folder)) as counter, browser() as context:
         page = context.pages[0]
@@ -192,14 +192,14 @@ def same(folder, n=500):
           f'{max(off):.4f} at most')
 
 def memory():
-    "MB that the largest page of the browser has"
+    "Memory of the largest page of the browser, in MB"
     with contextlib.suppress(psutil.Error):
         pages = [o for o in psutil.Process().children(recursive=True) if '--type=renderer' in ' '.join(o.cmdline())]
         return max(o.memory_info().rss for o in pages)/2**20
     return 0
 
 def peak(do, *args):
-    "Seconds that `do` takes, and the most memory that a page has meanwhile"
+    "Seconds that `do` takes, and peak memory of a page, in MB"
     over,most = threading.Event(),[memory()]
     def watch():
         while not over.wait(.02): most[0] = max(most[0], memory())
@@ -211,7 +211,7 @@ def peak(do, *args):
         thread.join()
 
 def large(folder):
-    "A phone's photographs: 12 and 48 million pixels"
+    "Photographs of phones: 12 and 48 million pixels"
     for size in ((4000, 3000), (8000, 6000)):
         image = folder/f'{size[0]}.jpg'
         Image.open(photos[0]).resize(size).save(image, quality=85)

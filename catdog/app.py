@@ -7,12 +7,9 @@ __all__ = ['serve_app', 'App']
 
 # %% ../nbs/07_app.ipynb #5a41b881
 import os, tempfile
-from pathlib import Path
 
 from .core.errors import command
 from .deploy.predictor import Classifier
-from .deploy.server import check_port
-from .deploy.widgets import app_notebook, run_voila
 from .deploy.widgets import App
 
 _all_ = ['App']
@@ -27,7 +24,8 @@ def serve_app(
     prefix:str='/' # A path before it that a proxy leaves in each request, such as /catdog/
 ):
     "Serve the widget app with Voilà on `host` and `port`, starting with `model`, also below `prefix`"
-    print(f'Model: {Classifier(model).summary}', flush=True)   # says now, in a sentence, what is wrong with it
-    check_port(host, port)
-    if model: os.environ['CATDOG_MODEL'] = str(Path(model).resolve())
-    with tempfile.TemporaryDirectory() as folder: run_voila(app_notebook(folder), host, port, browser, prefix)
+    model = model or os.environ.get('CATDOG_MODEL')
+    print(f'Model: {Classifier(model).summary}', flush=True)
+    if model: os.environ['CATDOG_MODEL'] = os.path.abspath(model)   # the app runs in the notebook's folder
+    from catdog.deploy.voila import run_voila   # imports Jupyter's server
+    with tempfile.TemporaryDirectory() as folder: run_voila(folder, host, port, browser, prefix)

@@ -8,10 +8,8 @@ __all__ = ['predict_files', 'Prediction', 'ModelError', 'shipped_model', 'find_m
 # %% ../nbs/05_predict.ipynb #5fb4dbdd
 from fastcore.script import is_cli
 
-from .core.errors import CatdogError, command
-from .core.errors import ModelError
-from catdog.deploy.batch import (answer_rows, check_out_file, check_paths, found_files, predict_bucket, print_rows,
-    write_file)
+from .core.errors import ModelError, command
+from .deploy.batch import answer_rows, check_out_file, check_paths, found_files, predict_bucket, print_rows, write_file
 from .deploy.predictor import Classifier, Prediction, find_models, shipped_model
 
 _all_ = ['Prediction', 'ModelError', 'shipped_model', 'find_models', 'Classifier', 'predict_bucket']
@@ -23,13 +21,13 @@ def predict_files(
     model:str=None, # Model folder; the newest one that was trained on photographs, else the one that ships
     out:str=None # File to write: .csv or .parquet
 ): # The path of `out`; without it dicts of file, label, probability, sure, doubt, text, p_...; or of file and error
-    "Say what is on each image of `paths` with `model`; print it, or write it to `out`, where a stopped run goes on"
+    "Predict the images of `paths` with `model`; print it, or write it to `out`, where a stopped run continues"
     check_paths(paths)
     out,classifier = out and check_out_file(out),Classifier(model)
-    if not any(True for _ in found_files(paths)):
-        raise CatdogError('no images: give some files, or a folder with images in it')
     in_terminal = is_cli(predict_files)
-    if not out and not in_terminal: return list(answer_rows(classifier, found_files(paths)))
     if out: bad = write_file(classifier, paths, out, print_errors=in_terminal)
-    else: bad = print_rows(answer_rows(classifier, found_files(paths)))
+    else:
+        rows = answer_rows(classifier, found_files(paths))
+        if not in_terminal: return list(rows)
+        bad = print_rows(rows)
     return 2*bool(bad) if in_terminal else out

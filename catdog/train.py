@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
-           'plot_calibration', 'fit_head', 'ood_limits', 'describe', 'model_card', 'export']
+           'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #443371fb
 import os
@@ -17,9 +17,9 @@ from .core.stats import calibration_error, error_interval
 from .dataset.folder import ImageFolder, default_folder, parse_labels
 from .dataset.split import check_number
 from .learn.backbones import ARCHS, get_learner
-from .learn.calibration import (calibrate, confusion, ood_limits, plot_calibration, print_confusion, print_test,
+from .learn.calibration import (calibrate, confusion, ood_limits, plot_calibration, print_confusion,
                                       print_validation)
-from .learn.card import describe, model_card
+from .learn.card import model_card
 from .learn.export import check_exportable, check_model_folder, export
 from .learn.finetune import RECIPES, check_recipe, recipe_learner, recipe_tfms, run_recipe
 from .learn.head import fit_head
@@ -30,7 +30,7 @@ from fastai.learner import Learner
 from fastai.torch_core import no_random
 
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
-         'plot_calibration', 'fit_head', 'ood_limits', 'describe', 'model_card', 'export']
+         'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #32372eb8
 def train(
@@ -55,7 +55,6 @@ def train(
         check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
         run_recipe(learn, recipe, arch, epochs, size, bs, resume, seed=seed, **kw)
         print_validation(learn)
-        print_test(learn)
     return learn
 
 # %% ../nbs/03_train.ipynb #c9ddeffa
@@ -100,6 +99,7 @@ def build(
     print('[2/4] Training', flush=True)
     learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None)
     if getattr(learn, 'stopped', False): raise CatdogError('stopped; the same command with --resume goes on')
-    print_confusion(learn, '[3/4] How good is it?')
+    print('[3/4] How good is it?', flush=True)
+    print_confusion(learn)
     print(f'[4/4] Writing the model to {out}', flush=True)
     return export(learn, out, int8)

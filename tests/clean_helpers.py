@@ -3,7 +3,6 @@ import os
 from pathlib import Path
 
 from catdog.sample.draw import draw
-from catdog.core.files import LOCK
 from catdog.dataset.manifest import Manifest
 
 JOURNAL = Path('.removed/journal.jsonl')
@@ -23,7 +22,7 @@ def dataset(folder, n=15):
 
 def state(folder):
     return {o.relative_to(folder).as_posix(): o.read_bytes() for o in folder.rglob('*')
-            if o.is_file() and o.parent.name != '.removed' and o.name != LOCK and not o.name.endswith('.part')}
+            if o.is_file() and o.parent.name != '.removed' and o.name != '.lock' and not o.name.endswith('.part')}
 def images(folder): return sorted(v for k,v in state(folder).items() if k.endswith('.jpg'))
 
 def drawings(folder, n=14):
@@ -50,7 +49,7 @@ def as_nobody(what):
     with os.fdopen(read) as f: return f.read()
 
 def reachable(folder):
-    "Let everybody come to `folder`"
+    "Make `folder` accessible to all users"
     for o in (folder, *folder.parents):
         mode = o.stat().st_mode
         if o.stat().st_uid == os.getuid() and o != Path('/') and not mode & 1: o.chmod(mode | 0o11)

@@ -1,4 +1,4 @@
-"Files of images, byte by byte, for tests: what a library that writes images would refuse to write."
+"Image files and colour profiles for tests, byte by byte where no library would write them"
 import io, struct, zlib
 
 import numpy as np
@@ -23,14 +23,6 @@ def with_exif(img, exif, format):
         data = saved(img, format, **more)
         return data[:2] + b'\xff\xe1' + struct.pack('>H', len(segment) + 2) + segment + data[2:]
     return saved(img, format, exif=b'Exif\0\0' + exif)
-
-def avif_turned(img, number, exif):
-    "An AVIF file of `img` that says that it is stored as `number`, with the block `exif`, broken or not"
-    turn = 0x112, 3, 1, struct.pack('<HH', number, 0)
-    sound = exif_block(turn, *((0xc000 + i, 3, 1, bytes(4)) for i in range((len(exif) - 30)//12)))
-    data = saved(img, 'AVIF', exif=b'Exif\0\0' + sound)
-    at = data.index(b'II*\0')   # the writer took the orientation out and wrote it beside
-    return data[:at] + exif[:len(exif) - 20] + data[at + len(exif) - 20:]
 
 def tiff(pixels, order='<', **tags):
     "A TIFF file with `pixels` (bytes) and `tags`: t256=(value, ...), or (type, how many values, 4 bytes)"
@@ -84,3 +76,62 @@ def write_drawings(folder, n, first, size=lambda i: None):
         (folder/label).mkdir(parents=True)
         for i in range(n): draw(label, first + i, size(i)).save(folder/label/f'{i}.png')
     return folder
+
+# Colour profiles, and the colours that they mean
+
+D50 = np.array([.9642, 1, .8249])
+BRADFORD = np.array([[.8951, .2664, -.1614], [-.7502, 1.7135, .0367], [.0389, -.0685, 1.0296]])   # adapts to a white
+
+def to_xyz(*primaries, white=(.3127, .3290)):
+    "The matrix from linear RGB to XYZ with a white of D50, from x and y of red, green, blue and white"
+    def _light(x, y): return np.array([x/y, 1, (1 - x - y)/y])
+    matrix = np.stack([_light(*o) for o in primaries], 1)
+    matrix = matrix*np.linalg.solve(matrix, _light(*white))
+    return np.linalg.inv(BRADFORD) @ np.diag(BRADFORD @ D50/(BRADFORD @ _light(*white))) @ BRADFORD @ matrix
+
+SRGB = to_xyz((.64, .33), (.3, .6), (.15, .06))
+DISPLAY_P3 = to_xyz((.68, .32), (.265, .69), (.15, .06))
+ADOBE_RGB = to_xyz((.64, .33), (.21, .71), (.15, .06))
+
+def srgb_of(xyz):
+    "The sRGB pixels, 0 to 255, that show the light `xyz`"
+    light = (xyz @ np.linalg.inv(SRGB).T).clip(0, 1)
+    return 255*np.where(light <= .0031308, light*12.92, 1.055*light**(1/2.4) - .055)
+
+def _fixed(*numbers): return b''.join(struct.pack('>i', round(o*65_536)) for o in numbers)
+def _xyz(xyz): return b'XYZ \0\0\0\0' + _fixed(*xyz)
+
+def _profile(space, kind, connection, entries):
+    "An ICC profile (version 2.4) for colours of `space`"
+    entries = {'desc': b'desc\0\0\0\0\0\0\0\5made\0' + bytes(79), 'cprt': b'text\0\0\0\0none\0', 'wtpt': _xyz(D50),
+               **entries}
+    table,data,start = struct.pack('>I', len(entries)),b'',132 + 12*len(entries)
+    for name,o in entries.items():
+        table += name.encode() + struct.pack('>II', start + len(data), len(o))
+        data += o + bytes(-len(o)%4)
+    head = struct.pack('>I4x4s4s4s4s6H4s28x', 128 + len(table + data), b'\2\x40\0\0',
+                       *(o.encode() for o in (kind, space, connection)), 2024, 1, 1, 0, 0, 0, b'acsp')
+    return head + _fixed(*D50) + bytes(48) + table + data
+
+def _curve(gamma):
+    if gamma == 'srgb': return b'para\0\0\0\0\0\3\0\0' + _fixed(2.4, 1/1.055, .055/1.055, 1/12.92, .04045)
+    return b'curv\0\0\0\0' + struct.pack('>IH', 1, round(gamma*256))
+
+def matrix_profile(matrix, gamma):
+    "The profile of a screen with the primaries of `matrix`; `gamma` is a number or 'srgb'"
+    names = [f'{o}{what}' for what in ('XYZ', 'TRC') for o in 'rgb']
+    return _profile('RGB ', 'mntr', 'XYZ ', dict(zip(names, [*map(_xyz, matrix.T), *[_curve(gamma)]*3])))
+
+def grey_profile(gamma): return _profile('GRAY', 'mntr', 'XYZ ', {'kTRC': _curve(gamma)})
+
+def ink_profile(xyz_of, steps=17):
+    "The profile of a press whose inks, an array of shape (n,4), 0 to 1, show the light `xyz_of` them, shape (n,3)"
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 1, steps)]*4, indexing='ij'), -1).reshape(-1, 4)
+    f = xyz_of(grid)/D50
+    f = np.where(f > 216/24_389, np.cbrt(f), (24_389/27*f + 16)/116)
+    lab = np.stack([(116*f[:, 1] - 16)*652.8, (500*(f[:, 0] - f[:, 1]) + 128)*256,
+                    (200*(f[:, 1] - f[:, 2]) + 128)*256], 1)
+    straight = struct.pack('>HH', 0, 65_535)
+    table = b'mft2\0\0\0\0' + bytes([4, 3, steps, 0]) + _fixed(1, 0, 0, 0, 1, 0, 0, 0, 1) + struct.pack('>HH', 2, 2)
+    table += straight*4 + lab.round().clip(0, 65_535).astype('>u2').tobytes() + straight*3
+    return _profile('CMYK', 'prtr', 'Lab ', {'A2B0': table})

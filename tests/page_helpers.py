@@ -1,5 +1,5 @@
 "What the tests of the page need: servers for both of its back ends, and how a visitor uses it"
-import io, os, shutil, subprocess, sys, threading
+import importlib.util, io, os, shutil, subprocess, sys, threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +10,10 @@ from playwright.sync_api import expect
 
 from catdog.deploy.page import build_site
 from catdog.deploy.predictor import Classifier, shipped_model
+
+# Photographs that come with fastbook
+CAT,BEAR = (Path(importlib.util.find_spec('fastbook').origin).with_name('images')/o for o in ('cat.jpg', 'grizzly.jpg'))
+CAT,BEAR = CAT.read_bytes(),BEAR.read_bytes()
 
 def script(name): return str(Path(sys.executable).with_name(name))
 

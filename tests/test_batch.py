@@ -1,15 +1,16 @@
-"Many images into a file: what is refused beforehand, images that change, two runs at once, a full disk, labels."
-import csv, json, os, re, resource, shutil, signal, subprocess, sys, time
+"Many images: stopped runs, changed images, two runs at once, a full disk, odd names and labels, workers that die"
+import csv, json, os, re, resource, shutil, signal, sqlite3, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
+import pandas as pd, pytest
 from clean_helpers import as_nobody, reachable
 
-from catdog.sample.draw import draw
-from catdog.core.errors import ImageError, CatdogError
+from catdog.core.errors import CatdogError, ImageError
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.deploy import batch
 from catdog.predict import Classifier, predict_bucket, predict_files, shipped_model
+from catdog.sample.draw import draw
 
 NOT_UTF8 = os.fsdecode(b'caf\xe9.jpg')
 
@@ -32,41 +33,45 @@ def ended(process):
     return process.returncode,out,err
 
 def run(folder, *args, **kw): return ended(start(folder, *args, **kw))
-def part(folder): return next(folder.glob('.answers.*.part'), None)
+
 def rows(file):
     with open(file, newline='', encoding='utf8', errors='surrogateescape') as f: return list(csv.DictReader(f))
 
-def started(folder, n=600):
-    "A run that has written some answers about `n` images into a file and goes on"
+def stored(folder):
+    "File -> JSON of its row, of the predictions that a stopped run has left for answers.csv"
+    db = sqlite3.connect(folder/'.answers.csv.part')
+    res = {os.fsdecode(file): row for file,row in db.execute('SELECT file, row FROM answers')}
+    db.close()
+    return res
+
+def begun(folder, n=600):
+    "A run that has stored some predictions about `n` images and goes on"
     album(folder/'album', n)
-    process = start(folder, 'album', '--out', 'answers.csv')
-    while not (part(folder) and part(folder).stat().st_size > 4000):
+    process,part = start(folder, 'album', '--out', 'answers.csv'),folder/'.answers.csv.part'
+    while not (part.exists() and part.stat().st_size > 60_000 + 60*n):   # more than the list of images takes
         assert process.poll() is None
         time.sleep(.02)
     return process
 
-@pytest.mark.parametrize('address', ['https://example.org/a%20cat.jpg?x=1', 's3://bucket/cat.jpg',
-                                     'HTTP://example.org'])
-@pytest.mark.parametrize('out', [(), ('--out', 'answers.csv')], ids=['printed', 'written'])
-def test_an_address_is_refused_in_words_that_quote_it_as_typed(tmp_path, address, out):
-    draw('cat', 1).save(tmp_path/'cat.jpg')
-    code,said,err = run(tmp_path, 'cat.jpg', address, *out)
-    assert code == 2 and not said and err.startswith(f'catdog-predict: {address}: ') and 'download' in err
-    assert os.listdir(tmp_path) == ['cat.jpg']
-    with pytest.raises(CatdogError, match='download'): predict_files(address, model=shipped_model())
+# In a terminal
 
-def test_what_is_no_path_at_all_has_its_line(tmp_path):
-    "An image written out as an address is longer than any name may be"
+@pytest.mark.parametrize('url', ['https://example.org/a%20cat.jpg?x=1', 's3://bucket/cat.jpg', 'HTTP://example.org'])
+def test_a_url_is_refused_in_words_that_quote_it_as_typed(tmp_path, url):
     draw('cat', 1).save(tmp_path/'cat.jpg')
-    address = 'data:image;base64,' + 'x'*300
-    code,said,err = run(tmp_path, address, 'cat.jpg')
-    assert code == 2 and said.startswith('cat.jpg: ') and len(err.splitlines()) == 1 and err.count(address) == 1
+    for out in (None, tmp_path/'answers.csv'):
+        with pytest.raises(CatdogError) as e: predict_files(tmp_path/'cat.jpg', url, model=shipped_model(), out=out)
+        assert str(e.value).startswith(f'{url}: ') and 'download' in str(e.value)
+    assert os.listdir(tmp_path) == ['cat.jpg']
 
 def test_a_line_names_its_image_once(tmp_path):
+    "Also what is not a path at all: an image as a data URL is longer than any name may be"
     draw('cat', 1).save(tmp_path/'cat.jpg')
     (tmp_path/'page.jpg').write_text('<html>')
-    code,said,err = run(tmp_path, 'cat.jpg', 'gone.jpg', 'page.jpg')
-    assert code == 2 and err.splitlines() == ['gone.jpg: there is no such file', 'page.jpg: a web page, not an image']
+    url = 'data:image;base64,' + 'x'*300
+    code,said,err = run(tmp_path, 'cat.jpg', 'gone.jpg', 'page.jpg', url)
+    gone,page,long = err.splitlines()
+    assert (code, gone, page) == (2, 'gone.jpg: there is no such file', 'page.jpg: a web page, not an image')
+    assert said.startswith('cat.jpg: ') and said.count('\n') == 1 and long.count(url) == 1
 
 def test_a_name_that_is_not_utf8(tmp_path):
     "Parquet cannot hold it, which is said before anything is predicted; CSV can, and so can a terminal"
@@ -75,14 +80,14 @@ def test_a_name_that_is_not_utf8(tmp_path):
     code,_,err = run(tmp_path, 'album', '--out', 'answers.parquet')
     assert code == 2 and r'album/caf\xe9.jpg: ' in err and '.csv' in err and len(err.splitlines()) == 1
     assert os.listdir(tmp_path) == ['album']
-    code,_,_ = run(tmp_path, 'album', '--out', 'answers.csv')
-    assert code == 0 and [o['file'] for o in rows(tmp_path/'answers.csv')][-1] == f'album/{NOT_UTF8}'
+    predict_files(tmp_path/'album', model=shipped_model(), out=tmp_path/'answers.csv')
+    assert [o['file'] for o in rows(tmp_path/'answers.csv')][-1] == f'{tmp_path}/album/{NOT_UTF8}'
     code,said,_ = run(tmp_path, f'album/{NOT_UTF8}', env=dict(PYTHONIOENCODING='utf8:strict'))
     assert code == 0 and said.startswith(f'album/{NOT_UTF8}: ')
     with pytest.raises(CatdogError, match='UTF-8'): predict_bucket(tmp_path/'album', tmp_path/'answers')
 
 def test_a_folder_that_cannot_be_read_has_its_row(tmp_path):
-    "Nobody should believe that all images were asked about"
+    "Nobody should believe that all images were predicted"
     album(tmp_path/'album', 2)
     album(tmp_path/'album'/'locked', 2)
     reachable(tmp_path)
@@ -95,33 +100,38 @@ def test_a_folder_that_cannot_be_read_has_its_row(tmp_path):
     assert re.match(r"LookupError: \[\('00000.jpg', \(200, 160\)\), \('00001.jpg', \(200, 160\)\), "
                     r"\('locked', .cannot be read", said)
 
-@pytest.mark.parametrize('out,words', [('there', 'is a folder'), ('answers.xls', 'ends in .csv'),
+@pytest.mark.parametrize('out,words', [('there.csv', 'is a folder'), ('answers.xls', 'ends in .csv'),
                                        ('nowhere/answers.csv', 'no such folder')])
-def test_an_out_that_cannot_be_written_is_told_at_the_start(tmp_path, out, words):
-    album(tmp_path/'album', 1)
-    (tmp_path/'there.csv').mkdir()
-    code,_,err = run(tmp_path, 'album', '--out', out if '.' in out else 'there.csv')
-    assert code == 2 and words in err and len(err.splitlines()) == 1 and part(tmp_path) is None
+def test_an_out_that_cannot_be_written_is_told_at_the_start(tmp_path, monkeypatch, out, words):
+    monkeypatch.chdir(tmp_path)
+    album(Path('album'), 1)
+    Path('there.csv').mkdir()
+    with pytest.raises(CatdogError, match=words): predict_files('album', out=out)
+    with pytest.raises(CatdogError, match='no images'): predict_files(out='answers.csv')
+    assert sorted(os.listdir()) == ['album', 'there.csv']
 
-def test_a_image_that_changed_since_the_stopped_run_is_asked_again(tmp_path):
-    process = started(tmp_path)
-    process.kill()
-    process.wait()
-    done = rows(part(tmp_path))[:-1]
-    assert len(done) > 20
+# Stopped runs
+
+def test_a_killed_run_continues_and_predicts_what_has_changed_again(tmp_path):
+    process = begun(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path/'answers.csv').exists()
+    done = stored(tmp_path)
+    assert 30 < len(done) < 600
     (tmp_path/'album'/'00000.jpg').write_bytes((tmp_path/'album'/'00001.jpg').read_bytes())   # a dog by now
     (tmp_path/'album'/'00003.jpg').write_text('<html>')
     (tmp_path/'album'/'00002.jpg').unlink()
     (tmp_path/'album'/'00000-new.jpg').write_bytes((tmp_path/'album'/'00004.jpg').read_bytes())
     code,_,err = run(tmp_path, 'album', '--out', 'answers.csv')
-    assert code == 2 and 'going on from there' in err   # 2: there is no image in 00003.jpg any more
-    by_file,before = ({o['file']: o for o in some} for some in (rows(tmp_path/'answers.csv'), done))
+    assert code == 2 and f'{len(done) - 3} of 600 images are predicted already' in err   # 2: no image in 00003.jpg
+    by_file = {o['file']: o for o in rows(tmp_path/'answers.csv')}
     assert list(by_file) == sorted(f'album/{o.name}' for o in (tmp_path/'album').iterdir()) and len(by_file) == 600
-    assert before['album/00000.jpg']['label'] == 'cat' and by_file['album/00000.jpg']['label'] == 'dog'
+    assert json.loads(done['album/00000.jpg'])[0] == 'cat' and by_file['album/00000.jpg']['label'] == 'dog'
     assert by_file['album/00003.jpg']['error'] == 'a web page, not an image'
-    left = [f for f in before if f in by_file and f[6:11] not in ('00000', '00003')]
-    assert len(left) > 15
-    assert all(by_file[f] == {k: before[f][k] for k in by_file[f]} for f in left)
+    by_image = {(i%8, o['label'], o['probability'][:6]) for i in range(8, 600) for o in [by_file[f'album/{i:05}.jpg']]}
+    assert len(by_image) == 8
+    assert sorted(os.listdir(tmp_path)) == ['album', 'answers.csv']
 
 class Counting(Classifier):
     "Notes which images it opens"
@@ -132,86 +142,144 @@ class Counting(Classifier):
         self.opened.append(Path(img).name)
         return super().pixels(img)
 
-def test_only_what_is_new_or_changed_is_asked_again(tmp_path, monkeypatch):
+class Stop(Exception): pass
+
+class Stopping(Counting):
+    "Is stopped after its first batch"
+    def answers(self, pixels):
+        if getattr(self, 'batches', 0): raise Stop
+        self.batches = 1
+        return super().answers(pixels)
+
+def write(classifier, files, out=Path('answers.csv')):
+    "The images that `classifier` opens to write `out` about `files`"
+    classifier.opened.clear()
+    batch.write_file(classifier, files, out)
+    return list(classifier.opened)
+
+def test_only_what_is_new_or_changed_is_predicted_again(tmp_path, monkeypatch):
     "By size and by time of change; also where images came, went, or are asked for in another order"
     monkeypatch.chdir(tmp_path)
-    album(Path('album'), 20)
-    classifier,files = Counting(shipped_model()),sorted(Path('album').iterdir())
-    def ask(files, stop=None):
-        "Which of `files` are opened when a run is stopped after `stop` answers; None: at its end"
-        classifier.opened.clear()
-        answers = batch.write_rows(classifier, files, Path('answers.csv'), batch.tqdm(disable=True))
-        for _ in range(stop or len(files) + 1): next(answers, None)
-        answers.close()
-        return list(classifier.opened)
-    assert len(ask(files, 10)) >= 10 and not Path('answers.csv').exists()
-    known = {o['file'] for o in rows(part(tmp_path))}
-    assert len(known) >= 10
+    album(Path('album'), 40)
+    files,out = sorted(Path('album').iterdir()),Path('answers.csv')
+    with pytest.raises(Stop): write(Stopping(shipped_model()), files)
+    known = set(stored(tmp_path))
+    assert len(known) == 32 and not out.exists()
     os.utime(files[2], (1, 1))
     before = files[4].stat().st_atime_ns,files[4].stat().st_mtime_ns
     files[4].write_bytes(files[4].read_bytes() + b' ')   # the same time, another size
     os.utime(files[4], ns=before)
-    shutil.copy(files[5], 'album/00005-2.jpg')
-    asked = ask([*files[10:], Path('album/00005-2.jpg'), *files[:10]])
-    assert asked == [o.name for o in files[10:] if str(o) not in known] + ['00005-2.jpg', '00002.jpg', '00004.jpg']
-    assert [o['file'] for o in rows('answers.csv')] == list(map(str, [*files[10:], 'album/00005-2.jpg', *files[:10]]))
+    new = Path(shutil.copy(files[5], 'album/00005-2.jpg'))
+    order = [*files[10:], new, *files[:10]]
+    asked = write(Counting(shipped_model()), order)
+    assert asked == [o.name for o in order if str(o) not in known or o in (files[2], files[4])]
+    assert [o['file'] for o in rows(out)] == list(map(str, order))
+    whole = out.read_bytes()
     assert not list(Path().glob('.*'))
+    assert len(write(Counting(shipped_model()), order)) == 41 and out.read_bytes() == whole   # a finished run leaves nothing
 
-def test_of_two_runs_into_one_file_the_second_says_who_is_at_work(tmp_path):
-    first = started(tmp_path)
-    first.send_signal(signal.SIGSTOP)   # it is slow, and it is not at its end before the second has come
+def test_another_model_predicts_all_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    album(Path('album'), 40)
+    shutil.copytree(shipped_model(), 'other')
+    with open('other/model.onnx', 'ab') as f: f.write(b'\x72\x00')   # an empty field of the ONNX file
+    with pytest.raises(Stop): write(Stopping(shipped_model()), ['album'])
+    assert len(write(Counting('other'), ['album'])) == 40
+
+@pytest.mark.parametrize('junk', [b'', b'junk', b'SQLite format 3\0' + bytes(100), b'\0\xff\r\n'*900])
+def test_an_unfinished_file_that_something_else_wrote(tmp_path, monkeypatch, junk):
+    monkeypatch.chdir(tmp_path)
+    album(Path('album'), 3)
+    Path('.answers.csv.part').write_bytes(junk)
+    assert len(write(Counting(shipped_model()), ['album'])) == 3 and os.listdir() != ['album']
+    assert len(rows('answers.csv')) == 3 and not list(Path().glob('.*'))
+
+def test_of_two_runs_into_one_file_the_second_is_refused(tmp_path):
+    first = begun(tmp_path)
+    first.send_signal(signal.SIGSTOP)   # so that it is not at its end before the second has come
     try:
         code,_,err = run(tmp_path, 'album', '--out', 'answers.csv')
-        assert code == 2 and f'catdog-predict (process {first.pid} on ' in err and 'answers.csv' in err
+        assert code == 2 and 'another process is writing answers.csv' in err and len(err.splitlines()) == 1
         assert run(tmp_path, 'album/00001.jpg', '--out', 'others.csv')[0] == 0   # another file is another matter
     finally: first.send_signal(signal.SIGCONT)
     assert ended(first)[0] == 0 and len(rows(tmp_path/'answers.csv')) == 600
 
-def test_a_lock_does_not_outlive_its_run(tmp_path):
-    first = started(tmp_path, 100)
-    first.kill()
-    first.wait()
-    assert run(tmp_path, 'album', '--out', 'answers.csv')[0] == 0
-    assert len(rows(tmp_path/'answers.csv')) == 100 and sorted(os.listdir(tmp_path)) == ['album', 'answers.csv']
-
 @pytest.mark.parametrize('suffix', ['csv', 'parquet'])
 def test_a_full_disk_ends_in_a_sentence_and_nothing_is_lost(tmp_path, suffix):
-    "The limit is real: the kernel writes the part of a line that still fits, then refuses"
-    import pandas as pd
+    "The limit is real: the kernel refuses to write more"
     album(tmp_path/'album', 120)
     def limit(size): return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    # some answers fit; then all of them do, but not the file that is made of them
-    for size in (0, 3000, 9500):
+    for size in (0, 45_000):   # nothing fits; then some predictions do
         code,_,err = run(tmp_path, 'album', '--out', f'answers.{suffix}', preexec_fn=limit(size))
         last = err.splitlines()[-1]
-        assert code == 2 and last.startswith('catdog-predict: ') and 'File too large' in last
-        if size: assert 'the same command goes on from there' in last
+        assert code == 2 and last.startswith(f'catdog-predict: answers.{suffix}: cannot be written'), err
         assert not (tmp_path/f'answers.{suffix}').exists()
     code,_,err = run(tmp_path, 'album', '--out', f'answers.{suffix}')
-    assert code == 0 and 'going on from there' in err
+    assert code == 0 and 'predicted already' in err
     out = tmp_path/f'answers.{suffix}'
     assert len(rows(out) if suffix == 'csv' else pd.read_parquet(out)) == 120
     assert sorted(os.listdir(tmp_path)) == ['album', out.name]
 
+# What is written
+
 ODD = ['A+', 'NA', 'null', 'True', '1.5', '"', "it's, \"so\"", '<b>|*_', '😀', 'قطة', 'c\n++', '=1+1']
 
 def test_odd_labels_come_through_csv_and_parquet(tmp_path, monkeypatch):
+    "And what is written says the same as the list"
     import onnx
-    import pandas as pd
     monkeypatch.chdir(tmp_path)
     album(Path('album'), 4)
+    Path('album/broken.jpg').write_text('<html>')
     model = onnx.load(shipped_model()/'model.onnx')
     meta = json.loads(next(o.value for o in model.metadata_props if o.key == 'catdog'))
-    for i,pair in enumerate(zip(ODD, reversed(ODD))):
+    for i,pair in enumerate(zip(ODD[::2], ODD[1::2])):
         onnx.helper.set_model_props(model, {'catdog': json.dumps(dict(meta, labels=pair))})
         Path(f'{i}').mkdir()
         onnx.save(model, f'{i}/model.onnx')
         expected = predict_files('album', model=f'{i}')
-        assert {o['label'] for o in expected} == set(pair)
-        code,_,err = run(tmp_path, 'album', '--model', f'{i}', '--out', 'answers.csv')
-        assert code == 0, err
-        table = pd.read_parquet(predict_files('album', model=f'{i}', out='answers.parquet'))
-        for row,line,o in zip(expected, rows('answers.csv'), table.to_dict('records'), strict=True):
-            assert list(o) == list(line) == [*row, 'error']
+        assert {o['label'] for o in expected if 'error' not in o} == set(pair)
+        assert [o['file'] for o in expected if 'error' in o] == ['album/broken.jpg']
+        csv_file,parquet = (predict_files('album', model=f'{i}', out=f'answers.{o}') for o in ('csv', 'parquet'))
+        for row,line,o in zip(expected, rows(csv_file), pd.read_parquet(parquet).to_dict('records'), strict=True):
+            assert list(o) == list(line) == [*expected[0], 'error']
             known = {k: v for k,v in row.items() if v is not None}
-            assert {k: v for k,v in o.items() if pd.notna(v)} == known and line['label'] == row['label']
+            assert {k: v for k,v in o.items() if pd.notna(v)} == known
+            assert {k: v for k,v in line.items() if v} == {k: str(v) for k,v in known.items()}
+
+# Very many
+
+def test_dask_says_the_same_though_a_worker_is_killed(tmp_path, monkeypatch):
+    "On Dask's cluster of this machine: two processes, one of which gets SIGKILL while it works"
+    from dask.distributed import Client, LocalCluster
+    monkeypatch.setattr(batch, '_TASK_SIZE', 60)
+    album(tmp_path/'album', 360)
+    (tmp_path/'album'/'broken.jpg').write_bytes(b'<html>')
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        workers = client.run(os.getpid)
+        assert len(set(workers.values()) - {os.getpid()}) == 2
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(predict_bucket, tmp_path/'album', tmp_path/'answers', shipped_model())
+            while not any(client.processing().values()): assert not asked.done(); time.sleep(.05)
+            os.kill(next(iter(workers.values())), signal.SIGKILL)
+            asked.result(120)
+        assert workers != client.run(os.getpid)
+    table = pd.read_parquet(tmp_path/'answers')
+    rows = sorted(predict_files(tmp_path/'album', model=shipped_model()), key=lambda o: o['file'])
+    assert list(table.file) == [Path(o['file']).as_uri() for o in rows] and len(rows) == 361
+    assert table.error.notna().sum() == 1
+    for row,o in zip(table.to_dict('records'), rows):
+        assert row['error'] == o['error'] if 'error' in o else row['p_cat'] == pytest.approx(o['p_cat'], abs=1e-5)
+
+def peak(folder, *args):
+    "Peak memory in MB of `predict_files` with `args`, as Linux counts it"
+    code = ('import sys; from catdog.predict import predict_files; predict_files(sys.argv[1], out=sys.argv[2]); '
+            'print(open("/proc/self/status").read())')
+    done = subprocess.run([sys.executable, '-c', code, *args], cwd=folder, capture_output=True, text=True, check=True,
+                          env={**os.environ, 'CATDOG_MODEL': str(shipped_model())})
+    return int(done.stdout.split('VmHWM:')[1].split()[0])/1024
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    album(tmp_path/'few', 60)
+    album(tmp_path/'many', 800)
+    assert peak(tmp_path, 'many', 'many.csv') < peak(tmp_path, 'few', 'few.csv') + 20

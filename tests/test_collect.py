@@ -8,7 +8,7 @@ import pytest
 from catdog.core.errors import CatdogError, SearchError
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.scrape import ENGINES, Photo, SampleWeb, read_manifest, scrape, search_images, write_credits
-from catdog.web.download import collect, forget_deleted
+from catdog.web.download import collect
 from catdog.dataset.folder import parse_labels
 from catdog.dataset.manifest import Manifest, count_outcomes
 from web_helpers import copies, files, image, serve, serve_images
@@ -47,9 +47,12 @@ def test_what_failed_is_tried_again_only_when_asked(data):
 
 @pytest.mark.parametrize('kw,words', [
     (dict(labels='cat/dog'), 'cannot be the name of a folder'), (dict(n=0), 'n is 0'),
-    (dict(engine='altavista'), 'no engine'), (dict(queries=['outdoors']), 'no {} in it')])
+    (dict(engine='altavista'), 'no engine'), (dict(queries=['outdoors']), 'no {} in it'),
+    (dict(safe='on'), 'no safe search'), (dict(ignore_robots=['noindex', 'everything']), 'not an opt-out')])
 def test_what_cannot_be_searched_for(tmp_path, kw, words):
-    with pytest.raises(CatdogError, match=words): scrape(**{'labels': 'cat', 'path': tmp_path, **kw})
+    with pytest.raises(CatdogError, match=words):
+        scrape(**{'labels': 'cat', 'path': tmp_path/'data', 'engine': 'sample', **kw})
+    assert not (tmp_path/'data').exists()
 
 def test_no_manifest(tmp_path):
     with pytest.raises(CatdogError, match='manifest.jsonl'): read_manifest(tmp_path)
@@ -85,11 +88,6 @@ def test_command(tmp_path):
     assert good.returncode == 0 and 'tabby cat' in good.stdout and 'all' in good.stdout
     assert len(read_manifest(tmp_path/'data'/'command')) == 16
     assert (tmp_path/'data'/'command'/'CREDITS.txt').read_text().count('licence not stated') > 8
-
-def test_command_names_what_it_ignores(tmp_path):
-    bad = run(tmp_path, 'cat', '--ignore-robots', 'noindex', 'everything', '--engine', 'sample', '--path', 'data')
-    assert bad.returncode == 2 and "'everything' is not an opt-out" in bad.stderr
-    assert not (tmp_path/'data').exists()
 
 def test_command_that_only_writes_addresses(tmp_path):
     import pyarrow.parquet as pq
@@ -186,7 +184,9 @@ def test_a_word_that_can_be_no_folder_gets_a_sentence_before_anything_is_done(tm
     with pytest.raises(CatdogError, match='cannot be the name of a folder|is empty'):
         scrape(['dog', label], tmp_path/'data', engine='spy')
     assert not asked and not (tmp_path/'data').exists()
-    command = [Path(sys.executable).with_name('catdog-scrape'), 'dog', label, '--engine', 'sample']
+
+def test_a_word_in_another_encoding_gets_a_sentence_in_a_terminal(tmp_path):
+    command = [Path(sys.executable).with_name('catdog-scrape'), 'dog', 'caf\udce9', '--engine', 'sample']
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, env={**os.environ, 'PYTHONUTF8': '1'})
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and b'Traceback' not in done.stderr
     assert os.listdir(tmp_path) == []
@@ -238,8 +238,8 @@ def first_and_second(tmp_path, url):
     first = start('cat', tmp_path, url)
     wait_for(lambda: lines(tmp_path/'x') > 2)
     second = start('dog', tmp_path, url)
-    said = next(o for o in second.stdout if 'at work' in o)
-    assert re.search(rf'process {first.pid} .* is at work in x: waiting', said)
+    said = next(o for o in second.stdout if 'is working' in o)
+    assert 'another catdog process is working in x: waiting' in said
     return first,second
 
 def test_two_runs_in_one_folder_lose_nothing(tmp_path):
@@ -250,7 +250,7 @@ def test_two_runs_in_one_folder_lose_nothing(tmp_path):
         said = [o.communicate(timeout=120)[0] for o in runs]
     assert [o.returncode for o in runs] == [0, 0], said
     assert count(tmp_path/'x', 'cat') == count(tmp_path/'x', 'dog') == (24, 24)
-    assert sorted(os.listdir(tmp_path/'x')) == ['cat', 'dog', 'manifest.jsonl']
+    assert sorted(os.listdir(tmp_path/'x')) == ['.lock', 'cat', 'dog', 'manifest.jsonl']
 
 def test_the_second_goes_on_when_the_first_is_killed(tmp_path):
     gate = threading.Event()
@@ -382,7 +382,8 @@ def test_a_run_that_was_killed_while_it_fetched_deleted_images_again_goes_on(six
     path,asked = six
     before = files(path)
     shutil.rmtree(path/'cat')
-    forget_deleted(Manifest(path), ['cat'], retry=False)   # and killed
+    manifest = Manifest(path)   # it notes that they are missing, and is killed
+    manifest.add(*({**o, 'status': 'missing', 'file': None, 'phash': None} for o in manifest.of('cat')))
     assert scrape('cat', path, n=6, engine='test').status.tolist() == ['ok']*6 and files(path) == before
 
 # --- Every address has a line

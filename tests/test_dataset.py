@@ -137,7 +137,7 @@ def test_copies_are_on_one_side(tmp_path):
 def test_a_share_that_is_none_is_told_before_anything_is_opened(few, valid_pct, monkeypatch):
     from catdog.data import get_dls
     from catdog.dataset import split
-    monkeypatch.setattr(split, 'check_images', lambda files: pytest.fail('it was opened'))
+    monkeypatch.setattr(split, '_check_images', lambda files: pytest.fail('it was opened'))
     with pytest.raises(CatdogError, match=f'above 0 and below 1, not {valid_pct}'): get_dls(few, valid_pct=valid_pct)
 
 # a given split

@@ -10,8 +10,8 @@ from catdog.core.errors import SearchError
 from catdog.web import engines
 from catdog.web.download import download_images
 from catdog.web.http import TRIES
-from catdog.web.engines import Pace
-from catdog.web.search import ENGINES, search_images, search_terms
+from catdog.web.engines import ENGINES
+from catdog.web.search import search_images, search_terms
 from web_helpers import serve
 
 # --- What each service's documentation calls its parameters, and what values it knows. None can be asked from a test.
@@ -121,6 +121,7 @@ SERVICES = dict(bing=bing, openverse=openverse, commons=commons, ddg=ddg)
 @pytest.fixture
 def engine_at(monkeypatch):
     "A function that sends engine `name` to the server at `url`"
+    monkeypatch.setattr(engines, '_OPENVERSE_PACE', engines._Pace(20, 60, 'openverse'))
     def _at(name, url):
         if name == 'bing':
             monkeypatch.setenv('AZURE_SEARCH_KEY', 'XXX')
@@ -223,7 +224,7 @@ def test_what_was_found_is_kept_when_a_later_page_is_refused(name, search, failu
 
 def test_openverse_is_asked_as_often_as_it_allows(engine_at, monkeypatch, capfd):
     "20 requests a minute without an account (here: in 1.5 s); 'is throttled' is never heard"
-    monkeypatch.setattr(engines, 'Pace', lambda n, seconds, engine: Pace(n, seconds/40, engine))
+    monkeypatch.setattr(engines, '_OPENVERSE_PACE', engines._Pace(20, 1.5, 'openverse'))
     times,refused = [],[]
     def answer(path, params, headers):
         times[:] = [t for t in times if time.monotonic() - t < 1.2]

@@ -1,19 +1,22 @@
-"""What people have is exported and answers as their Learner does, or is refused in words: transforms, bodies, heads,
-blocks, learners without their images. The learners are plain fastai, the answers those of a `Classifier` that reads
-the files."""
-import json, os, shutil, warnings
+"""What plain fastai learners become when they are exported: the same answers, or a message that says what to change.
+
+Each kind of learner is exported once here, and in all combinations with `--nightly`.
+"""
+import io, json, os, shutil, warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from image_files import write_drawings
 from PIL import Image
 
-from catdog.sample.draw import draw
 from catdog.core.errors import CatdogError
-from catdog.deploy.predictor import Classifier
+from catdog.core.model_file import pixels_of
+from catdog.deploy.predictor import Classifier, shipped_model
+from catdog.sample.draw import draw
 
-warnings.filterwarnings('ignore')   # of torch and fastai, about themselves
+warnings.filterwarnings('ignore')   # fastai and torch, about themselves
 
 @pytest.fixture(scope='module')
 def drawings(tmp_path_factory):
@@ -21,7 +24,7 @@ def drawings(tmp_path_factory):
     return write_drawings(tmp_path_factory.mktemp('drawings'), 20, 300, lambda i: (100 + 9*i, 120))
 
 def odd(images, folder):
-    "`images` as files of odd shapes: very wide or high, turned by EXIF in all ways, transparent, palette, grey, large"
+    "Write `images` as files of odd shapes: very wide or high, turned by EXIF in all ways, transparent, palette, grey, large"
     files = []
     for i,img in enumerate(images):
         w,h = img.size
@@ -33,20 +36,23 @@ def odd(images, folder):
         if kind == 0: img.save(file, exif=exif, quality=95)
         elif kind == 1: img.resize((img.width*3, img.height*3)).save(file, exif=exif)
         elif kind == 2: img.convert('L').save(file)
-        elif kind == 3: img.convert('RGBA').rotate(20, expand=True).save(file, exif=exif)   # its corners are clear
+        elif kind == 3: img.convert('RGBA').rotate(20, expand=True).save(file, exif=exif)   # with transparent corners
         else: img.convert('P').save(file, transparency=3)
         files.append(file)
     return files
 
+@pytest.fixture(scope='module')
+def files(tmp_path_factory): return odd([draw('cat', i, (150, 110)) for i in range(40)], tmp_path_factory.mktemp('odd'))
+
 def spread(learn):
-    "Let `learn` give probabilities of all kinds, though it has learned nothing: a wrong pixel then moves them"
+    "Let the untrained `learn` give probabilities of all kinds, so that a wrong pixel changes them"
     import torch
     from catdog.learn.calibration import validation_logits
     last = [o for o in learn.model[1].modules() if list(o.parameters(recurse=False))][-1]   # linear, or a batch norm
     with torch.no_grad():
         norms = [o for o in learn.model.train().modules() if isinstance(o, torch.nn.modules.batchnorm._BatchNorm)]
         for o in norms: o.momentum = None
-        for _ in range(2):   # batch norms learn what they see, in the mean
+        for _ in range(2):   # batch norms learn the mean of what they see
             for o in norms: o.reset_running_stats()
             for x,_ in learn.dls.train: learn.model(x)
         if last.bias is None: last.bias = torch.nn.Parameter(last.weight.new_zeros(len(last.weight)))
@@ -54,23 +60,18 @@ def spread(learn):
         last.bias.sub_(validation_logits(learn)[0].mean(0))
     return learn
 
-def learner(folder, arch, item_tfms, size=64, **kw):
-    "By plain fastai code"
-    import torchvision.models
-    from fastai.vision.all import ImageDataLoaders, set_seed, vision_learner
-    set_seed(3)
-    dls = ImageDataLoaders.from_folder(folder, valid_pct=.25, seed=42, item_tfms=item_tfms, bs=8, num_workers=0,
-                                       batch_tfms=kw.pop('batch_tfms', None))
-    return spread(vision_learner(dls, getattr(torchvision.models, arch, arch), pretrained=False, **kw))
+def loaders(folder, item_tfms, batch_tfms=None):
+    from fastai.vision.all import ImageDataLoaders
+    return ImageDataLoaders.from_folder(folder, valid_pct=.25, seed=42, item_tfms=item_tfms, batch_tfms=batch_tfms,
+                                        bs=8, num_workers=0)
 
-def assert_agree(learn, model, files):
-    "The labels are the same, and the probabilities within 1e-4; and there are probabilities of all kinds"
-    with learn.no_bar(): expected = learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0))[0].numpy()
-    answers = Classifier(model).predict_batch(files)
-    given = np.array([list(o.probabilities.values()) for o in answers])
-    assert np.ptp(expected[:, 0]) > .2
-    assert np.abs(given - expected).max() < 1e-4
-    assert [o.label for o in answers] == [str(learn.dls.vocab[o]) for o in expected.argmax(1)]
+def learner(folder, arch, item_tfms, batch_tfms=None, **kw):
+    "A learner as plain fastai code makes it"
+    import torchvision.models
+    from fastai.vision.all import set_seed, vision_learner
+    set_seed(3)
+    return spread(vision_learner(loaders(folder, item_tfms, batch_tfms), getattr(torchvision.models, arch, arch),
+                                 pretrained=False, **kw))
 
 def ways():
     from fastai.vision.all import RandomResizedCrop, Resize, aug_transforms
@@ -79,47 +80,54 @@ def ways():
                 reflection=(Resize(64, 'pad', 'reflection'), None),
                 random=(RandomResizedCrop(64, min_scale=.5), aug_transforms()),
                 presized=(Resize(96), aug_transforms(size=64, min_scale=.75)))
+WAYS = 'crop', 'squish', 'zeros', 'border', 'reflection', 'random', 'presized'
 
-@pytest.mark.parametrize('way', ['crop', 'squish', 'zeros', 'border', 'reflection', 'random', 'presized'])
-def test_all_ways_to_a_square_answer_as_the_learner(drawings, tmp_path, way):
+def assert_agree(learn, model, files):
+    "Assert that labels are the same and probabilities within 1e-4, and that there are probabilities of all kinds"
+    with learn.no_bar(): expected = learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0))[0].numpy()
+    answers = Classifier(model).predict_batch(files)
+    given = np.array([list(o.probabilities.values()) for o in answers])
+    assert np.ptp(expected[:, 0]) > .2
+    assert np.abs(given - expected).max() < 1e-4
+    assert [o.label for o in answers] == [str(learn.dls.vocab[o]) for o in expected.argmax(1)]
+
+# The same pixels
+
+@pytest.mark.parametrize('way', WAYS)
+def test_an_app_prepares_images_as_the_learner(drawings, files, way):
+    import torch
+    from catdog.learn.loaders import batch_resize, preprocessing
+    dls = loaders(drawings, *ways()[way])
+    expected = torch.cat([x for x, in dls.test_dl(files, num_workers=0)])   # 0 to 1, not normalized
+    prepared = preprocessing(SimpleNamespace(dls=dls))
+    pixels = torch.from_numpy(np.stack([pixels_of(o, prepared) for o in files])/255).float().permute(0, 3, 1, 2)
+    assert (batch_resize(dls)(pixels) - expected).abs().max() < 1e-4
+
+# The same answers
+
+@pytest.fixture(scope='module')
+def padded(drawings, tmp_path_factory):
+    "A learner with a head of two layers whose images are padded and augmented, and the model folder it was exported to"
     from catdog.learn.export import export
-    item_tfms,batch_tfms = ways()[way]
-    learn = learner(drawings, 'squeezenet1_1', item_tfms, batch_tfms=batch_tfms)
-    assert_agree(learn, export(learn, tmp_path/'model'), odd([draw('cat', i, (150, 110)) for i in range(40)], tmp_path))
+    learn = learner(drawings, 'squeezenet1_1', *ways()['border'])
+    return learn,export(learn, tmp_path_factory.mktemp('models')/'padded')
 
-BODIES = [('resnet18', 64, 'resnet18'), ('convnext_atto', 64, 'convnext_atto'), ('mobilenetv4_conv_small', 64, None),
-          ('vit_tiny_patch16_224', 224, None), ('efficientnet_b0', 64, None)]
+def test_a_plain_learner(padded, files): assert_agree(*padded, files)
 
-@pytest.mark.parametrize('arch,size,name', BODIES)
-def test_bodies_of_torchvision_and_timm(drawings, tmp_path, arch, size, name):
-    from fastai.vision.all import Resize
+def test_a_batch_that_is_resized(drawings, files, tmp_path):
     from catdog.learn.export import export
-    learn = learner(drawings, arch, Resize(size))
-    model = export(learn, tmp_path/'model')
-    assert_agree(learn, model, odd([draw('dog', i, (150, 110)) for i in range(10)], tmp_path))
-    classifier = Classifier(model)
-    assert classifier.meta['arch'] == (name or arch) and arch in (model/'model_card.md').read_text().replace('\\', '')
-    if arch.startswith('vit'):
-        with pytest.raises(CatdogError, match='cannot say why'): classifier.explain(draw('cat', 1))
-    else: assert classifier.explain(draw('cat', 1)).max() == 1
-
-@pytest.mark.parametrize('head', [dict(concat_pool=False), dict(lin_ftrs=[]), dict(lin_ftrs=[64, 32], ps=.2),
-                                  dict(bn_final=True), dict(lin_first=True), dict(first_bn=False)])
-def test_heads_that_vision_learner_makes(drawings, tmp_path, head):
-    from fastai.vision.all import Resize
-    from catdog.learn.export import export
-    learn = learner(drawings, 'squeezenet1_1', Resize(64), **head)
-    assert_agree(learn, export(learn, tmp_path/'model'), odd([draw('dog', i, (150, 110)) for i in range(10)], tmp_path))
-
-@pytest.mark.parametrize('arch', ['efficientnet_lite0', 'squeezenet1_0', 'convnext_atto'])
-@pytest.mark.parametrize('way', ['crop', 'reflection', 'squish'])
-def test_on_100_photographs(photos, drawings, tmp_path, arch, way):
-    from catdog.learn.export import export
-    learn = learner(drawings, arch, ways()[way][0])
-    sources = [o for label in ('cat', 'dog') for o in sorted((photos/'photos'/'web'/label).iterdir())[:50]]
-    files = odd([Image.open(o).convert('RGB') for o in sources], tmp_path)
-    assert len(files) == 100
+    learn = learner(drawings, 'squeezenet1_1', *ways()['presized'], concat_pool=False, bn_final=True)
     assert_agree(learn, export(learn, tmp_path/'model'), files)
+
+def test_a_transformer_of_timm_answers_but_cannot_say_why(drawings, files, tmp_path):
+    from fastai.vision.all import Resize
+    from catdog.learn.export import export
+    learn = learner(drawings, 'vit_tiny_patch16_224', Resize(64), img_size=64)
+    model = export(learn, tmp_path/'model')
+    assert_agree(learn, model, files[:10])
+    assert Classifier(model).meta['arch'] == 'vit_tiny_patch16_224'
+    assert 'vit_tiny_patch16_224' in (model/'model_card.md').read_text().replace('\\', '')
+    with pytest.raises(CatdogError, match='cannot say why'): Classifier(model).explain(files[0])
 
 def test_rows_of_a_table_and_labels_that_are_no_words(drawings, tmp_path):
     import pandas as pd, torchvision.models
@@ -135,57 +143,80 @@ def test_rows_of_a_table_and_labels_that_are_no_words(drawings, tmp_path):
     given = np.array([list(o.probabilities.values()) for o in Classifier(model).predict_batch(files)])
     assert Classifier(model).labels == ['0', '1'] and np.abs(given - expected).max() < 1e-4
 
-def meta_of(model): return Classifier(model).meta
+BODIES = 'resnet18', 'convnext_atto', 'mobilenetv4_conv_small', 'efficientnet_b0'
+HEADS = (dict(concat_pool=False), dict(lin_ftrs=[]), dict(lin_ftrs=[64, 32], ps=.2), dict(bn_final=True),
+         dict(lin_first=True), dict(first_bn=False))
+KINDS = [*((o, 'crop', {}) for o in BODIES), *(('squeezenet1_1', 'squish', o) for o in HEADS),
+         *(('squeezenet1_1', o, {}) for o in WAYS)]
 
-def test_a_loaded_learner_knows_no_figures(drawings, tmp_path):
-    from fastai.vision.all import Resize, load_learner
+@pytest.mark.nightly
+@pytest.mark.parametrize('arch, way, head', KINDS)
+def test_bodies_heads_and_ways_to_a_square(drawings, files, tmp_path, arch, way, head):
     from catdog.learn.export import export
-    learn = learner(drawings, 'squeezenet1_1', Resize(64, 'pad'))
-    learn.export(tmp_path/'plain.pkl')   # fastai's own
-    model = export(load_learner(tmp_path/'plain.pkl'), tmp_path/'model')
-    assert_agree(learn, model, odd([draw('cat', i, (150, 110)) for i in range(10)], tmp_path))
+    learn = learner(drawings, arch, *ways()[way], **head)
+    model = export(learn, tmp_path/'model')
+    assert_agree(learn, model, files)
+    assert Classifier(model).explain(files[0]).max() == 1
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('arch', ['efficientnet_lite0', 'squeezenet1_0', 'convnext_atto'])
+@pytest.mark.parametrize('way', ['crop', 'reflection', 'squish'])
+def test_on_100_photographs(photos, drawings, tmp_path, arch, way):
+    from catdog.learn.export import export
+    learn = learner(drawings, arch, ways()[way][0])
+    sources = [o for label in ('cat', 'dog') for o in sorted((photos/'photos'/'web'/label).iterdir())[:50]]
+    files = odd([Image.open(o).convert('RGB') for o in sources], tmp_path)
+    assert_agree(learn, export(learn, tmp_path/'model'), files)
+
+# What is known about a model
+
+def test_a_learner_from_a_pickle_has_no_figures(padded, files, tmp_path):
+    from fastai.vision.all import load_learner
+    from catdog.learn.export import export
+    learn = load_learner(padded[1]/'export.pkl')
+    with pytest.warns(UserWarning, match='stays in 32 bits'): model = export(learn, tmp_path/'model', int8=True)
+    assert_agree(learn, model, files[:10])
     card,classifier = (model/'model_card.md').read_text(),Classifier(model)
-    assert 'Not measured' in card and 'is not known' in card and 'not measured' in classifier.summary
-    assert not {'error', 'neither', 'n_images', 'calibration'} & {*classifier.meta}
-    assert classifier.predict(draw('cat', 1)).sure   # there is no limit
+    assert 'Not measured' in card and 'data is unknown' in card and 'not measured' in classifier.summary
+    assert not {'error', 'neither', 'n_images', 'calibration', 'int8'} & {*classifier.meta}
+    assert classifier.predict(files[0]).sure   # there is no limit
     assert not (model/'images.json').exists()
-    with pytest.warns(UserWarning, match='stays in 32 bits'):
-        export(load_learner(tmp_path/'plain.pkl'), model, int8=True)
 
 def test_images_that_moved_are_counted(drawings, tmp_path):
     from fastai.vision.all import Resize
     from catdog.learn.export import export
     shutil.copytree(drawings, tmp_path/'mine')
     learn = learner(tmp_path/'mine', 'squeezenet1_1', Resize(64))
-    whole = meta_of(export(learn, tmp_path/'model'))
-    assert (whole['n_train'], whole['n_valid']) == (30, 10) and 'n_missing' not in whole
-    gone = [*learn.dls.valid_ds.items[:3], *learn.dls.train_ds.items[:4]]
-    for o in gone: o.rename(o.with_suffix('.elsewhere'))
-    some = meta_of(export(learn, tmp_path/'model'))
-    assert (some['n_valid'], some['n_missing']) == (7, 3)
-    assert '3 other validation images could not be opened' in (tmp_path/'model'/'model_card.md').read_text()
-    ids = json.loads((tmp_path/'model'/'images.json').read_text())
+    for o in (*learn.dls.valid_ds.items[:3], *learn.dls.train_ds.items[:4]): o.rename(o.with_suffix('.elsewhere'))
+    model = export(learn, tmp_path/'model')
+    meta = Classifier(model).meta
+    assert (meta['n_train'], meta['n_valid'], meta['n_missing']) == (30, 7, 3)
+    assert '3 other validation images could not be opened' in (model/'model_card.md').read_text()
+    ids = json.loads((model/'images.json').read_text())
     assert [len(ids[o]) for o in ('training', 'validation', 'test')] == [26, 7, 0]
     (tmp_path/'mine').rename(tmp_path/'elsewhere')
-    none = meta_of(export(learn, tmp_path/'model'))
-    assert none['n_valid'] == 0 and 'error' not in none and none['n_train'] == 30
+    meta = Classifier(export(learn, model)).meta
+    assert (meta['n_train'], meta['n_valid']) == (30, 0) and 'error' not in meta
+    assert not (model/'images.json').exists()   # it was about the model that was replaced
+
+# What is refused
 
 REFUSED = dict(
     RatioResize='an app cannot repeat RatioResize', RandomCrop='an app cannot repeat RandomCrop',
     rectangle='to a square', darker='an app cannot repeat Darker', several='several', number='not with numbers',
     grey='in colours', custom='vision_learner makes', whole='vision_learner makes', sigmoid='cross entropy',
-    opened='gives others')
+    opened='gives others', outputs='each of its 2 labels', tiny='cannot take RGB images of 32 x 32')
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_what_an_app_could_not_repeat_is_refused_in_words(drawings, tmp_path, case):
+def test_what_an_app_could_not_repeat_is_refused(drawings, tmp_path, case):
     import torch
     from fastai.vision import all as f
-    from torchvision.models import squeezenet1_1
+    from torchvision.models import alexnet, squeezenet1_1
     from catdog.learn.export import check_exportable, export
     class Darker(f.Transform):
         def encodes(self, x:f.PILImage): return f.PILImage.create(x.point(lambda o: o//2))
     resize = dict(RatioResize=f.RatioResize(64), RandomCrop=f.RandomCrop(64), rectangle=f.Resize((64, 48)),
-                  darker=[Darker(), f.Resize(64)]).get(case, f.Resize(64))
+                  darker=[Darker(), f.Resize(64)], tiny=f.Resize(32)).get(case, f.Resize(64))
     def turned(o): return f.PILImage(f.PILImage.create(o).rotate(3))
     image = dict(grey=f.ImageBlock(f.PILImageBW), opened=f.TransformBlock(turned, batch_tfms=f.IntToFloatTensor))
     label = dict(several=f.MultiCategoryBlock, number=f.RegressionBlock)
@@ -195,10 +226,10 @@ def test_what_an_app_could_not_repeat_is_refused_in_words(drawings, tmp_path, ca
                         item_tfms=resize)
     dls = block.dataloaders(drawings, num_workers=0)
     head = torch.nn.Sequential(f.AdaptiveConcatPool2d(), f.Flatten(), torch.nn.GELU(), torch.nn.Linear(1024, 2))
+    kw = dict(grey=dict(n_in=1), custom=dict(custom_head=head), sigmoid=dict(loss_func=f.BCEWithLogitsLossFlat()),
+              outputs=dict(n_out=3)).get(case, {})
     if case == 'whole': learn = f.Learner(dls, squeezenet1_1())
-    else: learn = f.vision_learner(dls, squeezenet1_1, pretrained=False, n_in=1 if case == 'grey' else 3,
-                                   custom_head=head if case == 'custom' else None,
-                                   loss_func=f.BCEWithLogitsLossFlat() if case == 'sigmoid' else None)
+    else: learn = f.vision_learner(dls, alexnet if case == 'tiny' else squeezenet1_1, pretrained=False, **kw)
     for o in (check_exportable, lambda o: export(o, tmp_path/'model')):
         with pytest.raises(CatdogError, match=REFUSED[case]): o(learn)
     assert not list(tmp_path.iterdir())
@@ -208,37 +239,45 @@ def test_bodies_that_cannot_be_cut_are_refused_by_name(drawings, arch):
     from catdog.train import train
     with pytest.raises(CatdogError, match=arch): train(drawings, arch, size=64, pretrained=False)
 
-def test_training_is_not_begun_for_a_learner_that_cannot_be_exported(drawings, monkeypatch):
+def test_training_does_not_begin_with_what_cannot_be_exported(drawings, monkeypatch):
     import torch
-    chapter = train
+    from catdog import train as chapter
     monkeypatch.setattr(chapter, 'run_recipe', lambda *args, **kw: pytest.fail('was trained'))
-    def head(): return torch.nn.Sequential(torch.nn.AdaptiveMaxPool2d(1), torch.nn.Flatten(), torch.nn.Linear(512, 2))
-    kw = dict(size=64, recipe='classic', pretrained=False)
-    for args,more,words in (('squeezenet1_1', dict(custom_head=head()), 'vision_learner makes'),
-                            ('squeezenet1_1', dict(n_out=3), 'each of its 2 labels'),
-                            ('alexnet', dict(size=32), 'cannot take images of 32 x 32')):
-        with pytest.raises(CatdogError, match=words): chapter.train(drawings, args, **{**kw, **more})
+    head = torch.nn.Sequential(torch.nn.AdaptiveMaxPool2d(1), torch.nn.Flatten(), torch.nn.Linear(512, 2))
+    with pytest.raises(CatdogError, match='vision_learner makes'):
+        chapter.train(drawings, 'squeezenet1_1', size=64, recipe='classic', pretrained=False, custom_head=head)
+
+# Nothing is lost
+
+def test_a_model_that_differs_is_not_written(padded, monkeypatch):
+    import onnx
+    from catdog.learn import export as exporter
+    learn,model = padded
+    before = {o.name: o.read_bytes() for o in model.iterdir()}
+    answers = exporter._learner_logits
+    monkeypatch.setattr(exporter, '_onnx_model', lambda *args: onnx.load(model/'model.onnx'))   # what it would be
+    for change,words in ((lambda o: -o, 'differs from the Learner'), (lambda o: o*np.nan, 'diverged')):
+        monkeypatch.setattr(exporter, '_learner_logits', lambda *args: change(answers(*args)))
+        with pytest.raises(CatdogError, match=words): exporter.export(learn, model)
+    assert {o.name: o.read_bytes() for o in model.iterdir()} == before
+
+def test_a_full_disk_leaves_the_learner_whole(padded):
+    "fastai's own `export` takes the data and the optimizer off a learner, and does not put them back"
+    from catdog.learn import export as exporter
+    if not os.path.exists('/dev/full'): pytest.skip('this system has no /dev/full')
+    learn,_ = padded
+    learn.create_opt()
+    dls,opt = learn.dls,learn.opt
+    with pytest.raises(OSError): exporter._write_pickle(learn, Path('/dev/full'))
+    assert learn.dls is dls and learn.opt is opt
 
 def test_one_image_has_one_answer(tmp_path):
     "As a path, bytes, a file, an image and an array; small, and so large that it is reduced"
-    import io
-    from catdog.deploy.predictor import shipped_model
     classifier = Classifier(shipped_model())
     for i,size in enumerate([(90, 60), (500, 400), (1600, 1200), (4000, 3000)]):
-        file,pixels = tmp_path/f'{i}.jpg',draw('cat', i, size)
-        pixels.save(file)
+        file = tmp_path/f'{i}.jpg'
+        draw('cat', i, size).save(file)
         data = file.read_bytes()
         with Image.open(file) as img: forms = [file, str(file), data, io.BytesIO(data), img.copy(), np.asarray(img)]
         with open(file, 'rb') as f: answers = [classifier.predict(o) for o in [*forms, f]]
         assert len({o.probability for o in answers}) == 1, answers
-
-def test_a_full_disk_leaves_the_learner_whole(drawings, tmp_path):
-    "fastai's own `export` takes the data and the optimiser off a learner, and forgets to put them back"
-    from fastai.vision.all import Resize
-    from catdog.learn import export as exporter
-    learn = learner(drawings, 'squeezenet1_1', Resize(64))
-    learn.create_opt()
-    dls,opt = learn.dls,learn.opt
-    if not os.path.exists('/dev/full'): pytest.skip('this system has no /dev/full')
-    with pytest.raises(OSError): exporter._write_pickle(learn, Path('/dev/full'))
-    assert learn.dls is dls and learn.opt is opt

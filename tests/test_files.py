@@ -1,25 +1,27 @@
-"Which files are images: the same list for every reader, whatever the machine's tables say."
-import os, subprocess, sys
+"core.files and core.errors: which files are images, names, atomic writes, locks, and a command's errors."
+import os, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
 
+from catdog.core.errors import CatdogError
+from catdog.core.files import (IMAGE_FORMATS, content_id, file_lock, find_images, folder_lock, free_name, is_image_name,
+    map_ahead, walk_files, write_atomic)
 from catdog.sample.draw import draw
-from catdog.core.files import IMAGE_SUFFIXES, content_id, find_images, walk_files
-from catdog.core.images import jpeg_bytes
 
 def touch(folder, *names):
     for o in names:
         (folder/o).parent.mkdir(parents=True, exist_ok=True)
         (folder/o).touch()
 
-def test_every_ending_that_pillow_has_for_our_formats_is_in_the_list():
+def test_every_suffix_that_pillow_has_for_our_formats_is_in_the_list():
     from PIL import Image
-    from catdog.core.images import FORMATS
+    import pillow_heif
+    pillow_heif.register_heif_opener()
     Image.init()
-    theirs = {k for k,v in Image.registered_extensions().items() if v in {*FORMATS, 'MPO', 'DIB'}}
-    assert theirs <= set(IMAGE_SUFFIXES)
-    assert {'.jfif', '.jpe', '.webp'} <= set(IMAGE_SUFFIXES)
+    theirs = {k for k,v in Image.registered_extensions().items() if v in {*IMAGE_FORMATS, 'MPO', 'DIB'}}
+    assert not [o for o in theirs if not is_image_name(f'a{o.upper()}')] and '.heic' in theirs
+    assert is_image_name('a.jfif') and not is_image_name('a.txt') and not is_image_name('jpg')
 
 WITHOUT_MIME_TYPES = '''
 import mimetypes, sys
@@ -31,10 +33,10 @@ from catdog.dataset.split import split_files
 print(len(image_files(sys.argv[1])), sum(split_files(sys.argv[1]).folder.counts().values()))
 '''
 
-def test_all_endings_are_read_where_the_machine_has_no_table_of_mime_types(tmp_path):
-    endings = '.jfif .jpe .webp .JPG .avif .bmp .tif'.split()
+def test_all_suffixes_are_read_where_the_machine_has_no_table_of_mime_types(tmp_path):
+    suffixes = '.jfif .jpe .webp .JPG .avif .bmp .tif'.split()
     for label in ('cat', 'dog'):
-        for i,o in enumerate(endings):
+        for i,o in enumerate(suffixes):
             (tmp_path/label).mkdir(exist_ok=True)
             kind = dict(jfif='jpeg', jpe='jpeg', jpg='jpeg', tif='tiff').get(o[1:].lower(), o[1:])
             draw(label, i, (90, 70)).save(tmp_path/label/f'{i}{o}', kind)
@@ -53,12 +55,13 @@ def test_links_to_other_disks_are_followed_and_circles_are_not(tmp_path):
     assert found == sorted(found, key=lambda o: o.split('/'))
 
 def test_what_is_no_file_is_never_opened(tmp_path):
-    os.mkfifo(tmp_path/'pipe.jpg')   # whoever opened it would wait for ever
-    touch(tmp_path, '1.jpg', 'folder.jpg/2.png')
+    os.mkfifo(tmp_path/'pipe.jpg')   # opening it would block for ever
+    touch(tmp_path, '1.jpg', 'folder.jpg/2.png', 'notes.txt')
     (tmp_path/'gone.jpg').symlink_to('nowhere')
     assert [o.name for o in find_images([tmp_path])] == ['1.jpg', '2.png', 'gone.jpg']
+    assert list(find_images([tmp_path/'notes.txt'])) == [tmp_path/'notes.txt']
 
-def test_a_folder_that_cannot_be_read_is_passed_over_or_told(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_skipped_or_reported(tmp_path, monkeypatch):
     touch(tmp_path, 'cat/1.jpg', 'dog/2.jpg')
     scan = os.scandir
     def _scan(folder):
@@ -70,8 +73,100 @@ def test_a_folder_that_cannot_be_read_is_passed_over_or_told(tmp_path, monkeypat
     assert [o.filename for o in told] == [str(tmp_path/'dog')]
     assert [o.name for o in find_images([tmp_path])] == ['1.jpg']
 
-def test_a_content_has_one_id_wherever_it_lies(tmp_path):
-    data = jpeg_bytes(draw('cat', 1, (60, 60)))
-    for o in ('a.jpg', 'b.jpg'): (tmp_path/o).write_bytes(data)
-    assert content_id(tmp_path/'a.jpg') == content_id(tmp_path/'b.jpg') == content_id(data) != content_id(data + b' ')
-    assert len(content_id(data)) == 16 and int(content_id(data), 16) >= 0
+def test_a_write_is_whole_or_nothing(tmp_path):
+    file = write_atomic(tmp_path/'a.txt', b'old')
+    with pytest.raises(TypeError): write_atomic(file, 'text')
+    assert file.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.txt']
+    with pytest.raises(FileNotFoundError): write_atomic(tmp_path/'missing'/'a.txt', b'1')
+
+def test_one_content_has_one_id_wherever_it_lies(tmp_path):
+    for o in ('a', 'b'): (tmp_path/o).write_bytes(b'cat')
+    assert content_id(tmp_path/'a') == content_id(tmp_path/'b') == content_id(b'cat') != content_id(b'dog')
+    assert len(content_id(b'cat')) == 16 and int(content_id(b'cat'), 16) >= 0
+
+def test_a_free_name_is_neither_on_the_disk_nor_taken(tmp_path):
+    touch(tmp_path, 'a.jpg')
+    taken = {str(tmp_path/'A-2.JPG').casefold()}
+    assert [free_name(tmp_path/'a.jpg', taken).name for _ in range(2)] == ['a-3.jpg', 'a-4.jpg']
+
+def test_results_come_in_order_and_not_too_far_ahead():
+    asked = []
+    def items():
+        for i in range(20): asked.append(i); yield i
+    results = map_ahead(lambda o: o*o, items(), n=3)
+    assert next(results) == 0 and len(asked) == 4 and list(results) == [o*o for o in range(1, 20)]
+
+# One process at a time
+
+def start(code, *args):
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+HOLD = '''
+import sys, time
+from catdog.core.files import folder_lock
+with folder_lock(sys.argv[1]):
+    print('locked', flush=True)
+    time.sleep(float(sys.argv[2]))
+'''
+COUNT = '''
+import sys
+from pathlib import Path
+from catdog.core.files import folder_lock
+file = Path(sys.argv[1])/'count'
+for _ in range(30):
+    with folder_lock(sys.argv[1]): file.write_text(str(int(file.read_text()) + 1))
+'''
+
+def test_the_second_process_waits_and_says_so_once(tmp_path, capsys):
+    first = start(HOLD, tmp_path, 1.5)
+    assert first.stdout.readline() == 'locked\n'
+    with pytest.raises(CatdogError, match='another catdog process is working in .*: try again when it has finished'):
+        with folder_lock(tmp_path, wait=.2): pass
+    with folder_lock(tmp_path): assert first.wait() == 0
+    assert capsys.readouterr().out == f'another catdog process is working in {tmp_path}: waiting for it to finish.\n'
+
+def test_a_lock_ends_with_its_process_even_by_kill_9(tmp_path):
+    first = start(HOLD, tmp_path, 600)
+    assert first.stdout.readline() == 'locked\n'
+    first.send_signal(signal.SIGKILL)
+    with folder_lock(tmp_path): pass
+
+def test_many_processes_one_after_the_other(tmp_path):
+    (tmp_path/'count').write_text('0')
+    runs = [start(COUNT, tmp_path) for _ in range(3)]
+    for o in runs: assert o.wait(120) == 0, o.stdout.read()
+    assert (tmp_path/'count').read_text() == '90'
+
+def test_a_lock_is_freed_by_an_error_and_needs_a_folder(tmp_path, monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        with folder_lock(tmp_path): 1/0
+    with folder_lock(tmp_path, wait=0): pass
+    with pytest.raises(CatdogError, match='cannot be written to'):
+        with file_lock(tmp_path/'missing'/'a.lock', 'on a'): pass
+    assert not (tmp_path/'missing').exists()
+
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+    import errno, fcntl
+    def flock(*args): raise OSError(errno.ENOTSUP, 'Operation not supported')
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    with folder_lock(tmp_path): pass
+
+# Errors of commands
+
+def test_an_error_of_a_command_is_one_line_with_exit_status_2(tmp_path):
+    (tmp_path/'halve.py').write_text('''from catdog.core.errors import command, CatdogError
+@command
+def halve(
+    n:int # An even number
+):
+    "Half of `n`"
+    if n%2: raise CatdogError(f'{n} is odd: give an even number')
+    print(n//2)
+if __name__ == '__main__': halve()
+''')
+    def halve(arg): return subprocess.run([sys.executable, tmp_path/'halve.py', arg], capture_output=True, text=True)
+    assert halve('4').stdout == '2\n' and 'An even number' in halve('--help').stdout
+    odd = halve('5')
+    assert (odd.returncode, odd.stderr) == (2, 'halve.py: 5 is odd: give an even number\n')
+    assert halve('five').returncode == 2

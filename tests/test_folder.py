@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from catdog.sample.draw import draw
 from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
 from catdog.core.errors import CatdogError, DataError
+from catdog.core.files import SYSTEM_FOLDERS
 
 def touch(folder, *names):
     for o in names:
@@ -19,7 +20,8 @@ def touch(folder, *names):
 
 SPLITS = dict(train='train', Training='train', val='valid', valid='valid', Test='test')
 names = st.text(st.characters(blacklist_characters='/\0', blacklist_categories=['Cs']), min_size=1, max_size=20).filter(
-    lambda o: not o.startswith('.') and o.title() not in ('Train', 'Training', 'Val', 'Valid', 'Test', 'Dev', 'Eval') and len(o.encode()) < 200)
+    lambda o: not o.startswith('.') and o.title() not in ('Train', 'Training', 'Val', 'Valid', 'Test', 'Dev', 'Eval') and o.lower() not in SYSTEM_FOLDERS
+    and len(o.encode()) < 200)
 
 @given(st.lists(names, min_size=1, max_size=6, unique_by=lambda o: normalize('NFC', o)), st.sampled_from(['', *SPLITS]))
 @settings(max_examples=60, deadline=None)
@@ -106,11 +108,11 @@ def test_a_folder_beside_the_split_is_an_error_until_somebody_says_what_is_meant
     assert ImageFolder(path, ['train', 'test']).labels == ['test', 'train']
 
 def test_nothing_that_may_be_a_image_is_left_out_without_a_reason(tmp_path):
-    files = ['cat/1.jpg', 'cat/2.HEIC', 'cat/3', 'cat/deep/4.txt', 'dog/5.jpg', 'fox/6.jpg', '7.jpg', 'manifest.jsonl',
-             'cat/.hidden.jpg', '.removed/cat/8.jpg', 'bird/9.heic']
+    files = ['cat/1.jpg', 'cat/2.PSD', 'cat/3', 'cat/deep/4.txt', 'dog/5.jpg', 'fox/6.jpg', '7.jpg', 'manifest.jsonl',
+             'cat/.hidden.jpg', '.removed/cat/8.jpg', 'bird/9.psd']
     folder = ImageFolder(touch(tmp_path, *files), ['cat', 'dog'])
     reasons = {f.relative_to(tmp_path).as_posix(): o for f,o in folder.ignored}
-    assert reasons == {'cat/2.HEIC': 'not an image (.heic)', 'cat/3': 'not an image (no suffix)',
+    assert reasons == {'cat/2.PSD': 'not an image (.psd)', 'cat/3': 'not an image (no suffix)',
                        'cat/deep/4.txt': 'not an image (.txt)', '7.jpg': 'outside any label'}
     assert folder.others == ['bird', 'fox'] and len(folder) == 2
     everything = ImageFolder(tmp_path)
@@ -152,7 +154,7 @@ def test_the_contact_sheet_and_the_training_agree_on_labels(tmp_path):
 
 @pytest.mark.parametrize('words,message', [
     ([], 'at least one word'), (['cat', ' \u200b'], 'a label is empty'), (['Cat', 'cat '], "'cat' is given twice"),
-    ('con', 'Windows reserves it'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
+    ('con', 'Windows reserves it'), ('Lost+Found', 'systems have folders'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
 def test_words_that_cannot_be_labels(words, message):
     with pytest.raises(DataError, match=message): parse_labels(words)
 

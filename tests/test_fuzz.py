@@ -2,11 +2,12 @@
 import io, json, os
 from dataclasses import asdict
 
-import pytest
+import pillow_heif, pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from catdog.sample.draw import draw
 from catdog.core.errors import FetchError, ImageError, SearchError
+from catdog.core.files import IMAGE_FORMATS
 from catdog.core.images import open_image
 from catdog.web.engines import parse_answer
 from catdog.web.http import check_host, clean_url
@@ -54,7 +55,8 @@ def test_any_address_is_a_host_or_refused(url):
     except FetchError as e: assert e.reason in ('invalid', 'refused')
 
 IMAGES = []
-for kind in ('JPEG', 'PNG', 'GIF', 'WEBP', 'TIFF', 'BMP'):
+pillow_heif.register_heif_opener()   # to write HEIC
+for kind in IMAGE_FORMATS:
     f = io.BytesIO()
     draw('cat', 3, (48, 40)).save(f, kind)
     IMAGES.append(f.getvalue())

@@ -1,4 +1,4 @@
-"A manifest as a killed run or somebody else left it, and a large one. What fits in a cell is in nbs/web/manifest.ipynb"
+"A manifest as a killed run or somebody else left it, and a large one."
 import json, time
 
 from catdog.dataset.manifest import Manifest, read_manifest

@@ -1,19 +1,16 @@
 "The page in a real browser, with both of its back ends: the server, and onnxruntime-web in the page"
-import base64, importlib.util, os, re
+import base64, os, re
 from pathlib import Path
 
 import pytest, requests
 from network_helpers import violations
-from page_helpers import ask, as_files, cards, classifier, drop, hosted, open_page, saved, serving, site   # noqa: F401
+from page_helpers import (BEAR, CAT, ask, as_files, cards, classifier, drop, hosted, open_page, saved, serving,   # noqa: F401
+    site)
 from playwright.sync_api import expect
 
 from catdog.core.images import jpeg_bytes
 from catdog.deploy.predictor import forced_choice, percent, shown_probabilities
 from catdog.sample.draw import draw
-
-# Photographs that come with fastbook
-CAT,BEAR = (Path(importlib.util.find_spec('fastbook').origin).with_name('images')/o for o in ('cat.jpg', 'grizzly.jpg'))
-CAT,BEAR = CAT.read_bytes(),BEAR.read_bytes()
 
 @pytest.fixture(scope='module')
 def server():
@@ -232,6 +229,7 @@ def test_what_may_go_wrong_on_the_way(page, server, answer, words):
     page.set_input_files('#file', as_files({'cat.jpg': CAT}))
     page.get_by_role('button', name='Predict!').click()
     status(page).to_have_text(words)
+    expect(page.locator('article.error')).to_contain_text('cat.jpg: ')
     page.unroute('**/predict')
     page.get_by_role('button', name='Predict!').click()   # the choice is still there
     expect(page.get_by_role('heading', level=2)).to_contain_text('cat, ')

@@ -1,13 +1,18 @@
 "The classifier, model files that lie (metadata, limits, weights, bytes changed anywhere), and which model is first"
-import json, os, pickle, random, shutil, subprocess, sys, time
+import io, json, os, pickle, random, shutil, time
+from copy import copy
 from pathlib import Path
 
 import numpy as np, onnx, pandas as pd, pytest
+from PIL import Image
 from fastbook import image_bear, image_cat
 
 from catdog.sample.draw import draw
-from catdog.core.errors import ModelError
+from catdog.core.errors import CatdogError, ImageError, ModelError
+from catdog.core.images import open_image
+from catdog.deploy.batch import print_rows
 from catdog.deploy.predictor import Classifier, find_models, shipped_model
+from catdog.predict import predict_files
 
 @pytest.fixture(scope='module')
 def classifier(): return Classifier(shipped_model())
@@ -35,6 +40,54 @@ def changed(tmp_path):
         return tmp_path/'changed'
     return make
 
+# What a model answers
+
+def test_every_form_of_an_image_has_the_same_answer(classifier):
+    photo = image_cat().read()
+    answer = classifier.predict(photo)
+    assert (answer.label, answer.sure, sum(answer.probabilities.values())) == ('cat', True, pytest.approx(1, abs=1e-9))
+    assert answer.probability == answer.probabilities['cat'] > .9
+    for form in (io.BytesIO(photo), open_image(photo), np.asarray(open_image(photo))):
+        assert classifier.predict(form).probability == pytest.approx(answer.probability, abs=1e-6)
+    assert pickle.loads(pickle.dumps(classifier)).predict(photo) == answer
+    assert classifier.answers([]) == classifier.predict_batch([]) == []
+
+def test_a_batch_has_the_same_answers_and_names_what_is_not_an_image(classifier, tmp_path):
+    (tmp_path/'notes.txt').write_text('a cat')
+    drawn = [draw(label, seed=i) for i in range(5) for label in ('cat', 'dog')]
+    for one,many in zip(map(classifier.predict, drawn), classifier.predict_batch(drawn, bs=4), strict=True):
+        assert (one.label, one.probability) == (many.label, pytest.approx(many.probability, abs=1e-5))
+    for bad,name in ((tmp_path/'notes.txt', 'notes.txt: '), (b'', 'imgs[7]: '), (np.zeros(3), 'imgs[7]: ')):
+        with pytest.raises(ImageError) as e: classifier.predict_batch(drawn[:7] + [bad] + drawn)
+        assert name in str(e.value)
+
+def test_why_shows_the_cat_and_not_the_wall(classifier):
+    photo,scene = image_cat().read(),Image.new('RGB', (512, 256), (128, 128, 128))
+    scene.paste(open_image(photo).resize((256, 256)), (0, 0))   # a cat on the left, nothing on the right
+    heat = classifier.explain(scene)
+    half = heat.shape[1]//2
+    assert (heat.ndim, heat.dtype.name, heat.min() >= 0, heat.max()) == (2, 'float32', True, 1)
+    assert heat[:, :half].sum() > 3*heat[:, half+1:].sum()
+    assert (classifier.explain(photo, 'cat') == classifier.explain(photo)).all()
+    assert (classifier.explain(scene, 'dog') != heat).any()
+    with pytest.raises(CatdogError, match='none of cat, dog'): classifier.explain(scene, 'cow')
+    a = np.asarray(classifier.why(scene)).astype(int)
+    assert a.shape == (240, 480, 3)
+    assert np.ptp(a[:, 240:], axis=2).max() <= np.ptp(a[:, :240], axis=2).max()   # colour stays where the cat is
+    def constant(img):   # the shares of the places add up to the score, but for a constant
+        logits,places = classifier.session.run(['logits', 'activation'], {'pixels': classifier.pixels(img)[None]})
+        return logits[0] - places[0].sum((1, 2))
+    assert constant(photo) == pytest.approx(constant(scene), abs=1e-3)
+
+def test_why_of_a_cropped_image_is_grey_where_the_network_does_not_look(classifier):
+    side = copy(classifier)
+    side.meta,scene = {**classifier.meta, 'resize': dict(method='crop')},draw('cat', 242, (600, 200))
+    a = np.asarray(side.why(scene, max_side=600)).astype(int)
+    off = np.abs(a - np.asarray(scene.convert('L').point(lambda o: o*2//5).convert('RGB')).astype(int))
+    assert off[:, :195].max() <= 2 and off[:, 405:].max() <= 2 < off[:, 205:395].max()
+
+# Model files that lie
+
 def test_a_model_that_catdog_did_not_export(tampered):
     with pytest.raises(ModelError, match='not exported by catdog'): Classifier(tampered())
 
@@ -60,38 +113,42 @@ def test_either_limit_alone_makes_an_answer_unsure(tampered):
     (dict(probability=0, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=.9999, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=1, distance=0), 'between', 'Not sure, between cat and dog (cat ')])   # it is sure of nothing
-def test_which_of_the_two_ways_not_to_know(tmp_path, tampered, neither, doubt, words):
+def test_which_of_the_two_ways_not_to_know(tmp_path, tampered, capsys, neither, doubt, words):
     "In Python, on the terminal, in CSV and in Parquet; and nothing is certain"
     model,file = tampered(neither=neither),tmp_path/'cat.jpg'
     file.write_bytes(image_cat().read())
     pred = Classifier(model).predict(file)
     assert (pred.doubt, pred.sure, pred.label) == (doubt, not doubt, 'cat') and str(pred).startswith(words)
     assert '100.0' not in str(pred) and ('%' in str(pred)) == (doubt != 'unlike')
-    def command(*options):
-        res = subprocess.run([Path(sys.executable).with_name('catdog-predict'), 'cat.jpg', '--model', model, *options],
-                             cwd=tmp_path, capture_output=True, text=True)
-        assert res.returncode == 0, res.stderr
-        return res.stdout
-    assert command() == f'cat.jpg: {pred}\n'
+    print_rows(predict_files(file, model=model))
+    assert capsys.readouterr().out == f'{file}: {pred}\n'
     for name,read in (('a.csv', pd.read_csv), ('a.parquet', pd.read_parquet)):
-        command('--out', name)
-        row = read(tmp_path/name).astype(object).fillna('').iloc[0]
+        row = read(predict_files(file, model=model, out=tmp_path/name)).astype(object).fillna('').iloc[0]
         assert (row.label, row.sure, row.doubt, row.text) == ('cat', pred.sure, doubt, str(pred))
+
+def test_the_summary_says_what_is_known(tampered, classifier):
+    m = classifier.meta
+    assert classifier.summary == f'cat / dog: trained on {m["n_train"]:,} photographs, {m["error"]:.1%} validation error'
+    assert Classifier(tampered(trained_on='drawings', neither=dict(probability=1.0, distance=0.0))).summary.endswith(
+        '; knows nothing about photographs; sure of nothing')
+    other = copy(classifier)
+    other.meta = dict(trained_on='images')
+    assert other.summary == 'cat / dog: trained on images, its error was not measured'
 
 def test_a_model_from_before_there_were_distances(tampered):
     def without_distance(neither):
         model = onnx.load(tampered(neither=neither)/'model.onnx')
         del model.graph.output[2]
         return onnx.save(model, (folder := tampered(neither=neither))/'model.onnx') or folder
-    assert Classifier(without_distance(0)).predict(image_bear()).sure
-    assert not Classifier(without_distance(1)).predict(image_cat()).sure
+    assert Classifier(without_distance(dict(probability=0))).predict(image_bear()).sure
+    assert not Classifier(without_distance(dict(probability=1))).predict(image_cat()).sure
     with pytest.raises(ModelError, match='does not give it'):
         Classifier(without_distance(dict(probability=0, distance=1e9)))
 
 def test_below_which_probability_an_answer_is_not_to_be_relied_on(tampered):
     drawing = draw('dog', seed=5)
-    assert not Classifier(tampered(neither=.9999999)).predict(drawing).sure
-    assert Classifier(tampered(neither=.5)).predict(drawing).sure
+    assert not Classifier(tampered(neither=dict(probability=.9999999))).predict(drawing).sure
+    assert Classifier(tampered(neither=dict(probability=.5))).predict(drawing).sure
 
 @pytest.mark.parametrize('location', ['weights.bin', '../weights.bin', None])
 def test_weights_in_another_file_are_not_read(tmp_path, changed, monkeypatch, location):
@@ -132,6 +189,9 @@ def test_a_model_trained_on_drawings_never_comes_first_by_itself(tmp_path, tampe
     assert list(find_models()) == ['models/second', 'models/first', 'catdog (ships with the package)', 'models/drawn']
     monkeypatch.setenv('CATDOG_MODEL', 'models/drawn')
     assert Classifier().meta['trained_on'] == 'drawings' and 'nothing about photographs' in Classifier().summary
+    Path('nbs').mkdir()
+    monkeypatch.chdir('nbs')   # where Voilà starts the kernels of the chapter
+    assert Classifier().path == tmp_path/'models'/'drawn' and next(iter(find_models())) == '../models/drawn'
 
 def test_a_model_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

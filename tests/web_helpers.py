@@ -10,7 +10,7 @@ from PIL import ImageEnhance
 from catdog.sample.draw import draw
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.dataset.manifest import Photo
-from catdog.web.search import ENGINES
+from catdog.web.engines import ENGINES
 
 class Server(ThreadingHTTPServer):
     "Answers `answer(path, params, headers)`: status, headers, body; `asked` has what was asked"

@@ -2,7 +2,7 @@
 
     CatdogError             something the user can fix; its text is a sentence that says what to do
     ├── ImageError          bytes that are not an image we can use
-    ├── FetchError          a request that failed: `reason` is one word of `FETCH_REASONS`
+    ├── FetchError          a request that failed: `reason` says why in one word
     │   └── SearchError     a search engine that could not answer
     ├── DataError           a data set on disk that cannot be used as it is
     └── ModelError          a file that is not a model we can use
@@ -31,13 +31,11 @@ class ImageError(CatdogError):
         super().__init__(reason)
         self.reason,self.status = reason,status
 
-FETCH_REASONS = 'timeout', 'refused', 'not-found', 'unreachable', 'busy', 'invalid'
-
 class FetchError(CatdogError):
     "A request that failed"
     def __init__(self,
         text:str, # What happened, for a person
-        reason:str='unreachable' # One of `FETCH_REASONS`
+        reason:str='unreachable' # 'timeout', 'refused', 'not-found', 'unreachable', 'busy' or 'invalid'
     ):
         super().__init__(text)
         self.text,self.reason = text,reason

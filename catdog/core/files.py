@@ -1,56 +1,33 @@
-"""Which files are images, what they are called, and work done ahead by threads; One writer at a time in a folder, across processes"""
+"""Files on disk: atomic writes, locks, image formats, walking folders, file names, and work done ahead by threads"""
 
-import hashlib, os, secrets, socket, sys, time
+import errno, hashlib, os, secrets
 from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastcore.basics import chunked
 
 from .errors import CatdogError
 
-def write_atomic(
-    path:str|os.PathLike, # Where the file shall appear
-    data:bytes # Its content
-) -> Path: # `path`
-    "Write `data` to `path` by way of a temporary file in the same folder, so that `path` is never half written"
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
-    try:
-        with temporary.open('wb') as f:
-            with suppress(OSError, AttributeError): fcntl.flock(f, fcntl.LOCK_EX)   # nobody shall think it left over
-            f.write(data)
-            f.flush()
-            if fcntl: os.replace(temporary, path)
-        if not fcntl: os.replace(temporary, path)   # Windows renames no open file
-    finally: temporary.unlink(missing_ok=True)
-    return path
-
-def progress_bar(
-    total:int, # How many images there are
-    desc:str # What is said before the bar
-): # A `tqdm`, to be used in a `with` statement
-    "A progress bar that counts images"
-    from tqdm.auto import tqdm
-    return tqdm(total=total, desc=desc, unit=' images', delay=1)
-
-# What the names of images in the formats that `open_image` opens end in, in small letters
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.jfi', '.pjpeg', '.pjp', '.mpo', '.png', '.apng', '.gif',
-                  '.webp', '.avif', '.avifs', '.bmp', '.dib', '.tif', '.tiff')
+# The formats that `open_image` opens, by Pillow's names (HEIF: pillow-heif), and the suffixes of their files
+IMAGE_FORMATS = {
+    'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.jfi', '.pjpeg', '.pjp', '.mpo'), 'PNG': ('.png', '.apng'),
+    'GIF': ('.gif',), 'WEBP': ('.webp',), 'AVIF': ('.avif', '.avifs'), 'BMP': ('.bmp', '.dib'),
+    'TIFF': ('.tif', '.tiff'), 'HEIF': ('.heic', '.heif', '.hif', '.heics', '.heifs')}
 
 def is_image_name(
-    file:str|os.PathLike # A path, or a name
-) -> bool: # Does it end as the names of images do?
-    "Is `file` an image, by its name?"
-    return os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES
+    file:str|os.PathLike # A path or a file name
+) -> bool:
+    "Whether `file` has the suffix of an image"
+    return os.path.splitext(file)[1].lower() in sum(IMAGE_FORMATS.values(), ())
 
 # Folders that file servers, systems and programs put among a person's files, in small letters. They hold thumbnails
 # and deleted files, not data. Most such folders begin with a dot and are skipped for that. Sources: Synology DSM and
 # QNAP QTS (@, #), Windows (recycle bins, restore points, chkdsk), ext4, macOS on file servers and in archives, NetApp.
 SYSTEM_FOLDERS = frozenset((
     '@eadir', '@tmp', '@sharebin', '@recycle', '@recently-snapshot', '@qmap', '@__thumb', '@downloads', '#recycle',
-    '#snapshot', '#recycled', '~snapshot', '$recycle.bin', 'recycle.bin', 'recycler', 'recycled', '$extend',
+    '#snapshot', '#recycled', '~snapshot', '$recycle.bin', 'recycle.bin', 'recycler', '$extend',
     'system volume information', 'found.000', 'lost+found', '__macosx', 'network trash folder', 'temporary items',
     'thevolumesettingsfolder', 'resource.frk', 'lost.dir', '__pycache__'))
 
@@ -76,37 +53,87 @@ def walk_files(
 
 def find_images(
     paths # Files and folders
-): # Yields paths: the files as they are, and the images below the folders
-    "The files that `paths` stand for, in an order that stays the same"
+): # Yields paths
+    "The files among `paths` as they are, and all images below the folders"
     for path in map(Path, paths):
-        if path.is_dir(): yield from (o for o in walk_files(path) if is_image_name(o))
+        if path.is_dir(): yield from filter(is_image_name, walk_files(path))
         else: yield path
 
+def write_atomic(
+    path:str|os.PathLike, # The file to write
+    data:bytes # Its content
+) -> Path: # `path`
+    "Write `data` to a temporary file beside `path`, then rename it, so that `path` is never half written"
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally: temporary.unlink(missing_ok=True)
+    return path
+
 def content_id(
-    data:bytes|str|os.PathLike # The bytes of a file, or its path
+    data:bytes|str|os.PathLike # Bytes, or the path of a file
 ) -> str: # 16 hex digits
-    "What tells one content from another: the start of the SHA-256 of `data`"
+    "Identify an image, or any other file, by its content: the first 64 bits of the SHA-256 of `data`"
     return hashlib.sha256(data if isinstance(data, bytes) else Path(data).read_bytes()).hexdigest()[:16]
+
+@contextmanager
+def file_lock(
+    file:str|os.PathLike, # The lock file, in a folder that exists; it is not deleted
+    where:str, # What it locks, for messages: 'in data', 'on answers.csv'
+    wait:float=float('inf') # Seconds to wait for another process
+):
+    "Hold an exclusive lock on `file`; raise `CatdogError` on timeout"
+    from filelock import FileLock, Timeout   # its import takes 50 ms
+    lock,busy = FileLock(file),f'another catdog process is working {where}'
+    try:
+        os.stat(Path(file).parent)   # filelock would make a missing folder
+        try: lock.acquire(timeout=min(wait, .1))
+        except Timeout:
+            if wait == float('inf'): print(f'{busy}: waiting for it to finish.', flush=True)
+            lock.acquire(timeout=-1 if wait == float('inf') else wait)
+    except Timeout: raise CatdogError(f'{busy}: try again when it has finished') from None
+    except OSError as e:
+        if e.errno not in (errno.ENOLCK, errno.ENOTSUP):   # a file system without locks is used without
+            raise CatdogError(f'{Path(file).parent} cannot be written to ({e.strerror}): give another folder') from None
+    try: yield
+    finally: lock.release()
+
+def folder_lock(
+    path:str|os.PathLike, # A folder that exists
+    wait:float=float('inf') # Seconds to wait for another process
+): # A context manager
+    "Hold an exclusive lock on the folder `path`; raise `CatdogError` on timeout"
+    return file_lock(Path(path)/'.lock', f'in {path}', wait)
 
 Moved = namedtuple('Moved', 'file to reason')
 
 def free_name(
-    file:Path, # Where something shall go
-    taken:set=None # Names in use that are not on the disk yet, as `str(path).casefold()`; the result is added
-) -> Path: # `file`, or with a number before its suffix
-    "`file`, or the first of `file-2`, `file-3`, ... that is neither on the disk nor in `taken`"
+    file:Path, # The wanted path
+    taken:set=None # Paths in use that do not exist yet, as `str(path).casefold()`; the result is added
+) -> Path:
+    "`file`, or the first of `file-2`, `file-3`, ... that neither exists nor is in `taken`"
     k,free,taken = 2,file,set() if taken is None else taken
     while os.path.lexists(free) or str(free).casefold() in taken:
         k,free = k + 1,file.with_name(f'{file.stem}-{k}{file.suffix}')
     taken.add(str(free).casefold())
     return free
 
+def progress_bar(
+    total:int, # Number of images
+    desc:str # Text before the bar
+): # A `tqdm`, a context manager
+    "A progress bar that counts images"
+    from tqdm.auto import tqdm
+    return tqdm(total=total, desc=desc, unit=' images', delay=1)
+
 def map_ahead(
-    f, # Called with each of `items`, in several threads
-    items, # Any iterable; it is read no further than needed
-    n:int=16 # How many results may wait
-): # Yields the results, in order
-    "`f` of each of `items`, in order, computed by a thread for each core, at most `n` of them ahead"
+    f, # Function of one item
+    items, # Any iterable; read only as far as needed
+    n:int=16 # Maximum number of results that wait
+): # Yields results in order
+    "Map `f` over `items` in one thread per core, at most `n` items ahead"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         waiting = deque()
         for o in items:
@@ -115,73 +142,9 @@ def map_ahead(
         while waiting: yield waiting.popleft().result()
 
 def batches_ahead(
-    f, # As for `map_ahead`
-    items, # As for `map_ahead`
-    bs:int # Results in a batch
+    f, # Function of one item
+    items, # Any iterable
+    bs:int # Batch size
 ): # Yields lists of `bs` results; the last may be shorter
-    "`map_ahead` of `f` and `items` in batches of `bs`, while threads work on the next one"
+    "Map `f` over `items` in threads and return batches, while threads work on the next one"
     return chunked(map_ahead(f, items, bs), bs)
-
-try: import fcntl
-except ImportError: fcntl = None   # on Windows nothing is locked
-
-def try_lock(
-    f # An open file
-) -> bool: # False while somebody else has it
-    "Lock the file `f` until it is closed, unless it is locked already"
-    if not fcntl: return True
-    try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError: return False
-    except OSError: pass   # a file system without locks
-    return True
-
-LOCK = '.lock'   # name of the file
-
-def _lock_file(file):
-    "`file`, open, locked and with our name in it, or None while somebody else has it"
-    f = file.open('a+', encoding='utf8')
-    try:
-        if try_lock(f) and os.path.samestat(os.fstat(f.fileno()), file.stat()):
-            f.truncate(0)
-            f.write(f'{Path(sys.argv[0]).stem or "python"} (process {os.getpid()} on {socket.gethostname()}, '
-                    f'since {time.strftime("%H:%M")})')
-            f.flush()
-            return f
-    except FileNotFoundError: pass   # its holder has just gone
-    except BaseException: f.close(); raise
-    f.close()
-
-def _holder(file):
-    "Who has locked `file`"
-    try: return file.read_text(encoding='utf8') or 'another program'
-    except OSError: return 'another program'
-
-@contextmanager
-def file_lock(
-    file:str|os.PathLike, # The file of the lock, in a folder that exists
-    where:str, # What it stands for, as messages name it: 'in data', 'on answers.csv'
-    wait:float=float('inf') # Seconds to wait for whoever has it
-):
-    "In a `with` statement: the only one that has `file`; `CatdogError` when somebody else has it for too long"
-    file,end,announced = Path(file),time.monotonic() + wait,False
-    try:
-        while not (f := _lock_file(file)):
-            if time.monotonic() > end:
-                raise CatdogError(f'{_holder(file)} is at work {where}: try again when it has ended')
-            if not announced and wait == float('inf'):
-                print(f'{_holder(file)} is at work {where}: waiting until it has ended.', flush=True)
-            announced = True
-            time.sleep(.1)
-    except OSError as e:
-        raise CatdogError(f'{file.parent} cannot be written to ({e.strerror}): give another folder') from None
-    try: yield
-    finally:
-        file.unlink(missing_ok=True)
-        f.close()
-
-def folder_lock(
-    path:str|os.PathLike, # The folder
-    wait:float=float('inf') # Seconds to wait for whoever is at work there
-): # For a `with` statement
-    "In a `with` statement: the only one that writes into `path`; `CatdogError` when somebody else does for too long"
-    return file_lock(Path(path)/LOCK, f'in {path}', wait)

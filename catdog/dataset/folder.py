@@ -9,7 +9,7 @@ from unicodedata import category, normalize
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..core.errors import DataError, ImageError
-from ..core.files import content_id, is_image_name, walk_files, write_atomic
+from ..core.files import SYSTEM_FOLDERS, content_id, is_image_name, walk_files, write_atomic
 from ..core.images import open_image
 
 # device names of Windows, which no file may have: learn.microsoft.com/windows/win32/fileio/naming-a-file
@@ -32,6 +32,7 @@ def _fault(label):
     if len(label) > 100 or size > 255: return f'{len(label)} characters, {size} bytes: at most 100 and 255'
     if _key(label).partition('.')[0].strip() in _DEVICES: return 'Windows reserves it for a device'
     if _key(label) in _OURS: return 'catdog has a file of that name'
+    if _key(label) in SYSTEM_FOLDERS: return 'systems have folders of that name, which are skipped'
 
 def parse_labels(
     words:str|list, # A word to search for, such as 'cat', 't-shirt' or 'black bear', or several
@@ -131,7 +132,9 @@ class ImageFolder:
 
     def __len__(self): return len(self.files)
     def __repr__(self): return f'ImageFolder({str(self.path)!r}: {len(self)} images, {", ".join(self.labels)})'
-    def _above(self, names): return names[0] if names and names[0] in self.splits else ''
+    def _below(self, names):
+        "Return (folder above the labels or '', the rest of `names`, from the label's folder on)"
+        return (names[0], names[1:]) if names and names[0] in self.splits else ('', names)
 
     def _find_folders(self, found):
         "Find the split and the folders of labels by the parts of the paths `found`"
@@ -143,10 +146,9 @@ class ImageFolder:
         if not (self.asked and {label_name(o) for o in tops}.issuperset(self.asked)):
             self.splits = _find_splits(self.path, tops)
         for names in found:
-            above = self._above(names)
-            if len(names) < (3 if above else 2): continue
-            name = names[1 if above else 0]
-            label,where = label_name(name),self.path/above
+            above,rest = self._below(names)
+            if len(rest) < 2: continue
+            name,label,where = rest[0],label_name(rest[0]),self.path/above
             if label.encode(errors='ignore').decode() != label:
                 raise DataError(f'{where}: has a folder whose name is not UTF-8, {name!r}: rename it')
             if self.folders.setdefault((above, label), name) != name:
@@ -156,9 +158,8 @@ class ImageFolder:
     def _check_unread(self, e):
         "Skip the unreadable folder of the error `e` if it cannot be one of the labels asked for"
         folder = Path(e.filename)
-        names = folder.relative_to(self.path).parts
-        label = names[1:] if self._above(names) else names
-        if not (self.asked and label and label_name(label[0]) not in self.asked and not _part(label[0])):
+        _,rest = self._below(folder.relative_to(self.path).parts)
+        if not (self.asked and rest and label_name(rest[0]) not in self.asked and not _part(rest[0])):
             raise DataError(f'{folder}: cannot be read ({e.strerror}): fix its permissions or move it elsewhere')
         print(f'{folder}: cannot be read ({e.strerror}); skipped, as it is none of the labels')
         self.skipped.append(folder)
@@ -174,25 +175,25 @@ class ImageFolder:
                             f'there {"is" if len(there) == 1 else "are"} {", ".join(map(repr, there)) or "none"}')
 
     def _add(self, file, names):
-        above,image = self._above(names),is_image_name(file)
-        if len(names) < (3 if above else 2):
+        (above,rest),image = self._below(names),is_image_name(file)
+        if len(rest) < 2:
             if not image: return
             if self.asked is None and self.splits.get(above, 'train') == 'train': self.loose.append(file)
             else: self.ignored.append((file, 'outside any label'))
-        elif (label := label_name(names[1 if above else 0])) in self.labels:
+        elif (label := label_name(rest[0])) in self.labels:
             if image: self.files.append(file)
             else: self.ignored.append((file, f'not an image ({file.suffix.lower() or "no suffix"})'))
         elif image and label not in self.others: self.ignored.append((file, f'no label in train ({label})'))
 
     def _place(self, file):
-        "Return (folder above the labels or '', names from the label's folder to the file's)"
+        "Return what `_below` does of the path of `file`; raise `DataError` if it lies outside any label"
         try: names = Path(file).relative_to(self.path).parts
         except ValueError:
             try: names = Path(os.path.abspath(file)).relative_to(os.path.abspath(self.path)).parts
             except ValueError: names = ()
-        above = self._above(names)
-        if len(names) < (3 if above else 2): raise DataError(f'{file}: lies outside any label in {self.path}')
-        return above,names[1:] if above else names
+        above,rest = self._below(names)
+        if len(rest) < 2: raise DataError(f'{file}: lies outside any label in {self.path}')
+        return above,rest
 
     def label(self,
         file:str|os.PathLike # A file below the folder; it need not exist

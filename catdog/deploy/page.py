@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['MAX_BODY', 'MAX_FILES', 'render_page', 'secure', 'wants_page', 'render_answer', 'error_answer', 'page_files',
-           'check_out', 'build_site']
+           'build_site']
 
 # %% ../../nbs/deploy/page.ipynb #13d92d24
-import base64, gzip, hashlib, json, os, re, shlex, shutil, subprocess, tarfile, tempfile
+import base64, gzip, hashlib, json, math, os, re, shlex, shutil, subprocess, tarfile, tempfile
 from importlib.resources import files as package_files
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
 
 import flask, jinja2
-import numpy as np
 from fastcore.script import is_cli
 from werkzeug.exceptions import HTTPException
 
@@ -41,10 +40,9 @@ def render_page(
     error:str=None # Message to show instead of answers
 ) -> str: # HTML
     "Return the server's page, with `results` or an `error`"
-    def shown(o): return shown_probabilities(SimpleNamespace(**o))
-    def forced(o): return forced_choice(SimpleNamespace(**o))
-    return _page(classifier, static='static/', icon='static/icon.svg', results=results, error=error, shown=shown,
-                 forced=forced, max_bytes=MAX_BODY, max_files=MAX_FILES)
+    return _page(classifier, static='static/', icon='static/icon.svg', results=results, error=error,
+                 max_bytes=MAX_BODY, max_files=MAX_FILES, shown=lambda o: shown_probabilities(SimpleNamespace(**o)),
+                 forced=lambda o: forced_choice(SimpleNamespace(**o)))
 
 # %% ../../nbs/deploy/page.ipynb #4f5cc32b
 _headers = {
@@ -110,8 +108,9 @@ _RUNTIME = {
 
 def _integrity(data): return 'sha384-' + base64.b64encode(hashlib.sha384(data).digest()).decode()
 
-def _fetch_runtime():
-    "Return the files of `_RUNTIME` from the npm registry, name -> content"
+def _runtime_files(local):
+    "Return the URLs of script and WebAssembly, and the files that have to lie beside the page"
+    if not local: return [_CDN + o for o in _RUNTIME],{}
     if not (npm := shutil.which('npm')):
         raise CatdogError('npm is not installed, and it fetches onnxruntime-web: install Node.js, or do without --local')
     with tempfile.TemporaryDirectory() as folder:
@@ -120,19 +119,12 @@ def _fetch_runtime():
         packed = next(Path(folder).glob('*.tgz'), None)
         if res.returncode or not packed:
             lines = re.findall(r'^npm (?:ERR!|error) (?!code|syscall|errno)(.+)', res.stderr, re.M)
-            reason = next(iter(lines), res.stderr.strip()[-200:])
-            raise CatdogError(f'npm cannot fetch onnxruntime-web {_VERSION} ({reason}): try again, or do without --local')
-        with tarfile.open(packed) as tar: data = {o: tar.extractfile(f'package/dist/{o}').read() for o in _RUNTIME}
-    if {k: _integrity(v) for k,v in data.items()} != _RUNTIME:
+            raise CatdogError(f'npm cannot fetch onnxruntime-web {_VERSION} ({[*lines, res.stderr.strip()[-200:]][0]}): '
+                              'try again, or do without --local')
+        with tarfile.open(packed) as tar: script,wasm = (tar.extractfile(f'package/dist/{o}').read() for o in _RUNTIME)
+    if [_integrity(script), _integrity(wasm)] != [*_RUNTIME.values()]:
         raise CatdogError(f'onnxruntime-web {_VERSION} from npm does not have the hashes that catdog expects')
-    return data
-
-def _runtime_files(local):
-    "Return the URLs of script and WebAssembly, and the files that have to lie beside the page"
-    if not local: return [_CDN + o for o in _RUNTIME],{}
-    script,wasm = _fetch_runtime().values()
-    files = {'runtime/ort.wasm.bundle.min.js': script,
-             'runtime/ort-wasm-simd-threaded.bin': gzip.compress(wasm, mtime=0)}
+    files = {'runtime/ort.wasm.bundle.min.js': script, 'runtime/ort-wasm-simd-threaded.bin': gzip.compress(wasm, mtime=0)}
     return list(files),files
 
 # %% ../../nbs/deploy/page.ipynb #8fe05aae
@@ -154,9 +146,10 @@ def page_files(
     policy = (f"default-src 'none'; script-src 'self' 'wasm-unsafe-eval'{allowed}; connect-src 'self'{allowed}; "
               "style-src 'self'; img-src 'self' blob: data:; manifest-src 'self'; worker-src 'self'; "
               "form-action 'none'; base-uri 'none'")
-    limits = {k: v if v < np.inf else None for k,v in classifier.limits.items()}   # JSON has no infinity
-    model = {k: v for k,v in classifier.meta.items() if k in ('labels', 'size', 'resize_to', 'min_side', 'opened', 'resize')}
-    model |= dict(temperature=classifier.meta.get('temperature', 1), limits=limits, one_of=one_of(classifier.labels))
+    keys = 'labels', 'size', 'resize_to', 'min_side', 'opened', 'resize', 'temperature'
+    limits = {k: v if v < math.inf else None for k,v in classifier.limits.items()}   # JSON has no infinity
+    model = {k: classifier.meta[k] for k in keys if k in classifier.meta}
+    model |= dict(limits=limits, one_of=one_of(classifier.labels))
     site = dict(policy=policy, runtime=script, runtime_integrity=hashes[script], wasm=wasm, model=model,
                 wasm_integrity=hashes[wasm], model_integrity=hashes['model.onnx'])
     files['index.html'] = _page(classifier, site=site, icon=_data_url('svg+xml', _static/'icon.svg')).encode()
@@ -164,20 +157,15 @@ def page_files(
     files['sw.js'] = _render('sw.js', files={'./': '', **hashes}, version=version).encode()
     return files
 
-# %% ../../nbs/deploy/page.ipynb #8a2894fd
-def check_out(
-    out:str|os.PathLike # Folder for the page
-) -> Path: # `out`
-    "Raise `CatdogError` unless `out` is a new or empty folder, or holds a page of ours"
-    out = Path(out)
+# %% ../../nbs/deploy/page.ipynb #2f6a4d97
+def _check_out(out):
+    "Raise `CatdogError` unless the folder `out` is new or empty, or holds a page of ours"
     if out.exists() and not out.is_dir(): raise CatdogError(f'{out} is a file: give a new folder')
     index = out/'index.html'
     ours = index.is_file() and 'content="catdog-site"' in index.read_text(encoding='utf8', errors='replace')
     others = [o.name for o in out.iterdir() if o.name[0] != '.' and o.name != 'README.md'] if out.exists() else []
     if others and not ours: raise CatdogError(f'{out} holds other files: give a new folder, such as {out/"site"}')
-    return out
 
-# %% ../../nbs/deploy/page.ipynb #2f6a4d97
 @command
 def build_site(
     model:Annotated[str, dict(nargs='?', opt=False)]=None, # Model folder; the default is the one the app starts with
@@ -186,7 +174,8 @@ def build_site(
     github_pages:bool=False # Also write a workflow that publishes the folder with GitHub Pages?
 ): # The folder
     "Write a page that runs `model` in the visitor's browser into `out`, for any host of static files"
-    classifier,out = Classifier(model),check_out(out)
+    classifier,out = Classifier(model),Path(out)
+    _check_out(out)
     files = page_files(classifier, local)
     once = {'README.md': _render('README.md', title=question(classifier.labels), summary=classifier.summary)}
     if github_pages: once['.github/workflows/pages.yml'] = (_static/'site'/'pages.yml').read_text(encoding='utf8')

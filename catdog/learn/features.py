@@ -174,7 +174,7 @@ def labelled_features(
     else:
         body = nn.Sequential(learn.model[0], Pool()).eval()
         with torch.inference_mode():
-            rows = [row for x,*_ in learn.dls.test_dl(L(dset.items)[which].items)
+            rows = [row for x,*_ in learn.dls.test_dl(L(dset.items, use_list=None)[which].items)
                     for row in body(x.as_subclass(torch.Tensor)).float().cpu().numpy()]
     x = np.stack(rows) if rows else np.zeros((0, 0), 'float32')
     return x,np.array([int(dset.tls[1][i]) for i in which], int),which

@@ -158,7 +158,7 @@ def image_source(
     i:int # Index of an item
 ): # A path in most cases; else what the pipeline opens: bytes, an array, an image
     "Return what item `i` of `dset` is opened from"
-    return compose(*dset.tls[0].tfms.fs[:-1])(L(dset.items)[i])
+    return compose(*dset.tls[0].tfms.fs[:-1])(L(dset.items, use_list=None)[i])
 
 def _check_labels(dls):
     "Raise `CatdogError` unless `dls` give one image and one label of several"

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from PIL import Image
 
 from ..core.errors import CatdogError
-from ..core.files import IMAGE_SUFFIXES
+from ..core.files import is_image_name
 from ..core.images import jpeg_bytes, open_image
 from .draw import DRAWABLE, draw, drawable, random_size, words_of
 
@@ -173,7 +173,7 @@ def _photo_folders(path, seed):
     res = {}
     if not path.is_dir(): raise CatdogError(f'{path} is not a folder: expected one with a folder of photos per label')
     for d in sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith('.')):
-        files = sorted(o for o in d.iterdir() if o.suffix.lower() in IMAGE_SUFFIXES and not o.name.startswith('.'))
+        files = sorted(o for o in d.iterdir() if is_image_name(o) and not o.name.startswith('.'))
         Random(f'{seed}/{d.name}').shuffle(files)
         if files: res[d.name] = files
     if not res: raise CatdogError(f'{path} has no folders with images: expected one per label, like {path/"cat"}')

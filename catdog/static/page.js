@@ -87,7 +87,11 @@ async function predictChosen() {
       const what = answer.error ? 'cannot be opened' : tally(answer);
       counts.set(what, (counts.get(what) ?? 0) + 1);
     }
-  } catch (e) { if (mine === turn) report(e.message, true); return; }
+  } catch (e) {
+    if (mine !== turn) return;
+    results.append(...files.slice(results.children.length).map(file => card(file, {error: 'no answer'})));
+    return report(e.message, true);
+  }
   const one = answer.error ? `${files[0].name}: ${answer.error}` : answer.text;
   report((files.length === 1 ? one : [...counts].map(([what, n]) => `${n} ${what}`).join(', ')) + note);
 }

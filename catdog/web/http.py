@@ -26,6 +26,7 @@ MAX_WAIT = 30            # seconds; a server that asks for a longer pause is giv
 BUSY = (429, 500, 502, 503, 504)   # statuses after which a request may succeed later
 MAX_BYTES = 30_000_000   # of one image; a photo straight from a camera has 5 to 20 million
 MAX_REDIRECTS = 5
+ANSWER_SECONDS,ANSWER_BYTES = 30,20_000_000   # limits of one answer of a search engine
 
 _CONTROLS = ''.join(map(chr, range(33)))
 
@@ -108,10 +109,8 @@ def opt_out(
             if not for_us or name not in OPT_OUTS or name in ignored: continue
             if name != 'unavailable_after' or _has_passed(value): return name
 
-def check_ignored(
-    words # Rules of `OPT_OUTS`: a list, or one of them; None for none
-) -> tuple: # In lower case
-    "Return `words` as a tuple; raise `CatdogError` if one of them is not in `OPT_OUTS`"
+def _check_ignored(words):
+    "Return `words`, rules of `OPT_OUTS` or one of them, as a tuple; raise `CatdogError` if there is no such rule"
     words = tuple(o.lower() for o in ([words] if isinstance(words, str) else words or ()))
     if unknown := [o for o in words if o not in OPT_OUTS]:
         raise CatdogError(f'{unknown[0]!r} is not an opt-out that catdog knows: use {", ".join(OPT_OUTS)}')
@@ -145,20 +144,7 @@ def _pools(connection):
     return {scheme: type('Pool', (o,), {'ConnectionCls': type('Connection', (connection, o.ConnectionCls), {})})
             for scheme,o in pool_classes_by_scheme.items()}
 
-class _Adapter(HTTPAdapter):
-    "Connections with a deadline for headers; `pools` of `_Public` refuse private addresses"
-    def __init__(self, pools, **kwargs):
-        self.pools = pools
-        super().__init__(**kwargs)
-
-    def init_poolmanager(self, *args, **kwargs):
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = self.pools
-
-    def proxy_manager_for(self, proxy, **kwargs):
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        if not proxy.lower().startswith('socks'): manager.pool_classes_by_scheme = _pools(_Timed)
-        return manager
+_TIMED,_PUBLIC = _pools(_Timed),_pools(_Public)
 
 def user_agent() -> str: # ASCII, on one line
     "Return our User-Agent, with the contact in `CATDOG_CONTACT` if it is set"
@@ -177,61 +163,48 @@ def proxy_for(
     "Return the proxy for `url` in `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, or None"
     return select_proxy(url, get_environ_proxies(url, no_proxy=_no_proxy()))
 
-class Session(requests.Session):
-    "A `requests.Session` that says who we are, and sends no passwords and no cookies"
-    def __init__(self,
-        public:bool=True, # Whether to refuse private addresses
-        workers:int=1 # Threads that use it at once
-    ):
+class _Session(requests.Session):
+    "A session for `workers` threads that says who we are, and sends no passwords and no cookies"
+    def __init__(self, public=True, workers=1):   # public: refuse private addresses
         super().__init__()
         self.headers['User-Agent'] = user_agent()
         self.auth = lambda request: request   # otherwise requests reads ~/.netrc
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        pools = _pools(_Public if public else _Timed)
         for o in ('http://', 'https://'):
-            self.mount(o, _Adapter(pools, pool_connections=4*workers, pool_maxsize=workers))
+            self.mount(o, HTTPAdapter(pool_connections=4*workers, pool_maxsize=workers))
+            self.adapters[o].poolmanager.pool_classes_by_scheme = _PUBLIC if public else _TIMED
 
-    def open(self,
-        url:str, # What to request
-        timeout:tuple, # Seconds to wait for a connection, and for the next bytes
-        **kwargs # Such as `params` and `headers`, as for `requests.Request`
-    ) -> requests.Response: # To be closed; its body is not yet read
-        "Return the answer to one GET request (requests' own `get` reads all of a redirect's body, however long it is)"
+    def open(self, url, timeout, **kwargs):
+        "Return the answer to one GET request; requests' own `get` reads the body of a redirect, however long it is"
         request = self.prepare_request(requests.Request('GET', url, **kwargs))
         settings = self.merge_environment_settings(request.url, {'no_proxy': _no_proxy()}, True, None, None)
-        return self.get_adapter(request.url).send(request, timeout=timeout, **settings)
+        adapter,proxy = self.get_adapter(request.url),select_proxy(request.url, settings['proxies'])
+        if proxy and not proxy.lower().startswith('socks'):
+            adapter.proxy_manager_for(proxy).pool_classes_by_scheme = _TIMED   # it may have a private address
+        return adapter.send(request, timeout=timeout, **settings)
 
-class TryAgain(FetchError):
+class _TryAgain(FetchError):
     "A request that failed, and may succeed later"
-    def __init__(self,
-        text:str, # As for `FetchError`
-        reason:str, # As for `FetchError`
-        retry_after:float=None, # Seconds that the server asks to wait
-        refused:bool=False, # Whether the server asks for fewer requests
-        answered:bool=True # Whether it answered at all
-    ):
+    def __init__(self, text, reason, retry_after=None, refused=False, answered=True):
         super().__init__(text, reason)
-        self.retry_after,self.refused,self.answered = retry_after,refused,answered
+        self.retry_after = retry_after   # seconds that the server asks to wait, or None
+        self.refused = refused           # it asks for fewer requests
+        self.answered = answered         # it answered at all
 
-def retry_after(
-    r:requests.Response # An answer
-) -> float|None: # Seconds
-    "Return how long the `Retry-After` header of `r` asks to wait, or None"
+def _retry_after(r):
+    "Return the seconds that the `Retry-After` header of `r` asks to wait, or None"
     try: return Retry().get_retry_after(r.raw)
     except InvalidHeader: return None
 
-def backoff(
-    attempt:int # How many requests have failed before this one
+def retry_delay(
+    retry_after:float|None, # Seconds that the server asks to wait, or None
+    attempt:int # Requests that failed before this one
 ) -> float: # Seconds
-    "Return how long to wait after a failed request, with jitter"
-    return random.uniform(.75, 1.25) * 2**attempt/2
+    "Return how long to wait after a failed request: as the server asks, or an exponential backoff with jitter"
+    return random.uniform(.75, 1.25) * 2**attempt/2 if retry_after is None else retry_after
 
-def read_body(
-    r:requests.Response, # From `Session.open`
-    end:float, # When it must be complete, in `time.monotonic()`
-    max_bytes:int=MAX_BYTES # The largest size to accept
-): # A binary file at its beginning, to be closed
-    "Return the body of `r`, in memory while it is small; raise `ImageError` if it is too large"
+def _read_body(r, end, max_bytes):
+    "Return the body of `r` as a file, in memory while it is small; raise `ImageError` if it is larger than `max_bytes`"
     f = tempfile.SpooledTemporaryFile(2**21)
     try:
         size = r.raw.length_remaining or 0
@@ -245,21 +218,39 @@ def read_body(
     f.seek(0)
     return f
 
-def as_fetch_error(
-    e:Exception # What requests or urllib3 raised
-) -> FetchError:
-    "Return `e` as a `FetchError`"
+def _fetch_error(e):
+    "Return the exception `e` of a request as a `FetchError`"
+    if isinstance(e, FetchError): return e
     inner = e.args[0] if e.args else None
     if isinstance(e, (requests.Timeout, ReadTimeoutError)) or isinstance(inner, ReadTimeoutError):
         return FetchError('its server took too long', 'timeout')
     if 'SOCKS' in str(e): return FetchError('a SOCKS proxy needs PySocks: pip install pysocks', 'unreachable')
     if isinstance(e, requests.exceptions.RequestException) and isinstance(e, ValueError):   # InvalidURL and the like
         return FetchError(f'not a URL that can be requested ({e})', 'invalid')
-    if isinstance(e, HTTPError): return TryAgain('the connection broke off', 'unreachable')
+    if isinstance(e, HTTPError): return _TryAgain('the connection broke off', 'unreachable')
     if isinstance(inner, ProtocolError):
-        return TryAgain('its server closed the connection', 'unreachable', answered=False)
+        return _TryAgain('its server closed the connection', 'unreachable', answered=False)
     cause = getattr(inner, 'reason', inner) if isinstance(e, requests.ConnectionError) else e
     return FetchError(f'its server cannot be reached ({type(cause).__name__})', 'unreachable')
+
+def ask(
+    url:str, # Endpoint of a service; its address may be private
+    params:dict, # Parameters of the request
+    headers:dict=None # Such as a key; they do not follow a redirect to another host
+) -> tuple[int,bytes,float|None]: # Status, body, and the seconds that `Retry-After` asks to wait
+    "Return the answer of a service after redirects; raise `FetchError`, or `ImageError` if the answer is too large"
+    end = time.monotonic() + ANSWER_SECONDS
+    try:
+        with _Session(public=False) as session:
+            for _ in range(MAX_REDIRECTS + 1):
+                with session.open(url, (3.05, 20), params=params, headers=headers) as r:
+                    if not r.is_redirect:
+                        with _read_body(r, end, ANSWER_BYTES) as f: return r.status_code,f.read(),_retry_after(r)
+                    url,params = clean_url(session.get_redirect_target(r), r.url),None
+                    if session.should_strip_auth(r.url, url): headers = None
+        raise FetchError('too many redirects', 'refused')
+    except ImageError: raise
+    except Exception as e: raise _fetch_error(e) from None
 
 _WIKIMEDIA = '''wikimedia wikipedia wikidata wiktionary wikibooks wikisource wikivoyage wikiquote wikinews wikiversity
     wikifunctions mediawiki wmfusercontent wmcloud wmflabs toolforge'''.split()
@@ -288,8 +279,8 @@ class Fetcher:
         timeout:float, # Seconds to wait for the next bytes; one request may take three times as long
         ignore_robots=None # Rules of `OPT_OUTS` to ignore, if you may
     ):
-        self.ignored,self.timeout,self.workers = check_ignored(ignore_robots),timeout,workers
-        self.session = Session(workers=workers)
+        self.ignored,self.timeout,self.workers = _check_ignored(ignore_robots),timeout,workers
+        self.session = _Session(workers=workers)
         self.session.headers.update({'Accept': 'image/*', 'Accept-Encoding': 'identity'})
         self.sites,self.changed,self.stopped = {},threading.Condition(),threading.Event()
 
@@ -338,8 +329,8 @@ class Fetcher:
         "Raise `FetchError` if the answer `r` has no image that we may use"
         status,text = r.status_code,f'its server answered {r.status_code}'
         if status in BUSY:
-            seconds = retry_after(r)
-            raise TryAgain(text, 'busy', seconds, status == 429 or status == 503 and seconds is not None)
+            seconds = _retry_after(r)
+            raise _TryAgain(text, 'busy', seconds, status == 429 or status == 503 and seconds is not None)
         if not r.ok: raise FetchError(text, 'not-found' if status in (404, 410) else 'refused')
         if rule := opt_out(r.raw.headers, self.ignored):
             raise FetchError(f'its server forbids this use ({rule})', 'refused')
@@ -351,10 +342,10 @@ class Fetcher:
             with self.session.open(url, (min(self.timeout, 5), self.timeout)) as r:
                 if r.is_redirect: return clean_url(self.session.get_redirect_target(r), url)
                 self._check(r)
-                return read_body(r, end)
-        except CatdogError: raise
+                return _read_body(r, end, MAX_BYTES)
+        except ImageError: raise
         # requests, urllib3, http.client, ssl and idna raise a dozen types each for what a server may do
-        except Exception as e: raise as_fetch_error(e) from None
+        except Exception as e: raise _fetch_error(e) from None
 
     def _follow(self, url, end):
         "Return the body at `url`, after redirects"
@@ -375,16 +366,11 @@ class Fetcher:
         end:float=float('inf') # When it is too late to start a request, in `time.monotonic()`
     ): # A binary file at its beginning, to be closed
         "Return the body at `url`; raise `FetchError` if it cannot be had, `ImageError` if it is too large"
-        url,failures,refusals = clean_url(url),0,0
+        url,failures = clean_url(url),0
         while True:
             try: return self._follow(url, end)
-            except TryAgain as e:
-                if self.stopped.is_set(): raise
-                if e.refused:
-                    refusals += 1
-                    if refusals > MAX_REFUSALS: raise
-                    continue   # `_slot` waits
-                seconds = backoff(failures) if e.retry_after is None else e.retry_after
+            except _TryAgain as e:
+                seconds = 0 if e.refused else retry_delay(e.retry_after, failures)   # `_slot` waits after a refusal
                 failures += 1
-                if failures >= TRIES or seconds > MAX_WAIT: raise
-                self.stopped.wait(seconds)
+                if failures >= (MAX_REFUSALS if e.refused else TRIES) or seconds > MAX_WAIT: raise
+                if self.stopped.wait(seconds): raise

@@ -9,22 +9,16 @@ from ..core.errors import CatdogError, FetchError, SearchError
 from ..core.files import write_atomic
 from ..dataset.folder import parse_labels
 from ..dataset.manifest import Photo
-from .engines import (COMMONS, OPENVERSE, SEARCH_SECONDS, search_bing, search_commons, search_ddg, search_openverse,
-    search_sample)
+from .engines import AUTO, ENGINES, SEARCH_SECONDS
 from .http import clean_url, proxy_for
 
-# Engine -> a function of a term, a number and, if it has safe search, `safe`
-ENGINES = dict(bing=search_bing, ddg=search_ddg, openverse=search_openverse, commons=search_commons,
-               sample=search_sample)
 SAFE = 'strict', 'moderate', 'off'
 
-# What `auto` asks, in this order, and where it is; Bing is at `CATDOG_BING_ENDPOINT`
-_AUTO = dict(bing='', ddg='https://duckduckgo.com', openverse=OPENVERSE, commons=COMMONS)
 _PROBED = {}   # (host, port) -> (when it was probed, whether it could be reached)
 
 def _address(engine):
     "Return the URL of `engine`, and its host and port; None if its settings are missing"
-    url = _AUTO[engine]
+    url = AUTO[engine]
     if engine == 'bing': url = os.environ.get('AZURE_SEARCH_KEY') and os.environ.get('CATDOG_BING_ENDPOINT')
     o = urlsplit(url or '')
     return o.hostname and (url, (o.hostname, o.port or (80 if o.scheme == 'http' else 443)))
@@ -37,7 +31,7 @@ def _probe(host, port):
 
 def _reachable(safe='moderate'):
     "Return the names of the live engines that can be reached and have what they need"
-    found = {o: _address(o) for o in _AUTO if (safe != 'strict' or _has_safe_search(o)) and _address(o)}
+    found = {o: _address(o) for o in AUTO if (safe != 'strict' or _has_safe_search(o)) and _address(o)}
     direct = {address for url,address in found.values() if not proxy_for(url)}   # a proxy can reach any
     old = [o for o in direct if time.monotonic() - _PROBED.get(o, (-1e9,))[0] > 300]
     _PROBED.update((o, (time.monotonic(), False)) for o in old)
@@ -75,7 +69,7 @@ def _search_auto(term, n, safe):
         text = 'no engine gave anything. ' + '. '.join(map(str, said))
         raise SearchError('auto', text, term=all(e.term for e in said))
     elif not answered:
-        photos = {p.url: p for p in search_sample(term, n)}
+        photos = {p.url: p for p in ENGINES['sample'](term, n)}
         drawn = any(p.engine == 'sample' for p in photos.values())
         print('No search engine on the web can be reached: using '
               + ('the sample web, which draws images.' if drawn else 'the folder that the sample web serves.'))

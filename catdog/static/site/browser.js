@@ -57,7 +57,7 @@ const KINDS = [[/^(PK\x03\x04|\x1f\x8b)/, 'an archive: unpack it first'],
   [/^(II\*\0|MM\0\*)/, `a TIFF image, ${convert}`], [/^(\xff\x0a|\0\0\0\x0cJXL )/, `a JPEG XL image, ${convert}`],
   [/^(\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|BM|....ftypavi[fs])/s, DAMAGED]];
 
-// What the bytes are when they are no image that this browser opens
+// What a file is that this browser does not open as an image
 async function guess(file) {
   const bytes = new Uint8Array(await file.slice(0, 1024).arrayBuffer()), start = String.fromCharCode(...bytes);
   const low = start.replace(/^\xef\xbb\xbf/, '').trimStart().toLowerCase();
@@ -71,7 +71,7 @@ async function guess(file) {
   return 'no image in a format that this browser opens';
 }
 
-// `file` without the mark of its EXIF block, by which a browser would turn it
+// `file` with its EXIF block made invalid, so that the browser does not rotate it
 async function unturned(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   const at = new TextDecoder('latin1').decode(bytes.subarray(0, 2**16)).indexOf('Exif\0\0');
@@ -79,10 +79,10 @@ async function unturned(file) {
   return new Blob([bytes]);
 }
 
-// The image in `file`, upright and in sRGB, as the browser draws it; or as it is stored, for a model that learned so
+// Open the image in `file`: upright and in sRGB, or as it is stored for models that were trained so
 async function opened(file, {opened: how} = {}) {
   const img = make('img', {src: URL.createObjectURL(file)});
-  // Its size is known before its pixels are unpacked
+  // An <img> knows its size before it decodes the pixels
   try { await new Promise((done, failed) => Object.assign(img, {onload: done, onerror: failed})); }
   catch { throw new ImageError(await guess(file).catch(() => 'cannot be read')); }
   finally { URL.revokeObjectURL(img.src); }
@@ -97,7 +97,7 @@ async function opened(file, {opened: how} = {}) {
 
 const contextOf = (width, height) => make('canvas', {width, height}).getContext('2d', {willReadFrequently: true});
 
-// Protection against fingerprinting may return noise for the pixels of a canvas. A bit here and there does no harm.
+// Protection against fingerprinting may replace the pixels of a canvas by noise. A changed bit here and there is harmless.
 function checkCanvas() {
   const known = Uint8ClampedArray.from({length: 1024}, (_, i) => i%4 === 3 ? 255 : 7*i%256), context = contextOf(16, 16);
   context.putImageData(new ImageData(known, 16), 0, 0);
@@ -107,7 +107,7 @@ function checkCanvas() {
                     + 'page to read canvas data and choose the image again, or use another browser.');
 }
 
-// The mean of each `k` times `k` pixels of `rows` rows of RGBA, as Pillow's `reduce` rounds it
+// Mean of each block of `k` by `k` RGBA pixels, rounded as by Pillow's `reduce`
 function reduced(data, width, rows, k) {
   const w = Math.ceil(width/k), h = Math.ceil(rows/k), out = new Uint8Array(4*w*h);
   for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) {
@@ -121,8 +121,8 @@ function reduced(data, width, rows, k) {
   return out;
 }
 
-// (place of the first, number, RGBA) of rows of `bitmap`, or of columns, on white and reduced by `k`, a strip after the
-// other: a photograph of 48 million pixels is not in memory a second time
+// Strips of rows (or columns) of `bitmap`, on white and reduced by `k`: [index of the first row, number of rows, RGBA].
+// In strips, so that a photo of 48 million pixels is not copied as a whole.
 function* strips(bitmap, k, columns) {
   const {width, height} = bitmap, [length, all] = columns ? [height, width] : [width, height];
   const step = Math.max(8, 8*Math.floor(2**20/length/8)), shape = n => columns ? [n, height] : [width, n];
@@ -138,13 +138,13 @@ function* strips(bitmap, k, columns) {
   }
 }
 
-// The side of the square that is cut out of an image's middle, or that it is padded to; rounded as fastai does
+// Side of the square that an image is cropped or padded to, rounded as by fastai; undefined if it is neither
 function square(width, height, to, method) {
   const choose = {crop: Math.min, pad: Math.max}[method];
   return choose && Math.trunc(choose(width/to, height/to)*to);
 }
 
-// Which pixel of a side of `n` lies at place `i`, when its middle `side` pixels are cut out, or it is padded
+// Map an index in a cropped or padded side to its pixel in the original side of `n`; -1 for black padding
 function placed(n, side, mode) {
   const offset = Math.trunc((n - side)/2);
   return i => {
@@ -152,13 +152,13 @@ function placed(n, side, mode) {
     if (at >= 0 && at < n) return at;
     if (mode === 'zeros') return -1;
     if (mode === 'border' || n === 1) return Math.min(Math.max(at, 0), n - 1);
-    const turn = ((at%(2*n - 2)) + 2*n - 2)%(2*n - 2);   // reflected, the outermost pixel once
+    const turn = ((at%(2*n - 2)) + 2*n - 2)%(2*n - 2);   // reflected without repeating the edge
     return Math.min(turn, 2*n - 2 - turn);
   };
 }
 
-// Pillow's antialiased bilinear filter from `side` pixels to `to`, of which the middle `size` are wanted: for each of
-// them the places and weights (22 bits after the point) of the pixels that it is made of
+// Pillow's antialiased bilinear filter from `side` pixels to the middle `size` of `to`: for each output pixel the
+// indices and weights (fixed point, 22 bits) of its input pixels
 function filter(side, to, size, place) {
   const scale = side/to, support = Math.max(scale, 1), skip = Math.floor((to - size)/2), all = [];
   for (let i = skip; i < skip + size; i++) {
@@ -170,13 +170,13 @@ function filter(side, to, size, place) {
       weights.push(Math.max(0, 1 - Math.abs((x - center + .5)/support)));
     }
     const sum = weights.reduce((a, b) => a + b), whole = weights.map(o => Math.floor(o/sum*2**22 + .5));
-    const kept = [...places.keys()].filter(j => places[j] >= 0);   // what is padded with black adds nothing
+    const kept = [...places.keys()].filter(j => places[j] >= 0);   // black padding adds nothing
     all.push([Int32Array.from(kept, j => places[j]), Int32Array.from(kept, j => whole[j])]);
   }
   return all;
 }
 
-// One pass of the filter over RGB(A): in `data` the next pixel is `step` numbers on, the next line `line` numbers
+// Apply the filter along one axis of RGB(A) `data`, whose pixels are `step` and whose lines `line` numbers apart
 function pass(data, step, line, lines, weighted, out, outStep, outLine, at = 0) {
   for (let y = 0; y < lines; y++) for (let i = 0; i < weighted.length; i++) {
     const [places, weights] = weighted[i];
@@ -190,7 +190,7 @@ function pass(data, step, line, lines, weighted, out, outStep, outLine, at = 0) 
   }
 }
 
-// `bitmap` as the model wants it: (size,size,3) in 8 bits
+// Preprocess `bitmap`: uint8, shape (size,size,3). The same numbers as `pixels_of` in catdog/core/model_file.py
 function pixelsOf(bitmap, {size, resize_to: to, min_side: enough, resize = {}}) {
   const short = Math.min(bitmap.width, bitmap.height), k = enough ? [8, 4, 2].find(k => short >= k*enough) ?? 1 : 1;
   const [width, height] = [bitmap.width, bitmap.height].map(o => Math.ceil(o/k));
@@ -198,7 +198,7 @@ function pixelsOf(bitmap, {size, resize_to: to, min_side: enough, resize = {}}) 
   const lengths = [width, height].map(n => [n, side ?? n]);
   const [across, down] = lengths.map(([n, all]) => filter(all, to, size, placed(n, all, resize.pad_mode)));
   const out = new Uint8Array(3*size*size), [w, h] = [side ?? width, side ?? height];
-  if (h > to && h - to > 2*(w - to)) {   // for a tall image Pillow begins with the columns
+  if (h > to && h - to > 2*(w - to)) {   // Pillow filters the columns of tall images first
     const low = new Uint8Array(3*size*width);
     for (const [x, n, data] of strips(bitmap, k, true)) pass(data, 4*n, 4, n, down, low, 3*width, 3, 3*x);
     pass(low, 3, 3*width, size, across, out, 3, 3*size);
@@ -212,12 +212,12 @@ function pixelsOf(bitmap, {size, resize_to: to, min_side: enough, resize = {}}) 
 
 // ---- Answers
 
-function answerOf({labels, temperature, limits, one_of}, {logits, distance}) {
+function answerOf({labels, temperature = 1, limits, one_of}, {logits, distance}) {
   const scores = Array.from(logits.data, o => o/temperature), top = Math.max(...scores);
   const powers = scores.map(o => Math.exp(o - top)), sum = powers.reduce((a, b) => a + b), shares = powers.map(o => o/sum);
   const best = scores.indexOf(top), label = labels[best], probability = shares[best];
   const far = limits.distance !== null && !(distance.data[0] <= limits.distance);
-  const never = limits.probability === 1 && limits.distance === 0;   // a model that is sure of nothing
+  const never = limits.probability === 1 && limits.distance === 0;   // a model that is never sure
   const doubt = far && !never ? 'unlike' : far || probability < limits.probability ? 'between' : '';
   const rival = scores.reduce((found, o, i) => i !== best && (found < 0 || o > scores[found]) ? i : found, -1);
   const text = {unlike: `This does not look like ${one_of}`, '': `${label}, ${percent(probability)}`,
@@ -225,13 +225,13 @@ function answerOf({labels, temperature, limits, one_of}, {logits, distance}) {
   return {best, rival, label, probabilities: Object.fromEntries(labels.map((o, i) => [o, shares[i]])), doubt, text};
 }
 
-// Darken the image of `context` but for the places that spoke for label `best` against the strongest other one
+// Darken the image of `context` except where it spoke for label `best` and against label `rival`
 function darken(context, {data: spoke, dims: [, , h, w]}, {best, rival}, {size, resize_to: to, resize = {}}) {
   const {width, height} = context.canvas, side = square(width, height, to, resize.method), n = w*h;
-  const [across, down] = [width, height].map(o => (side ?? o)*size/to);   // the network sees the middle
+  const [across, down] = [width, height].map(o => (side ?? o)*size/to);   // the model sees the middle
   const values = Array.from({length: n}, (_, i) => Math.max(0, spoke[best*n + i] - spoke[rival*n + i]));
   const most = Math.max(1e-9, ...values), heat = new ImageData(w, h), small = contextOf(w, h), mask = contextOf(width, height);
-  // by the root, as cameras store light: a place that gave a quarter of what the first one gave is half as bright
+  // square root, as in image files: a quarter of the light looks half as bright
   values.forEach((o, i) => { heat.data[4*i + 3] = 255*Math.sqrt(o/most); });
   small.putImageData(heat, 0, 0);
   mask.imageSmoothingQuality = 'high';
@@ -246,7 +246,7 @@ function darken(context, {data: spoke, dims: [, , h, w]}, {best, rival}, {size, 
 
 async function predict(file, why = false) {
   const run = await ready;
-  await new Promise(done => setTimeout(done));   // let the browser draw what is new
+  await new Promise(done => setTimeout(done));   // let the browser paint
   checkCanvas();
   let bitmap;
   try {
