@@ -2,7 +2,6 @@
 
     python bench/serve.py single    # JPEG file to label, beside load_learner(...).predict
     python bench/serve.py int8      # the network alone, in 8-bit integers and in 32-bit numbers
-    python bench/serve.py before    # the model that ships, beside the SqueezeNet that shipped before it (from git)
     python bench/serve.py batch     # 512 photographs, beside learn.get_preds(dl=learn.dls.test_dl(files))
     python bench/serve.py http      # 8 clients at once, beside Flask with the learner loaded for each request, and held
     python bench/serve.py voila     # from navigation to a usable upload button, and memory, beside a plain fastai app
@@ -78,17 +77,6 @@ def int8(folder):
     from catdog.predict import Classifier
     both = [Classifier(o) for o in (folder, folder/'exact')]
     beside('the network alone, 8 bits beside 32', *in_turns(both), 'ms', 1000)
-
-BEFORE = '08b6b04'   # the last commit that ships SqueezeNet
-
-def before(folder):
-    from catdog.predict import Classifier, shipped_model
-    data = subprocess.run(['git', 'show', f'{BEFORE}:catdog/pretrained/model.onnx'], cwd=root,
-                          capture_output=True).stdout
-    (folder/'before').mkdir()
-    (folder/'before'/'model.onnx').write_bytes(data)
-    beside('the network alone, beside the SqueezeNet that shipped before (as plain)',
-           *in_turns([Classifier(shipped_model()), Classifier(folder/'before')]), 'ms', 1000)
 
 def batch(folder, n=512, times=3):
     from fastai.learner import load_learner
@@ -211,7 +199,7 @@ if __name__ == '__main__':
     # what else runs takes a share of the cores, and a Learner's threads wait for each other then
     print('load average {:.2f}, {:.2f}, {:.2f} (1, 5, 15 minutes)'.format(*os.getloadavg()),
           f'on {os.cpu_count()} cores')
-    parts = {o.__name__: o for o in (single, int8, before, batch, http, voila)}
+    parts = {o.__name__: o for o in (single, int8, batch, http, voila)}
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder))
         for name in sys.argv[1:] or parts: parts[name](Path(folder))

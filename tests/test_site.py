@@ -14,8 +14,8 @@ from playwright.sync_api import Error, expect
 from catdog.core.images import jpeg_bytes
 from catdog.core.model_file import pixels_of
 from catdog.deploy.page import build_site
-from catdog.deploy.predictor import (Classifier, Prediction, forced_choice, one_of, percent, shipped_model, shown_probabilities,
-    tally)
+from catdog.deploy.predictor import (Classifier, Prediction, forced_choice, one_of, percent, shipped_model,
+    shown_probabilities, tally)
 from catdog.sample.draw import draw
 
 ROOT = Path(__file__).parent.parent

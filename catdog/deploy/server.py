@@ -52,7 +52,7 @@ def _predict_operation():
         '415': _refused('Not multipart/form-data, or not an image'),
         '503': {**_refused('Too many requests at the moment'), 'headers': retry}})
 
-def openapi_description() -> dict: # Ready for JSON
+def _openapi():
     "Describe the server's addresses as an OpenAPI 3.0 document"
     def get(what, kind, schema):
         return dict(get=dict(summary=what, responses={
@@ -201,7 +201,7 @@ def configure(
     def healthz(): return dict(status='ok', labels=list(classifier.labels), model=classifier.summary)
 
     @app.get('/openapi.json')
-    def openapi(): return openapi_description()
+    def openapi(): return _openapi()
 
     return app
 
@@ -240,14 +240,14 @@ def page_url(
     host = {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host)
     return f'http://[{host}]:{port}/' if ':' in host else f'http://{host}:{port}/'
 
-MAX_MEMORY = 256*2**20   # bytes of uploads that may be held at a time
-SILENCE = 30   # seconds after which a silent connection is closed
+_MAX_MEMORY = 256*2**20   # bytes of uploads that may be held at a time
+_SILENCE = 30   # seconds after which a silent connection is closed
 
 class _Channel(HTTPChannel):
-    "A connection. While all uploads together exceed `MAX_MEMORY`, the unfinished one that is silent longest is closed"
+    "A connection. While all uploads together exceed `_MAX_MEMORY`, the unfinished one that is silent longest is closed"
     def received(self, data):
         res,channels = super().received(data),list(self.server.active_channels.values())
-        if sum(r.body_bytes_received for o in channels for r in (o.request, *o.requests) if r) > MAX_MEMORY:
+        if sum(r.body_bytes_received for o in channels for r in (o.request, *o.requests) if r) > _MAX_MEMORY:
             unfinished = [o for o in channels if o.request and not o.will_close]
             if unfinished: min(unfinished, key=lambda o: o.last_activity).handle_close()
         return res
@@ -273,7 +273,7 @@ class Server:
         most = 4*MAX_BODY   # a body of up to this is read, so that its client gets to read why it is refused
         self._server = create_server(
             app, map=self._map, sockets=sockets, threads=MAX_WAITING + 8, connection_limit=_max_connections(),
-            channel_timeout=SILENCE, cleanup_interval=min(5, SILENCE), asyncore_use_poll=True, recv_bytes=2**16,
+            channel_timeout=_SILENCE, cleanup_interval=min(5, _SILENCE), asyncore_use_poll=True, recv_bytes=2**16,
             max_request_body_size=most, inbuf_overflow=most, expose_tracebacks=False)
         for o in self._listening(): o.channel_class = _Channel
 

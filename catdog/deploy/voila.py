@@ -96,7 +96,7 @@ _csp = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blo
 
 VOILA_CONFIG = {
     'VoilaConfiguration': {'preheat_kernel': True, 'default_pool_size': 1, 'strip_sources': True, 'file_allowlist': [],
-                           'multi_kernel_manager_class': 'catdog.deploy.voila.VisitorKernels',
+                           'multi_kernel_manager_class': f'{__name__}.{VisitorKernels.__name__}',
                            'extension_allowlist': ['@jupyter-widgets/jupyterlab-manager',
                                                    '@voila-dashboards/widgets-manager7',
                                                    '@voila-dashboards/widgets-manager8']},
