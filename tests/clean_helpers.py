@@ -49,7 +49,7 @@ def as_nobody(what):
     with os.fdopen(read) as f: return f.read()
 
 def reachable(folder):
-    "Let everybody come to `folder`"
+    "Make `folder` accessible to all users"
     for o in (folder, *folder.parents):
         mode = o.stat().st_mode
         if o.stat().st_uid == os.getuid() and o != Path('/') and not mode & 1: o.chmod(mode | 0o11)

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['error_sentences', 'report']
 
-# %% ../../nbs/clean/report.ipynb #be4f5c52
+# %% ../../nbs/clean/report.ipynb #083f2cba
 import os
 from datetime import date
-from html import escape
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pandas as pd
-from fastai.callback.schedule import Learner
+from fastai.learner import Learner
 
-from .interpret import gradcam_overlays, measured_rows, precision_recall, prediction_table, worst_first
+from .interpret import gradcam_overlays, precision_recall, prediction_table
 from .issues import find_issues
 from ..core.errors import CatdogError
 from ..core.files import write_atomic
@@ -23,172 +23,68 @@ from ..core.images import data_url, thumbnail
 from ..core.stats import are_uneven, balanced_error, error_interval
 from ..dataset.split import used_sentence
 
-# %% ../../nbs/clean/report.ipynb #eb0cdff6
-_STYLE = """
-:root {color-scheme:light dark} * {box-sizing:border-box}
-body {font:16px/1.5 system-ui,sans-serif; max-width:62rem; margin:0 auto; padding:1rem; overflow-wrap:anywhere}
-h1 {line-height:1.2; margin:.3em 0} h2 {margin:2.2em 0 .3em}
-p,li {max-width:44rem} .big {font-size:1.35rem} .quiet {opacity:.75}
-.wide {overflow-x:auto}
-table {border-collapse:collapse; margin:.8rem 0; font-variant-numeric:tabular-nums; overflow-wrap:normal}
-th,td {padding:.35rem .8rem; text-align:right; border-bottom:1px solid rgba(128,128,128,.35)}
-th:first-child {text-align:left} small {opacity:.75; white-space:nowrap}
-.cards {display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,13.5rem),1fr)); gap:.8rem; padding:0;
-  list-style:none}
-.cards li {background:rgba(128,128,128,.12); border-radius:.5rem; padding:.5rem; font-size:.875rem; break-inside:avoid}
-.images {display:flex; gap:.3rem; margin-bottom:.3rem}
-.images img {flex:1 1 0; min-width:0; height:8.5rem; object-fit:contain; background:rgba(128,128,128,.12)}
-"""
+# %% ../../nbs/clean/report.ipynb #8a9f92ec
+def _measured(table): return table[table.dataset.isin(['Valid', 'Unknown'])]
 
-# %% ../../nbs/clean/report.ipynb #40731450
-def _name(o): return f'<bdi>{escape(str(o))}</bdi>'
-
-# %% ../../nbs/clean/report.ipynb #f39b65ef
-def _table(head, rows):
-    "An HTML table: the first of each of `rows` is its heading; other cells are HTML, or pairs of HTML and a shade"
-    def cell(o):
-        text,shade = o if isinstance(o, tuple) else (o, 0)
-        return f'<td style="background:rgba(40,120,220,{.55*shade:.2f})">{text}</td>'
-    top = ''.join(f'<th scope="col">{_name(o)}</th>' for o in head)
-    body = ''.join(f'<tr><th scope="row">{_name(name)}</th>{"".join(map(cell, cells))}</tr>'
-                   for name,*cells in rows)
-    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
-
-# %% ../../nbs/clean/report.ipynb #5108d158
-def _img(img, alt): return f'<img alt="{escape(alt)}" src="{data_url(img, 80)}">'
-
-def _cards(items):
-    "A grid of cards: pairs of images and HTML"
-    cards = (f'<li><div class="images">{"".join(imgs)}</div>{text}</li>' for imgs,text in items)
-    return '<ul class="cards">' + ''.join(cards) + '</ul>'
-
-# %% ../../nbs/clean/report.ipynb #d3dbf05e
-def _interval(share, low, high):
-    return '–' if np.isnan(share) else f'{share:.1%} <small>({low:.1%} to {high:.1%})</small>'
-
-# %% ../../nbs/clean/report.ipynb #0e61bc5f
-def _matrix(table, labels):
-    "The confusion matrix of `labels` by a table from `predictions`"
-    t = measured_rows(table)
+def _confusion(table, labels):
+    "Count the confusion matrix of `labels` on the images that the error is measured on"
+    t = _measured(table)
     counts = pd.crosstab(t.label.astype(str), t.predicted.astype(str))
     return counts.reindex(index=labels, columns=labels, fill_value=0).to_numpy()
 
-# %% ../../nbs/clean/report.ipynb #90a7c7a0
-def _interval_text(share, low, high): return f'{share:.1%} ({low:.1%} to {high:.1%})'
-
 def error_sentences(
-    table:pd.DataFrame, # As of `predictions`
-    interval=_interval_text # From a share, 0 to 1, and the ends of its 95% interval to text
-) -> list: # Texts
-    "How often the answers in `table` are wrong: of the images that the error is counted on, of a test, of new ones"
-    rows = measured_rows(table)
+    table:pd.DataFrame # As from `predictions`
+) -> list: # Sentences
+    "Say how often the network is wrong: on the images that validated it, on a test set, on new images"
+    rows,sentences = _measured(table),[]
     known = not (table.dataset == 'Unknown').any()
-    def _sentence(some, what):
-        error = error_interval(int((some.label != some.predicted).sum()), len(some))
-        return f'{interval(*error)} of {len(some):,} {what} were given the wrong label.'
-    if not len(rows): said = ['No image that validated the network is here: its error cannot be measured again.']
-    else: said = [_sentence(rows, 'images that it had not been trained on' if known else
-                            'images, some of which it may have been trained on,')]
-    counts = _matrix(table, sorted({*table.label, *table.predicted}))
-    if len(rows) and are_uneven(counts):
-        said.append(f'{balanced_error(counts):.1%} balanced error: each label counts once, '
-                    'however many images it has.')
-    kinds = dict(Test='test images', New='images that are new since it was trained')
-    return said + [_sentence(table[table.dataset == o], what) for o,what in kinds.items() if (table.dataset == o).any()]
-
-def _section_error(table):
-    first,*more = error_sentences(table, _interval)
-    return (f'<p class="big">{first}</p>' + ''.join(f'<p>{o}</p>' for o in more)
-            + '<p>In brackets, here and below: the 95% interval. Were the same measured again on other images '
-              'of this kind, expect a result in there.</p>')
-
-# %% ../../nbs/clean/report.ipynb #2a0d247c
-_PARTS = dict(Train='for training', Valid='for validation', Test='for testing', New='new', Unknown='images')
-
-def _section_data(table, labels):
-    n = table.groupby(['label', 'dataset']).size().unstack(fill_value=0)
-    parts = [o for o in _PARTS if o in n.columns]
-    counts = n.reindex(index=labels, columns=parts, fill_value=0).to_numpy()
-    rows = [(o, *(f'{v:,}' for v in row)) for o,row in zip(labels, counts)]
-    return '<h2>The images</h2>' + _table(['label', *(_PARTS[o] for o in parts)], rows)
-
-# %% ../../nbs/clean/report.ipynb #1d4fdd18
-def _section_confusion(counts, labels):
-    rates = counts/np.maximum(counts.sum(1, keepdims=True), 1)
-    cells = [(label, *((f'{c} <small>{r:.0%}</small>', r) for c,r in zip(*row)))
-             for label,*row in zip(labels, counts, rates)]
-    shares = [(o.Index, _interval(*o[2:5]), _interval(*o[5:8])) for o in precision_recall(counts, labels).itertuples()]
-    return ('<h2>What it confuses</h2><p>Each row is a folder; the columns are what the network said about '
-            'the images that the error is counted on.</p>'
-            + _table(['folder', *labels], cells) + '<p><b>Precision</b>: of those that it called so, how many were? '
-            '<b>Recall</b>: of those that were, how many did it find?</p>'
-            + _table(['label', 'precision', 'recall'], shares))
-
-# %% ../../nbs/clean/report.ipynb #6a36c5af
-def _section_losses(learn, table, n=8):
-    t = worst_first(measured_rows(table)).head(n)
-    if not len(t): return ''
-    cards = [((_img(thumbnail(o.file, 240, 240), f'filed under {o.label}'),
-               _img(overlay, 'what the network looked at')),
-              f'network: <b>{_name(o.predicted)}</b> {o.probability:.0%}<br>'
-              f'folder: <b>{_name(o.label)}</b> · loss {abs(o.loss):.2f}<br>'
-              f'<small>{_name(o.file.name)}</small>')
-             for o,overlay in zip(t.itertuples(), gradcam_overlays(learn, t.file, 240))]
-    return ('<h2>Where it was most wrong</h2><p>The largest losses: wrong and sure of it, or right but unsure. '
-            'Beside each image what the network looked at: '
-            'bright where its answer comes from. Is that a good reason?</p>' + _cards(cards))
-
-# %% ../../nbs/clean/report.ipynb #428cab17
-def _section_suspects(df, n=24):
-    if not len(df): return '<h2>Images that look wrong</h2><p>None.</p>'
-    kinds = ', '.join(f'{n} {escape(k)}' for k,n in df.kind.value_counts().items())
-    def _advice(o): return 'take out' if o.suggested == '<Delete>' else f'<b>{_name(o.suggested)}</b>'
-    cards = [((_img(thumbnail(o.file, 240, 240), f'filed under {o.label}'),),
-              f'<b>{_name(o.label)}</b> → {_advice(o)}? <small>{escape(o.kind)} {o.score:.2f}</small><br>'
-              f'{escape(o.reason)}<br><small>{_name(o.file.name)}</small>') for o in df.head(n).itertuples()]
-    return (f'<h2>Images that look wrong</h2><p>{len(df):,} suspects ({kinds})'
-            f'{f"; the worst {n} are shown" if len(df) > n else ""}. '
-            'These are suggestions; a person should look. The score goes from 0 to 1.</p>' + _cards(cards))
-
-# %% ../../nbs/clean/report.ipynb #b16dec97
-def _page(title, body):
-    "An HTML page that may neither fetch nor run anything"
-    head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-            'style-src \'unsafe-inline\'">'
-            f'<title>{title}</title><style>{_STYLE}</style>')
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
-
-# %% ../../nbs/clean/report.ipynb #d885bdd6
-def _check_out(out):
-    "`out` as a path; `CatdogError` when no file can be written there"
-    out = Path(out)
-    why = 'is a folder' if out.is_dir() else '' if out.parent.is_dir() else 'there is no such folder'
-    if not why and not os.access(out.parent, os.W_OK): why = 'cannot be written to'
-    if why: raise CatdogError(f'{out if out.is_dir() else out.parent}: {why}; give another file to write')
-    return out
-
-# %% ../../nbs/clean/report.ipynb #b46f9e4c
-def _notes(learn):
-    "What is to be said of the images of `learn`, as HTML"
-    said,split = [getattr(learn, 'note', '')],vars(learn.dls).get('split')
-    if split and ';' in (used := used_sentence(split)): said.append(used[0].upper() + used[1:] + '.')
-    return ''.join(f'<p>{escape(o)}</p>' for o in said if o)
+    for some,what in [(rows, 'images that it had not been trained on' if known else
+                             'images, some of which it may have been trained on,'),
+                      (table[table.dataset == 'Test'], 'test images'),
+                      (table[table.dataset == 'New'], 'images that are new since it was trained')]:
+        if not len(some): continue
+        error,low,high = error_interval(int((some.label != some.predicted).sum()), len(some))
+        sentences.append(f'{error:.1%} ({low:.1%} to {high:.1%}) of {len(some):,} {what} were given the wrong label.')
+    if not len(rows): return ['None of the images that validated the network is here: its error cannot be measured '
+                              'again.', *sentences]
+    counts = _confusion(table, sorted({*table.label.astype(str), *table.predicted.astype(str)}))
+    if are_uneven(counts): sentences.insert(1, f'{balanced_error(counts):.1%} balanced error: each label counts once, '
+                                               'however many images it has.')
+    return sentences
 
 # %% ../../nbs/clean/report.ipynb #4f3c9056
+_templates = jinja2.Environment(loader=jinja2.PackageLoader('catdog'), autoescape=True)
+_SETS = dict(Train='for training', Valid='for validation', Test='for testing', New='new', Unknown='images')
+
 def report(
     learn:Learner, # Trained, or from `saved_learner`
-    out:str|os.PathLike='report.html' # The file to write
+    out:str|os.PathLike='report.html' # File to write
 ) -> Path: # `out`
-    "Write `out`, one HTML file on how good `learn` is and which of its images look wrong; needs no Python and no web"
-    out,predicted,labels = _check_out(out),prediction_table(learn),list(map(str, learn.dls.vocab))
-    table,counts = predicted.table,_matrix(predicted.table, labels)
-    arch = escape(getattr(learn, 'arch_name', 'a network'))
-    about = f'{len(table):,} images, {arch}, {date.today().isoformat()}'
-    parts = [f'<h1>{" or ".join(map(_name, labels))}?</h1>', f'<p class="quiet">{about}</p>',
-             _section_error(table), _notes(learn), _section_data(table, labels),
-             _section_confusion(counts, labels) if counts.sum() else '',
-             _section_losses(learn, table), _section_suspects(find_issues(predicted))]
-    page = _page(escape(' or '.join(labels) + '?'), ''.join(parts))
-    try: return write_atomic(out, page.encode(errors='backslashreplace'))   # a file's name may be no text
-    except OSError as e: raise CatdogError(f'{out}: {e.strerror}; give another file to write') from e
+    "Write `out`, one HTML file on how good `learn` is and which of its images look wrong"
+    out,hint = Path(out),'give another file to write'
+    if out.is_dir(): raise CatdogError(f'{out}: is a folder; {hint}')
+    if not out.parent.is_dir(): raise CatdogError(f'{out.parent}: there is no such folder; {hint}')
+    if not os.access(out.parent, os.W_OK): raise CatdogError(f'{out.parent}: cannot be written to; {hint}')
+    predicted,labels,split = prediction_table(learn),list(map(str, learn.dls.vocab)),vars(learn.dls).get('split')
+    table,df = predicted.table,find_issues(predicted)
+    used = used_sentence(split) if split else ''
+    notes = [getattr(learn, 'note', ''), f'{used[0].upper()}{used[1:]}.' if ';' in used else '']
+    n = table.groupby([table.label.astype(str), 'dataset']).size().unstack(fill_value=0)
+    n = n.reindex(index=labels, columns=[o for o in _SETS if o in n.columns], fill_value=0)
+    counts = _confusion(table, labels)
+    rates = counts/np.maximum(counts.sum(1, keepdims=True), 1)
+    worst = _measured(table).nlargest(8, 'loss')
+    overlays = gradcam_overlays(learn, worst.file, 240) if len(worst) else []
+    def _image(file): return data_url(thumbnail(file, 240, 240))
+    page = _templates.get_template('report.html').render(
+        labels=labels, sentences=error_sentences(table), notes=list(filter(None, notes)),
+        about=f'{len(table):,} images, {getattr(learn, "arch_name", "a network")}, {date.today().isoformat()}',
+        parts=[_SETS[o] for o in n.columns], images=list(zip(labels, n.values.tolist())),
+        confusion=list(zip(labels, counts.tolist(), rates.tolist())) if counts.sum() else [],
+        scores=list(precision_recall(counts, labels).itertuples()),
+        losses=[(o, _image(o.file), data_url(overlay, 80))
+                for o,overlay in zip(worst.itertuples(), overlays)],
+        n_suspects=len(df), kinds=', '.join(f'{v} {k}' for k,v in df.kind.value_counts().items()),
+        suspects=[(o, _image(o.file)) for o in df.head(24).itertuples()])
+    try: return write_atomic(out, page.encode(errors='backslashreplace'))   # the name of a file may not be UTF-8
+    except OSError as e: raise CatdogError(f'{out}: {e.strerror}; {hint}') from e

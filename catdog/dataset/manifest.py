@@ -25,7 +25,7 @@ class Photo:
 class Outcome:
     "What became of a `Photo`"
     photo:Photo          # The photo
-    status:str           # 'ok', or in one word why not, such as 'duplicate', 'http-404', 'missing' or 'not-an-image'
+    status:str           # 'ok', or in one word why not, such as 'duplicate', 'not-found', 'missing' or 'not-an-image'
     reason:str=''        # Why it was not kept, as text for a person
     file:Path=None       # The file if it was kept, or set aside because of a conflict
 
