@@ -33,8 +33,10 @@ SERVER.set_forkserver_preload(['fastai.vision.all', 'timm', 'sklearn.linear_mode
 def _kernel(argv, cwd, env):
     "Start an IPython kernel in this process, as `python -m ipykernel_launcher` does"
     from ipykernel.kernelapp import launch_new_instance
-    import pandas as pd
-    pd.set_option('display.max_columns', 20)   # imported outside of a kernel, it takes itself to be in a terminal
+    import matplotlib, pandas as pd
+    # both have been imported outside of a kernel: say what they would have found out in one
+    pd.set_option('display.max_columns', 20)
+    matplotlib.rcParams['backend'] = 'module://matplotlib_inline.backend_inline'
     os.setsid()   # a process group of its own, which is killed with the kernel
     os.chdir(cwd)
     os.environ.clear()

@@ -9,6 +9,7 @@ SERVER = multiprocessing.get_context('forkserver')
 SERVER.set_forkserver_preload(['catdog.train'])
 
 def _run(script, args, cwd, env, out, err):
+    multiprocessing.set_start_method('fork', force=True)   # for the workers of data loaders, as in a process of its own
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

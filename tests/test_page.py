@@ -1,8 +1,9 @@
 "The page in a real browser, with both of its back ends: the server, and onnxruntime-web in the page"
-import base64, os, re
+import base64, io, os, re
 from pathlib import Path
 
-import pytest, requests
+import pillow_heif, pytest, requests
+from PIL import Image
 from network_helpers import violations
 from page_helpers import (BEAR, CAT, ask, as_files, cards, classifier, drop, hosted, open_page, saved, serving,   # noqa: F401
     site)
@@ -213,8 +214,10 @@ def test_the_chosen_images_are_shown(page, server):
     expect(page.get_by_label('Also show why')).to_be_hidden()
 
 def test_the_server_opens_what_the_browser_cannot(page, server):
-    card, = ask(open_page(page, server), {'scan.tif': saved(draw('cat', 13, (320, 320)), 'TIFF')})
-    assert not card['error'] and card['image']
+    pillow_heif.register_heif_opener()
+    img = Image.open(io.BytesIO(CAT))
+    shown = ask(open_page(page, server), {'photo.heic': saved(img, 'HEIF'), 'scan.tif': saved(img, 'TIFF')})
+    assert all(o['words'].startswith('cat, ') and o['image'] for o in shown)
 
 HTML = dict(content_type='text/html', body='<h1>nginx</h1>')
 

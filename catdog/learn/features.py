@@ -22,9 +22,6 @@ from tqdm.auto import tqdm
 from ..core.errors import ImageError
 from ..core.files import map_ahead, write_atomic
 
-# %% ../../nbs/learn/features.ipynb #28e10aee
-os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report its use, and write to TMPDIR
-
 # %% ../../nbs/learn/features.ipynb #9f281750
 def validation_batches(
     learn:Learner, # Whose validation transforms are used
@@ -74,7 +71,9 @@ class Pool(nn.Module):
         mean = maps.mean((2, 3))
         return torch.cat([maps.amax((2, 3)), mean], 1) if self.concat else mean
 
-# %% ../../nbs/learn/features.ipynb #f649e65c
+# %% ../../nbs/learn/features.ipynb #fe00bd4e
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report its use, and write to TMPDIR
+
 def _body_digest(body):
     "Return 16 hex digits that identify the weights of `body`"
     digest = hashlib.blake2b(type(body).__name__.encode(), digest_size=8)

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['RECIPES', 'check_recipe', 'recipe_tfms', 'recipe_learner', 'unfreeze_except_batchnorm', 'run_recipe']
 
-# %% ../../nbs/learn/finetune.ipynb #a51b2b10
+# %% ../../nbs/learn/finetune.ipynb #8adb962b
 import hashlib, io, json, os, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 import numpy as np
+from PIL import Image
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
@@ -26,11 +27,12 @@ from fastcore.basics import first, patch, risinstance
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.errors import CatdogError
-from ..core.files import write_atomic
+from ..core.errors import CatdogError, ImageError
+from ..core.files import map_ahead, write_atomic
 from .backbones import DEFAULT_ARCH, check_weights, find_arch, get_learner
 from .calibration import calibrate, validation_logits
 from .head import fit_head, last_layer
+from .loaders import OpenUpright, UprightImage, preprocessing
 
 # %% ../../nbs/learn/finetune.ipynb #4f9b3a9c
 RECIPES = dict(fast=DEFAULT_ARCH, classic='resnet18')   # name -> default architecture
@@ -77,7 +79,7 @@ def recipe_learner(
     last_layer(learn)   # gives it a bias
     return learn
 
-# %% ../../nbs/learn/finetune.ipynb #ed286202
+# %% ../../nbs/learn/finetune.ipynb #708bdd5f
 class _Bfloat16(Callback):
     "Compute in bfloat16 on a CPU, as fastai's `MixedPrecision` does on CUDA"
     order,autocast = MixedPrecision.order,None
@@ -85,24 +87,18 @@ class _Bfloat16(Callback):
         self.autocast = torch.autocast('cpu', torch.bfloat16)
         self.autocast.__enter__()
     def after_pred(self): self.learn.pred = to_float(self.pred)
-    def after_loss(self): self.leave()
-    def after_cancel_batch(self): self.leave()
     def leave(self):
         if self.autocast is not None: self.autocast.__exit__(None, None, None)
         self.autocast = None
-
-def _has_bfloat16():
-    "Whether this processor has instructions for bfloat16"
-    flags = getattr(torch.cpu, 'get_capabilities', dict)()
-    return bool(flags.get('amx_bf16') or flags.get('avx512_bf16'))
+    after_loss = after_cancel_batch = leave
 
 class _GrowingSize(Callback):
     "Train on crops that grow from two thirds of `size` to `size`, reached after 60% of the epochs"
     def __init__(self, size): self.size,self.crop = size,None
     def before_fit(self): self.crop = first(self.dls.train.after_item.fs, risinstance(RandomResizedCrop))
     def before_train(self): self.resize(self.size_at(self.epoch, self.n_epoch))
-    def after_train(self): self.leave()   # validation is at full size
     def leave(self): self.resize(self.size)
+    after_train = leave   # validation is at full size
     def resize(self, size):
         if self.crop: self.crop.size = size,size
     def size_at(self, epoch, n):
@@ -110,10 +106,27 @@ class _GrowingSize(Callback):
         return self.size if share >= 1 else round((2 + share)/3*self.size/16)*16
 
 @contextmanager
+def _decoded_once(learn):
+    "On a CPU, decode the images of `learn` once, to squares of at most 2 GB, and start no worker processes"
+    dls,opener = learn.dls,first(learn.dls.train_ds.tls[0].tfms.fs, risinstance(OpenUpright))
+    files,side = [*dls.train_ds.items, *dls.valid_ds.items],opener and preprocessing(learn)['resize_to']
+    if not opener or dls.device.type == 'cuda' or len(files)*side*side*3 > 2e9: yield; return
+    def _open(file):
+        with suppress(ImageError):   # the data loaders report it
+            img = UprightImage.create(file, opener.min_side)
+            return UprightImage(img.resize((side, side), Image.Resampling.BILINEAR))
+    try:
+        opener.decoded = dict(zip(files, map_ahead(_open, files)))
+        with dls.train.fake_l.no_multiproc(), dls.valid.fake_l.no_multiproc(): yield
+    finally: opener.decoded = {}
+
+@contextmanager
 def _faster(learn, *cbs):
     "Add `cbs` and the callbacks that make `learn` train faster on this machine; remove them on exit"
-    on_gpu = next(learn.model.parameters()).is_cuda
-    cbs = [ChannelsLast(), *([MixedPrecision()] if on_gpu else [_Bfloat16()]*_has_bfloat16()), *cbs]
+    flags = getattr(torch.cpu, 'get_capabilities', dict)()
+    if next(learn.model.parameters()).is_cuda: cbs = [MixedPrecision(), *cbs]
+    elif flags.get('amx_bf16') or flags.get('avx512_bf16'): cbs = [_Bfloat16(), *cbs]
+    cbs = [ChannelsLast(), *cbs]
     try:
         with learn.added_cbs(cbs): yield
     finally:
@@ -186,7 +199,7 @@ def _distributed(learn):
     else:
         with learn.distrib_ctx(sync_bn=torch.cuda.is_available()): yield
 
-# %% ../../nbs/learn/finetune.ipynb #f62d4944
+# %% ../../nbs/learn/finetune.ipynb #495d00cc
 def unfreeze_except_batchnorm(
     learn:Learner # With a fitted head
 ):
@@ -199,7 +212,7 @@ def unfreeze_except_batchnorm(
 def _tune_all_layers(learn, epochs, size, checkpoint):
     "Fine-tune all layers of `learn` gently; end with the weights that validated best"
     unfreeze_except_batchnorm(learn)
-    with _faster(learn, _GrowingSize(size), checkpoint, BnFreeze()):
+    with _decoded_once(learn), _faster(learn, _GrowingSize(size), checkpoint, BnFreeze()):
         learn.fit_one_cycle(epochs, slice(3e-5, 1e-4), pct_start=.3, div=5., start_epoch=checkpoint.start)
     checkpoint.restore(learn)
 

@@ -29,7 +29,7 @@
   const GONE = 'The connection to the app is gone. '
   const BROKEN = 'The connection to the app is interrupted. It goes on by itself once the network is back. '
   const REFUSED = 'The page is here, but its live connection to the app (a WebSocket) is refused. '
-    + 'Whoever runs this site: let the proxy before the app pass WebSockets on, and keep the Host header. '
+    + 'For the administrator: let the proxy before the app pass WebSockets on, and keep the Host header. '
 
   const showConnection = text => {
     const notice = say(document.body, text)
