@@ -51,13 +51,13 @@ def fit_in_8_bits(learn, path):
 def cross(path=PRETRAINED, folds=5):
     "Print errors of the 8-bit body in cross-validation: with the head fitted to exact features, and as `make` does"
     import torch
-    from catdog.core.files import find_images
+    from catdog.deploy.batch import found_files
     from catdog.data import get_dls
     from catdog.learn.features import image_features
     from catdog.learn.backbones import get_learner
     from catdog.learn.head import fit_linear
     from catdog.learn.finetune import recipe_tfms
-    files = sorted(find_images([shared/'photos'/'small']))
+    files = sorted(found_files([shared/'photos'/'small']))
     y = np.array([int(o.parent.name == 'dog') for o in files])
     learn = get_learner(get_dls(shared/'photos'/'web', 260, **recipe_tfms('fast', 260)), ARCH, lin_ftrs=[],
                         concat_pool=False)
@@ -90,9 +90,9 @@ def make(path=PRETRAINED):
 
 def answers(path, name):
     "Return a `Prediction` for each photograph below photos/`name`, the name of its folder, and seconds"
-    from catdog.core.files import find_images
+    from catdog.deploy.batch import found_files
     from catdog.predict import Classifier
-    classifier,files = Classifier(path),list(find_images([shared/'photos'/name]))
+    classifier,files = Classifier(path),list(found_files([shared/'photos'/name]))
     classifier.predict_batch(files[:8])   # the first time takes longer
     start = time.perf_counter()
     return classifier.predict_batch(files),[o.parent.name for o in files],time.perf_counter() - start

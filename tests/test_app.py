@@ -355,7 +355,7 @@ def kernel_of(page, process):
 
 def gone(page):
     "Wait until `page` says that the app is gone"
-    page.get_by_role('alert').filter(has_text='The connection to the app is gone.').wait_for()
+    page.get_by_role('alert').filter(has_text='The connection to the app is lost.').wait_for()
     assert all(page.locator('.catdog').evaluate_all('all => all.map(o => o.inert)'))
 
 def reload(page):

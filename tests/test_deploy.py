@@ -144,7 +144,7 @@ def test_app_says_when_it_is_gone_with_these_widgets_too(fresh, start_fresh, tmp
     id = json.loads(page.locator('#jupyter-config-data').text_content())['kernelId']
     children = psutil.Process(process.pid).children(recursive=True)
     next(o for o in children if id in ' '.join(o.cmdline())).send_signal(signal.SIGKILL)
-    page.get_by_role('alert').filter(has_text='The connection to the app is gone.').wait_for()
+    page.get_by_role('alert').filter(has_text='The connection to the app is lost.').wait_for()
 
 # The app behind nginx
 
@@ -200,7 +200,7 @@ def test_a_connection_that_comes_back_is_used_again(app_port, page, cat, tmp_pat
         page.goto(host)
         assert used(page, cat).startswith('cat, ')
         page.wait_for_timeout(5000)
-    shown('The connection to the app is gone.')
+    shown('The connection to the app is lost.')
     assert page.locator('.catdog').evaluate('o => o.inert')
     with proxied(tmp_path, app_port, path='/', more=all_of_it): usable()
     with proxied(tmp_path, app_port, path='/', more=HOST):   # HTTP answers, no WebSocket comes through

@@ -132,7 +132,7 @@ def engine_at(monkeypatch):
             monkeypatch.setattr(DuckduckgoImages, 'search_url', f'{url}/i.js')
             def _vqd(self, q): return _extract_vqd(self.http_client.get(f'{url}/', params={'q': q}).content, q)
             monkeypatch.setattr(DuckduckgoImages, '_get_vqd', _vqd)
-        else: monkeypatch.setattr(engines, name.upper(), url)
+        else: monkeypatch.setattr(engines, '_' + name.upper(), url)
         return partial(search_images, engine=name)
     return _at
 
@@ -268,7 +268,7 @@ PATHS = ['/my%20cat.jpg', '/a%2Fb.jpg', '/what%3F.jpg', '/no%231.jpg', '/100%25.
           '/&amp;.jpg', '/%7e.jpg', '/ä.jpg', '/plain.jpg']
 
 def test_addresses_are_as_the_engine_gave_them(name, search):
-    "In its order, none of them decoded, mended or left out"
+    "In its order, none of them decoded, changed or left out"
     urls = [f'http://h.example{o}' for o in PATHS] + ['//h.example/x.jpg', 'ftp://h/x', 'h.example/x.jpg', 'HTTP://h/x']
     def answer(path, params, headers):
         status,head,body = SERVICES[name](len(urls), path, params, headers)
@@ -345,11 +345,11 @@ def test_safe_search(name, search):
 @pytest.mark.parametrize('name,who', [('openverse', 'Openverse'), ('commons', 'Wikimedia')])
 def test_a_contact_is_asked_for_once(name, who, search, monkeypatch, capsys):
     monkeypatch.delenv('CATDOG_CONTACT', raising=False)
-    monkeypatch.setattr(engines, '_TOLD', set())
+    monkeypatch.setattr(engines, '_reported', set())
     with search(partial(SERVICES[name], 5)) as (find, asked):
         for _ in range(2): find('cat', 1)
         assert capsys.readouterr().out.count(f'{who} asks for a contact: set CATDOG_CONTACT') == 1
-        monkeypatch.setattr(engines, '_TOLD', set())
+        monkeypatch.setattr(engines, '_reported', set())
         monkeypatch.setenv('CATDOG_CONTACT', 'ann@b.example')
         find('cat', 1)
         assert not capsys.readouterr().out and '(ann@b.example; ' in asked[-1][2]['User-Agent']

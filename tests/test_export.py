@@ -127,7 +127,7 @@ def test_a_transformer_of_timm_answers_but_cannot_say_why(drawings, files, tmp_p
     assert_agree(learn, model, files[:10])
     assert Classifier(model).meta['arch'] == 'vit_tiny_patch16_224'
     assert 'vit_tiny_patch16_224' in (model/'model_card.md').read_text().replace('\\', '')
-    with pytest.raises(CatdogError, match='cannot say why'): Classifier(model).explain(files[0])
+    with pytest.raises(CatdogError, match='cannot explain its answers'): Classifier(model).explain(files[0])
 
 def test_rows_of_a_table_and_labels_that_are_no_words(drawings, tmp_path):
     import pandas as pd, torchvision.models

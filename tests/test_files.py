@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from catdog.core.errors import CatdogError
-from catdog.core.files import (IMAGE_FORMATS, content_id, file_lock, find_images, folder_lock, free_name, is_image_name,
-    map_ahead, walk_files, write_atomic)
+from catdog.core.files import (IMAGE_FORMATS, content_id, folder_lock, free_name, is_image_name, map_ahead, walk_files,
+    write_atomic)
 from catdog.sample.draw import draw
 
 def touch(folder, *names):
@@ -58,8 +58,7 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path/'pipe.jpg')   # opening it would block for ever
     touch(tmp_path, '1.jpg', 'folder.jpg/2.png', 'notes.txt')
     (tmp_path/'gone.jpg').symlink_to('nowhere')
-    assert [o.name for o in find_images([tmp_path])] == ['1.jpg', '2.png', 'gone.jpg']
-    assert list(find_images([tmp_path/'notes.txt'])) == [tmp_path/'notes.txt']
+    assert [o.name for o in walk_files(tmp_path)] == ['1.jpg', '2.png', 'gone.jpg', 'notes.txt']
 
 def test_a_folder_that_cannot_be_read_is_skipped_or_reported(tmp_path, monkeypatch):
     touch(tmp_path, 'cat/1.jpg', 'dog/2.jpg')
@@ -71,7 +70,7 @@ def test_a_folder_that_cannot_be_read_is_skipped_or_reported(tmp_path, monkeypat
     told = []
     assert [o.name for o in walk_files(tmp_path, told.append)] == ['1.jpg']
     assert [o.filename for o in told] == [str(tmp_path/'dog')]
-    assert [o.name for o in find_images([tmp_path])] == ['1.jpg']
+    assert [o.name for o in walk_files(tmp_path)] == ['1.jpg']
 
 def test_a_write_is_whole_or_nothing(tmp_path):
     file = write_atomic(tmp_path/'a.txt', b'old')
@@ -143,7 +142,7 @@ def test_a_lock_is_freed_by_an_error_and_needs_a_folder(tmp_path, monkeypatch):
         with folder_lock(tmp_path): 1/0
     with folder_lock(tmp_path, wait=0): pass
     with pytest.raises(CatdogError, match='cannot be written to'):
-        with file_lock(tmp_path/'missing'/'a.lock', 'on a'): pass
+        with folder_lock(tmp_path/'missing'): pass
     assert not (tmp_path/'missing').exists()
 
 def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):

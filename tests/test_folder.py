@@ -154,7 +154,7 @@ def test_the_contact_sheet_and_the_training_agree_on_labels(tmp_path):
 
 @pytest.mark.parametrize('words,message', [
     ([], 'at least one word'), (['cat', ' \u200b'], 'a label is empty'), (['Cat', 'cat '], "'cat' is given twice"),
-    ('con', 'Windows reserves it'), ('Lost+Found', 'systems have folders'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
+    ('con', 'Windows reserves it'), ('Lost+Found', 'operating systems use it'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
 def test_words_that_cannot_be_labels(words, message):
     with pytest.raises(DataError, match=message): parse_labels(words)
 

@@ -330,8 +330,8 @@ def test_a_host_that_fails_now_and_then_is_asked_for_everything(server, tmp_path
 
 def test_a_download_ends(monkeypatch, server, tmp_path):
     "What has not begun in time has an outcome all the same"
-    monkeypatch.setattr(download, 'SECONDS', .5)
-    monkeypatch.setattr(download, 'SECONDS_EACH', 0)
+    monkeypatch.setattr(download, '_SECONDS', .5)
+    monkeypatch.setattr(download, '_SECONDS_EACH', 0)
     def slow(path, *_):
         time.sleep(.2)
         return numbered(path)
@@ -392,8 +392,8 @@ def test_headers_that_drip_are_cut_off(monkeypatch, fetch):
         assert not thread.is_alive()
 
 def test_a_service_that_drips_or_sends_without_end_is_cut_off(monkeypatch, server):
-    monkeypatch.setattr('catdog.web.http.ANSWER_SECONDS', .3)
-    monkeypatch.setattr('catdog.web.http.ANSWER_BYTES', 100_000)
+    monkeypatch.setattr('catdog.web.http._ANSWER_SECONDS', .3)
+    monkeypatch.setattr('catdog.web.http._ANSWER_BYTES', 100_000)
     server.answer = lambda *args: (200, {}, without_end(b' ', .05))
     with pytest.raises(SearchError, match='took too long'): bing_pages('cat', 3, server.url, 'key', 'mine')
     server.answer = lambda *args: (200, {}, b' '*200_000)

@@ -323,7 +323,7 @@ def test_a_backslash_in_a_label_is_a_character(tmp_path):
 def test_nothing_moves_while_somebody_else_is_at_work_in_the_folder(tmp_path, monkeypatch):
     "A program that fetches images into it, say"
     from catdog.core.files import folder_lock
-    monkeypatch.setattr('catdog.dataset.journal._PATIENCE', .2)
+    monkeypatch.setattr('catdog.dataset.journal._LOCK_SECONDS', .2)
     folder = dataset(tmp_path/'data', 4)
     start = state(folder)
     with folder_lock(folder), pytest.raises(CatdogError, match='another catdog process is working in .*data'):

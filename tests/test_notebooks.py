@@ -65,7 +65,8 @@ def public(name):
 def undocumented(f):
     "Parameters of `f` without a comment"
     return [p for p,v in docments(f, full=True, returns=False).items()
-            if not v.docment and p not in ('self', 'cls') and v.kind is not inspect.Parameter.VAR_KEYWORD]
+            if not v.docment and p not in ('self', 'cls') and not p.startswith('_')
+            and v.kind is not inspect.Parameter.VAR_KEYWORD]
 
 def returns_a_value(f):
     "Whether the function `f` itself returns or yields a value"

@@ -88,7 +88,7 @@ def test_drop_files_anywhere(app, folder):
 def test_drop_a_folder(app, folder):
     drop(app, folder)
     assert [o['name'] for o in cards(app, 4)] == ['cat 9.jpg', 'cat 10.jpg', 'כלב.jpg', 'Kätzchen auf dem Dach.jpg']
-    status(app).to_contain_text('left out, by their names no images: 2')
+    status(app).to_contain_text('left out, as their names are not those of images: 2')
 
 def test_drop_a_folder_of_more_than_a_hundred(app, tmp_path):
     "A browser lists a hundred files at a time, and the server takes 16 per request"
@@ -103,7 +103,7 @@ def test_drop_no_image(app, tmp_path):
     status(app).to_have_text('There is no image in this folder.')
     app.evaluate('''() => { const data = new DataTransfer(); data.setData('text/plain', 'cat');
         document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})); }''')
-    status(app).to_contain_text('That was no file')
+    status(app).to_contain_text('That was not a file')
 
 def test_paste(app):
     app.bring_to_front()

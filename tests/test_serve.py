@@ -408,7 +408,7 @@ def test_stalled_uploads_of_any_size_take_bounded_memory(server, images):
         for o in [steady, *stalled]: o.close()
 
 def test_silent_connections_are_closed(classifier, images, run_app, monkeypatch):
-    monkeypatch.setattr(deploy_server, '_SILENCE', 1)
+    monkeypatch.setattr(deploy_server, '_IDLE_SECONDS', 1)
     here = [run_app(create_app(classifier))]
     socks = [connect(here, o) for o in STALLED]
     for o in socks:

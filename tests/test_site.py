@@ -229,7 +229,7 @@ REFUSED = {
     'new.jxl': (b'\xff\x0a' + bytes(60), f'a JPEG XL image, {JPEG_FIRST}'),
     'letter.jpg': (b'%PDF-1.7', 'a PDF document, not an image'),
     'all.jpg': (b'PK\3\4' + bytes(60), 'an archive: unpack it first'),
-    'noise.jpg': (bytes(range(256)), 'no image in a format that this browser opens'),
+    'noise.jpg': (bytes(range(256)), 'not an image in a format that this browser opens'),
     # A browser may show the upper half of these; no answer rests on that
     **{f'half.{o}': ((data := saved(draw('cat', 13, (600, 600)), o))[:len(data)//2],
                      'a damaged image, or one too large for this browser') for o in ('JPEG', 'PNG')}}
@@ -554,7 +554,7 @@ def test_the_worker_keeps_every_file_and_its_hash(site):
     (['nowhere'], 'nowhere: there is no such model folder'),
     ([shipped_model(), '--out', 'full'], 'full holds other files: give a new folder'),
     ([shipped_model(), '--out', 'full/notes.txt'], 'full/notes.txt is a file: give a new folder'),
-    ([shipped_model()], 'npm is not installed')])
+    ([shipped_model()], 'is not installed: install Node.js')])
 def test_errors_before_anything_is_written(tmp_path, args, words):
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'notes.txt').write_text('mine')

@@ -1,10 +1,10 @@
 """The errors that catdog raises, and the decorator that makes a function a command
 
-    CatdogError             something the user can fix; its text is a sentence that says what to do
+    CatdogError             an error the user can fix; its text says what is wrong and what to do
     ├── ImageError          bytes that are not an image we can use
     ├── FetchError          a request that failed: `reason` says why in one word
-    │   └── SearchError     a search engine that could not answer
-    ├── DataError           a data set on disk that cannot be used as it is
+    │   └── SearchError     a search that failed
+    ├── DataError           a data set on disk that cannot be used
     └── ModelError          a file that is not a model we can use
 """
 
@@ -17,7 +17,7 @@ class CatdogError(ValueError):
     "An error that the user can fix; its text says what is wrong and what to do"
 
 class DataError(CatdogError):
-    "A data set that cannot be used as it is"
+    "A data set that cannot be used"
 
 class ModelError(CatdogError):
     "A file that is not a model we can use"
@@ -25,7 +25,7 @@ class ModelError(CatdogError):
 class ImageError(CatdogError):
     "Bytes that are not an image we can use"
     def __init__(self,
-        reason:str, # What is wrong, for a person
+        reason:str, # What is wrong, as text for the user
         status:str='not-an-image' # One word for tables: 'not-an-image', 'truncated', 'too-large', 'too-small', 'missing'
     ):
         super().__init__(reason)
@@ -34,14 +34,14 @@ class ImageError(CatdogError):
 class FetchError(CatdogError):
     "A request that failed"
     def __init__(self,
-        text:str, # What happened, for a person
+        text:str, # What happened, as text for the user
         reason:str='unreachable' # 'timeout', 'refused', 'not-found', 'unreachable', 'busy' or 'invalid'
     ):
         super().__init__(text)
         self.text,self.reason = text,reason
 
 class SearchError(FetchError):
-    "A search engine that could not answer"
+    "A search that failed"
     def __init__(self,
         engine:str, # Name of the engine
         text:str, # What happened and what to do

@@ -95,7 +95,7 @@ def body_session(
         write_atomic(file, graph.model_proto.SerializeToString())
     return onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
 
-_ENOUGH = 300   # images for which writing the graph pays
+_MIN_FOR_GRAPH = 300   # number of images from which writing the graph pays off
 
 def _runtime(learn, x):
     "Return a function from batches such as `x` to features: the body of `learn` in ONNX Runtime or in PyTorch"
@@ -103,7 +103,7 @@ def _runtime(learn, x):
     def _torch(x):
         with torch.inference_mode(): return body(x.to(memory_format=torch.channels_last)).float().cpu().numpy()
     n = len(learn.dls.train_ds) + len(learn.dls.valid_ds)
-    if x.device.type != 'cpu' or n < _ENOUGH or not list(body.parameters()): return _torch
+    if x.device.type != 'cpu' or n < _MIN_FOR_GRAPH or not list(body.parameters()): return _torch
     try: session = body_session(learn, x.shape[-1])
     except (torch.onnx.errors.OnnxExporterError, OSError): return _torch   # no graph of it, or no room for one
     return lambda x: session.run(None, {'images': x.numpy()})[0]
@@ -155,7 +155,7 @@ def image_features(
 def are_files(
     items # Of a data set
 ) -> bool: # Whether all are paths
-    "Whether features of `items` can be cached"
+    "Return whether features of `items` can be cached"
     return not hasattr(items, 'iloc') and all(isinstance(o, (str, os.PathLike)) for o in items)
 
 def labelled_features(
