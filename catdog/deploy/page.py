@@ -115,7 +115,7 @@ def _runtime_files(local):
         raise CatdogError('npm is not installed, and it fetches onnxruntime-web: install Node.js, or do without --local')
     with tempfile.TemporaryDirectory() as folder:
         res = subprocess.run([npm, 'pack', f'onnxruntime-web@{_VERSION}', '--loglevel=error'], cwd=folder,
-                             capture_output=True, text=True)
+                             capture_output=True, encoding='utf8', errors='replace')
         packed = next(Path(folder).glob('*.tgz'), None)
         if res.returncode or not packed:
             lines = re.findall(r'^npm (?:ERR!|error) (?!code|syscall|errno)(.+)', res.stderr, re.M)
