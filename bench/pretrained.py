@@ -99,7 +99,7 @@ def answers(path, name):
 
 def measured(path=PRETRAINED):
     "Yield a row of the table for each folder of cats and dogs: errors, calibration error, shares of not sure"
-    from catdog.core.stats import calibration_error, error_interval
+    from catdog.learn.calibration import calibration_error, error_interval
     for name in ('web', 'test', 'breeds'):
         given,labels,seconds = answers(path, name)
         truth = np.array([list(given[0].probabilities).index(o) for o in labels])

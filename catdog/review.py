@@ -18,7 +18,7 @@ from .clean.interpret import gradcam, gradcam_overlays, plot_confusion, predicti
 from .clean.issues import suspects
 from .clean.report import error_sentences, report
 from .core.errors import DataError, command
-from .core.stats import error_interval
+from .learn.calibration import error_interval
 from .dataset.folder import ImageFolder
 from .dataset.journal import apply_choices, can_undo, undo_choices
 from .dataset.split import saved_folders

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from .data import get_dls   # first: prints what is being loaded
 from .core.errors import CatdogError, command
-from .core.stats import calibration_error, error_interval
+from .learn.calibration import calibration_error, error_interval
 from .dataset.folder import ImageFolder, default_folder, parse_labels
 from .dataset.split import check_number
 from .learn.backbones import ARCHS, get_learner

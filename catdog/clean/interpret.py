@@ -24,7 +24,7 @@ from ..core.errors import CatdogError, DataError, ImageError
 from ..core.files import map_ahead
 from ..core.images import open_image
 from ..core.model_file import open_as, overlay_heatmap
-from ..core.stats import error_interval
+from ..learn.calibration import error_interval
 from ..learn.calibration import confusion
 from ..learn.features import image_features, image_stamp
 from ..learn.head import image_scores

@@ -20,7 +20,7 @@ from .issues import find_issues
 from ..core.errors import CatdogError
 from ..core.files import write_atomic
 from ..core.images import data_url, thumbnail
-from ..core.stats import are_uneven, balanced_error, error_interval
+from ..learn.calibration import are_uneven, balanced_error, error_interval
 from ..dataset.split import used_sentence
 
 # %% ../../nbs/clean/report.ipynb #8a9f92ec

@@ -15,8 +15,8 @@ from fastai.learner import Learner
 from scipy.special import softmax
 
 from ..core.model_file import NOTHING_SURE
-from ..core.stats import are_uneven, balanced_error, calibration_error, confusion_counts, error_interval
-from .calibration import error_lines, ood_limits
+from .calibration import (are_uneven, balanced_error, calibration_error, confusion_counts, error_interval, error_lines,
+    ood_limits)
 from .loaders import preprocessing, provenance
 
 def _errors(logits, truth):

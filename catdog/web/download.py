@@ -6,7 +6,7 @@
 __all__ = ['MIN_SIDE', 'WORKERS', 'TIMEOUT', 'Download', 'SECONDS', 'SECONDS_EACH', 'download_images', 'Collector', 'collect']
 
 # %% ../../nbs/web/download.ipynb #c6a89449
-import hashlib, os, threading, time
+import os, threading, time
 from collections import Counter, deque, namedtuple
 from concurrent.futures import Future, wait
 from dataclasses import asdict, fields
@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 from ..core.duplicates import DuplicateIndex, colour_signature, perceptual_hash
 from ..core.errors import CatdogError, FetchError, ImageError, SearchError
-from ..core.files import folder_lock, progress_bar, write_atomic
+from ..core.files import content_id, folder_lock, progress_bar, write_atomic
 from ..core.images import jpeg_bytes, open_image
 from ..dataset.folder import parse_labels
 from ..dataset.manifest import Manifest, Outcome, Photo, as_found
@@ -34,9 +34,9 @@ def _download(fetcher, url, end, max_side, signature):
     "Return the image at `url` as a `Download`, if there is time to begin before `end`"
     with fetcher.fetch(url, end) as f, _DECODERS: img = open_image(f, max_side)
     if min(img.size) < MIN_SIDE: raise ImageError(f'{img.width} x {img.height} pixels: an icon', 'too-small')
-    name = hashlib.sha1(repr(img.size).encode() + img.tobytes()).hexdigest()[:16]
+    data = jpeg_bytes(img)
     signature = (perceptual_hash(img), colour_signature(img)) if signature else (None, None)
-    return Download(f'{name}.jpg', jpeg_bytes(img), img.width*img.height, *signature)
+    return Download(f'{content_id(data)}.jpg', data, img.width*img.height, *signature)
 
 def _status(e): return e.status if isinstance(e, ImageError) else e.reason
 
