@@ -33,11 +33,15 @@ SERVER.set_forkserver_preload(['fastai.vision.all', 'timm', 'sklearn.linear_mode
 def _kernel(argv, cwd, env):
     "Start an IPython kernel in this process, as `python -m ipykernel_launcher` does"
     from ipykernel.kernelapp import launch_new_instance
-    import matplotlib, pandas as pd
-    # both have been imported outside of a kernel: say what they would have found out in one
+    import fastai.callback.progress, fastai.learner, matplotlib, pandas as pd
+    from fastprogress import fastprogress
+    # they have been imported outside of a kernel: say what they would have found out in one
+    for o in (fastai.callback.progress, fastai.learner):
+        o.master_bar,o.progress_bar = fastprogress.NBMasterBar,fastprogress.NBProgressBar
     pd.set_option('display.max_columns', 20)
     matplotlib.rcParams['backend'] = 'module://matplotlib_inline.backend_inline'
     os.setsid()   # a process group of its own, which is killed with the kernel
+    multiprocessing.current_process()._config['daemon'] = False   # or data loaders could not start worker processes
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

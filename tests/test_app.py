@@ -1,5 +1,5 @@
 "The widget app in a real browser, served by Voilà and in JupyterLab"
-import importlib.util, io, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time
+import contextlib, importlib.util, io, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time
 from pathlib import Path
 
 import nbformat, numpy as np, psutil, pytest, requests
@@ -430,8 +430,8 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     shutil.copytree(shipped_model(), tmp_path/'models'/'mine')
     before,port = sorted(tmp_path.rglob('*')),free_port()
     env = dict(CATDOG_MODEL='models/mine', HOME=str(tmp_path/'file'/'home'))
-    process = start([script('catdog-app'), '--port', str(port), '--prefix', '/catdog/'], stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT, text=True, cwd=tmp_path, env=env)
+    process = start([script('catdog-app'), '--port', str(port), '--host', '', '--prefix', '/catdog/'],
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, env=env)
     lines,root = [process.stdout.readline() for _ in range(2)],f'http://127.0.0.1:{port}/'
     assert lines[0].startswith('Model: cat / dog') and lines[1] == f'{root} is open: Ctrl+C closes it.\n'
     page.goto(f'{root}catdog/')
@@ -442,6 +442,9 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     assert page.locator('.catdog-model select').evaluate('o => o.options[o.selectedIndex].text') == 'models/mine'
     for path,status in (('', 200), ('catdog/', 200), ('wp-admin/', 404), ('catdog/wp-admin/', 404)):
         assert requests.head(root + path, timeout=20).status_code == status, path
+    with contextlib.suppress(OSError):   # a machine without IPv6
+        socket.create_server(('::1', 0), family=socket.AF_INET6).close()
+        assert requests.head(root.replace('127.0.0.1', '[::1]'), timeout=20).status_code == 200
     res = requests.get(f'{root}catdog', timeout=20, allow_redirects=False)
     assert (res.status_code, res.headers['Location']) == (302, '/catdog/')
     process.terminate()

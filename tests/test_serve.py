@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from catdog.core.errors import CatdogError
 from catdog.core.files import IMAGE_FORMATS
 from catdog.core.images import jpeg_bytes
 from catdog.deploy import server as deploy_server
@@ -157,6 +158,30 @@ def test_who_may_read_the_answers(classifier, images):
     assert told.status_code == 200 and told.headers[name] == page
     assert told.headers['Access-Control-Allow-Headers'] == '*'
 
+ORIGINS = {   # what a person gives: what browsers and apps send
+    'https://Example.ORG:443/': 'https://example.org', 'HTTP://localhost:80': 'http://localhost', 'NULL': 'null',
+    'http://localhost:5173': 'http://localhost:5173', 'http://a.org:443': 'http://a.org:443',
+    'http://[0:0::1]:8080/': 'http://[::1]:8080', 'https://ПРИМЕР.рф': 'https://xn--e1afmkfd.xn--p1ai',
+    'https://a_b.org': 'https://a_b.org', 'http://192.168.0.7:3000': 'http://192.168.0.7:3000',
+    'file:///': 'file://', 'capacitor://localhost/': 'capacitor://localhost', 'ionic://localhost': 'ionic://localhost',
+    'tauri://localhost': 'tauri://localhost', 'app://.': 'app://.', 'chrome-extension://abcdefgh': 'chrome-extension://abcdefgh',
+    'moz-extension://0b-1/': 'moz-extension://0b-1', 'vscode-webview://0c1a': 'vscode-webview://0c1a',
+    'safari-web-extension://0A1B-2': 'safari-web-extension://0A1B-2'}
+
+def test_every_origin_that_is_sent_can_be_given(classifier):
+    client,name = create_app(classifier, cors=', '.join(ORIGINS)).test_client(),'Access-Control-Allow-Origin'
+    for sent in [*ORIGINS.values(), 'https://b.org', 'http://example.org', 'https://example.org:8443', '']:
+        allowed = client.get('/healthz', headers={'Origin': sent}).headers.get(name)
+        assert allowed == (sent if sent in ORIGINS.values() else None), sent
+
+@pytest.mark.parametrize('cors,words', [
+    ('https://a.org/page', 'has a path, and an origin has none: give https://a.org'), ('a.org', 'not an origin'),
+    ('file:///home/a', 'give file://'), ('localhost:5173', 'not an origin'), ('https://', 'not an origin'),
+    ('https://*.a.org', 'not an origin'), ('https://me@a.org', 'not an origin'), ('https://a.org:70000', 'not an origin'),
+    ('https://a.org https://b.org', 'not an origin'), ('http://[zz]', 'not an origin'), ('https://-ж-.рф', 'not an origin')])
+def test_what_is_no_origin_is_refused(classifier, cors, words):
+    with pytest.raises(CatdogError, match=re.escape(words)): create_app(classifier, cors=cors)
+
 def test_the_command_shares_too(server):
     res = requests.get(f'{server[0]}/healthz', headers={'Origin': 'https://it-s.b.org'}, timeout=60)
     assert res.headers['Access-Control-Allow-Origin'] == 'https://it-s.b.org' and res.json()['status'] == 'ok'
@@ -250,21 +275,26 @@ def test_commands_say_what_is_wrong(command, tmp_path):
     with socket.create_server(('127.0.0.1', 0)) as busy:
         taken = busy.getsockname()[1]
         cases = [(['--model', tmp_path/'nothing'], 'no such model folder'), (['--model', tmp_path], 'cannot open it'),
-                 (['--port', taken], 'give another --port'), (['--port', 70000], 'give another --port')]
+                 (['--port', taken], 'give another --port'), (['--port', 70000], 'give another --port'),
+                 (['--host', 'nowhere.invalid'], 'give another --host')]
         if command == 'catdog-serve': cases.append((['--cors', 'a.org'], 'a.org is not an origin'))
         for args,words in cases:
             res = subprocess.run([script(command), *map(str, args)], capture_output=True, text=True,
                                  env=environment(), timeout=60)
             assert res.returncode == 2 and res.stderr.count('\n') == 1 and words in res.stderr, res
 
-@pytest.mark.parametrize('host', ['127.0.0.1', '0.0.0.0', 'localhost', '::1', '::'])
+@pytest.mark.parametrize('host', ['127.0.0.1', '0.0.0.0', '0', '', '*', 'localhost', socket.gethostname(), '::1', '[::1]',
+                                  '::', '0::0'])
 def test_the_printed_address_can_be_opened(host, run_app, classifier):
-    try:
-        if ':' in host: socket.create_server(('::1', 0), family=socket.AF_INET6).close()
-    except OSError: pytest.skip('this machine has no IPv6')
+    try: socket.create_server(('::1', 0), family=socket.AF_INET6).close()
+    except OSError:
+        if ':' in host: pytest.skip('this machine has no IPv6')
+        ipv6 = False
+    else: ipv6 = host in ('', '*', '::', '0::0')
     url = run_app(create_app(classifier), host)
-    for name in [re.search('//(.+):', url)[1], *(['127.0.0.1'] if host != '::1' else [])]:   # `::` takes IPv4 too
+    for name in [re.search('//(.+):', url)[1], *['127.0.0.1']*('::1' not in host), *['[::1]']*ipv6]:
         assert requests.get(f'http://{name}:{url.rsplit(":", 1)[1]}/healthz', timeout=20).json()['status'] == 'ok'
+    assert not re.match(r'http://(0|\*|:|\[::\])', url)
 
 SLOW = '''
 import sys, time

@@ -89,7 +89,7 @@ def running(command, path, env, cwd):
 def test_the_server_answers_and_ends(walked, env):
     with running('catdog-serve', 'healthz', env, walked) as url:
         with open(next((walked/'mine'/'кот').iterdir()), 'rb') as f:
-            answer = requests.post(url, files={'file': f}, headers={'Accept': 'application/json'}).json()
+            answer = requests.post(f'{url}predict', files={'file': f}, headers={'Accept': 'application/json'}).json()
     assert answer['predictions'][0]['label'] in LABELS
 
 def test_the_app_opens_and_ends(walked, env):

@@ -51,12 +51,20 @@ class SearchError(FetchError):
         super().__init__(f'{engine}: {text}', 'unreachable' if offline else 'refused')
         self.engine,self.text,self.offline,self.term = engine,text,offline,term
 
+def _escape_output():
+    "Let stdout escape what its encoding lacks, as stderr does, so that a name in Cyrillic does not end a command half-way"
+    if getattr(sys.stdout, 'errors', None) in ('strict', 'surrogateescape') and hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')
+
+_escape_output()   # for functions that are no commands
+
 def command(
     func # A function with docments, which become the command's help
 ): # `func` for Python, and an entry point for console scripts
     "Make `func` a command with fastcore's `call_parse`; print a `CatdogError` as one sentence and exit with status 2"
     @wraps(func)
     def _f(*args, **kwargs):
+        _escape_output()   # stdout may be another one now
         try: return func(*args, **kwargs)
         except CatdogError as e:
             if not is_cli(main): raise

@@ -114,7 +114,7 @@ def _runtime_files(local):
         raise CatdogError('npm, which fetches onnxruntime-web, is not installed: install Node.js, or leave out --local')
     with tempfile.TemporaryDirectory() as folder:
         res = subprocess.run([npm, 'pack', f'onnxruntime-web@{_VERSION}', '--loglevel=error'], cwd=folder,
-                             capture_output=True, text=True)
+                             capture_output=True, encoding='utf8', errors='replace')
         packed = next(Path(folder).glob('*.tgz'), None)
         if res.returncode or not packed:
             lines = re.findall(r'^npm (?:ERR!|error) (?!code|syscall|errno)(.+)', res.stderr, re.M)

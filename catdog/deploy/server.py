@@ -3,8 +3,9 @@
 import errno, io, logging, os, re, signal, socket, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from ipaddress import ip_address
 
-import flask, prometheus_client
+import flask, idna, prometheus_client
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer
@@ -123,24 +124,38 @@ class UploadPredictor:
 
 # The Flask app
 
+_origin = re.compile(r'([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^][/?#@:*%\\\s]*)(?::(\d{1,5}))?(/?)(.*)', re.I)
+
+def _parse_origin(text):
+    "Return the origin `text` as browsers send it, also those of apps: capacitor://localhost, chrome-extension://id"
+    if text.lower() in ('*', 'null'): return text.lower()   # `null`: a file, a frame with the attribute sandbox
+    error = f'{text} is not an origin: give one such as https://example.org, several with commas, or *'
+    if not (found := _origin.fullmatch(text)): raise CatdogError(error)
+    scheme,host,port,slash,path = found.groups()
+    scheme,host,default = scheme.lower(),host.lower(),dict(http='80', https='443').get(scheme.lower())
+    try:
+        if host[:1] == '[': host = f'[{ip_address(host[1:-1])}]'
+        elif default and not host.isascii(): host = idna.encode(host, uts46=True).decode()
+    except ValueError: raise CatdogError(error) from None   # idna's errors, too
+    if not host and scheme != 'file' or int(port or 0) > 65535 or path and not slash: raise CatdogError(error)
+    origin = f'{scheme}://{host}' + (f':{int(port)}' if port and port.lstrip('0') != default else '')
+    if path: raise CatdogError(f'{text} has a path, and an origin has none: give {origin}')
+    return origin
+
 def read_origins(
     cors:str|None # Origins such as 'https://example.org', separated by commas; '*' is every one; None is none
 ) -> list: # Of origins
     "Parse `cors`; raise `CatdogError` if one of them is not an origin"
-    res = [o.strip().rstrip('/').lower() for o in (cors or '').split(',') if o.strip()]
-    for o in res:
-        if o != '*' and not re.fullmatch(r'https?://[^/?#@\s]+', o):
-            raise CatdogError(f'{o} is not an origin: give one such as https://example.org, several with commas, or *')
-    return res
+    return [_parse_origin(o.strip()) for o in (cors or '').split(',') if o.strip()]
 
 def _allow_origins(app, origins):
     "Let pages of `origins` read the API's responses"
     @app.after_request
     def allow(response):
-        origin = '*' if '*' in origins else flask.request.headers.get('Origin')
+        origin = '*' if '*' in origins else flask.request.headers.get('Origin', '')
         if flask.request.path not in ('/predict', '/healthz', '/openapi.json'): return response
         response.vary.add('Origin')
-        if origin not in origins: return response
+        if origin.lower() not in origins: return response
         response.headers['Access-Control-Allow-Origin'] = origin
         response.headers['Access-Control-Expose-Headers'] = 'Retry-After'
         if flask.request.method == 'OPTIONS':   # a browser's preflight request
@@ -207,38 +222,31 @@ def configure(
 
 # waitress
 
-def _listen(host, port):
-    "Return sockets that listen on `port` of every address of `host`; raise `CatdogError` if one cannot"
-    sockets = []
+def listen(
+    host:str, # A name or an address, IPv4 or IPv6; '::' and '' are every address of both families
+    port:int # The port; 0 takes a free one
+) -> tuple: # Sockets; the URL that opens in a browser on this machine
+    "Listen on `port` of every address of `host`; raise `CatdogError` if that fails"
+    name,sockets,missing = host.strip('[]') if ':' in host else host.strip('*'),[],None
     try:
-        for family,*_,address in socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM,
-                                                    flags=socket.AI_PASSIVE):
-            both = address[0] == '::' and socket.has_dualstack_ipv6()
-            try: sockets.append(socket.create_server((address[0], port), family=family, backlog=1024,
+        for family,*_,(address, _, *scope) in socket.getaddrinfo(name or None, 0, type=socket.SOCK_STREAM,
+                                                                 flags=socket.AI_PASSIVE):
+            both = bool(name) and address == '::' and socket.has_dualstack_ipv6()
+            try: sockets.append(socket.create_server((address, port, *scope), family=family, backlog=1024,
                                                      dualstack_ipv6=both))
             except OSError as e:   # `localhost` may have an IPv6 address on a machine without IPv6
-                if e.errno != errno.EADDRNOTAVAIL or not sockets: raise
-            port = port or sockets[0].getsockname()[1]
-    except (OSError, OverflowError) as e:
+                if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT): raise
+                missing = e
+            else: port = port or sockets[0].getsockname()[1]
+        if not sockets: raise missing
+    except (OSError, OverflowError, UnicodeError) as e:
         for o in sockets: o.close()
-        reason = getattr(e, 'strerror', None) or e
-        raise CatdogError(f'cannot listen on {host} port {port} ({reason}): give another --port') from None
-    return sockets
-
-def check_port(
-    host:str, # A name or an address, IPv4 or IPv6
-    port:int # The port
-):
-    "Raise `CatdogError` if no server can listen on `host` and `port`"
-    for o in _listen(host, port): o.close()
-
-def page_url(
-    host:str, # Where the server listens
-    port:int # Its port
-) -> str: # With a slash at the end
-    "Return the URL that opens in a browser on this machine"
-    host = {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host)
-    return f'http://[{host}]:{port}/' if ':' in host else f'http://{host}:{port}/'
+        reason,of_host = getattr(e, 'strerror', None) or e,isinstance(e, (socket.gaierror, UnicodeError)) or e is missing
+        raise CatdogError(f'cannot listen on {host} port {port} ({reason}): '
+                          f'give another --{"host" if of_host else "port"}') from None
+    address = sockets[0].getsockname()[0]
+    name = {'0.0.0.0': '127.0.0.1', '::': '::1'}.get(address, name).replace('%', '%25')
+    return sockets,f'http://[{name}]:{port}/' if ':' in name else f'http://{name}:{port}/'
 
 _MAX_MEMORY = 256*2**20   # bytes of uploads that may be held at a time
 _IDLE_SECONDS = 30   # after which an idle connection is closed
@@ -267,13 +275,14 @@ class Server:
         port:int=0 # 0 takes a free one
     ):
         "Listen on `host` and `port`; raise `CatdogError` if that fails"
-        sockets = _listen(host, port)
-        self.url,self.stopping,self._map = page_url(host, sockets[0].getsockname()[1]),False,{}
+        sockets,self.url = listen(host, port)
+        self.stopping,self._map = False,{}
         logging.getLogger('waitress.queue').setLevel(logging.ERROR)   # it would warn whenever a request has to wait
         most = 4*MAX_BODY   # larger bodies than allowed are read up to here, so that the client receives the refusal
         self._server = create_server(
             app, map=self._map, sockets=sockets, threads=MAX_WAITING + 8, connection_limit=_max_connections(),
-            channel_timeout=_IDLE_SECONDS, cleanup_interval=min(5, _IDLE_SECONDS), asyncore_use_poll=True, recv_bytes=2**16,
+            channel_timeout=_IDLE_SECONDS, cleanup_interval=min(5, _IDLE_SECONDS), asyncore_use_poll=True,
+            recv_bytes=2**16,
             max_request_body_size=most, inbuf_overflow=most, expose_tracebacks=False)
         for o in self._listening(): o.channel_class = _Channel
 

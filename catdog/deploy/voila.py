@@ -5,18 +5,20 @@ Importing it imports Jupyter's server, so `catdog.app` does it only when it serv
 """
 
 import os, re, tempfile, time, webbrowser
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 import voila.app
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.web import HTTPError, RedirectHandler
 from traitlets import Integer
 from traitlets.config import Config
 from voila.tornado.handler import TornadoVoilaHandler
 
-from .server import check_port, page_url
+from .server import listen
 from .widgets import MAX_MESSAGE
 
 class VisitorKernels(AsyncMappingKernelManager):
@@ -79,8 +81,8 @@ class _PageHandler(TornadoVoilaHandler):
         await super().get(path)
 
 class Voila(voila.app.Voila):   # its options are called after the class
-    "Voilà with `_PageHandler`, also below the path `prefix`; `on_open` is called when it can be reached"
-    prefix,on_open = '/',staticmethod(lambda: None)
+    "Voilà with `_PageHandler`, also below the path `prefix`, on `sockets`; it calls `on_open` when it can be reached"
+    prefix,sockets,on_open = '/',(),staticmethod(lambda: None)
 
     def init_handlers(self):
         "Return tornado's handlers"
@@ -92,9 +94,13 @@ class Voila(voila.app.Voila):   # its options are called after the class
                         for pattern,handler,*more in super().init_handlers()]
 
     def listen(self):
-        "Serve until a signal comes"
-        IOLoop.current().add_callback(lambda: self.on_open())   # when the loop runs, the port is taken
-        super().listen()
+        "Serve on `sockets` until a signal comes"
+        for o in self.sockets: o.setblocking(False)
+        HTTPServer(self.app).add_sockets(self.sockets)
+        self.ioloop = IOLoop.current()
+        self.ioloop.add_callback(lambda: self.on_open())
+        with suppress(KeyboardInterrupt): self.ioloop.start()
+        self.stop()
 
 _csp = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
@@ -142,20 +148,18 @@ def run_voila(
     prefix:str='/' # A path that a proxy leaves in each request, such as /catdog/
 ):
     "Serve the app until a signal comes; raise `CatdogError` if that fails"
-    check_port(host, port)
+    sockets,url = listen(host, port)
     # Jupyter writes below the home folder, which a container's user may not be able to
     names = dict(JUPYTER_RUNTIME_DIR='runtime')
     try: tempfile.TemporaryFile(dir=Path.home()).close()
     except OSError: names.update(JUPYTER_DATA_DIR='data', IPYTHONDIR='ipython')
     os.environ.update({k: str(Path(folder)/v) for k,v in names.items()})
-    url = page_url(host, port)
     def opened():
         print(f'{url} is open: Ctrl+C closes it.', flush=True)
         if browser: webbrowser.open(url)
     app = Voila(config=Config(VOILA_CONFIG))
-    app.prefix,app.on_open = prefix,opened
-    app.initialize([str(app_notebook(folder)), f'--port={port}', f'--Voila.ip={host}', '--Voila.port_retries=0',
-                    '--Voila.base_url=./', '--Voila.log_level=ERROR', '--no-browser'])
-    # Hugging Face shows a Space in a frame
+    app.prefix,app.sockets,app.on_open = prefix,sockets,opened
+    app.initialize([str(app_notebook(folder)), '--Voila.base_url=./', '--Voila.log_level=ERROR', '--no-browser'])
+    # a Space of Hugging Face is shown in a frame of theirs
     if 'SPACE_ID' in os.environ: app.tornado_settings['headers']['Content-Security-Policy'] += ' https://huggingface.co'
     app.start()
