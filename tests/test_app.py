@@ -160,7 +160,7 @@ def test_app_in_the_dark_theme_of_voila(app_url, page):
     opened(page, f'{app_url}?theme=dark')
     assert min(captions(page)) >= 4.5 and violations(page) == []
 
-def test_app_is_all_there_is_and_works_by_keyboard(app_url, page, classifier, cat):
+def test_page_has_only_the_app_and_works_by_keyboard(app_url, page, classifier, cat):
     page.on('filechooser', lambda _: None)
     policy = page.goto(app_url).headers['content-security-policy']
     assert "default-src 'self'" in policy and "frame-ancestors 'self'" in policy
@@ -207,7 +207,7 @@ def folder(tmp_path):
     for o in ('.DS_Store', 'Thumbs.db', 'notes.txt'): (holidays/o).write_text('nothing to see')
     return holidays
 
-def test_app_takes_what_is_dropped_and_pasted(app_url, browser, cat, folder, tmp_path):
+def test_drop_and_paste(app_url, browser, cat, folder, tmp_path):
     context = browser.new_context(**SIZES['desktop'], permissions=['clipboard-read', 'clipboard-write'])
     page = opened(context.new_page(), app_url)
     drop(page, cat)
@@ -289,7 +289,7 @@ def test_make_lab_lets_large_images_through(lab, page, cat, large):
     page.locator('.catdog-card').filter(has_text='large.jpg').wait_for()
     assert names(page) == ['large.jpg'] and page.locator('.catdog-notice').count() == 0
 
-def test_what_is_too_large_for_jupyterlab_is_called_so(lab, page, cat, large, tmp_path):
+def test_upload_too_large_for_jupyterlab_is_reported(lab, page, cat, large, tmp_path):
     "With the 10 MB that Jupyter lets through by itself, and in its dark theme"
     settings = tmp_path/'settings'/'@jupyterlab'/'apputils-extension'
     settings.mkdir(parents=True)
@@ -317,7 +317,7 @@ def test_what_is_too_large_for_jupyterlab_is_called_so(lab, page, cat, large, tm
     assert page.evaluate(taken, ['.catdog-hint', list(cat.read_bytes())]) is True
     page.locator('.catdog-card').filter(has_text='dropped.jpg').wait_for()
 
-def test_two_visitors_see_their_own(app_url, browser, classifier, cat):
+def test_two_visitors_are_independent(app_url, browser, classifier, cat):
     files = cat,cat.with_name('grizzly.jpg')
     contexts = [browser.new_context() for _ in range(2)]
     pages = [o.new_page() for o in contexts]
@@ -366,7 +366,7 @@ def reload(page):
     assert page.locator('.catdog-label').inner_text().startswith('dog, ')
     quiet(page)
 
-def test_kernels_that_nobody_connects_to_are_ended(browser, tmp_path, start):
+def test_unvisited_kernels_are_ended(browser, tmp_path, start):
     "A monitor asks and asks; who is on a slow line keeps the kernel"
     (tmp_path/'voila.json').write_text(json.dumps(dict(
         VisitorKernels=dict(unvisited_timeout=6), MappingKernelManager=dict(cull_interval=1, cull_idle_timeout=10))))
@@ -397,7 +397,7 @@ def test_kernels_that_nobody_connects_to_are_ended(browser, tmp_path, start):
     ready.wait(60)   # nobody uses it any more
     gone(page)
 
-def test_kernels_end_with_their_visitors_and_those_that_are_killed_are_missed(browser, start, tmp_path):
+def test_kernels_end_with_their_visitors_and_killed_kernels_are_reported(browser, start, tmp_path):
     process,url = serve_app('voila', start, tmp_path)
     for _ in range(3):
         page = opened(browser.new_page(), url)
@@ -452,7 +452,7 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     assert process.wait(30) == 0 and sorted(tmp_path.rglob('*')) == before
     assert [o for o in process.stdout if '404 HEAD' not in o] == []
 
-def test_voila_is_told_the_same_everywhere(monkeypatch, tmp_path):
+def test_voila_settings_agree(monkeypatch, tmp_path):
     assert json.loads((ROOT/'voila.json').read_text()) == VOILA_CONFIG
     pattern = re.compile(VOILA_CONFIG['RegexRemovePreprocessor']['patterns'][0])
     chapter = nbformat.read(ROOT/'nbs'/'07_app.ipynb', 4)

@@ -49,13 +49,13 @@ def known(model):
 
 def ids(*folders): return {content_id(o) for folder in folders for o in folder.rglob('*.jpg')}
 
-def test_others_in_the_same_folder_are_not_trained_on_and_named(tmp_path):
+def test_other_labels_in_the_folder_are_reported_and_not_trained_on(tmp_path):
     fill(tmp_path/'data', cat=6, dog=6, house=6, tree=6)
     said = build('house', 'tree', '--photos', 'data', '--out', 'model', cwd=tmp_path)
     assert known(tmp_path/'model') == (['house', 'tree'], ids(tmp_path/'data'/'house', tmp_path/'data'/'tree'))
     assert 'data also has images of cat, dog, which are not used' in said
 
-def test_an_own_folder_is_what_it_is_now(tmp_path):
+def test_own_folder_is_read_again_on_each_build(tmp_path):
     "The same words again: from the same folder after changes, then from another folder"
     mine,other = fill(tmp_path/'mine', cat=15, dog=15),fill(tmp_path/'other', cat_b=9, dog_b=8)
     for o in ('cat', 'dog'): (other/f'{o}_b').rename(other/o)
@@ -76,7 +76,7 @@ def test_an_own_folder_is_what_it_is_now(tmp_path):
     check(mine)   # what stayed is not a duplicate of what was trained on before
     check(other)
 
-def test_a_folder_is_taken_whole(tmp_path):
+def test_every_usable_image_of_a_folder_is_used(tmp_path):
     "Labels that look alike or are typed in another Unicode form, deep folders, all endings, tiny images, half a file"
     typed,stored = 'caf\u00e9','cafe\u0301'
     mine = fill(tmp_path/'mine', cat=6, dog=20, house=5, tree=5, fish=5)
@@ -100,12 +100,12 @@ def test_a_folder_is_taken_whole(tmp_path):
     assert f'{stored}/000.jpg' in said and '000.jpg' not in card   # the card goes with the model, and names no file
     assert contents(mine) == before
 
-def test_a_label_without_a_folder_is_told_before_any_work(tmp_path):
+def test_label_without_a_folder_is_refused_before_any_work(tmp_path):
     fill(tmp_path/'mine', cat=6, dog=6)
     said = build('cat', 'bird', '--photos', 'mine', cwd=tmp_path, ok=False)
     assert "no folder 'bird'; there are 'cat', 'dog'" in said and not (tmp_path/'models').exists()
 
-def test_a_given_split_is_what_it_says(tmp_path):
+def test_given_split_is_used(tmp_path):
     "And a label that valid has no image of is named as not validated"
     mine = fill(tmp_path/'mine'/'train', cat=10, dog=10, tree=5).parent
     fill(mine/'valid', cat_v=4, dog_v=4), fill(mine/'test', cat_t=5, dog_t=5, tree_t=5, house=2)
@@ -121,7 +121,7 @@ def test_a_given_split_is_what_it_says(tmp_path):
     assert 'house' not in card.split('## ')[0] and known(tmp_path/'model')[0] == [*labels]
 
 @pytest.mark.nightly
-def test_files_that_vanish_or_break_do_not_end_a_training(tmp_path):
+def test_missing_and_damaged_files_do_not_end_training(tmp_path):
     mine = fill(tmp_path/'mine', cat=30, dog=30)
     p = start('cat', 'dog', '--photos', 'mine', '--out', 'model', '--recipe', 'classic', '--arch', 'efficientnet_lite0',
               '--epochs', 6, cwd=tmp_path)

@@ -71,7 +71,7 @@ def test_cleaner_killed_while_it_applies(tmp_path):
 
 def count(path): return Counter(o.relative_to(path).parent.as_posix() for o in path.rglob('*.jpg'))
 
-def test_the_two_lines_of_the_course_do_the_same(tmp_path):
+def test_the_two_lines_of_the_course_work(tmp_path):
     "As with fastai's cleaner, but for all that is chosen"
     data = drawings(tmp_path/'data', 20)
     for o in (data/'dog').iterdir(): o.rename(o.with_name(f'dog {o.name}'))   # no name is taken in the other folder
@@ -198,7 +198,7 @@ def test_data_loaders_from_a_table_are_refused(tmp_path):
     dls = ImageDataLoaders.from_df(rows, data, valid_pct=.2, bs=4, num_workers=0, item_tfms=Resize(32))
     with pytest.raises(DataError, match='made from a table'): Cleaner(get_learner(dls))
 
-def test_images_that_lie_elsewhere(tmp_path):
+def test_images_outside_the_folder_are_refused(tmp_path):
     "Data loaders whose path is another folder: nothing could be moved, and that is said at once"
     path = pets(tmp_path/'pets')
     dls = ImageDataLoaders.from_path_func(tmp_path/'models', get_image_files(path), lambda o: is_cat(o.name),

@@ -136,7 +136,7 @@ def test_app_in_the_fresh_environment(fresh, start_fresh, procfile, cat, page):
     assert used(page, cat) == str(expected(cat))
 
 @pytest.mark.nightly
-def test_app_says_when_it_is_gone_with_these_widgets_too(fresh, start_fresh, tmp_path, page):
+def test_lost_connection_is_reported_with_these_widgets(fresh, start_fresh, tmp_path, page):
     port = free_port()
     process = start_fresh(f'catdog-app --port {port}', tmp_path)
     page.goto(until_open(process, port))
@@ -159,7 +159,7 @@ def app_port(tmp_path_factory):
         until_open(start(f'catdog-app --port {(port := free_port())}', tmp_path_factory.mktemp('app')), port)
         yield port
 
-def test_app_in_a_folder_of_a_proxy(app_port, page, cat, tmp_path):
+def test_app_below_a_path_of_a_proxy(app_port, page, cat, tmp_path):
     "nginx lets 1 MB through, which is about uploads by HTTP; the app's come by a WebSocket"
     (tmp_path/'nginx').mkdir()
     (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(12*2**20))
@@ -178,14 +178,14 @@ def test_app_in_a_folder_of_a_proxy(app_port, page, cat, tmp_path):
             assert requests.head(f'{host}/catdog{path}', timeout=20).status_code == status
 
 @pytest.mark.parametrize('passed_on', [HOST, WEBSOCKETS])   # so WebSockets are refused; so is a changed Host
-def test_app_says_when_a_proxy_refuses_its_connection(passed_on, app_port, page, tmp_path):
+def test_app_reports_refused_websockets(passed_on, app_port, page, tmp_path):
     with proxied(tmp_path, app_port, path='/', more=passed_on) as host:
         page.goto(host)
         alert = page.get_by_role('alert').filter(has_text='its live connection to the app (a WebSocket) is refused')
         alert.wait_for(timeout=60_000)
         assert 'let the proxy before the app pass WebSockets on, and keep the Host header' in alert.inner_text()
 
-def test_a_connection_that_comes_back_is_used_again(app_port, page, cat, tmp_path, monkeypatch):
+def test_restored_connection_is_used_again(app_port, page, cat, tmp_path, monkeypatch):
     port = network_helpers.free_port()
     monkeypatch.setattr(network_helpers, 'free_port', lambda: port)   # the same each time
     all_of_it = WEBSOCKETS + HOST
@@ -232,7 +232,7 @@ def proxied(folder, port, path='/catdog/', stripped=True, told=False, more=''):
     return nginx(folder, f'location {path} {{ proxy_pass http://127.0.0.1:{port}{"/"*stripped}; {header} {more} }}')
 
 @pytest.mark.parametrize('path,told,stripped', [('/catdog/', False, True), ('/our/apps/', True, False)])
-def test_page_and_api_in_a_folder_of_a_proxy(stripped, told, path, api_port, page, cat, tmp_path):
+def test_page_and_api_below_a_path_of_a_proxy(stripped, told, path, api_port, page, cat, tmp_path):
     with proxied(tmp_path, api_port, path, stripped, told) as host:
         url,asked_for = host + path,[]
         page.on('response', lambda o: asked_for.append((o.status, o.url)))
@@ -255,7 +255,7 @@ def test_page_and_api_in_a_folder_of_a_proxy(stripped, told, path, api_port, pag
         assert urljoin(urljoin(spec.url, spec.json()['servers'][0]['url']), 'predict') == f'{url}predict'
         assert requests.get(f'{url}nowhere', timeout=20).status_code == 404
 
-def test_page_in_a_folder_without_script_and_where_there_is_no_page(api_port, browser, cat, tmp_path):
+def test_page_below_a_path_without_script_and_missing_pages(api_port, browser, cat, tmp_path):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     with proxied(tmp_path, api_port, stripped=False) as host:
@@ -267,7 +267,7 @@ def test_page_in_a_folder_without_script_and_where_there_is_no_page(api_port, br
             assert page.locator('#predict').evaluate('o => getComputedStyle(o).borderRadius') == '12px'
     context.close()
 
-def test_metrics_cannot_be_reached_past_a_proxy_that_closes_them(api_port, tmp_path):
+def test_metrics_blocked_by_a_proxy_cannot_be_reached(api_port, tmp_path):
     closed = f'location = /metrics {{ return 403; }} location / {{ proxy_pass http://127.0.0.1:{api_port}; }}'
     with nginx(tmp_path, closed) as host:
         for path,status in [('/metrics', 403), ('/any/metrics', 404), ('//metrics', 403), ('/healthz', 200)]:
@@ -275,7 +275,7 @@ def test_metrics_cannot_be_reached_past_a_proxy_that_closes_them(api_port, tmp_p
             assert res.status_code == status and 'catdog_requests' not in res.text, path
 
 @pytest.mark.parametrize('megabytes', [2, 12])
-def test_a_image_that_is_too_large_for_the_proxy(megabytes, api_port, page, cat, tmp_path):
+def test_image_too_large_for_the_proxy(megabytes, api_port, page, cat, tmp_path):
     "nginx lets 1 MB through unless it is told otherwise, and answers itself"
     (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(megabytes*2**20))
     (tmp_path/'nginx').mkdir()
@@ -288,7 +288,7 @@ def test_a_image_that_is_too_large_for_the_proxy(megabytes, api_port, page, cat,
         page.get_by_role('button', name='Predict!').click()
         assert page.get_by_role('heading', level=2).inner_text().startswith('cat, ')
 
-def test_what_a_proxy_says_when_the_server_is_gone(page, cat, tmp_path):
+def test_proxy_error_when_the_server_is_down(page, cat, tmp_path):
     process = served(port := free_port())
     with proxied(tmp_path, port) as host:
         page.goto(f'{host}/catdog/')
@@ -298,7 +298,7 @@ def test_what_a_proxy_says_when_the_server_is_gone(page, cat, tmp_path):
         page.get_by_role('button', name='Predict!').click()
         page.get_by_role('status').filter(has_text='The server did not answer (502 Bad Gateway)').wait_for()
 
-def test_curl_as_the_readme_and_the_chapter_write_it(api_port, cat, tmp_path):
+def test_curl_commands_of_the_readme_and_the_chapter(api_port, cat, tmp_path):
     cells = json.loads((ROOT/'nbs'/'06_serve.ipynb').read_text())['cells']
     chapter = '\n'.join(''.join(o['source']) for o in cells if o['cell_type'] == 'markdown')
     readme = (ROOT/'README.md').read_text()
@@ -362,7 +362,7 @@ def test_dockerignore():
                  'catdog/__pycache__/a.pyc', 'catdog/core/__pycache__/a.pyc', '.venv/x'): assert ignored(name)
 
 @pytest.mark.nightly
-def test_the_image_has_what_pip_needs(fresh, image, tmp_path):
+def test_container_has_what_pip_needs(fresh, image, tmp_path):
     line = next(rest for word,rest in instructions() if word == 'RUN' and 'pip' in rest)
     assert line == 'python -m pip install --no-cache-dir -r requirements-serve.txt'
     line = line.replace('install', f'wheel -q --no-deps -w {tmp_path}')
@@ -373,7 +373,7 @@ def test_the_image_has_what_pip_needs(fresh, image, tmp_path):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize('stage', ['app', 'api'])
-def test_the_image_runs(stage, fresh, image, start_fresh, cat, page):
+def test_container_runs(stage, fresh, image, start_fresh, cat, page):
     it = stages()[stage]
     assert it['user'] not in ('root', '0') and it['expose'] == it['env']['PORT']
     port = free_port()
@@ -393,7 +393,7 @@ def test_the_image_runs(stage, fresh, image, start_fresh, cat, page):
     assert not healthy()
 
 @pytest.mark.parametrize('stage', ['app', 'api'])
-def test_the_health_check_asks_for_what_visitors_get(stage, request):
+def test_health_check_requests_the_page(stage, request):
     "Without Docker; that a kernel that cannot start makes it fail, too"
     def healthy(port, **kw):
         return subprocess.run(stages()[stage]['health'], env=environment(PORT=port, **kw), capture_output=True).returncode == 0
@@ -405,7 +405,7 @@ def test_the_health_check_asks_for_what_visitors_get(stage, request):
 
 def front_matter(text): return yaml.safe_load(re.match(r'---\n(.*?)\n---\n', text, re.S)[1])
 
-def test_the_space_is_described_as_spaces_want_it(tmp_path):
+def test_space_metadata(tmp_path):
     text = (ROOT/'space'/'README.md').read_text()
     told,last = front_matter(text),list(stages().values())[-1]
     colours = {'red', 'yellow', 'green', 'blue', 'indigo', 'purple', 'pink', 'gray'}
@@ -424,7 +424,7 @@ def test_the_space_is_described_as_spaces_want_it(tmp_path):
     assert all((space/source).exists() for source,_ in last['copied']) and (space/'Dockerfile').exists()
 
 @pytest.mark.parametrize('where', [{'SPACE_ID': 'somebody/catdog'}, {}])
-def test_a_space_may_stand_in_the_frame_of_its_page(where, image, start, cat, page):
+def test_space_can_be_framed_by_its_page(where, image, start, cat, page):
     port = free_port()
     process = start(f'catdog-app --port {port}', image, **where)
     url = until_open(process, port)
@@ -464,7 +464,7 @@ def test_binder_serves_the_app(binder_url, page, tmp_path, cat):
     assert page.get_by_role('alert').all_inner_texts() in ([], [''])
 
 @pytest.mark.nightly
-def test_binder_installs_the_same(fresh, tmp_path):
+def test_binder_installs_the_serving_requirements(fresh, tmp_path):
     "repo2docker runs pip in the project's folder, with the requirements of the folder .binder"
     line = [fresh.bin/'python', '-m', 'pip', 'install', '-q', '--dry-run', '--force-reinstall', '--no-deps',
             '--report', tmp_path/'report.json', '-r', '.binder/requirements.txt']

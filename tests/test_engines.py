@@ -182,7 +182,7 @@ def test_error_page(name, search):
         with pytest.raises(SearchError, match=said): find('cat', 10)
     assert name == 'ddg' or len(asked) == TRIES
 
-def test_what_the_service_says_is_passed_on(engine_at, monkeypatch):
+def test_error_messages_of_services_are_passed_on(engine_at, monkeypatch):
     with serve(partial(bing, 10)) as (url, asked):
         find = engine_at('bing', url)
         monkeypatch.setenv('AZURE_SEARCH_KEY', '')
@@ -212,7 +212,7 @@ FAILURES = {'429': (429, {'Retry-After': '3600'}, b''), '500': (500, {'Retry-Aft
             'no JSON': (200, {}, b'<html>'), 'not a list': (200, {}, b'[]'), 'hangs up': None}
 
 @pytest.mark.parametrize('failure', FAILURES)
-def test_what_was_found_is_kept_when_a_later_page_is_refused(name, search, failure, capsys):
+def test_earlier_pages_are_kept_when_a_later_one_fails(name, search, failure, capsys):
     def answer(path, params, headers):
         first = int(params.get('s', params.get('offset', params.get('gsroffset', int(params.get('page', 1)) - 1)))) == 0
         if not first and not FAILURES[failure]: raise ConnectionAbortedError
@@ -222,7 +222,7 @@ def test_what_was_found_is_kept_when_a_later_page_is_refused(name, search, failu
     assert len(found) == dict(bing=50, openverse=20, commons=50, ddg=100)[name]
     assert f'The {len(found)} photos that it found before are kept' in capsys.readouterr().out
 
-def test_openverse_is_asked_as_often_as_it_allows(engine_at, monkeypatch, capfd):
+def test_openverse_rate_limit_is_respected(engine_at, monkeypatch, capfd):
     "20 requests a minute without an account (here: in 1.5 s); 'is throttled' is never heard"
     monkeypatch.setattr(engines, '_OPENVERSE_PACE', engines._Pace(20, 1.5, 'openverse'))
     times,refused = [],[]
@@ -240,7 +240,7 @@ def test_openverse_is_asked_as_often_as_it_allows(engine_at, monkeypatch, capfd)
             assert len(search_terms(label, n, 'openverse')) == n
     assert len(asked) == 26 + 8 + 8 and not refused
 
-def test_openverse_waits_when_others_have_asked_before_us(engine_at, monkeypatch, capfd):
+def test_openverse_retry_after_is_respected(engine_at, monkeypatch, capfd):
     def answer(path, params, headers):   # a run before this one used up the minute
         if len(asked) == 1: return 429, {'Retry-After': '2'}, {'detail': 'Request was throttled.'}
         return openverse(60, path, params, headers)
@@ -250,7 +250,7 @@ def test_openverse_waits_when_others_have_asked_before_us(engine_at, monkeypatch
     assert 'openverse allows 20 requests in 60 s: waiting' in capfd.readouterr().err   # the bar
 
 @pytest.mark.parametrize('name', ['bing', 'openverse', 'commons', 'ddg'])
-def test_a_service_that_repeats_itself_is_not_asked_for_ever(name, search):
+def test_service_that_repeats_itself_is_not_asked_forever(name, search):
     def again(path, params, headers):
         first = {k: '0' if k in ('offset', 'gsroffset', 's') else v for k,v in params.items()}
         status,head,body = SERVICES[name](300, path, first, headers)
@@ -267,7 +267,7 @@ PATHS = ['/my%20cat.jpg', '/a%2Fb.jpg', '/what%3F.jpg', '/no%231.jpg', '/100%25.
          '/k%E4tz.jpg', '/a+b.jpg', '/a b.jpg', ' /outer.jpg ', '/x%C2%A0y.jpg',
           '/&amp;.jpg', '/%7e.jpg', '/ä.jpg', '/plain.jpg']
 
-def test_addresses_are_as_the_engine_gave_them(name, search):
+def test_urls_are_kept_as_the_engine_gave_them(name, search):
     "In its order, none of them decoded, changed or left out"
     urls = [f'http://h.example{o}' for o in PATHS] + ['//h.example/x.jpg', 'ftp://h/x', 'h.example/x.jpg', 'HTTP://h/x']
     def answer(path, params, headers):
@@ -281,7 +281,7 @@ def test_addresses_are_as_the_engine_gave_them(name, search):
         return status, head, body
     with search(answer) as (find, _): assert [p.url for p in find('plain', len(urls))] == urls
 
-def test_what_no_browser_shows_is_no_name(engine_at):
+def test_hidden_markup_is_not_part_of_a_name(engine_at):
     artists = {'<div class="fn value">Ann<span style="display: none;">Ann</span></div>': 'Ann',
                '<style data-mw-deduplicate="x">.a{color:red}</style><span class="a">Ann</span>': 'Ann',
                '<a href="//commons.wikimedia.org/wiki/User:Ann" title="User:Ann">Ann</a><br>Berlin': 'Ann Berlin',
@@ -323,7 +323,7 @@ def test_missing_fields(name, search):
     assert first.url == page_of(0) and (first.width, first.license) == (None, '')
     assert [p.url for p in rest] == [page_of(2)]
 
-def test_unreachable_engine_is_a_sentence(name, engine_at):
+def test_unreachable_engine_is_reported(name, engine_at):
     with socket.socket() as closed:
         closed.bind(('127.0.0.1', 0))
         find = engine_at(name, f'http://127.0.0.1:{closed.getsockname()[1]}')
@@ -343,7 +343,7 @@ def test_safe_search(name, search):
     assert [{k: v for k,v in o.items() if k in ('safeSearch', 'mature', 'p')} for o in asked] == SAFE[name]
 
 @pytest.mark.parametrize('name,who', [('openverse', 'Openverse'), ('commons', 'Wikimedia')])
-def test_a_contact_is_asked_for_once(name, who, search, monkeypatch, capsys):
+def test_missing_contact_is_reported_once(name, who, search, monkeypatch, capsys):
     monkeypatch.delenv('CATDOG_CONTACT', raising=False)
     monkeypatch.setattr(engines, '_reported', set())
     with search(partial(SERVICES[name], 5)) as (find, asked):

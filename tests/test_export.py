@@ -94,7 +94,7 @@ def assert_agree(learn, model, files):
 # The same pixels
 
 @pytest.mark.parametrize('way', WAYS)
-def test_an_app_prepares_images_as_the_learner(drawings, files, way):
+def test_app_and_learner_prepare_images_alike(drawings, files, way):
     import torch
     from catdog.learn.loaders import batch_resize, preprocessing
     dls = loaders(drawings, *ways()[way])
@@ -112,14 +112,14 @@ def padded(drawings, tmp_path_factory):
     learn = learner(drawings, 'squeezenet1_1', *ways()['border'])
     return learn,export(learn, tmp_path_factory.mktemp('models')/'padded')
 
-def test_a_plain_learner(padded, files): assert_agree(*padded, files)
+def test_plain_learner(padded, files): assert_agree(*padded, files)
 
-def test_a_batch_that_is_resized(drawings, files, tmp_path):
+def test_batch_resizing(drawings, files, tmp_path):
     from catdog.learn.export import export
     learn = learner(drawings, 'squeezenet1_1', *ways()['presized'], concat_pool=False, bn_final=True)
     assert_agree(learn, export(learn, tmp_path/'model'), files)
 
-def test_a_transformer_of_timm_answers_but_cannot_say_why(drawings, files, tmp_path):
+def test_vision_transformer_answers_but_cannot_explain(drawings, files, tmp_path):
     from fastai.vision.all import Resize
     from catdog.learn.export import export
     learn = learner(drawings, 'vit_tiny_patch16_224', Resize(64), img_size=64)
@@ -129,7 +129,7 @@ def test_a_transformer_of_timm_answers_but_cannot_say_why(drawings, files, tmp_p
     assert 'vit_tiny_patch16_224' in (model/'model_card.md').read_text().replace('\\', '')
     with pytest.raises(CatdogError, match='cannot explain its answers'): Classifier(model).explain(files[0])
 
-def test_rows_of_a_table_and_labels_that_are_no_words(drawings, tmp_path):
+def test_rows_of_a_table_and_labels_that_are_numbers(drawings, tmp_path):
     import pandas as pd, torchvision.models
     from fastai.vision.all import ImageDataLoaders, Resize, vision_learner
     from catdog.learn.export import export
@@ -151,7 +151,7 @@ KINDS = [*((o, 'crop', {}) for o in BODIES), *(('squeezenet1_1', 'squish', o) fo
 
 @pytest.mark.nightly
 @pytest.mark.parametrize('arch, way, head', KINDS)
-def test_bodies_heads_and_ways_to_a_square(drawings, files, tmp_path, arch, way, head):
+def test_bodies_heads_and_resize_methods(drawings, files, tmp_path, arch, way, head):
     from catdog.learn.export import export
     learn = learner(drawings, arch, *ways()[way], **head)
     model = export(learn, tmp_path/'model')
@@ -170,7 +170,7 @@ def test_on_100_photographs(photos, drawings, tmp_path, arch, way):
 
 # What is known about a model
 
-def test_a_learner_from_a_pickle_has_no_figures(padded, files, tmp_path):
+def test_unpickled_learner_has_no_measurements(padded, files, tmp_path):
     from fastai.vision.all import load_learner
     from catdog.learn.export import export
     learn = load_learner(padded[1]/'export.pkl')
@@ -182,7 +182,7 @@ def test_a_learner_from_a_pickle_has_no_figures(padded, files, tmp_path):
     assert classifier.predict(files[0]).sure   # there is no limit
     assert not (model/'images.json').exists()
 
-def test_images_that_moved_are_counted(drawings, tmp_path):
+def test_moved_images_are_counted(drawings, tmp_path):
     from fastai.vision.all import Resize
     from catdog.learn.export import export
     shutil.copytree(drawings, tmp_path/'mine')
@@ -208,7 +208,7 @@ REFUSED = dict(
     opened='gives others', outputs='each of its 2 labels', tiny='cannot take RGB images of 32 x 32')
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_what_an_app_could_not_repeat_is_refused(drawings, tmp_path, case):
+def test_unsupported_transforms_are_refused(drawings, tmp_path, case):
     import torch
     from fastai.vision import all as f
     from torchvision.models import alexnet, squeezenet1_1
@@ -235,11 +235,11 @@ def test_what_an_app_could_not_repeat_is_refused(drawings, tmp_path, case):
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize('arch', ['mobilenet_v2', 'vit_b_16', 'googlenet'])
-def test_bodies_that_cannot_be_cut_are_refused_by_name(drawings, arch):
+def test_unsupported_bodies_are_refused(drawings, arch):
     from catdog.train import train
     with pytest.raises(CatdogError, match=arch): train(drawings, arch, size=64, pretrained=False)
 
-def test_training_does_not_begin_with_what_cannot_be_exported(drawings, monkeypatch):
+def test_training_does_not_start_if_the_model_cannot_be_exported(drawings, monkeypatch):
     import torch
     from catdog import train as chapter
     monkeypatch.setattr(chapter, 'run_recipe', lambda *args, **kw: pytest.fail('was trained'))
@@ -249,7 +249,7 @@ def test_training_does_not_begin_with_what_cannot_be_exported(drawings, monkeypa
 
 # Nothing is lost
 
-def test_a_model_that_differs_is_not_written(padded, monkeypatch):
+def test_differing_model_is_not_written(padded, monkeypatch):
     import onnx
     from catdog.learn import export as exporter
     learn,model = padded
@@ -261,7 +261,7 @@ def test_a_model_that_differs_is_not_written(padded, monkeypatch):
         with pytest.raises(CatdogError, match=words): exporter.export(learn, model)
     assert {o.name: o.read_bytes() for o in model.iterdir()} == before
 
-def test_a_full_disk_leaves_the_learner_whole(padded):
+def test_full_disk_leaves_the_learner_intact(padded):
     "fastai's own `export` takes the data and the optimizer off a learner, and does not put them back"
     from catdog.learn import export as exporter
     if not os.path.exists('/dev/full'): pytest.skip('this system has no /dev/full')
@@ -271,7 +271,7 @@ def test_a_full_disk_leaves_the_learner_whole(padded):
     with pytest.raises(OSError): exporter._write_pickle(learn, Path('/dev/full'))
     assert learn.dls is dls and learn.opt is opt
 
-def test_one_image_has_one_answer(tmp_path):
+def test_every_form_of_an_image_gives_one_answer(tmp_path):
     "As a path, bytes, a file, an image and an array; small, and so large that it is reduced"
     classifier = Classifier(shipped_model())
     for i,size in enumerate([(90, 60), (500, 400), (1600, 1200), (4000, 3000)]):

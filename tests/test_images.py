@@ -36,7 +36,7 @@ def ways(file):
             'image': Image.open(file), 'opened': opened, 'array': np.asarray(opened)}
 
 @pytest.mark.parametrize('size', [(1600, 1200), (1601, 1203), (700, 500)])
-def test_a_photo_gives_the_same_pixels_however_it_comes(tmp_path, size):
+def test_all_kinds_of_source_give_the_same_pixels(tmp_path, size):
     for number in (1, 6):
         exif = exif_block((0x112, 3, 1, bytes([number, 0, 0, 0])))
         (tmp_path/'a.jpg').write_bytes(with_exif(photo(size), exif, 'JPEG'))
@@ -80,7 +80,7 @@ def stored(number, format, **kw):
     return saved(img, format, exif=exif.tobytes(), **kw)
 
 @pytest.mark.parametrize('format', ['JPEG', 'MPO', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIF'])
-def test_all_orientations_come_upright(format):
+def test_all_orientations_become_upright(format):
     for number in range(1, 9):
         data = stored(number, format)
         for kw in ({}, dict(min_side=16), dict(max_side=64)):
@@ -98,7 +98,7 @@ def test_heic_is_rotated_by_its_container_alone():
     data = saved(UP, 'HEIF', exif=exif)   # given as an object, pillow-heif writes it only into the EXIF block
     assert b'irot' not in data and open_image(data).size == UP.size
 
-def test_orientation_beside_other_tags_byte_orders_and_in_xmp():
+def test_orientation_with_other_tags_byte_orders_and_xmp():
     turn = 0x112, 3, 1, b'\6\0\0\0'
     bad = {'text for a number': (0x11a, 2, 3, b'72\0\0'), 'unknown type': (0x10f, 99, 1, b'what'),
            'number for text': (0x132, 3, 1, b'\1\0\0\0'), 'beyond the end': (0x8298, 2, 5000, b'\xff\xff\0\0')}
@@ -167,7 +167,7 @@ def test_colours_are_those_of_a_browser(drawn):
              'RGB with a profile for grey': colours('RGB', grey_profile(1.8))}
     assert {k: o for k,v in files.items() if (o := abs(array(v) - drawn(v)).max()) > 1} == {}
 
-def test_inks_of_a_press_are_those_of_littlecms_and_of_the_calculation():
+def test_cmyk_agrees_with_littlecms_and_with_the_calculation():
     for format in ('JPEG', 'TIFF'):
         data = colours('CMYK', CMYK, format)
         img = Image.open(io.BytesIO(data))
@@ -176,7 +176,7 @@ def test_inks_of_a_press_are_those_of_littlecms_and_of_the_calculation():
         assert abs(array(data) - np.asarray(right)).max() <= 1
         assert abs(array(data) - srgb_of(press(np.asarray(img)/255))).mean() < 3   # the table is coarse
 
-def test_lab_as_calculated():
+def test_lab_agrees_with_the_calculation():
     light = np.zeros((1, 256, 3), 'uint8')
     light[0, :, 0] = np.arange(256)
     row = array(saved(Image.frombytes('LAB', (256, 1), light.tobytes()), 'TIFF'))[0]
@@ -191,7 +191,7 @@ def test_colours_in_heic_and_in_every_thread():
     with ThreadPoolExecutor(8) as pool:
         for o in pool.map(array, [data]*64): assert (o == want).all()
 
-def test_hostile_profiles_leave_the_image():
+def test_hostile_profiles_are_ignored():
     r,img = random.Random(0),photo((40, 30))
     for i in range(100):
         data = bytearray([P3, grey_profile(1.8)][i%2])
@@ -228,7 +228,7 @@ def test_transparent_is_white_in_every_mode(drawn):
         assert abs(array(data) - drawn(data)).max() <= 1, name
         assert (array(Image.open(io.BytesIO(data))) == array(data)).all(), name
 
-def test_a_bmp_or_tiff_without_opacity_is_opaque(drawn):
+def test_bmp_and_tiff_with_zero_alpha_are_opaque(drawn):
     img = photo((40, 30))
     for alpha in (255, np.arange(40)*6):
         data = bmp(img, alpha)
@@ -253,7 +253,7 @@ DEEP = {'1 bit': (RAMP >= 32, 1), '1 bit, from the right': (RAMP >= 32, 1, 1, 2)
         'infinite floats': (np.where(RAMP == 63, np.inf, RAMP/30), 32, 3)}
 
 @pytest.mark.parametrize('name', DEEP)
-def test_light_is_light_and_dark_is_dark(name):
+def test_brightness_of_all_depths(name):
     a,bits,kind,fill = (*DEEP[name], *(1, 1)[len(DEEP[name]) - 2:])
     for photometric in (0, 1):
         for order in '<>':
@@ -265,7 +265,7 @@ def test_light_is_light_and_dark_is_dark(name):
             if 'NaN' in name: row = np.delete(row, 20)
             assert (np.diff(row) >= 0).all() and row[0] < 10 and row[-1] > 230, (photometric, order, row)
 
-def test_12_16_and_32_bits_without_a_sign():
+def test_12_16_and_32_bits_unsigned():
     files = [grey_tiff(RAMP*64, 12, 1), grey_tiff(RAMP*2**26, 32, 1),
              saved(Image.fromarray((RAMP*1024).astype('uint16')), 'PNG')]
     for data in files:
@@ -281,7 +281,7 @@ def test_one_bit_in_every_format_and_packing():
 
 # Damage
 
-def test_a_jpeg_without_its_last_bytes_opens():
+def test_jpeg_without_its_last_bytes_opens():
     kinds = {'plain': {}, 'restarts': dict(restart_marker_blocks=3), 'full colour': dict(subsampling=0)}
     for name,kw in kinds.items():
         for img in (photo(), photo().convert('L'), photo().convert('CMYK')):
@@ -292,7 +292,7 @@ def test_a_jpeg_without_its_last_bytes_opens():
                 assert not rows[:len(rows)*4//5].any() and (cut > 2 or not rows.any()), (name, img.mode, cut)
             for share in (.15, .3, .5, .9): assert refusal(data[:-int(len(data)*share)]).status == 'truncated', share
 
-def test_a_progressive_jpeg_opens_when_its_last_scan_has_begun():
+def test_progressive_jpeg_opens_if_its_last_scan_has_begun():
     data = saved(photo(), 'JPEG', progressive=True)
     assert (array(data[:-2]) == array(data)).all() and abs(array(data[:-50]) - array(data)).mean() < 1
     for share in (.3, .5, .7): assert refusal(data[:-int(len(data)*share)]).status == 'truncated', share
@@ -311,14 +311,14 @@ NOTES = {'text with a wrong check sum': b'\0\0\0\3tEXta\0b' + bytes(4),
          'a broken profile': chunk(b'iCCP', b'a\0\0what')}
 
 @pytest.mark.parametrize('name', NOTES)
-def test_a_broken_note_in_a_png_is_passed_over(name):
+def test_broken_text_chunk_in_a_png_is_ignored(name):
     data = stored(6, 'PNG', icc_profile=None if 'profile' in name else P3)
     noted = data[:33] + NOTES[name] + data[33:]
     assert (array(noted) == array(data)).all() and open_image(noted).size == UP.size
     plain = saved(photo((64, 48)))
     assert (array(plain[:-12] + NOTES[name] + plain[-12:]) == np.asarray(photo((64, 48)))).all()   # behind the pixels
 
-def test_an_mpo_without_its_second_image_opens():
+def test_mpo_without_its_second_image_opens():
     img = photo((64, 48))
     data = saved(img, 'MPO', save_all=True, append_images=[img.rotate(90)])
     second = data.index(b'\xff\xd8', 9)
@@ -356,16 +356,16 @@ NAMES = {
     'not an image in a format that we open': [bytes(range(128, 256)), b' ', bytes(40)]}
 
 @pytest.mark.parametrize('name', NAMES)
-def test_what_is_refused_is_named(name):
+def test_refused_files_are_described(name):
     for data in NAMES[name]:
         e = refusal(data)
         assert name in str(e) and e.status in ('not-an-image', 'truncated'), (data[:40], str(e))
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_unreadable_file_is_named(tmp_path):
     assert refusal(tmp_path/'no.jpg').status == 'missing'
     assert 'is a folder' in str(refusal(tmp_path)) and 'cannot be read' in str(refusal('a\0b'))
 
-def test_a_decompression_bomb_is_refused_by_its_header():
+def test_decompression_bomb_is_refused_by_its_header():
     for side in (9000, 17_500):
         data = png([], side, 8, 0)
         data = data[:16] + struct.pack('>II', side, side) + data[24:29]
@@ -399,5 +399,5 @@ print('pillow_heif' in sys.modules, open_image(sys.argv[1]).size, 'pillow_heif' 
     done = subprocess.run([sys.executable, '-c', code, tmp_path/'a.heic'], capture_output=True, text=True)
     assert done.stdout == 'False (128, 64) True\n', done.stderr
 
-def test_every_format_of_the_list_opens():
+def test_every_listed_format_opens():
     for format in IMAGE_FORMATS: assert abs(array(saved(UP, format)) - np.asarray(UP)).mean() < 6, format

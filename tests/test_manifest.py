@@ -3,7 +3,7 @@ import json, time
 
 from catdog.dataset.manifest import Manifest, read_manifest
 
-def test_torn_and_odd_lines_of_a_manifest(tmp_path):
+def test_incomplete_and_invalid_lines_of_a_manifest(tmp_path):
     row = dict(label='cat', file='cat/1.jpg', status='ok', reason='', url='https://a/1')
     good = json.dumps(row).encode()
     odd = [b'17', b'{"label": 3}', b'\xff', b'[', b'['*10**5]
@@ -12,7 +12,7 @@ def test_torn_and_odd_lines_of_a_manifest(tmp_path):
     (tmp_path/'manifest.jsonl').write_text('')
     assert len(read_manifest(tmp_path)) == 0
 
-def test_a_manifest_of_a_hundred_thousand_is_opened_in_seconds(tmp_path):
+def test_manifest_of_100_000_rows_opens_in_seconds(tmp_path):
     row = dict(label='cat', status='ok', reason='', title='A cat on a wall', page_url='https://example.org/cats',
                width=1024, height=768, license='CC BY 4.0', creator='somebody', engine='openverse',
                term='cat', phash='0'*36,

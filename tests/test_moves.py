@@ -86,7 +86,7 @@ def test_killed_before_any_line(tmp_path, monkeypatch, kind, what):
         shutil.rmtree(folder.parent)
 
 @pytest.mark.parametrize('what', [do, undo_choices], ids=['applying', 'undoing'])
-def test_really_killed(tmp_path, what):
+def test_sigkill(tmp_path, what):
     for k in (20, 40, 50, 60):
         folder = dataset(tmp_path/str(k)/'data', 2)
         start,everything = state(folder),images(folder)
@@ -103,7 +103,7 @@ def test_really_killed(tmp_path, what):
         undo_choices(folder, everything=True)
         assert state(folder) == start
 
-def test_another_choice_counts_when_an_application_was_interrupted(tmp_path):
+def test_new_choice_replaces_one_of_an_interrupted_batch(tmp_path):
     folder = dataset(tmp_path/'data', 3)
     apply_choices(folder, choices(folder, 3))
     plan = (folder/JOURNAL).read_bytes().splitlines(keepends=True)[0]
@@ -114,7 +114,7 @@ def test_another_choice_counts_when_an_application_was_interrupted(tmp_path):
     assert (folder/'cat/0.jpg').read_text() == 'cat 0' and (folder/'.removed/dog/0.jpg').read_text() == 'dog 0'
     assert (folder/'.removed/cat/1.jpg').exists() and unfinished_moves(folder) == 0
 
-def test_a_label_folder_on_another_disk(tmp_path):
+def test_label_folder_on_another_disk(tmp_path):
     "Its images can be moved and taken out, and back; a real other disk where there is one"
     other = Path(tempfile.mkdtemp(prefix='catdog-', dir='/dev/shm' if Path('/dev/shm').is_dir() else tmp_path))
     try:
@@ -129,7 +129,7 @@ def test_a_label_folder_on_another_disk(tmp_path):
         assert before == {o.name: (o.read_text(), o.stat().st_mtime_ns) for o in (folder/'cat').iterdir()}
     finally: shutil.rmtree(other)
 
-def test_a_relative_link_leads_to_its_image_wherever_it_moves(tmp_path):
+def test_moved_relative_link_stays_valid(tmp_path):
     folder = linked(tmp_path/'data')
     start = state(folder)
     for o in do(folder): assert o.to.is_symlink() and o.to.read_text() == f'{o.file.parent.name} {o.file.stem}'
@@ -253,7 +253,7 @@ def test_batches_are_undone_one_by_one_or_all_at_once(tmp_path):
     assert len(undo_choices(folder, everything=True)) == 2
     assert state(folder) == start and not can_undo(folder) and undo_choices(folder) == []
 
-def test_what_cannot_be_done_is_refused_before_anything_moves(tmp_path):
+def test_impossible_moves_are_refused_before_anything_moves(tmp_path):
     folder = dataset(tmp_path/'data', 4)
     start = state(folder)
     for bad in ('../x', '.removed', 'a/b', ''):
@@ -265,7 +265,7 @@ def test_what_cannot_be_done_is_refused_before_anything_moves(tmp_path):
     assert state(folder) == start
     assert [o.to for o in apply_choices(folder, {folder/'cat'/'9.jpg': 'dog'})] == [None]   # it is not there
 
-def test_the_manifest_follows(tmp_path):
+def test_manifest_is_updated(tmp_path):
     "The label stays what was searched for; `read_manifest` can read what is written"
     from catdog.dataset.manifest import read_manifest
     folder = dataset(tmp_path/'data', 4)
@@ -288,7 +288,7 @@ def tree(folder, *files):
     ('test/cat/old/1.jpg', 'dog', 'test/dog/old/1.jpg'), ('cat/indoor/1.jpg', 'cat', None),
     ('train/cat/1.jpg', 'cat', None), ('cat/indoor/1.jpg', '<Delete>', '.removed/cat/indoor/1.jpg'),
     ('train/cat/1.jpg', '<Delete>', '.removed/train/cat/1.jpg'), ('1.jpg', '<Delete>', '.removed/1.jpg')])
-def test_a_image_keeps_its_place_under_another_label(tmp_path, file, label, to):
+def test_image_keeps_its_place_under_another_label(tmp_path, file, label, to):
     "The label is the first folder, or the first below train, valid and test, and nothing else of the place changes"
     top = '' if file[0] in 'c1' else 'train/'
     folder = tree(tmp_path/'data', file, f'{top}cat/2.jpg', f'{top}dog/2.jpg', *(['valid/cat/3.jpg'] if top else []))
@@ -302,7 +302,7 @@ def test_a_image_keeps_its_place_under_another_label(tmp_path, file, label, to):
 
 ODD = ['A+', 'A-', 'c', 'c++', '😀', '"quoted"', "it's", '<b>', 'قطة', 'a|b*_', ' wild  cat', 'Größe', '$x$', 'a,b']
 
-def test_labels_may_be_called_anything(tmp_path):
+def test_labels_of_any_name(tmp_path):
     from unicodedata import normalize
     stored = [normalize('NFD', o) for o in ODD]   # as a Mac may have written the folders
     folder = tree(tmp_path/'data', *(f'{o}/{i}.jpg' for i,o in enumerate(stored)))
@@ -316,11 +316,11 @@ def test_labels_may_be_called_anything(tmp_path):
     assert state(folder) == start
 
 @pytest.mark.skipif(os.sep != '/', reason='such a name is a path there')
-def test_a_backslash_in_a_label_is_a_character(tmp_path):
+def test_backslash_in_a_label(tmp_path):
     folder = tree(tmp_path/'data', 'a\\b/1.jpg', 'cat/2.jpg')
     assert [o.to for o in apply_choices(folder, {folder/'cat'/'2.jpg': 'a\\b'})] == [folder/'a\\b'/'2.jpg']
 
-def test_nothing_moves_while_somebody_else_is_at_work_in_the_folder(tmp_path, monkeypatch):
+def test_nothing_moves_while_another_process_holds_the_lock(tmp_path, monkeypatch):
     "A program that fetches images into it, say"
     from catdog.core.files import folder_lock
     monkeypatch.setattr('catdog.dataset.journal._LOCK_SECONDS', .2)

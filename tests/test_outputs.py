@@ -60,12 +60,12 @@ def same(saved, now, numbers=True):
     ('3 of 20 in 4.1 s', '3 of 20 in 12 s'), ('at http://127.0.0.1:8742/a', 'at http://127.0.0.1:50000/a'),
     ('loss 0.4231', 'loss 0.4239'), ('.a.csv.12ab34cd', '.a.csv.98fe76dc'), ('torch 2.14.1+cpu', 'torch 2.9.0'),
     ('cat   1\ndog  20', 'cat 1\ndog 20')])
-def test_the_same_is_the_same(a, b): assert same(*(words([{'text': o}]) for o in (a, b)))
+def test_equal_outputs(a, b): assert same(*(words([{'text': o}]) for o in (a, b)))
 
 @pytest.mark.parametrize('a, b', [
     ('3 of 20', '4 of 20'), ('a cat', 'a dog'), ('loss 0.42', 'loss 0.62'),
     ('0.1012022644281387329', '0.2012022644281387329'), ('cat, 98 %', 'cat, 68 %'), ('done', '')])
-def test_another_text_is_another(a, b): assert not same(*(words([{'text': o}]) for o in (a, b)))
+def test_different_outputs(a, b): assert not same(*(words([{'text': o}]) for o in (a, b)))
 
 @pytest.mark.parametrize('name', [o.relative_to(ROOT/'nbs').with_suffix('').as_posix() for o in notebooks.NOTEBOOKS])
 def test_saved_outputs_are_current(name):

@@ -42,7 +42,7 @@ def changed(tmp_path):
 
 # What a model answers
 
-def test_every_form_of_an_image_has_the_same_answer(classifier):
+def test_every_kind_of_source_gives_the_same_answer(classifier):
     photo = image_cat().read()
     answer = classifier.predict(photo)
     assert (answer.label, answer.sure, sum(answer.probabilities.values())) == ('cat', True, pytest.approx(1, abs=1e-9))
@@ -52,7 +52,7 @@ def test_every_form_of_an_image_has_the_same_answer(classifier):
     assert pickle.loads(pickle.dumps(classifier)).predict(photo) == answer
     assert classifier.answers([]) == classifier.predict_batch([]) == []
 
-def test_a_batch_has_the_same_answers_and_names_what_is_not_an_image(classifier, tmp_path):
+def test_batch_gives_the_same_answers_and_names_bad_images(classifier, tmp_path):
     (tmp_path/'notes.txt').write_text('a cat')
     drawn = [draw(label, seed=i) for i in range(5) for label in ('cat', 'dog')]
     for one,many in zip(map(classifier.predict, drawn), classifier.predict_batch(drawn, bs=4), strict=True):
@@ -61,7 +61,7 @@ def test_a_batch_has_the_same_answers_and_names_what_is_not_an_image(classifier,
         with pytest.raises(ImageError) as e: classifier.predict_batch(drawn[:7] + [bad] + drawn)
         assert name in str(e.value)
 
-def test_why_shows_the_cat_and_not_the_wall(classifier):
+def test_why_highlights_the_cat(classifier):
     photo,scene = image_cat().read(),Image.new('RGB', (512, 256), (128, 128, 128))
     scene.paste(open_image(photo).resize((256, 256)), (0, 0))   # a cat on the left, nothing on the right
     heat = classifier.explain(scene)
@@ -79,7 +79,7 @@ def test_why_shows_the_cat_and_not_the_wall(classifier):
         return logits[0] - places[0].sum((1, 2))
     assert constant(photo) == pytest.approx(constant(scene), abs=1e-3)
 
-def test_why_of_a_cropped_image_is_grey_where_the_network_does_not_look(classifier):
+def test_why_is_grey_outside_the_crop(classifier):
     side = copy(classifier)
     side.meta,scene = {**classifier.meta, 'resize': dict(method='crop')},draw('cat', 242, (600, 200))
     a = np.asarray(side.why(scene, max_side=600)).astype(int)
@@ -88,7 +88,7 @@ def test_why_of_a_cropped_image_is_grey_where_the_network_does_not_look(classifi
 
 # Model files that lie
 
-def test_a_model_that_catdog_did_not_export(tampered):
+def test_model_not_exported_by_catdog_is_refused(tampered):
     with pytest.raises(ModelError, match='not exported by catdog'): Classifier(tampered())
 
 @pytest.mark.parametrize('changes,words', [
@@ -98,7 +98,7 @@ def test_a_model_that_catdog_did_not_export(tampered):
     (dict(resize_to='192'), 'which size'), (dict(min_side=0), 'which size'), (dict(min_side=[9]), 'which size'),
     (dict(size=10**6), 'which size'), (dict(labels=['a', 'b', 'c']), 'do not fit'),
     (dict(size=100, resize_to=100), 'do not fit')])
-def test_metadata_that_are_wrong(tampered, changes, words):
+def test_wrong_metadata_is_refused(tampered, changes, words):
     with pytest.raises(ModelError, match=words): Classifier(tampered(**changes))
 
 def test_either_limit_alone_makes_an_answer_unsure(tampered):
@@ -113,7 +113,7 @@ def test_either_limit_alone_makes_an_answer_unsure(tampered):
     (dict(probability=0, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=.9999, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=1, distance=0), 'between', 'Not sure, between cat and dog (cat ')])   # it is sure of nothing
-def test_which_of_the_two_ways_not_to_know(tmp_path, tampered, capsys, neither, doubt, words):
+def test_two_kinds_of_doubt(tmp_path, tampered, capsys, neither, doubt, words):
     "In Python, on the terminal, in CSV and in Parquet; and nothing is certain"
     model,file = tampered(neither=neither),tmp_path/'cat.jpg'
     file.write_bytes(image_cat().read())
@@ -126,7 +126,7 @@ def test_which_of_the_two_ways_not_to_know(tmp_path, tampered, capsys, neither, 
         row = read(predict_files(file, model=model, out=tmp_path/name)).astype(object).fillna('').iloc[0]
         assert (row.label, row.sure, row.doubt, row.text) == ('cat', pred.sure, doubt, str(pred))
 
-def test_the_summary_says_what_is_known(tampered, classifier):
+def test_summary(tampered, classifier):
     m = classifier.meta
     assert classifier.summary == f'cat / dog: trained on {m["n_train"]:,} photographs, {m["error"]:.1%} validation error'
     assert Classifier(tampered(trained_on='drawings', neither=dict(probability=1.0, distance=0.0))).summary.endswith(
@@ -135,7 +135,7 @@ def test_the_summary_says_what_is_known(tampered, classifier):
     other.meta = dict(trained_on='images')
     assert other.summary == 'cat / dog: trained on images, its error was not measured'
 
-def test_a_model_from_before_there_were_distances(tampered):
+def test_model_without_distances(tampered):
     def without_distance(neither):
         model = onnx.load(tampered(neither=neither)/'model.onnx')
         del model.graph.output[2]
@@ -145,13 +145,13 @@ def test_a_model_from_before_there_were_distances(tampered):
     with pytest.raises(ModelError, match='but no such output'):
         Classifier(without_distance(dict(probability=0, distance=1e9)))
 
-def test_below_which_probability_an_answer_is_not_to_be_relied_on(tampered):
+def test_probability_limit(tampered):
     drawing = draw('dog', seed=5)
     assert not Classifier(tampered(neither=dict(probability=.9999999))).predict(drawing).sure
     assert Classifier(tampered(neither=dict(probability=.5))).predict(drawing).sure
 
 @pytest.mark.parametrize('location', ['weights.bin', '../weights.bin', None])
-def test_weights_in_another_file_are_not_read(tmp_path, changed, monkeypatch, location):
+def test_external_weights_are_not_read(tmp_path, changed, monkeypatch, location):
     monkeypatch.chdir(tmp_path)
     def point(weight):
         for folder in (Path(), Path('changed')): (folder/'weights.bin').write_bytes(weight.raw_data)
@@ -163,14 +163,14 @@ def test_weights_in_another_file_are_not_read(tmp_path, changed, monkeypatch, lo
     Path('changed').mkdir()
     with pytest.raises(ModelError, match='cannot open'): Classifier(changed(point))
 
-def test_weights_that_are_no_numbers(changed):
+def test_non_finite_weights_are_refused(changed):
     def change(weight): weight.raw_data = np.full(weight.dims, np.nan, 'float32').tobytes()
     with pytest.raises(ModelError, match='is damaged'): Classifier(changed(change))
 
 class Trap:
     def __reduce__(self): return Path.touch, (Path('caught'),)
 
-def test_a_pickle_beside_the_model_is_never_opened(tmp_path, changed, monkeypatch):
+def test_pickle_beside_the_model_is_never_opened(tmp_path, changed, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = changed(lambda weight: None)
     (folder/'export.pkl').write_bytes(pickle.dumps(Trap()))
@@ -178,7 +178,7 @@ def test_a_pickle_beside_the_model_is_never_opened(tmp_path, changed, monkeypatc
     with pytest.raises(ModelError, match='not a model'): Classifier(folder/'export.pkl')
     assert not Path('caught').exists()
 
-def test_a_model_trained_on_drawings_never_comes_first_by_itself(tmp_path, tampered, monkeypatch):
+def test_model_of_drawings_is_never_the_default(tmp_path, tampered, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('CATDOG_MODEL', raising=False)
     def put(name, **changes): shutil.copytree(tampered(note='', **changes), f'models/{name}')
@@ -193,13 +193,13 @@ def test_a_model_trained_on_drawings_never_comes_first_by_itself(tmp_path, tampe
     monkeypatch.chdir('nbs')   # where Voilà starts the kernels of the chapter
     assert Classifier().path == tmp_path/'models'/'drawn' and next(iter(find_models())) == '../models/drawn'
 
-def test_a_model_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):
+def test_unreadable_model_is_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'models'/'bad').mkdir(parents=True)
     (tmp_path/'models'/'bad'/'model.onnx').write_bytes(b'')
     with pytest.warns(UserWarning, match='cannot open'): assert 'models/bad' not in find_models()
 
-def test_a_tampered_model_is_refused_or_answers(tmp_path, classifier):
+def test_tampered_model_is_refused_or_answers(tmp_path, classifier):
     "Bytes changed anywhere: a sentence, or a model that gives probabilities, and never a crash"
     whole,rng,refused = (shipped_model()/'model.onnx').read_bytes(),random.Random(2),0
     head = whole.rfind(b'catdog')   # metadata stand near the end
@@ -218,6 +218,6 @@ def test_a_tampered_model_is_refused_or_answers(tmp_path, classifier):
         else: assert sum(answer.probabilities.values()) == pytest.approx(1)
     assert refused >= 20
 
-def test_a_model_larger_than_a_gigabyte_is_not_read(tmp_path):
+def test_model_larger_than_a_gigabyte_is_not_read(tmp_path):
     with open(tmp_path/'model.onnx', 'wb') as f: f.truncate(2_000_000_000)
     with pytest.raises(ModelError, match='larger than 1 GB'): Classifier(tmp_path)

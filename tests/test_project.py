@@ -80,7 +80,7 @@ def test_what_the_library_imports_is_required():
     missing = {o for o in imported((ROOT/'catdog').rglob('*.py')) - known if PART_OF.get(o) not in required}
     assert not missing, f'settings.ini does not ask for {sorted(missing)}'
 
-def test_every_requirement_has_bounds_that_the_tested_set_keeps():
+def test_requirements_have_bounds_that_the_constraints_meet():
     pins = {normal(o.name): o for o in map(Requirement, re.findall(r'^\w.*', read('constraints.txt'), re.M))}
     for req in (Requirement(o) for key in LISTS for o in lines(key)):
         pin = pins[normal(req.name)]
@@ -185,7 +185,7 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 """
 
 @pytest.mark.nightly
-def test_the_wheel_works_away_from_the_clone(built, tmp_path):
+def test_wheel_works_outside_the_clone(built, tmp_path):
     """From words to an answer by the installed commands, with no other copy of catdog in sight, and with what
     `pip install catdog-...whl[train]` brings and nothing else"""
     there,work = tmp_path/'there',tmp_path/'work'
@@ -221,7 +221,7 @@ def make(folder, *args, **kw):
     return subprocess.run(['make', '--no-print-directory', '-n', *args], cwd=folder, capture_output=True, text=True,
                           **kw)
 
-def test_make_says_what_it_will_download_before_it_does(tmp_path):
+def test_make_announces_its_downloads(tmp_path):
     out = make(tmp_path, 'app').stdout
     assert 0 <= out.find('it downloads 3.4 GB') < out.find('-m venv') < out.find('pip install')
     assert 'download.pytorch.org' not in out and 'TORCH=cpu' in out
@@ -273,11 +273,11 @@ def make_readme(root, out):
     subprocess.run(['sh', '-c', line.replace('>README.md', f">'{out}'")], cwd=root, check=True, capture_output=True)
     return out.read_text(encoding='utf8')
 
-def test_the_readme_is_the_index(tmp_path):
+def test_readme_is_current(tmp_path):
     "`make readme` changes nothing"
     assert make_readme(ROOT, tmp_path/'README.md') == read('README.md')
 
-def test_with_an_address_the_chapters_open_in_colab_and_install_there(tmp_path):
+def test_chapters_open_and_install_in_colab(tmp_path):
     "`make repository` in a copy: a badge each, an install in the first hidden cell, in Colab alone, and nothing else"
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     shutil.copy(ROOT/'settings.ini', tmp_path)
@@ -301,7 +301,7 @@ def test_with_an_address_the_chapters_open_in_colab_and_install_there(tmp_path):
             assert "isdir('/content')" in before and not re.search(r'\b(from|import) catdog|fastai', before)
     assert 'some/where/blob/main/nbs/00_start.ipynb' in make_readme(tmp_path, tmp_path/'README.md')
 
-def test_the_readme_names_what_there_is():
+def test_readme_links_and_commands_exist():
     text = read('README.md')
     for o in re.findall(r'\]\((?!https?:|#|mailto:)([^)]+)\)', text): assert (ROOT/o.split('#')[0]).exists(), o
     for o in re.findall(r'`(bench/\w+\.py)', text): assert (ROOT/o).exists(), o
@@ -312,7 +312,7 @@ def test_the_readme_names_what_there_is():
 
 def workflow(name): return yaml.safe_load(read(f'.github/workflows/{name}.yml'))
 
-def test_the_workflows_cover_what_is_promised():
+def test_workflows():
     matrix = workflow('test')['jobs']['test']['strategy']['matrix']
     pairs = {(o, p) for o in matrix['os'] for p in matrix['python']}
     pairs |= {(o['os'], o['python']) for o in matrix.get('include', [])}
@@ -328,7 +328,7 @@ def test_the_workflows_cover_what_is_promised():
 # Quiet
 
 @pytest.mark.parametrize('module', ['catdog.train', 'catdog.learn.finetune'])
-def test_importing_says_nothing(module):
+def test_imports_print_nothing(module):
     "No warning of torch or fastai about themselves, whichever module is the first to need them"
     done = subprocess.run([sys.executable, '-c', f'import {module}'], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')

@@ -51,7 +51,7 @@ def test_report_in_a_browser(learn, tmp_path, page):
     for o in ('Precision', 'Where it was most wrong', 'Images that look wrong'): assert o in page.inner_text('body')
     assert page.locator('bdi').count() > 50 and r'caf\udce9.jpg' in page.content()
 
-def test_labels_come_through_tables_and_plots(learn, tmp_path):
+def test_odd_labels_in_tables_and_plots(learn, tmp_path):
     assert sorted(predictions(learn).label.unique()) == sorted(ODD) == list(learn.dls.vocab)
     assert set(suspects(learn).label) <= set(ODD)
     assert list(precision_recall(np.eye(len(ODD), dtype=int), ODD).index) == ODD
@@ -62,7 +62,7 @@ def test_labels_come_through_tables_and_plots(learn, tmp_path):
     axes[0].figure.savefig(tmp_path/'plot.png')   # where it would be read as a formula
 
 @pytest.mark.parametrize('out,words', [('nowhere/r.html', 'no such folder'), ('folder', 'is a folder')])
-def test_a_report_is_refused_before_the_work_when_it_cannot_be_written(learn, tmp_path, monkeypatch, out, words):
+def test_unwritable_report_is_refused_first(learn, tmp_path, monkeypatch, out, words):
     monkeypatch.setattr('catdog.clean.report.prediction_table', None)   # not called
     (tmp_path/'folder').mkdir()
     with pytest.raises(CatdogError, match=f'{words}; give another file'): report(learn, tmp_path/out)
@@ -80,12 +80,12 @@ def table(**n):
     (dict(Unknown=5), ['20.0% .* of 5 images, some of which it may have been trained on']),
     (dict(Train=5), ['None of the images that validated']),
     (dict(Train=5, New=2), ['None of the images that validated', '50.0% .* of 2 images that are new'])])
-def test_a_trained_image_is_never_called_unseen(n, starts):
+def test_training_images_are_never_called_unseen(n, starts):
     sentences = [o for o in error_sentences(table(**n)) if 'balanced' not in o]
     assert len(sentences) == len(starts) and all(map(re.match, starts, sentences))
     assert ('had not been trained on' in ' '.join(sentences)) == ('Valid' in n)
 
-def test_where_labels_are_uneven_the_balanced_error_stands_beside_the_plain_one():
+def test_balanced_error_for_uneven_labels():
     t = pd.DataFrame(dict(label=['cat']*8 + ['dog']*2, predicted=['cat']*8 + ['dog', 'cat'], dataset='Valid'))
     plain,balanced = error_sentences(t)
     assert plain.startswith('10.0%') and balanced.startswith('25.0% balanced error')

@@ -48,7 +48,7 @@ def mess():
     res['dog'] += res['cat'][:12]   # conflicts
     return res
 
-def test_kill_at_any_moment_and_go_on(start, tmp_path):
+def test_killed_run_resumes(start, tmp_path):
     whole,torn = tmp_path/'whole',tmp_path/'torn'
     r = random.Random(int(os.environ.get('CATDOG_KILLS_SEED', 1)))
     with serve_images(mess(), latency=.03) as (found, asked):
@@ -76,7 +76,7 @@ def test_kill_at_any_moment_and_go_on(start, tmp_path):
         'ok', 'duplicate', 'near-duplicate', 'conflict', 'not-found', 'not-an-image', 'truncated'}
     assert not list(torn.rglob('*.part'))
 
-def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(monkeypatch, start, tmp_path):
+def test_ctrl_c_stops_at_once_and_the_same_command_resumes(monkeypatch, start, tmp_path):
     monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
     data = {'cat': [jpeg_bytes(image(i)) for i in range(20)]}
     stalled,ready = threading.Event(),threading.Event()
@@ -115,7 +115,7 @@ def test_img2dataset_reads_the_list(tmp_path):
 
 # --- One pool for all labels
 
-def test_a_stalled_image_does_not_hold_up_the_next_label(monkeypatch, tmp_path):
+def test_stalled_image_does_not_delay_the_next_label(monkeypatch, tmp_path):
     monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
     dogs = threading.Event()
     def answer(path, params, headers):
@@ -129,7 +129,7 @@ def test_a_stalled_image_does_not_hold_up_the_next_label(monkeypatch, tmp_path):
         df = scrape(['cat', 'dog'], tmp_path, n=6, engine='test')
     assert set(df.status) == {'ok'} and df.label.tolist() == ['cat']*6 + ['dog']*6
 
-def test_what_earlier_labels_found_is_kept_when_the_search_for_a_later_one_fails(monkeypatch, tmp_path):
+def test_earlier_labels_are_kept_when_a_later_search_fails(monkeypatch, tmp_path):
     with serve_images({'cat': [jpeg_bytes(image(i)) for i in range(6)]}) as _:
         find = ENGINES['test']
         def refuse(term, n):

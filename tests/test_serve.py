@@ -139,7 +139,7 @@ def test_head(server, path):
     res = requests.head(server[0] + path)
     assert res.status_code == 200 and res.content == b'' and int(res.headers['Content-Length']) > 100
 
-def test_who_may_read_the_answers(classifier, images):
+def test_cors(classifier, images):
     name,page = 'Access-Control-Allow-Origin','https://example.org'
     def ask(client, path='/predict', method='POST', **headers):
         data = {'file': (io.BytesIO(images[0]), 'cat.jpg')} if method == 'POST' else None
@@ -179,21 +179,21 @@ def test_every_origin_that_is_sent_can_be_given(classifier):
     ('file:///home/a', 'give file://'), ('localhost:5173', 'not an origin'), ('https://', 'not an origin'),
     ('https://*.a.org', 'not an origin'), ('https://me@a.org', 'not an origin'), ('https://a.org:70000', 'not an origin'),
     ('https://a.org https://b.org', 'not an origin'), ('http://[zz]', 'not an origin'), ('https://-ж-.рф', 'not an origin')])
-def test_what_is_no_origin_is_refused(classifier, cors, words):
+def test_invalid_origins_are_refused(classifier, cors, words):
     with pytest.raises(CatdogError, match=re.escape(words)): create_app(classifier, cors=cors)
 
-def test_the_command_shares_too(server):
+def test_command_allows_origins(server):
     res = requests.get(f'{server[0]}/healthz', headers={'Origin': 'https://it-s.b.org'}, timeout=60)
     assert res.headers['Access-Control-Allow-Origin'] == 'https://it-s.b.org' and res.json()['status'] == 'ok'
 
-def test_people_get_the_page_and_programs_get_json(server, images):
+def test_html_or_json_by_accept_header(server, images):
     for accept,kind in [(BROWSER, 'text/html'), ('application/json', 'application/json'), ('*/*', 'application/json'),
                         ('application/json, text/plain;q=0.5', 'application/json')]:
         for res in (post(server, images[0], accept=accept), post(server, b'no image', accept=accept),
                     requests.get(f'{server[0]}/nowhere', headers={'Accept': accept})):
             assert res.headers['Content-Type'].startswith(kind)
 
-def test_every_response_is_closed_to_other_pages(server):
+def test_security_headers(server):
     for path in ('/', '/static/page.js', '/nowhere', '/healthz'):
         headers = requests.get(server[0] + path).headers
         assert headers['X-Content-Type-Options'] == 'nosniff'
@@ -227,7 +227,7 @@ def test_nothing_is_written_to_disk(classifier, server, run_app):
 
 # The description
 
-def test_the_description_is_right(server, images):
+def test_openapi_document(server, images):
     spec = requests.get(f'{server[0]}/openapi.json').json()
     assert set(spec['paths']) == {'/', '/predict', '/healthz', '/metrics', '/openapi.json'}
     assert spec['openapi'].startswith('3.')
@@ -245,7 +245,7 @@ def test_the_description_is_right(server, images):
     fits(post(server, *images[:3], data=dict(image=1, why=1)).json(), schema('/predict', 'post'))
     fits(requests.get(f'{server[0]}/healthz').json(), schema('/healthz', 'get'))
 
-def test_the_server_keeps_to_its_description(server):
+def test_server_follows_its_openapi_document(server):
     "schemathesis makes requests from the OpenAPI description and compares the answers with it"
     # that bytes are an image is more than a schema can say: a refusal of what fits the schema is no fault
     left_out = [positive_data_acceptance]
@@ -270,7 +270,7 @@ def test_serving_needs_no_torch():
     assert {'torch', 'fastai', 'torchvision', 'fastbook', 'pandas', 'matplotlib', 'nbdev'}.isdisjoint(modules)
 
 @pytest.mark.parametrize('command', ['catdog-serve', 'catdog-app'])
-def test_commands_say_what_is_wrong(command, tmp_path):
+def test_command_errors(command, tmp_path):
     (tmp_path/'model.onnx').write_bytes(b'no model')
     with socket.create_server(('127.0.0.1', 0)) as busy:
         taken = busy.getsockname()[1]
@@ -285,7 +285,7 @@ def test_commands_say_what_is_wrong(command, tmp_path):
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '0.0.0.0', '0', '', '*', 'localhost', socket.gethostname(), '::1', '[::1]',
                                   '::', '0::0'])
-def test_the_printed_address_can_be_opened(host, run_app, classifier):
+def test_printed_url_opens(host, run_app, classifier):
     try: socket.create_server(('::1', 0), family=socket.AF_INET6).close()
     except OSError:
         if ':' in host: pytest.skip('this machine has no IPv6')
@@ -313,7 +313,7 @@ server.run()
 
 @pytest.mark.skipif(os.name != 'posix', reason='sends signals')
 @pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_running_requests_finish(sent, images):
+def test_signal_lets_running_requests_finish(sent, images):
     process = subprocess.Popen([sys.executable, '-c', SLOW], text=True, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     url,stalled = process.stdout.readline().strip().rstrip('/'),[]
@@ -334,7 +334,7 @@ def test_a_signal_lets_running_requests_finish(sent, images):
 
 # Many at once
 
-def test_everyone_reads_about_their_own_image(server, classifier, images):
+def test_concurrent_clients_get_their_own_answers(server, classifier, images):
     "48 clients with 16 images: every answer is about its own; whoever is told to come back comes back"
     expected = [classifier.predict(o).probabilities for o in images]
     assert len({round(o['cat'], 6) for o in expected}) == 16   # so that a mix-up shows
@@ -354,7 +354,7 @@ def test_everyone_reads_about_their_own_image(server, classifier, images):
     with ThreadPoolExecutor(48) as pool: list(pool.map(client, range(48)))
     assert seen[200] == 400, seen
 
-def test_a_full_queue_says_when_to_come_back(images, run_app):
+def test_full_queue_has_retry_after(images, run_app):
     "A network that hangs: as many as may wait do so, the others are told at once; then all is well again"
     let_go = threading.Event()
     class Hanging(Classifier):

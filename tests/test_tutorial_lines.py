@@ -33,7 +33,7 @@ def forms():
 
 @pytest.mark.parametrize('name', ['train', 'load_learner'])
 @pytest.mark.parametrize('form', ['str', 'path', 'bytes', 'PILImage', 'array', 'tensor', 'opened'])
-def test_predict_takes_whatever_fastai_takes(learners, name, form):
+def test_predict_accepts_all_inputs_of_fastai(learners, name, form):
     learn = learners[name]
     with learn.no_bar():
         label,index,probabilities = learn.predict(forms()[form])

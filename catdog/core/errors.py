@@ -26,7 +26,7 @@ class ImageError(CatdogError):
     "Bytes that are not an image we can use"
     def __init__(self,
         reason:str, # What is wrong, as text for the user
-        status:str='not-an-image' # One word for tables: 'not-an-image', 'truncated', 'too-large', 'too-small', 'missing'
+        status:str='not-an-image' # For tables: 'not-an-image', 'truncated', 'too-large', 'too-small', 'missing'
     ):
         super().__init__(reason)
         self.reason,self.status = reason,status
@@ -52,11 +52,11 @@ class SearchError(FetchError):
         self.engine,self.text,self.offline,self.term = engine,text,offline,term
 
 def _escape_output():
-    "Let stdout escape what its encoding lacks, as stderr does, so that a name in Cyrillic does not end a command half-way"
+    "Let stdout escape characters that its encoding lacks, as stderr does, instead of raising an error"
     if getattr(sys.stdout, 'errors', None) in ('strict', 'surrogateescape') and hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')
 
-_escape_output()   # for functions that are no commands
+_escape_output()   # for functions that are not commands
 
 def command(
     func # A function with docments, which become the command's help
@@ -64,7 +64,7 @@ def command(
     "Make `func` a command with fastcore's `call_parse`; print a `CatdogError` as one sentence and exit with status 2"
     @wraps(func)
     def _f(*args, **kwargs):
-        _escape_output()   # stdout may be another one now
+        _escape_output()   # stdout may have been replaced
         try: return func(*args, **kwargs)
         except CatdogError as e:
             if not is_cli(main): raise

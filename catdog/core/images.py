@@ -18,7 +18,7 @@ from .files import IMAGE_FORMATS
 # %% ../../nbs/core/images.ipynb #8cb16523
 @lru_cache(maxsize=32)
 def _transform(profile, mode):
-    "Return LittleCMS' transform from `profile` (bytes; b'': plain Lab) to sRGB; None if it is broken or changes nothing"
+    "Return LittleCMS' transform from `profile` (bytes; b'': Lab) to sRGB; None if it is broken or changes nothing"
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
     if mode in ('L', 'LAB'): flags |= ImageCms.Flags.NOOPTIMIZE   # exact, and rarely needed
     try:
@@ -82,7 +82,7 @@ def _opacity(img, key):
     return None if low == 255 or (high == 0 and img.format in ('BMP', 'TIFF')) else alpha   # some programs write 0
 
 def _to_rgb(img, key):
-    "Convert the loaded `img`, with the transparent colour `key`, to sRGB on white; return `img` itself if it is that already"
+    "Convert the loaded `img`, with the transparent colour `key`, to sRGB on white, if needed"
     if img.mode in ('La', 'RGBa'): img = img.convert(img.mode.upper())
     alpha,profile = _opacity(img, key),img.info.get('icc_profile') or b''
     if 'transparency' in img.info:   # Pillow would warn that it gets lost

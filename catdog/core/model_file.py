@@ -1,6 +1,6 @@
 """Model files: open one from an untrusted source, check its metadata, and prepare images as it expects them
 
-Training, validation, `Classifier` and the page in the browser prepare images alike, by the metadata of the model: `size`
+Training, validation, `Classifier` and the page in the browser prepare images alike, by a model's metadata: `size`
 and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `resize` (`method`, `pad_mode`).
 """
 
@@ -34,7 +34,7 @@ def open_as(
     return open_image(src, max_side, min_side=meta.get('min_side'), as_stored=meta.get('opened') == 'as stored')
 
 def _square_box(w, h, size, method):
-    "(left, top, side) of the part of an image of `w` by `h` pixels that becomes `size`; for padding it extends beyond the image"
+    "Return (left, top, side) of the square to resize to `size`; for padding it extends beyond the image of `w` by `h`"
     scale = (min if method == 'crop' else max)(w/size, h/size)
     side = int(scale*size)   # rounded as fastai does, or one image in a thousand would be a pixel off
     return int(.5*(w - side)),int(.5*(h - side)),side

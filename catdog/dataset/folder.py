@@ -85,7 +85,7 @@ _PARTS = dict(train='train', training='train', trainset='train', valid='valid', 
               testset='test')
 
 def _part(name):
-    "Return which part of a split the folder `name` is, such as 'train', 'Test Set' or 'val2017'; None: it may be a label"
+    "Return which part of a split the folder `name` is, such as 'Test Set' or 'val2017'; None: it may be a label"
     found = re.fullmatch(r'([a-z]+?)[-_ ]*(set|data|dataset|split|images|imgs|photos)?[-_ ]*\d*', name.lower())
     return found and _PARTS.get(found[1])
 

@@ -112,7 +112,7 @@ def _copy(file, to):
     finally: os.close(folder)
 
 def _move(file, to):
-    "Move `file` to `to`, which does not exist; a relative link still leads to its image, another disk gets a copy first"
+    "Move `file` to `to`, which does not exist; keep relative links valid, and copy first if `to` is on another disk"
     to.parent.mkdir(parents=True, exist_ok=True)
     if file.is_symlink():
         target = os.readlink(file)

@@ -67,7 +67,7 @@ def _check_images(
 
 # %% ../../nbs/dataset/split.ipynb #3beb357c
 def _group(checked):
-    "Return a group number for each of `checked`, the same for copies; a file that cannot be opened is a group of its own"
+    "Return a group number for each of `checked`, equal for copies; a file that cannot be opened is its own group"
     good = [i for i,o in enumerate(checked) if not o.fault]
     groups = np.arange(len(checked)) + len(checked)
     if good:
@@ -262,7 +262,7 @@ def saved_split(
     path:str|os.PathLike, # Folder with a sub-folder for each label
     model:str|os.PathLike, # Model folder, or its `model.onnx`
     labels:list # Labels of the model
-) -> Split: # With `new`, `known` and `note`; if it is not known what the model was trained on, all images are in `valid`
+) -> Split: # With `new`, `known` and `note`; if the model's training images are unknown, all images are in `valid`
     "Split the images below `path` into those that `model` was trained, validated and tested with, and new ones"
     folder,recorded = ImageFolder(path, labels),_recorded_images(model)
     unknown = f'The model does not know {", ".join(folder.others)}: left out' if folder.others else ''

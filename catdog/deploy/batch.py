@@ -153,7 +153,7 @@ def _open_db(part):
 
 @contextmanager
 def _answers_db(out):
-    "Yield the database of predictions for `out`; remove it at the end, unless there is an error, which becomes `CatdogError`"
+    "Yield the database of predictions for `out`; remove it unless there is an error, raised as `CatdogError`"
     part = out.with_name(f'.{out.name}.part')
     try:
         with closing(_open_db(part)) as db: yield db

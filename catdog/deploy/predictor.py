@@ -55,7 +55,7 @@ class Prediction:
     probability:float # Its probability, 0 to 1
     probabilities:dict = field(repr=False) # Label -> probability, in the order of the labels; they sum to 1
     sure:bool = True # False: do not rely on it, this may well be something else
-    doubt:str = '' # Why it is not sure: 'between' the labels, or 'unlike' what the model was trained on; '' if it is sure
+    doubt:str = '' # Why it is not sure: 'between' the labels, or 'unlike' the training images; '' if it is sure
     def __post_init__(self):
         if self.doubt not in ('', 'between', 'unlike'): raise ValueError(f"{self.doubt!r} is not '', 'between' or 'unlike'")
         if self.doubt: object.__setattr__(self, 'sure', False)
@@ -199,7 +199,7 @@ def _open_or_warn(path):
     except ModelError as e: warnings.warn(f'left out: {e}')
 
 def find_models() -> dict: # Name -> folder, the one to start with first
-    "Find `$CATDOG_MODEL`, models below `models/`, newest first, and the one that ships; those trained on drawings come last"
+    "Find `$CATDOG_MODEL`, models below `models/`, newest first, and the one that ships; models of drawings come last"
     here,shipped = (Path(), Path('..')),shipped_model()   # notebooks look from the folder `nbs`
     chosen = [next((o.resolve() for o in (p/model for p in here) if o.exists()), Path(model).resolve())
               for model in [os.environ.get('CATDOG_MODEL')] if model]

@@ -87,7 +87,7 @@ def _uploaded_files():
 _statuses = {'too-large': 413, 'truncated': 400, 'empty': 400}   # of every other `ImageError`: 415
 
 def _predict_upload(classifier, upload, image, why):
-    "Return the result for the file `upload`, as for `render_answer`, with `image` and `why` as `data:` URLs if requested"
+    "Return the result for the file `upload`, as for `render_answer`; `image` and `why` add `data:` URLs"
     name,data = re.split(r'[\\/]', upload.filename)[-1][:100],upload.read()
     try:
         if not data: raise ImageError('the file is empty', 'empty')

@@ -156,7 +156,7 @@ def get_learner(
     pretrained:bool=True, # Start from ImageNet weights, and freeze the body? False: from random weights
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # Frozen except for its head if `pretrained`
-    "Make fastai's `vision_learner` for `arch`; raise `CatdogError` if its weights are unavailable, or fastai cannot cut it"
+    "Make fastai's `vision_learner` for `arch`; raise `CatdogError` if fastai cannot cut it or weights are unavailable"
     backbone = find_arch(arch)
     if pretrained: check_weights(backbone)
     from_pip = pretrained and backbone.source == 'pip'

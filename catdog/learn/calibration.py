@@ -221,7 +221,7 @@ def ood_limits(
     keep:float=0.99, # Share of the images whose answers are to be sure
     least:float=0.9 # Accuracy that the sure answers must have
 ) -> dict: # `probability`, the lowest, and `distance`, the highest of a sure answer; or `NOTHING_SURE`
-    "Return the loosest limits that keep `keep` of the answers, or fewer if needed for an accuracy of `least` among them"
+    "Return the loosest limits that keep `keep` of the answers, or fewer if an accuracy of `least` needs that"
     probability,distance = np.asarray(probability, float),np.asarray(distance, float)
     right = np.ones(len(probability), bool) if right is None else right
     def _down(o): return np.floor(o*1e4)/1e4

@@ -62,7 +62,7 @@ def recipe_tfms(
     recipe:str, # One of `RECIPES`
     size:int # Side of the square that the network is given, in pixels
 ) -> dict: # For `get_dls`; empty for its defaults
-    "Return the transforms of `recipe`: 'fast' validates on the whole image, squeezed, and augments batches on a GPU only"
+    "Return the transforms of `recipe`: 'fast' validates on the whole image, and augments batches on a GPU only"
     if recipe == 'classic': return {}
     crop = RandomResizedCrop(size, min_scale=0.5, val_xtra=0)
     return dict(item_tfms=crop) if torch.cuda.is_available() else dict(item_tfms=[crop, FlipItem()], batch_tfms=[])

@@ -55,7 +55,7 @@ def _html(text, status=200, type='text/html', more=''):
 def _json(status=200, **kw): return status, {'Content-Type': 'application/json'}, [json.dumps(kw).encode()]
 
 class _Result:
-    "Search result `n` for `label`: `kind` is 'ok' or a fault; it shows `drawn`, a photo or drawn with the seed `source`"
+    "Search result `n` for `label`: `kind` is 'ok' or a fault; shows `drawn`, a photo or drawn with the seed `source`"
     def __init__(self, web, label, n, kind, drawn, source, original=None):
         self.web,self.label,self.n,self.kind = web,label,n,kind
         self.drawn,self.source,self.original = drawn,source,original   # `original`: the result that this is a copy of
