@@ -1,8 +1,8 @@
 """Make the model that ships with the package, and measure it.
 
     python bench/pretrained.py make       # train on photos/small, choose by photos/web; writes catdog/pretrained/
-    python bench/pretrained.py            # error, calibration, doubts and rate on photographs that it has not seen
-    python bench/pretrained.py cross      # what fitting the head to the 8-bit body is worth, on photos/small
+    python bench/pretrained.py            # error, calibration, "not sure" and speed on photographs that it has not seen
+    python bench/pretrained.py cross      # the effect of fitting the head to the 8-bit body, on photos/small
     python bench/pretrained.py card       # the same, written into catdog/pretrained/model_card.md
 
 It is trained by `train` as any other model: only the head, on EfficientNet-Lite2, whose weights come with pip. `export`
@@ -114,7 +114,7 @@ def measured(path=PRETRAINED):
         yield f'{n:,}',f'{error:.2%} ({low:.2%} to {high:.2%})',f'{ece:.2%}',f'{between/n:.1%}',f'{unlike/n:.1%}'
 
 def others(path=PRETRAINED):
-    "Say how many photographs of other things get no answer"
+    "Describe how many photographs of other things get no answer"
     given,_,_ = answers(path, 'neither')
     n,unlike,unsure = len(given),sum(o.doubt == 'unlike' for o in given),sum(not o.sure for o in given)
     res = (f'Of {n} photographs of other things, one of each kind, {unlike/n:.1%} are found to be unlike its labels, and '

@@ -1,4 +1,4 @@
-"Many images: stopped runs, changed images, two runs at once, a full disk, odd names and labels, workers that die"
+"Batch prediction: interrupted and concurrent runs, changed images, a full disk, odd names and labels, killed workers"
 import csv, json, os, re, resource, shutil, signal, sqlite3, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,14 +38,14 @@ def rows(file):
     with open(file, newline='', encoding='utf8', errors='surrogateescape') as f: return list(csv.DictReader(f))
 
 def stored(folder):
-    "File -> JSON of its row, of the predictions that a stopped run has left for answers.csv"
+    "Return file -> JSON of its row, for the predictions that a stopped run saved for answers.csv"
     db = sqlite3.connect(folder/'.answers.csv.part')
     res = {os.fsdecode(file): row for file,row in db.execute('SELECT file, row FROM answers')}
     db.close()
     return res
 
 def begun(folder, n=600):
-    "A run that has stored some predictions about `n` images and goes on"
+    "Start a run that has saved some predictions about `n` images and is still running"
     album(folder/'album', n)
     process,part = start(folder, 'album', '--out', 'answers.csv'),folder/'.answers.csv.part'
     while not (part.exists() and part.stat().st_size > 60_000 + 60*n):   # more than the list of images takes
@@ -64,7 +64,7 @@ def test_url_is_refused_and_quoted_as_typed(tmp_path, url):
     assert os.listdir(tmp_path) == ['cat.jpg']
 
 def test_error_line_names_its_image_once(tmp_path):
-    "Also what is not a path at all: an image as a data URL is longer than any name may be"
+    "Also for something that is not a path, such as a `data:` URL, which is longer than any file name can be"
     draw('cat', 1).save(tmp_path/'cat.jpg')
     (tmp_path/'page.jpg').write_text('<html>')
     url = 'data:image;base64,' + 'x'*300
@@ -74,7 +74,7 @@ def test_error_line_names_its_image_once(tmp_path):
     assert said.startswith('cat.jpg: ') and said.count('\n') == 1 and long.count(url) == 1
 
 def test_name_that_is_not_utf8(tmp_path):
-    "Parquet cannot hold it, which is said before anything is predicted; CSV can, and so can a terminal"
+    "Parquet cannot hold it, which is reported before anything is predicted; CSV and a terminal can"
     album(tmp_path/'album', 2)
     draw('cat', 1).save(tmp_path/'album'/NOT_UTF8)
     code,_,err = run(tmp_path, 'album', '--out', 'answers.parquet')
@@ -87,7 +87,7 @@ def test_name_that_is_not_utf8(tmp_path):
     with pytest.raises(CatdogError, match='UTF-8'): predict_bucket(tmp_path/'album', tmp_path/'answers')
 
 def test_unreadable_folder_has_a_row(tmp_path):
-    "Nobody should believe that all images were predicted"
+    "Missing images must not go unnoticed"
     album(tmp_path/'album', 2)
     album(tmp_path/'album'/'locked', 2)
     reachable(tmp_path)
@@ -134,7 +134,7 @@ def test_killed_run_resumes_and_repredicts_changed_images(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['album', 'answers.csv']
 
 class Counting(Classifier):
-    "Notes which images it opens"
+    "A classifier that records which images it opens"
     def __init__(self, *args):
         super().__init__(*args)
         self.opened = []
@@ -145,20 +145,20 @@ class Counting(Classifier):
 class Stop(Exception): pass
 
 class Stopping(Counting):
-    "Is stopped after its first batch"
+    "A classifier that is stopped after its first batch"
     def answers(self, pixels):
         if getattr(self, 'batches', 0): raise Stop
         self.batches = 1
         return super().answers(pixels)
 
 def write(classifier, files, out=Path('answers.csv')):
-    "The images that `classifier` opens to write `out` about `files`"
+    "Return the images that `classifier` opens to write `out` for `files`"
     classifier.opened.clear()
     batch.write_file(classifier, files, out)
     return list(classifier.opened)
 
 def test_only_new_and_changed_images_are_predicted_again(tmp_path, monkeypatch):
-    "By size and by time of change; also where images came, went, or are asked for in another order"
+    "By size and modification time; also when images were added, removed or reordered"
     monkeypatch.chdir(tmp_path)
     album(Path('album'), 40)
     files,out = sorted(Path('album').iterdir()),Path('answers.csv')
@@ -200,7 +200,7 @@ def test_second_run_into_the_same_file_is_refused(tmp_path):
     try:
         code,_,err = run(tmp_path, 'album', '--out', 'answers.csv')
         assert code == 2 and 'another process is writing answers.csv' in err and len(err.splitlines()) == 1
-        assert run(tmp_path, 'album/00001.jpg', '--out', 'others.csv')[0] == 0   # another file is another matter
+        assert run(tmp_path, 'album/00001.jpg', '--out', 'others.csv')[0] == 0   # other files are not locked
     finally: first.send_signal(signal.SIGCONT)
     assert ended(first)[0] == 0 and len(rows(tmp_path/'answers.csv')) == 600
 
@@ -225,7 +225,7 @@ def test_full_disk_is_reported_and_nothing_is_lost(tmp_path, suffix):
 ODD = ['A+', 'NA', 'null', 'True', '1.5', '"', "it's, \"so\"", '<b>|*_', '😀', 'قطة', 'c\n++', '=1+1']
 
 def test_odd_labels_in_csv_and_parquet(tmp_path, monkeypatch):
-    "And what is written says the same as the list"
+    "The file has the same content as the list"
     import onnx
     monkeypatch.chdir(tmp_path)
     album(Path('album'), 4)
@@ -271,7 +271,7 @@ def test_dask_predicts_the_same_when_a_worker_is_killed(tmp_path, monkeypatch):
         assert row['error'] == o['error'] if 'error' in o else row['p_cat'] == pytest.approx(o['p_cat'], abs=1e-5)
 
 def peak(folder, *args):
-    "Peak memory in MB of `predict_files` with `args`, as Linux counts it"
+    "Return the peak memory in MB of `predict_files` with `args` (Linux)"
     code = ('import sys; from catdog.predict import predict_files; predict_files(sys.argv[1], out=sys.argv[2]); '
             'print(open("/proc/self/status").read())')
     done = subprocess.run([sys.executable, '-c', code, *args], cwd=folder, capture_output=True, text=True, check=True,

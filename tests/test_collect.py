@@ -1,4 +1,4 @@
-"""Data sets: what is tried again, what is refused, the command, and which of several copies is kept.
+"""Data sets: retries, refusals, the command, and which of several copies is kept.
 Killed runs are in test_scrape.py, servers that misbehave in test_http.py."""
 import json, os, re, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_command_that_only_writes_urls(tmp_path):
     assert run(tmp_path, 'cat', '--urls-only', 'urls.parquet', '--n', '5', '--engine', 'sample').returncode == 0
     assert pq.read_table(tmp_path/'urls.parquet').num_rows == 5 and not (tmp_path/'data').exists()
 
-# --- Copies and conflicts among images that a test chose
+# --- Copies and conflicts
 
 def statuses(df, label): return df[df.label == label].status.tolist()
 
@@ -110,7 +110,7 @@ def test_larger_of_two_copies_is_kept(tmp_path):
     assert all(o.startswith('.removed/cat/') for o in df.file[:2])
     assert files(tmp_path) == sorted(kept + df.file[:2].tolist())   # nothing is deleted
     assert [open_image(tmp_path/o).size for o in df.file[:2]] == [(160, 120), (320, 240)]
-    assert (tmp_path/'manifest.jsonl').read_text().count('\n') == 7   # one line an address
+    assert (tmp_path/'manifest.jsonl').read_text().count('\n') == 7   # one line per URL
 
 def test_same_image_under_two_labels_is_a_conflict(tmp_path, capsys):
     a,b,c = image(1),image(2),image(3)
@@ -122,7 +122,7 @@ def test_same_image_under_two_labels_is_a_conflict(tmp_path, capsys):
         assert statuses(df, 'cat') == ['conflict', 'ok'] and statuses(df, 'dog') == ['conflict', 'ok', 'conflict']
         assert all(o.startswith('.removed/') and (tmp_path/o).exists() for o in df[df.status == 'conflict'].file)
         assert len(list(tmp_path.glob('cat/*'))) == len(list(tmp_path.glob('dog/*'))) == 1
-        # somebody decides that it is a cat: it stays one, and nothing is fetched again
+        # the user decides that it is a cat: it stays one, and nothing is fetched again
         conflict = Path(df.file[0])
         os.rename(tmp_path/conflict, tmp_path/conflict.relative_to('.removed'))
         n = len(asked)
@@ -139,7 +139,7 @@ def test_images_moved_by_the_user_stay_where_they_are(tmp_path):
         assert statuses(df, 'dog') == ['ok', 'duplicate'] and moved.exists()
 
 def test_copies_of_photographs_are_found(photos, tmp_path):
-    "At least 95% of planted copies are found, and hardly an original is dropped (all 500 + 200: bench/scrape.py)"
+    "At least 95% of planted copies are found, and hardly any original is dropped (all 500 + 200: bench/scrape.py)"
     originals = [open_image(o, 512) for o in sorted((photos/'photos'/'web'/'cat').iterdir())[:100]]
     planted = [jpeg_bytes(o) for i,img in enumerate(originals[:40]) for o in [list(copies(img).values())[i%5]]]
     with serve_images({'cat': [jpeg_bytes(o) for o in originals] + planted}) as _:
@@ -150,7 +150,7 @@ def test_copies_of_photographs_are_found(photos, tmp_path):
     assert df.seen[100:].sum() + len(larger) >= 38
     assert df.seen[:100].sum() - len(larger) <= 1
 
-# --- The same label, and words that can be none
+# --- Spellings of a label, and invalid labels
 
 SPELLINGS = [('cat', 'Cat'), ('cat', 'CAT'), ('Cat', 'cat'), ('\u00e9t\u00e9', 'e\u0301te\u0301'),
              ('cafe\u0301', 'CAF\u00c9'),
@@ -203,7 +203,7 @@ def test_file_in_place_of_a_folder_is_reported(tmp_path, monkeypatch):
 # --- One at a time
 
 def search_server(gate, n=24):
-    "A service that speaks Bing's protocol, and its images: cat is 0 to 23, dog 100 to 123; 8 to 23 wait for `gate`"
+    "A service with Bing's protocol, and its images: cat is 0 to 23, dog 100 to 123; 8 to 23 wait for `gate`"
     def answer(path, params, headers):
         if path == '/search':
             base = {'cat': 0, 'dog': 100}[params['q']]
@@ -234,7 +234,7 @@ def count(path, label):
     return len(list((path/label).glob('*.jpg'))), sum(o['label'] == label and o['status'] == 'ok' for o in rows(path))
 
 def first_and_second(tmp_path, url):
-    "A run for cat that has begun, and one for dog that waits for it and has said so"
+    "Start a run for cat, and one for dog that waits for it and has reported that"
     first = start('cat', tmp_path, url)
     wait_for(lambda: lines(tmp_path/'x') > 2)
     second = start('dog', tmp_path, url)
@@ -293,7 +293,7 @@ def test_ctrl_c_while_waiting_for_a_service_loses_nothing(tmp_path):
     assert count(tmp_path/'x', 'cat') == (6, 6)
 
 def test_temporary_files_of_running_programs_are_kept(tmp_path):
-    "A beginning that nobody writes any more goes; one that somebody writes stays, though it takes long"
+    "Abandoned temporary files are removed; one that is still being written is kept"
     (tmp_path/'cat').mkdir()
     old = tmp_path/'cat'/'.1.jpg.0123abcd.part'
     old.write_bytes(b'1')
@@ -313,7 +313,7 @@ def test_temporary_files_of_running_programs_are_kept(tmp_path):
 
 @pytest.fixture
 def six(tmp_path):
-    "A data set of six cats, and what is asked of their host"
+    "A data set of six cats, and the requests to their host"
     with serve_images({'cat': [jpeg_bytes(image(i)) for i in range(6)]}) as (_, asked):
         scrape('cat', tmp_path, n=6, engine='test')
         yield tmp_path,asked
@@ -342,7 +342,7 @@ def test_deleted_image_is_reported_and_fetched_on_request(six, capsys):
     assert files(path) == before and df.status.tolist() == ['ok']*6 and len(asked) == 7 and len(credits(path)) == 6
 
 def test_copies_of_a_deleted_image_do_not_prevent_its_download(tmp_path):
-    "The small one lies in .removed, for a larger one that somebody deleted; that one comes back"
+    "The small one lies in .removed, for a larger one that the user deleted; that one is fetched again"
     a = image(1)
     data = {'cat': [jpeg_bytes(a.resize((160, 120))), jpeg_bytes(a), jpeg_bytes(a.resize((480, 360))), jpeg_bytes(a)]}
     with serve_images(data) as (_, asked):
@@ -386,7 +386,7 @@ def test_killed_run_resumes_fetching_deleted_images(six):
     manifest.add(*({**o, 'status': 'missing', 'file': None, 'phash': None} for o in manifest.of('cat')))
     assert scrape('cat', path, n=6, engine='test').status.tolist() == ['ok']*6 and files(path) == before
 
-# --- Every address has a line
+# --- Every URL has a row
 
 def test_invalid_urls_have_a_row_and_repaired_ones_an_image(tmp_path, monkeypatch):
     good = jpeg_bytes(image(1))

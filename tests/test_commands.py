@@ -1,4 +1,4 @@
-"Commands, as typed into a terminal: what is wrong is one sentence on stderr and exit status 2, never a traceback."
+"Commands in a terminal: an error is one line on stderr and exit status 2, never a traceback."
 import os
 
 import pytest
@@ -47,7 +47,7 @@ def test_bad_input_is_one_line_and_exit_status_2(folders, args, words):
     done = run(*args, cwd=folders)
     assert done.returncode == 2, done
     assert words in done.stderr and len(done.stderr.splitlines()) == 1 and 'Traceback' not in done.stdout
-    assert set(before) <= set(folders.rglob('*'))   # nothing of the person's is gone
+    assert set(before) <= set(folders.rglob('*'))   # no file is lost
 
 @pytest.mark.parametrize('folder,words', [('empty', 'no images'), ('one', "labelled 'cat'"), ('nowhere', 'no such folder')])
 def test_bad_folder_is_refused_for_training(folders, folder, words):

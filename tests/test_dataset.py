@@ -1,4 +1,4 @@
-"From a folder to batches: which images train and validate, what is left out, and all that a `Learner` takes."
+"From a folder to batches: which images train and validate, what is left out, and the inputs of a `Learner`."
 import hashlib, io, json, random, warnings
 from collections import Counter
 from pathlib import Path
@@ -37,7 +37,7 @@ def drawings(tmp_path_factory):
 def few(tmp_path): return fill(tmp_path/'few', cat=12, dog=12)
 
 def make_learner(dls):
-    "A network that learns in no time"
+    "A tiny network"
     from fastai.vision.all import CrossEntropyLossFlat, Learner, error_rate, nn
     net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, len(dls.vocab)))
     return Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
@@ -99,7 +99,7 @@ def test_odd_labels_reach_the_answers(tmp_path):
     learn = make_learner(dls)
     with learn.no_bar(): assert str(learn.predict(dls.valid_ds.items[0])[0]) in labels
 
-# which validate
+# validation sets
 
 def test_rare_label_is_validated(tmp_path):
     from catdog.data import get_dls
@@ -144,7 +144,7 @@ def test_bad_share_is_refused_before_any_image_is_opened(few, valid_pct, monkeyp
 
 @pytest.fixture
 def given(tmp_path):
-    "10 images of each label to train with, 5 to validate, 5 to test; and 3 of a label that train has not"
+    "10 images of each label in train, 5 in valid, 5 in test; and 3 of a label that train lacks"
     fill(tmp_path/'given'/'train', cat=10, dog=10)
     fill(tmp_path/'given'/'valid', cat=5, dog=5)
     fill(tmp_path/'given'/'test', cat=5, dog=5, house=3)
@@ -241,7 +241,7 @@ def test_missing_or_damaged_file_does_not_end_training(few, workers):
     assert {f for f,_ in dls.left_out} == {gone, broken} and len(dls.left_out) == 2
     if not workers: assert sum('left out from now on' in str(o.message) for o in said) == 2   # others say it themselves
     assert len(validation_logits(learn)[1]) == len(dls.valid_ds) - 1
-    # who asks about certain images hears which of them is none
+    # with given images, a bad one is an error that names it
     with learn.no_bar(), pytest.raises(ImageError, match=broken.name): learn.get_preds()
     with learn.no_bar(), pytest.raises(ImageError, match=f'{gone.name}: there is no such file'): learn.predict(gone)
 
@@ -252,7 +252,7 @@ def test_only_batch_may_be_short(few):
     dls.train_ds.items[0].unlink()
     with pytest.warns(UserWarning, match='left out'): assert [len(y) for _,y in dls.train] == [len(dls.train_ds) - 1]
 
-# a learner as fastai's
+# a fastai learner
 
 @pytest.fixture(scope='module')
 def learners(drawings, tmp_path_factory):
@@ -266,7 +266,7 @@ def learners(drawings, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def photo(tmp_path_factory):
-    "A large image whose EXIF says that it lies on its side"
+    "A large image that is stored sideways, by its EXIF orientation"
     file,note = tmp_path_factory.mktemp('photo')/'big.jpg',Image.Exif()
     note[0x0112] = 6
     draw('cat', 1, (1200, 900)).save(file, exif=note)

@@ -1,4 +1,4 @@
-"What people deploy: an environment from requirements-serve.txt alone, Procfile, Dockerfile, a Space, Binder"
+"Deployment: an environment from requirements-serve.txt alone, Procfile, Dockerfile, a Space, Binder"
 import importlib.metadata, importlib.util, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time, zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +25,7 @@ def copied(names, folder):
 
 @pytest.fixture(scope='session')
 def fresh(tmp_path_factory):
-    "An environment with what requirements-serve.txt asks for and nothing else: its bin folder, and the project there"
+    "An environment with the requirements of requirements-serve.txt and nothing else: its bin folder, and the project there"
     folder = tmp_path_factory.mktemp('fresh')
     project = copied(tracked(), folder/'project')
     subprocess.run([sys.executable, '-m', 'venv', folder/'venv'], check=True)
@@ -40,14 +40,14 @@ def cat():
     return Path(importlib.util.find_spec('fastbook').origin).parent/'images'/'cat.jpg'
 
 def environment(fresh=None, **kw):
-    "As in a new shell where the fresh environment, or this one, is activated"
+    "Environment variables of a new shell where the fresh environment, or this one, is activated"
     unset = ('PYTHON', 'VIRTUAL_ENV', 'CATDOG', 'JUPYTER') if fresh else ('CATDOG', 'JUPYTER')
     mine = {k: v for k,v in os.environ.items() if not k.startswith(unset)}
     return {**mine, 'PATH': f'{fresh.bin if fresh else Path(sys.executable).parent}{os.pathsep}{mine["PATH"]}', **kw}
 
 @contextmanager
 def starter(fresh=None):
-    "Starts command lines by `sh`; whatever happens, they end with the block"
+    "Yield a function that starts command lines with `sh`; they end with the block"
     started = []
     def _start(line, folder, **kw):
         started.append(subprocess.Popen(['sh', '-c', f'exec {line}'], cwd=folder, env=environment(fresh, **kw),
@@ -78,13 +78,13 @@ def until_open(process, port):
     raise AssertionError('the server has ended')
 
 def asked(url, cat):
-    "What the API at `url` says about the image `cat`"
+    "Return the API's answer at `url` about the image `cat`"
     res = requests.post(f'{url}predict', files={'file': ('cat.jpg', cat.read_bytes())}, timeout=60)
     assert res.status_code == 200, res.text
     return res.json()
 
 def used(page, cat):
-    "Use the app on `page`: upload `cat`, press Predict!; what it says"
+    "Upload `cat` to the app on `page` and press Predict!; return the answer"
     page.get_by_role('button', name='Predict!').wait_for(timeout=60_000)
     with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose images').click()
     chooser.value.set_files(cat)
@@ -160,7 +160,7 @@ def app_port(tmp_path_factory):
         yield port
 
 def test_app_below_a_path_of_a_proxy(app_port, page, cat, tmp_path):
-    "nginx lets 1 MB through, which is about uploads by HTTP; the app's come by a WebSocket"
+    "nginx allows 1 MB per HTTP request; the app's uploads use a WebSocket"
     (tmp_path/'nginx').mkdir()
     (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(12*2**20))
     more = f'client_max_body_size 1m; {WEBSOCKETS}{HOST}'
@@ -227,7 +227,7 @@ def api_port():
     process.wait(30)
 
 def proxied(folder, port, path='/catdog/', stripped=True, told=False, more=''):
-    "nginx that shows the server at `port` in folder `path`, which it takes off if `stripped`, and tells it if `told`"
+    "nginx before the server at `port`, below `path`, which it strips if `stripped`, and sends as a header if `told`"
     header = f'proxy_set_header X-Forwarded-Prefix {path.rstrip("/")};'*told
     return nginx(folder, f'location {path} {{ proxy_pass http://127.0.0.1:{port}{"/"*stripped}; {header} {more} }}')
 
@@ -276,7 +276,7 @@ def test_metrics_blocked_by_a_proxy_cannot_be_reached(api_port, tmp_path):
 
 @pytest.mark.parametrize('megabytes', [2, 12])
 def test_image_too_large_for_the_proxy(megabytes, api_port, page, cat, tmp_path):
-    "nginx lets 1 MB through unless it is told otherwise, and answers itself"
+    "By default nginx allows 1 MB, and answers itself"
     (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(megabytes*2**20))
     (tmp_path/'nginx').mkdir()
     with proxied(tmp_path/'nginx', api_port) as host:
@@ -312,15 +312,15 @@ def test_curl_commands_of_the_readme_and_the_chapter(api_port, cat, tmp_path):
         answer = json.loads(out.stdout)
         assert answer['status'] == 'ok' if 'healthz' in line else answer['label'] == 'cat'
 
-# The Dockerfile, as far as that goes without Docker
+# The Dockerfile, without Docker
 
 def instructions():
-    "(instruction, rest) of the Dockerfile"
+    "Return the (instruction, rest) pairs of the Dockerfile"
     text = re.sub(r'^#.*\n', '', (ROOT/'Dockerfile').read_text(), flags=re.M).replace('\\\n', ' ')
     return [o.split(maxsplit=1) for o in text.splitlines() if o.strip()]
 
 def stages():
-    "Name -> a dict of what holds in that stage of the Dockerfile: env, user, cmd, health, expose, copied"
+    "Return stage -> its settings in the Dockerfile: env, user, cmd, health, expose, copied"
     res = {}
     for word,rest in instructions():
         if word == 'FROM':
@@ -337,7 +337,7 @@ def stages():
     return res
 
 def ignored(name):
-    "Does .dockerignore keep the file `name` from Docker? The last line that fits it or a folder above it decides"
+    "Whether .dockerignore excludes the file `name`: the last line that matches it or a folder above it decides"
     res = False
     for line in (ROOT/'.dockerignore').read_text().split():
         pattern = re.escape(line.lstrip('!')).replace(r'\*\*/', '(.*/)?').replace(r'\*', '[^/]*')
@@ -346,7 +346,7 @@ def ignored(name):
 
 @pytest.fixture(scope='session')
 def image(tmp_path_factory):
-    "The folder /app of the image: what the Dockerfile copies of what Docker gets to see"
+    "The folder /app of the container image: the files that the Dockerfile copies, without ignored ones"
     folder = tmp_path_factory.mktemp('image')
     seen = [o for o in tracked() if not ignored(o)]
     for source,target in stages()['base']['copied']:
@@ -394,7 +394,7 @@ def test_container_runs(stage, fresh, image, start_fresh, cat, page):
 
 @pytest.mark.parametrize('stage', ['app', 'api'])
 def test_health_check_requests_the_page(stage, request):
-    "Without Docker; that a kernel that cannot start makes it fail, too"
+    "Without Docker; a kernel that cannot start makes it fail, too"
     def healthy(port, **kw):
         return subprocess.run(stages()[stage]['health'], env=environment(PORT=port, **kw), capture_output=True).returncode == 0
     assert not healthy(free_port())
@@ -439,7 +439,7 @@ def test_space_can_be_framed_by_its_page(where, image, start, cat, page):
 
 @pytest.fixture
 def binder_url(tmp_path):
-    "The address in .binder/README.md on a Jupyter server that was started as Binder does it"
+    "The URL in .binder/README.md on a Jupyter server started as Binder does it"
     env = {k: v for k,v in os.environ.items() if not k.startswith('CATDOG')}
     env = {**env, 'NB_PYTHON_PREFIX': str(tmp_path), 'JUPYTER_CONFIG_PATH': str(tmp_path/'etc'/'jupyter')}
     subprocess.run([ROOT/'.binder'/'postBuild'], cwd=ROOT, env=env, check=True)

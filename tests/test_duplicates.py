@@ -1,4 +1,4 @@
-"core.duplicates with many images: what it finds, and what that costs."
+"core.duplicates with many images: results and speed."
 import json, time
 
 import numpy as np
@@ -16,7 +16,7 @@ def hashes(n, seed=0):
     return [o.tobytes().hex() for o in np.random.default_rng(seed).integers(0, 256, (n, 18), 'uint8')]
 
 def differing(phash, k, seed=0):
-    "`phash` with `k` of its bits turned"
+    "Return `phash` with `k` of its bits flipped"
     bits = phash_bits(phash)
     bits[np.random.default_rng(seed).permutation(144)[:k]] ^= True
     return np.packbits(bits).tobytes().hex()
@@ -96,7 +96,7 @@ def test_adding_to_100_000_images_takes_less_than_a_millisecond(large):
     assert least(_one_more, 20) < 1e-3
     assert large.find(differing(hashes(100_000)[99_999], 30), GREY) == hashes(100_000)[99_999]
 
-def test_a_manifest_of_100_000_opens_in_5_seconds(tmp_path):
+def test_collector_opens_100_000_rows_in_5_seconds(tmp_path):
     with (tmp_path/'manifest.jsonl').open('w') as f:
         for i,o in enumerate(hashes(100_000, 5)):
             f.write(json.dumps(dict(label='cat', file=f'cat/{i:016x}.jpg', status='ok', reason='',

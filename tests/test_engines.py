@@ -1,4 +1,4 @@
-"""The engines against servers that speak their protocols, and complain as they do."""
+"""The engines against servers that imitate the services, including their errors."""
 import os, random, socket, time
 from collections import Counter
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from catdog.web.engines import ENGINES
 from catdog.web.search import search_images, search_terms
 from web_helpers import serve
 
-# --- What each service's documentation calls its parameters, and what values it knows. None can be asked from a test.
+# --- The documented parameters and values of each service
 
 DOCUMENTED = {
     # https://learn.microsoft.com/en-us/bing/search-apis/bing-image-search/reference/query-parameters
@@ -44,11 +44,11 @@ IIPROP = frozenset("""timestamp user userid comment parsedcomment canonicaltitle
 THUMBNAILS = {20, 40, 60, 120, 250, 330, 500, 960, 1280, 1920, 3840}
 
 def wrong_names(name, params):
-    "What the documentation of the service `name` does not know of `params`, and what is needed and not there"
+    "Return the `params` that the documentation of the service `name` lacks, and the required ones that are missing"
     return sorted(set(params) - DOCUMENTED[name]) + sorted(set(NEEDED[name].split()) - set(params))
 
 def strict(name):
-    "A decorator: the service answers nothing to a request with parameters that it does not know"
+    "A decorator: refuse requests with undocumented parameters"
     def _strict(answer):
         def _answer(total, path, params, headers):
             wrong = set(params) - DOCUMENTED[name] if (name, path) != ('ddg', '/') else []   # where it gets its vqd
@@ -57,7 +57,7 @@ def strict(name):
         return _answer
     return _strict
 
-# --- Each of these answers as its service documents, and complains as it does.
+# --- Imitations of the services, with their documented answers and errors
 
 def page_of(i): return f'https://images.example/{i}.jpg'
 
@@ -120,7 +120,7 @@ SERVICES = dict(bing=bing, openverse=openverse, commons=commons, ddg=ddg)
 
 @pytest.fixture
 def engine_at(monkeypatch):
-    "A function that sends engine `name` to the server at `url`"
+    "A function that makes engine `name` use the server at `url`"
     monkeypatch.setattr(engines, '_OPENVERSE_PACE', engines._Pace(20, 60, 'openverse'))
     def _at(name, url):
         if name == 'bing':
@@ -223,7 +223,7 @@ def test_earlier_pages_are_kept_when_a_later_one_fails(name, search, failure, ca
     assert f'The {len(found)} photos that it found before are kept' in capsys.readouterr().out
 
 def test_openverse_rate_limit_is_respected(engine_at, monkeypatch, capfd):
-    "20 requests a minute without an account (here: in 1.5 s); 'is throttled' is never heard"
+    "20 requests a minute without an account (here: in 1.5 s); it is never throttled"
     monkeypatch.setattr(engines, '_OPENVERSE_PACE', engines._Pace(20, 1.5, 'openverse'))
     times,refused = [],[]
     def answer(path, params, headers):
@@ -261,7 +261,7 @@ def test_service_that_repeats_itself_is_not_asked_forever(name, search):
         return status, head, body
     with search(again) as (find, asked): assert 20 <= len(find('cat', 5000)) <= 100 and len(asked) < 12
 
-# --- Addresses as the engine gave them
+# --- URLs and texts
 
 PATHS = ['/my%20cat.jpg', '/a%2Fb.jpg', '/what%3F.jpg', '/no%231.jpg', '/100%25.jpg', '/p?u=https%3A%2F%2Fx%2Fa%3Fb',
          '/k%E4tz.jpg', '/a+b.jpg', '/a b.jpg', ' /outer.jpg ', '/x%C2%A0y.jpg',
@@ -307,7 +307,7 @@ def test_malformed_answer(name, search, body):
         with pytest.raises(SearchError, match=f'^{name}: '): find('cat', 10)
 
 def test_missing_fields(name, search):
-    "An item without an address is left out; whatever else is missing is simply not known"
+    "An item without a URL is left out; other missing fields are empty"
     def answer(path, params, headers):
         status,head,body = SERVICES[name](3, path, params, headers)
         if isinstance(body, bytes): return status, head, body
@@ -356,7 +356,7 @@ def test_missing_contact_is_reported_once(name, who, search, monkeypatch, capsys
     with search(lambda *args: (403, {}, b'')) as (find, _):
         with pytest.raises(SearchError, match='403; set CATDOG_CONTACT'): find('cat', 1)
 
-# --- The real thing, only when asked: pytest --live
+# --- The live services, only with pytest --live
 
 @pytest.mark.live
 @pytest.mark.parametrize('name', [o for o in ENGINES if o != 'sample'])

@@ -1,4 +1,4 @@
-"""What plain fastai learners become when they are exported: the same answers, or a message that says what to change.
+"""Exports of plain fastai learners: the same answers, or an error that says what to change.
 
 Each kind of learner is exported once here, and in all combinations with `--nightly`.
 """
@@ -24,7 +24,7 @@ def drawings(tmp_path_factory):
     return write_drawings(tmp_path_factory.mktemp('drawings'), 20, 300, lambda i: (100 + 9*i, 120))
 
 def odd(images, folder):
-    "Write `images` as files of odd shapes: very wide or high, turned by EXIF in all ways, transparent, palette, grey, large"
+    "Write `images` as odd files: very wide or high, with all EXIF orientations, transparent, palette, grey, large"
     files = []
     for i,img in enumerate(images):
         w,h = img.size
@@ -45,7 +45,7 @@ def odd(images, folder):
 def files(tmp_path_factory): return odd([draw('cat', i, (150, 110)) for i in range(40)], tmp_path_factory.mktemp('odd'))
 
 def spread(learn):
-    "Let the untrained `learn` give probabilities of all kinds, so that a wrong pixel changes them"
+    "Make the untrained `learn` give varied probabilities, so that a wrong pixel changes them"
     import torch
     from catdog.learn.calibration import validation_logits
     last = [o for o in learn.model[1].modules() if list(o.parameters(recurse=False))][-1]   # linear, or a batch norm
@@ -66,7 +66,7 @@ def loaders(folder, item_tfms, batch_tfms=None):
                                         bs=8, num_workers=0)
 
 def learner(folder, arch, item_tfms, batch_tfms=None, **kw):
-    "A learner as plain fastai code makes it"
+    "A learner made by plain fastai code"
     import torchvision.models
     from fastai.vision.all import set_seed, vision_learner
     set_seed(3)
@@ -83,7 +83,7 @@ def ways():
 WAYS = 'crop', 'squish', 'zeros', 'border', 'reflection', 'random', 'presized'
 
 def assert_agree(learn, model, files):
-    "Assert that labels are the same and probabilities within 1e-4, and that there are probabilities of all kinds"
+    "Assert that labels are the same and probabilities within 1e-4, and that the probabilities vary"
     with learn.no_bar(): expected = learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0))[0].numpy()
     answers = Classifier(model).predict_batch(files)
     given = np.array([list(o.probabilities.values()) for o in answers])
@@ -168,7 +168,7 @@ def test_on_100_photographs(photos, drawings, tmp_path, arch, way):
     files = odd([Image.open(o).convert('RGB') for o in sources], tmp_path)
     assert_agree(learn, export(learn, tmp_path/'model'), files)
 
-# What is known about a model
+# Metadata
 
 def test_unpickled_learner_has_no_measurements(padded, files, tmp_path):
     from fastai.vision.all import load_learner
@@ -199,7 +199,7 @@ def test_moved_images_are_counted(drawings, tmp_path):
     assert (meta['n_train'], meta['n_valid']) == (30, 0) and 'error' not in meta
     assert not (model/'images.json').exists()   # it was about the model that was replaced
 
-# What is refused
+# Refusals
 
 REFUSED = dict(
     RatioResize='an app cannot repeat RatioResize', RandomCrop='an app cannot repeat RandomCrop',
@@ -247,7 +247,7 @@ def test_training_does_not_start_if_the_model_cannot_be_exported(drawings, monke
     with pytest.raises(CatdogError, match='vision_learner makes'):
         chapter.train(drawings, 'squeezenet1_1', size=64, recipe='classic', pretrained=False, custom_head=head)
 
-# Nothing is lost
+# Atomic writes
 
 def test_differing_model_is_not_written(padded, monkeypatch):
     import onnx
@@ -262,7 +262,7 @@ def test_differing_model_is_not_written(padded, monkeypatch):
     assert {o.name: o.read_bytes() for o in model.iterdir()} == before
 
 def test_full_disk_leaves_the_learner_intact(padded):
-    "fastai's own `export` takes the data and the optimizer off a learner, and does not put them back"
+    "fastai's own `export` removes the data and the optimizer of a learner, and does not restore them on an error"
     from catdog.learn import export as exporter
     if not os.path.exists('/dev/full'): pytest.skip('this system has no /dev/full')
     learn,_ = padded
@@ -272,7 +272,7 @@ def test_full_disk_leaves_the_learner_intact(padded):
     assert learn.dls is dls and learn.opt is opt
 
 def test_every_form_of_an_image_gives_one_answer(tmp_path):
-    "As a path, bytes, a file, an image and an array; small, and so large that it is reduced"
+    "As a path, bytes, a file, an image and an array; small, and large enough to be reduced"
     classifier = Classifier(shipped_model())
     for i,size in enumerate([(90, 60), (500, 400), (1600, 1200), (4000, 3000)]):
         file = tmp_path/f'{i}.jpg'

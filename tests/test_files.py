@@ -1,4 +1,4 @@
-"core.files and core.errors: which files are images, names, atomic writes, locks, and a command's errors."
+"core.files and core.errors: image suffixes, walking folders, atomic writes, locks, errors of commands."
 import os, signal, subprocess, sys
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_all_suffixes_are_read_without_a_mime_types_table(tmp_path):
 def test_links_are_followed_and_cycles_are_not(tmp_path):
     touch(tmp_path, 'elsewhere/1.jpg', 'data/dog/2.jpg')
     (tmp_path/'data'/'cat').symlink_to(tmp_path/'elsewhere')
-    (tmp_path/'data'/'again').symlink_to(tmp_path/'elsewhere')   # the same folder twice is no circle
+    (tmp_path/'data'/'again').symlink_to(tmp_path/'elsewhere')   # the same folder twice is not a cycle
     (tmp_path/'data'/'dog'/'up').symlink_to(tmp_path/'data')
     (tmp_path/'elsewhere'/'over').symlink_to(tmp_path/'data'/'dog')
     found = [o.relative_to(tmp_path/'data').as_posix() for o in walk_files(tmp_path/'data')]
@@ -95,7 +95,7 @@ def test_map_ahead_keeps_order_and_limit():
     results = map_ahead(lambda o: o*o, items(), n=3)
     assert next(results) == 0 and len(asked) == 4 and list(results) == [o*o for o in range(1, 20)]
 
-# One process at a time
+# Locks
 
 def start(code, *args):
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"A folder of images, read where it lies: labels, a given split, what is ignored, one meaning of a label everywhere."
+"`ImageFolder`: labels, a given split, ignored files, default folders."
 import tempfile
 from pathlib import Path
 from unicodedata import normalize

@@ -1,4 +1,4 @@
-"Whatever a stranger's server says: hostile answers, addresses and images. CATDOG_FUZZ: how many of each."
+"Fuzzing: hostile answers, URLs and images. CATDOG_FUZZ: the number of each."
 import io, json, os
 from dataclasses import asdict
 

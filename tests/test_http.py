@@ -28,7 +28,7 @@ def one_server():
 
 @pytest.fixture
 def server(one_server):
-    "Answers every request with an image, unless a test sets `answer`"
+    "A server that answers every request with an image, unless a test sets `answer`"
     one_server.asked.clear()
     one_server.answer = lambda *args: ALL
     return one_server
@@ -42,7 +42,7 @@ def other():
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    "No proxies; this machine may be asked"
+    "No proxies; requests to this machine are allowed"
     for o in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
         for k in (o, o.upper()): monkeypatch.delenv(k, raising=False)
     monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
@@ -119,7 +119,7 @@ def test_private_addresses_are_refused(monkeypatch, host, private):
     else: assert check_host(f'http://{host}/')
 
 def test_name_that_resolves_to_this_machine_is_refused(monkeypatch, server, fetch):
-    "DNS rebinding: the address of the connection counts"
+    "DNS rebinding: the IP address of the connection is checked"
     monkeypatch.delenv('CATDOG_ALLOW_PRIVATE')
     with resolving('images.example'):
         o = fetch(server.url.replace('127.0.0.1', 'images.example'))
@@ -248,7 +248,7 @@ def test_opt_outs_are_respected_unless_named(server, fetch):
 # --- Limits per host
 
 class Crowd:
-    "Counts how many requests are being answered at once"
+    "Counts concurrent requests"
     def __init__(self): self.now,self.most,self.lock = 0,0,threading.Lock()
     def answer(self, seconds):
         with self.lock:
@@ -285,7 +285,7 @@ def test_at_most_two_connections_to_all_hosts_of_wikimedia(server, tmp_path):
 
 @pytest.mark.parametrize('retry_after', [None, '1', '3600'])
 def test_refusing_host_is_given_up(server, tmp_path, retry_after):
-    "It costs seconds in all, not for each image, and what other hosts have is not lost"
+    "It takes seconds in all, not for each image, and images of other hosts are still fetched"
     def answer(path, params, headers):
         if headers['Host'].startswith('busy.'): return 429,{'Retry-After': retry_after} if retry_after else {},b''
         return numbered(path)
@@ -299,7 +299,7 @@ def test_refusing_host_is_given_up(server, tmp_path, retry_after):
     assert 'busy.example keeps refusing requests' in outcomes[-2].reason
 
 def test_recovering_host_is_not_given_up(server, tmp_path):
-    "It allows five requests, then none until it has been left alone for a second"
+    "It allows five requests, then none until there was a pause of a second"
     lock,allowed = threading.Lock(),[5, 0.]
     def answer(path, *_):
         with lock:
@@ -329,7 +329,7 @@ def test_occasional_failures_do_not_give_up_a_host(server, tmp_path):
     assert Counter(path for path,_,_ in server.asked) == {f'/{i}': TRIES if i%3 else 1 for i in range(12)}
 
 def test_download_has_a_time_limit(monkeypatch, server, tmp_path):
-    "What has not begun in time has an outcome all the same"
+    "Requests that have not started in time have an outcome, too"
     monkeypatch.setattr(download, '_SECONDS', .5)
     monkeypatch.setattr(download, '_SECONDS_EACH', 0)
     def slow(path, *_):

@@ -1,4 +1,4 @@
-"core.images: any image comes out as its maker meant it, or is refused with the reason."
+"core.images: every image is opened with the right orientation, colours and size, or refused with a reason."
 import io, random, struct, subprocess, sys, zlib
 from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
@@ -22,15 +22,15 @@ def refusal(data):
     return e.value
 
 def photo(size=(296, 200)):
-    "Detail everywhere, in colour"
+    "An image with detail everywhere, in colour"
     r = np.random.default_rng(0)
     img = Image.fromarray(r.integers(0, 256, (size[1]//4, size[0]//4, 3), dtype='uint8'))
     return img.resize(size, Image.Resampling.BICUBIC)
 
-# The same image, however it comes
+# Kinds of source
 
 def ways(file):
-    "A file as all that `open_image` takes"
+    "Return a file in every form that `open_image` accepts"
     opened = open_image(file)
     return {'path': file, 'text': str(file), 'bytes': file.read_bytes(), 'file': io.BytesIO(file.read_bytes()),
             'image': Image.open(file), 'opened': opened, 'array': np.asarray(opened)}
@@ -73,7 +73,7 @@ STORED = dict(enumerate('''FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE 
                            ROTATE_270'''.split(), 2))
 
 def stored(number, format, **kw):
-    "UP as a camera stores it that was held as the EXIF orientation `number` says"
+    "Store UP as a camera does, rotated with the EXIF orientation `number`"
     exif = Image.Exif()
     exif[0x112] = number
     img = UP.transpose(Image.Transpose[STORED[number]]) if number > 1 else UP
@@ -91,7 +91,7 @@ def test_all_orientations_become_upright(format):
             assert abs(np.array(got) - [[255, 0, 0], [0, 0, 255], [211]*3]).max() < 16, (number, kw, got)
 
 def test_heic_is_rotated_by_its_container_alone():
-    "pillow-heif writes `irot` and `imir`, which count, and an EXIF orientation, which does not"
+    "pillow-heif writes `irot` and `imir`, which decide, and an EXIF orientation, which is ignored"
     assert b'irot' in stored(6, 'HEIF') and b'imir' in stored(2, 'HEIF')
     exif = Image.Exif()
     exif[0x112] = 6
@@ -119,7 +119,7 @@ def test_orientation_with_other_tags_byte_orders_and_xmp():
 
 @pytest.fixture
 def drawn(page):
-    "What the browser draws of a file's bytes on a white page, as an array; None if it draws nothing"
+    "Return what the browser draws of a file's bytes on a white page, as an array; None if it draws nothing"
     page.goto('about:blank')
     def _draw(data):
         kind = {b'\xff\xd8': 'jpeg', b'\x89P': 'png', b'RI': 'webp', b'GI': 'gif', b'BM': 'bmp'}[data[:2]]
@@ -241,7 +241,7 @@ def test_white_is_white_in_every_mode_of_pillow(mode):
     img = img.convert({'RGBa': 'RGBA', 'La': 'LA', 'PA': 'RGBA'}.get(mode, mode)).convert(mode)
     assert (array(img) == 255).all()
 
-# Light and dark
+# Brightness
 
 RAMP = np.tile(np.arange(64), (8, 1))
 DEEP = {'1 bit': (RAMP >= 32, 1), '1 bit, from the right': (RAMP >= 32, 1, 1, 2), '8 bits': (RAMP*4, 8),
@@ -324,7 +324,7 @@ def test_mpo_without_its_second_image_opens():
     second = data.index(b'\xff\xd8', 9)
     for end in (second, second + 9, len(data) - 30): assert open_image(data[:end]).size == img.size
 
-# What is refused
+# Refusals
 
 def boxes(brand, *others):
     return struct.pack('>I', 16 + 4*len(others)) + b'ftyp' + brand + bytes(4) + b''.join(others) + bytes(80)

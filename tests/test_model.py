@@ -1,4 +1,4 @@
-"The model folder is the bridge between training and serving: both sides must give the same answers."
+"The model folder: training and serving must give the same answers."
 import json, os, signal, subprocess, sys
 from contextlib import redirect_stdout
 from io import StringIO
@@ -14,7 +14,7 @@ from catdog.sample.draw import draw
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    "What `build` makes of drawings and an epoch of fine-tuning: the Learner, the model folder, and what was printed"
+    "A build on drawings with an epoch of fine-tuning: the Learner, the model folder, and the output"
     from catdog import train as chapter
     folder,learners,printed = tmp_path_factory.mktemp('build'),[],StringIO()
     def train(*args, **kw):
@@ -37,7 +37,7 @@ def assert_agree(learn, model, files):
     assert np.abs(np.array([list(o.probabilities.values()) for o in answers]) - expected).max() < 1e-4
 
 def large(folder):
-    "JPEG files that both sides decode at a half, a quarter and an eighth of their size, upright and turned"
+    "JPEG files that both sides decode at a half, a quarter and an eighth of their size, upright and rotated"
     exif = Image.Exif()
     exif[0x112] = 6
     files = [folder/f'{i}.jpg' for i in range(6)]

@@ -1,4 +1,4 @@
-"What holds for every module and notebook: imports run in one direction, public names are documented."
+"Rules for every module and notebook: the direction of imports, documentation of public names."
 import ast, importlib, inspect, json, re
 from pathlib import Path
 
@@ -17,7 +17,7 @@ MAY_IMPORT = {
 WITHOUT_TORCH = 'core', 'dataset', 'web', 'sample', 'deploy', 'predict', 'serve', 'app'
 
 def imports(name):
-    "Modules that `name` imports, at the top or inside functions"
+    "Yield modules that `name` imports, at the top or inside functions"
     package = ('catdog.' + name).split('.')[:-1]
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding='utf8'))):
         if isinstance(node, ast.Import): yield from (o.name for o in node.names)

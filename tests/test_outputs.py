@@ -1,4 +1,4 @@
-"""Every notebook runs and its output is the saved one, up to times, URLs and the last digits of numbers.
+"""Every notebook runs and prints its saved outputs, up to times, URLs and the last digits of numbers.
 
 `python .ci/notebooks.py NOTEBOOK` saves the output again.
 """
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT/'.ci'))   # forked processes import it by name
 import notebooks
 
-# Cells, by what stands in them, whose numbers no two runs or machines share: rates, threads that race, epochs
+# Patterns of cells whose numbers differ between runs or machines: rates, races between threads, epochs
 VARIES = {
     '03_train': ['ways =', 'finder.lr_find'],
     '04_review': ['again_asked'],
@@ -31,7 +31,7 @@ FOREIGN = [(r'data:image/[^"\')\s]+', 'IMAGE'), (r'<(style|script)\b.*?</\1>', '
 NUMBER = re.compile(r'\d+(?:[.,]\d+)*(?:e[-+]?\d+)?')
 
 def said(output):
-    "The words of `output`: what it prints, or the text of the page, Markdown or table that it shows"
+    "Return the words of `output`: printed text, or the text of a page, Markdown or a table"
     if output.get('name') == 'stderr': return ''
     if 'text' in output: return ''.join(output['text'])
     kinds = [''.join(output.get('data', {}).get(f'text/{o}', '')) for o in ('plain', 'markdown', 'html')]
@@ -39,20 +39,20 @@ def said(output):
     return next(filter(None, kinds), '')
 
 def words(outputs):
-    "What `outputs` say, without what differs from run to run"
+    "Return the words of `outputs`, without parts that differ from run to run"
     text = '\n'.join(map(said, outputs))
     for pattern,name in FOREIGN: text = re.sub(pattern, name, text, flags=re.S)
     return ' '.join(unescape(text).split())
 
 def is_close(a, b):
-    "Are the numbers `a` and `b`, as they are written, equal but for their last digits?"
+    "Whether the numbers `a` and `b`, given as text, are equal up to their last digits"
     if a == b: return True
     if not re.search('[.e]', a + b): return False
     x,y = (float(o.replace(',', '')) for o in (a, b))
     return abs(x - y) <= .02 + .05*abs(x)
 
 def same(saved, now, numbers=True):
-    "Do both texts say the same?"
+    "Whether both texts agree"
     if NUMBER.sub('#', saved) != NUMBER.sub('#', now): return False
     return not numbers or all(map(is_close, NUMBER.findall(saved), NUMBER.findall(now)))
 

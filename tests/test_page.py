@@ -1,4 +1,4 @@
-"The page in a real browser, with both of its back ends: the server, and onnxruntime-web in the page"
+"The page in a browser, with both of its back ends: the server and onnxruntime-web"
 import base64, io, os, re
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_answers_agree_with_the_classifier(app, url, classifier):
     assert shown[1]['words'] == 'notes.txt: a text file, not an image'
     status(app).to_contain_text('1 cat, 1 cannot be opened, 2 like none of them')
     assert app.url == url and app.evaluate('scrollX || document.scrollingElement.scrollWidth - innerWidth') <= 0
-    card, = ask(app, {'cat.jpg': CAT})   # takes the place of the first four
+    card, = ask(app, {'cat.jpg': CAT})   # replaces the first four
     status(app).to_have_text(card['words'])
 
 def test_new_choice_replaces_a_running_one(app):
@@ -91,7 +91,7 @@ def test_drop_a_folder(app, folder):
     status(app).to_contain_text('left out, as their names are not those of images: 2')
 
 def test_drop_a_folder_of_more_than_a_hundred(app, tmp_path):
-    "A browser lists a hundred files at a time, and the server takes 16 per request"
+    "A browser lists a hundred files at a time, and the server accepts 16 per request"
     data = jpeg_bytes(draw('cat', 1, (64, 64)))
     for i in range(110): (tmp_path/f'{i}.jpg').write_bytes(data)
     drop(app, tmp_path)
@@ -253,7 +253,7 @@ FETCH = '''async ([url, data]) => {
 
 @pytest.mark.parametrize('shared', [True, False])
 def test_cross_origin_request(shared, page, server, tmp_path, request):
-    "With a header of its own, so that the browser asks the server beforehand"
+    "With a custom header, so that the browser sends a preflight request"
     (tmp_path/'index.html').write_text('<!doctype html><title>elsewhere</title>')
     with hosted(tmp_path) as (elsewhere,_):
         page.goto(elsewhere)

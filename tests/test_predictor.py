@@ -1,4 +1,4 @@
-"The classifier, model files that lie (metadata, limits, weights, bytes changed anywhere), and which model is first"
+"The classifier, tampered model files (metadata, limits, weights, random bytes), and the order of models"
 import io, json, os, pickle, random, shutil, signal, subprocess, sys, time
 from copy import copy
 from pathlib import Path
@@ -19,7 +19,7 @@ def classifier(): return Classifier(shipped_model())
 
 @pytest.fixture
 def tampered(tmp_path, classifier):
-    "Makes a folder with the model that ships, but its metadata changed; without changes it has none"
+    "A function that makes a folder with the shipped model and changed metadata; without changes, no metadata"
     def make(**changes):
         model = onnx.load(shipped_model()/'model.onnx')
         meta = {**classifier.meta, **changes}
@@ -31,7 +31,7 @@ def tampered(tmp_path, classifier):
 
 @pytest.fixture
 def changed(tmp_path):
-    "Makes a folder with the model that ships, but for what a function does to the weights of its last layer"
+    "A function that makes a folder with the shipped model and changed weights of the last layer"
     def make(change):
         model = onnx.load(shipped_model()/'model.onnx')
         change(next(o for o in model.graph.initializer if o.name == 'head.4.weight'))
@@ -40,7 +40,7 @@ def changed(tmp_path):
         return tmp_path/'changed'
     return make
 
-# What a model answers
+# Answers
 
 def test_every_kind_of_source_gives_the_same_answer(classifier):
     photo = image_cat().read()
@@ -86,7 +86,7 @@ def test_why_is_grey_outside_the_crop(classifier):
     off = np.abs(a - np.asarray(scene.convert('L').point(lambda o: o*2//5).convert('RGB')).astype(int))
     assert off[:, :195].max() <= 2 and off[:, 405:].max() <= 2 < off[:, 205:395].max()
 
-# Model files that lie
+# Tampered model files
 
 def test_model_not_exported_by_catdog_is_refused(tampered):
     with pytest.raises(ModelError, match='not exported by catdog'): Classifier(tampered())
@@ -114,7 +114,7 @@ def test_either_limit_alone_makes_an_answer_unsure(tampered):
     (dict(probability=.9999, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=1, distance=0), 'between', 'Not sure, between cat and dog (cat ')])   # it is sure of nothing
 def test_two_kinds_of_doubt(tmp_path, tampered, capsys, neither, doubt, words):
-    "In Python, on the terminal, in CSV and in Parquet; and nothing is certain"
+    "In Python, on the terminal, in CSV and in Parquet; no answer is certain"
     model,file = tampered(neither=neither),tmp_path/'cat.jpg'
     file.write_bytes(image_cat().read())
     pred = Classifier(model).predict(file)
@@ -200,7 +200,7 @@ def test_unreadable_model_is_left_out(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match='cannot open'): assert 'models/bad' not in find_models()
 
 def test_tampered_model_is_refused_or_answers(tmp_path, classifier):
-    "Bytes changed anywhere: a sentence, or a model that gives probabilities, and never a crash"
+    "Random bytes changed: an error message, or a model that gives probabilities, never a crash"
     whole,rng,refused = (shipped_model()/'model.onnx').read_bytes(),random.Random(2),0
     head = whole.rfind(b'catdog')   # metadata stand near the end
     image = draw('cat', 1)

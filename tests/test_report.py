@@ -1,4 +1,4 @@
-"The report and the plots, whatever a label, an image or a file may be called."
+"The report and the plots, with odd labels and file names."
 import re
 
 import numpy as np
@@ -18,7 +18,7 @@ ODD = ['A+', 'c++', '"quoted"', "it's, so", '<img src=x onerror=alert(1)>', '|*_
 
 @pytest.fixture(scope='module')
 def learn(tmp_path_factory):
-    "A learner for eleven labels; one of its images lies under two of them, and two have odd names"
+    "A learner for eleven labels; one image has two of them, and two files have odd names"
     folder = tmp_path_factory.mktemp('odd')
     for i,label in enumerate(ODD):
         (folder/label).mkdir()
@@ -29,7 +29,7 @@ def learn(tmp_path_factory):
     return get_learner(get_dls(folder, 64, bs=8, num_workers=0, item_tfms=Resize(64, ResizeMethod.Squish)))
 
 def test_report_in_a_browser(learn, tmp_path, page):
-    "It fetches and runs nothing, shows every image and label, and fits on a phone"
+    "It loads and runs nothing, shows every image and label, and fits on a phone"
     report(learn, tmp_path/'r.html')
     requests,messages = [],[]
     page.on('request', lambda o: requests.append(o.url))
@@ -68,7 +68,7 @@ def test_unwritable_report_is_refused_first(learn, tmp_path, monkeypatch, out, w
     with pytest.raises(CatdogError, match=f'{words}; give another file'): report(learn, tmp_path/out)
 
 def table(**n):
-    "Predictions: for each data set so many, one of them wrong"
+    "A prediction table with the given number of rows per data set, one of them wrong"
     rows = [dict(label='cat dog'.split()[i%2], predicted='cat dog'.split()[i%2 or not i], dataset=k)
             for k,v in n.items() for i in range(v)]
     return pd.DataFrame(rows, columns=['label', 'predicted', 'dataset'])

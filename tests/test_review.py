@@ -1,4 +1,4 @@
-"What chapter 04 adds: a learner from a model folder, a comparison, the report as a command."
+"Chapter 4: a learner from a model folder, `compare`, the report command."
 import os, re, shutil
 from pathlib import Path
 
@@ -23,14 +23,14 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def project(built, tmp_path, monkeypatch):
-    "A copy of it to work in, and the names of the validation images"
+    "A copy to work in, and the names of the validation images"
     shutil.copytree(built[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return {o.relative_to(built[0]) for o in built[1].dls.valid_ds.items}
 
 @pytest.fixture
 def reviewed(capsys):
-    "A function: what `write_report` prints, and of how many validation images it says how many are wrong"
+    "A function that returns the output of `write_report`, and its numbers of wrong and all validation images"
     def _reviewed():
         write_report()
         said = capsys.readouterr().out
@@ -72,7 +72,7 @@ def test_saved_learner_of_other_architectures(tmp_path, arch):
     says_the_same(learn, saved_learner(tmp_path/'data', export(learn, tmp_path/'models'/'drawn')))
 
 def test_report_command(project):
-    "It says what it took, and opens no pickle: a stranger's may do worse than this one, which leaves a trace"
+    "It prints its defaults, and opens no pickle: this one would leave a trace"
     Path('models/drawn/export.pkl').write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
     done = run_command('catdog-review', '--out', 'r.html', cwd=Path.cwd())
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == 'Wrote r.html; open it in a browser.', done
@@ -84,7 +84,7 @@ def test_report_command(project):
     assert len(done.stderr.splitlines()) == 1
 
 def test_card_and_report_agree_for_any_seed(project, reviewed):
-    "All by default, and by another seed than that by which a folder is split without a word"
+    "With default folders, and a seed other than the default"
     said,figures = reviewed()
     assert figures == card() and figures[1] == len(project) >= 8
     assert f'Measured on {len(project)} of the {len(project)} images that validated the model.' in said
@@ -133,7 +133,7 @@ def test_model_without_a_record_of_its_images(project, reviewed):
     assert set(predicted().dataset) == {'Unknown'}
 
 def test_model_without_any_of_its_images(project, reviewed):
-    "Another folder, or all saved anew: no figure is made up"
+    "Another folder, or all files re-encoded: no error is reported"
     shutil.rmtree('data/drawn')
     for label in ('cat', 'dog'):
         Path('data/drawn', label).mkdir(parents=True)
@@ -169,7 +169,7 @@ def test_damaged_record_is_an_error(project, text):
     with pytest.raises(ModelError, match='images.json'): saved_learner()
 
 def test_test_set_has_its_own_line(project, reviewed):
-    "Images in test/ are not trained on, and stand beside the validation error in card and report"
+    "Images in test/ are not trained on; their error is beside the validation error in card and report"
     shutil.rmtree('data'); shutil.rmtree('models')
     drawings(Path('data/pets/train'), 10)
     for i,part in enumerate(('valid', 'test')):
@@ -189,7 +189,7 @@ def test_model_must_know_the_labels_of_the_folder(project):
         saved_learner('other', 'models/drawn')
 
 def test_compare(built, tmp_path):
-    "By the labels of the folder it is given, however deep its images lie, and wherever those were that were trained on"
+    "By the labels of the given folder, at any depth, wherever the training images are"
     path,learn = built[0]/'data'/'drawn',built[1]
     row = compare(path, this=learn, same=learn).loc['this']
     table = predictions(learn)

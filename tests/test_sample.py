@@ -1,4 +1,4 @@
-"The sample web: drawings, the search protocol, what each kind of URL returns, connections, threads, processes"
+"The sample web: drawings, the search protocol, faults, connections, threads, processes"
 import http.client, itertools, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +12,7 @@ from catdog.sample.server import FAULTS, SampleWeb
 
 @pytest.fixture(scope='module')
 def web():
-    "A web with every fault, and a third of the results without"
+    "A web with every fault, and a third of its results without"
     with SampleWeb(faults=dict.fromkeys(FAULTS, .03)) as web: yield web
 
 @pytest.fixture(scope='module')
@@ -95,7 +95,7 @@ def test_no_such_page(web, path):
 # --- What each kind of URL returns
 
 def fetch(url, patience=60, limit=2**20):
-    "The status, and what a client sees that waits `patience` seconds for a byte and takes at most `limit` bytes"
+    "Return the status, and what a client sees that waits `patience` seconds for a byte and reads at most `limit` bytes"
     data = b''
     with requests.get(url, stream=True, timeout=patience) as answer:
         try:

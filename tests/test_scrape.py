@@ -1,4 +1,4 @@
-"""A scrape that is killed or stopped, and goes on; the list that img2dataset reads.
+"""Scrapes that are killed or stopped, and resumed; the URL list for img2dataset.
 The command's options and messages are in test_collect.py and test_commands.py."""
 import json, os, random, signal, subprocess, sys, threading, time
 from collections import Counter
@@ -37,7 +37,7 @@ def start(tmp_path):
 def lines(path): return (path/'manifest.jsonl').read_bytes().count(b'\n') if (path/'manifest.jsonl').exists() else 0
 
 def mess():
-    "Two labels with all that can happen to an image"
+    "Two labels with every kind of outcome"
     r,res = random.Random(5),{}
     for label in ('cat', 'dog'):
         good = [draw(label, i, (200 + 4*i, 160 + 3*i)) for i in range(30)]
@@ -60,7 +60,7 @@ def test_killed_run_resumes(start, tmp_path):
         for moment in moments:
             p = start(found, torn)
             while p.poll() is None and lines(torn) <= moment:
-                for o in torn.glob('[!.]*/[!.]*'):   # whatever can be seen is whole
+                for o in torn.glob('[!.]*/[!.]*'):   # visible files are complete
                     try: open_image(o)
                     except ImageError as e: assert e.status == 'missing'   # it has just been moved
             p.kill()
@@ -99,7 +99,7 @@ def test_ctrl_c_stops_at_once_and_the_same_command_resumes(monkeypatch, start, t
         assert p.communicate(timeout=60) and p.returncode == 0
     assert set(read_manifest(tmp_path/'out').status) == {'ok'} and len(files(tmp_path/'out')) == 20
 
-# --- Where others take over
+# --- img2dataset
 
 def test_img2dataset_reads_the_list(tmp_path):
     "Its requirements exclude ours, so it lives in an environment of its own: pip install img2dataset there"

@@ -12,7 +12,7 @@ from catdog.web.search import search_images
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch):
-    "As on a machine without keys, proxies and earlier searches"
+    "No keys, proxies or earlier searches"
     for o in ('AZURE_SEARCH_KEY', 'CATDOG_BING_ENDPOINT', 'CATDOG_ENGINE'): monkeypatch.delenv(o, raising=False)
     for o in [o for o in os.environ if o.lower().endswith('_proxy')]: monkeypatch.delenv(o)
     monkeypatch.setattr(search, '_PROBED', {})
@@ -172,7 +172,7 @@ def test_urls_are_written_in_their_requested_form(monkeypatch, tmp_path):
         'http://example.org/my%20cat.jpg', 'https://example.org/a%2fb.jpg', 'http://xn--4ca.example/1']
 
 def test_search_has_a_time_limit(monkeypatch, engines, capsys):
-    "However slow each term and each engine are: what was found until then is kept"
+    "However slow terms and engines are, photos found until then are kept"
     monkeypatch.setattr(search, 'SEARCH_SECONDS', .1)
     def slow(term, n):
         time.sleep(.15)

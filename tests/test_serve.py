@@ -1,4 +1,4 @@
-"The JSON API, its limits and its server: formats, many requests at once, slow and hostile clients, signals"
+"The JSON API and its server: formats, limits, concurrent requests, slow and hostile clients, signals"
 import collections, functools, io, json, os, re, shlex, signal, socket, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -76,7 +76,7 @@ def timed(do, *args, **kw):
     start = time.perf_counter()
     return do(*args, **kw),time.perf_counter() - start
 
-# What is answered, and what is refused
+# Answers and refusals
 
 def test_formats(server, classifier):
     for format in IMAGE_FORMATS:
@@ -135,7 +135,7 @@ def test_a_body_of_unknown_length_is_limited_too(server, images):
 
 @pytest.mark.parametrize('path', ['/', '/healthz', '/static/page.css'])
 def test_head(server, path):
-    "As monitors ask"
+    "As monitors do"
     res = requests.head(server[0] + path)
     assert res.status_code == 200 and res.content == b'' and int(res.headers['Content-Length']) > 100
 
@@ -206,7 +206,7 @@ def _audit(event, args):
         _opened.append(args[0])
 
 def opened_for_writing(do):
-    "What Python opens for writing while `do` runs"
+    "Return the files that Python opens for writing while `do` runs"
     if not _opened and not _listening[0]: sys.addaudithook(_audit)
     _opened.clear(); _listening[0] = True
     try: do()
@@ -214,7 +214,7 @@ def opened_for_writing(do):
     return list(_opened)
 
 def test_nothing_is_written_to_disk(classifier, server, run_app):
-    "Not by Flask, and not by waitress, which are both made to by large uploads"
+    "Neither by Flask nor by waitress, whose defaults write large uploads to disk"
     data = noise(1500, 1000)
     assert len(data) > 4_000_000   # eight times what Werkzeug and waitress keep in memory
     app,plain = create_app(classifier),create_app(classifier)
@@ -225,7 +225,7 @@ def test_nothing_is_written_to_disk(classifier, server, run_app):
     before = set(server[1].iterdir())
     assert post(server, data).status_code == 200 and set(server[1].iterdir()) == before
 
-# The description
+# OpenAPI
 
 def test_openapi_document(server, images):
     spec = requests.get(f'{server[0]}/openapi.json').json()
@@ -246,7 +246,7 @@ def test_openapi_document(server, images):
     fits(requests.get(f'{server[0]}/healthz').json(), schema('/healthz', 'get'))
 
 def test_server_follows_its_openapi_document(server):
-    "schemathesis makes requests from the OpenAPI description and compares the answers with it"
+    "schemathesis makes requests from the OpenAPI document and checks the responses"
     # that bytes are an image is more than a schema can say: a refusal of what fits the schema is no fault
     left_out = [positive_data_acceptance]
     operations,seen = schemathesis.openapi.from_url(f'{server[0]}/openapi.json').get_all_operations(),set()
@@ -332,10 +332,10 @@ def test_signal_lets_running_requests_finish(sent, images):
         process.kill()
         for o in stalled: o.close()
 
-# Many at once
+# Concurrency
 
 def test_concurrent_clients_get_their_own_answers(server, classifier, images):
-    "48 clients with 16 images: every answer is about its own; whoever is told to come back comes back"
+    "48 clients with 16 images: every answer is about the client's own; a client that gets 503 retries"
     expected = [classifier.predict(o).probabilities for o in images]
     assert len({round(o['cat'], 6) for o in expected}) == 16   # so that a mix-up shows
     seen,sent = collections.Counter(),iter(range(400))
@@ -355,7 +355,7 @@ def test_concurrent_clients_get_their_own_answers(server, classifier, images):
     assert seen[200] == 400, seen
 
 def test_full_queue_has_retry_after(images, run_app):
-    "A network that hangs: as many as may wait do so, the others are told at once; then all is well again"
+    "A network that hangs: requests up to the limit wait, the others are refused at once; then all works again"
     let_go = threading.Event()
     class Hanging(Classifier):
         def answers(self, pixels):
@@ -421,7 +421,7 @@ def test_the_next_visitor_is_served_while_others_stall(server, images):
         for o in stalled: o.close()
 
 def test_stalled_uploads_of_any_size_take_bounded_memory(server, images):
-    "A gigabyte of them: the server holds the 256 MB that it allows, and a bit; who is steady is served meanwhile"
+    "A gigabyte of them: the server holds little more than the allowed 256 MB, and serves steady clients meanwhile"
     assert post(server, images[0]).status_code == 200
     data = noise(600, 500)
     before,body = memory(server),PART + data + b'\r\n--x--\r\n'
@@ -447,7 +447,7 @@ def test_silent_connections_are_closed(classifier, images, run_app, monkeypatch)
     assert post(here, images[0]).status_code == 200
 
 def test_large_images_are_opened_a_few_at_a_time(server):
-    "Each is 150 MB once it is open; of a small file"
+    "Each is a small file of 150 MB once decoded"
     data,cores = saved(Image.new('RGB', (7000, 7100)), 'PNG', compress_level=1),min(8, os.cpu_count())
     assert len(data) < 1_000_000
     before,peak,done = memory(server),[0],threading.Event()
@@ -463,7 +463,7 @@ def test_large_images_are_opened_a_few_at_a_time(server):
     assert {o.status_code for o in asked} == {200}
     assert peak[0] < before + 400*cores
 
-# Uploads that mean harm
+# Hostile uploads
 
 def hostile():
     "A strategy of (content type, body)"
@@ -496,7 +496,7 @@ def hostile():
 
 @pytest.mark.parametrize('n', [150, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_hostile_uploads(server, images, n):
-    "Each is answered with a reason, memory stays, and the next good request is answered"
+    "Each is refused with a reason, memory stays bounded, and the next good request is answered"
     assert post(server, images[0]).status_code == 200
     statuses,before = collections.Counter(),[]
     @hypothesis.settings(max_examples=n, deadline=None, database=None,

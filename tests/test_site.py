@@ -60,7 +60,7 @@ PIXELS = '''async ([data, meta]) => {
   return btoa(Array.from(pixelsOf(bitmap, meta), o => String.fromCharCode(o)).join('')); }'''
 
 def pixels(page, data, **meta):
-    "What the page gives a model with this `meta` for the image `data`"
+    "Return the pixels that the page computes from the image `data` for a model with this `meta`"
     meta = dict(size=64, resize_to=64) | meta
     found = page.evaluate(PIXELS, [base64.b64encode(data).decode(), meta])
     return np.frombuffer(base64.b64decode(found), 'uint8').reshape(meta['size'], meta['size'], 3).astype(int)
@@ -89,7 +89,7 @@ def test_large_images_are_reduced_first(app, size, k):
     assert off[:-1, :-1].max(initial=0) == 0 and off.max() <= 1   # a part of a block at the edge is rounded otherwise
 
 def turned(img, number):
-    "`img` stored lying on its side, with the EXIF orientation that brings it back"
+    "Store `img` sideways, with the EXIF orientation that rotates it back"
     turns = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_90',
              7: 'TRANSVERSE', 8: 'ROTATE_270'}
     exif = Image.Exif()
@@ -183,7 +183,7 @@ LABELS = [['cat', 'dog'], ['cat', 'dog', 'owl'], ['unicorn', 'one-eyed cat', 'um
           list('abcdefg'), ['Katze "Mimi" <b>', 'כלב 🐶']]
 
 def test_words_agree_with_python(app):
-    "Both say the same about any answer, and no answer is certain"
+    "Both describe any answer alike, and no answer is certain"
     rng,answers = np.random.default_rng(0),[]
     limits = {'': (0, None), 'between': (1, None), 'unlike': (0, 0)}   # that lead to this doubt at a distance of 1
     for labels,(doubt,limit) in itertools.product(LABELS, limits.items()):
@@ -217,7 +217,7 @@ def test_doubts_agree_with_python(app, limits):
     assert app.evaluate(js, [given, cases]) == expected
     assert len(set(expected)) == {.8: 2, 0: 1, 1.: 1}[limits['probability']] + (limits['distance'] == 1)
 
-# What is no image, or too much of one
+# Files that are not images, and large images
 
 JPEG_FIRST = 'which this browser cannot open: save it as JPEG first'
 REFUSED = {
@@ -277,7 +277,7 @@ def test_large_images(page, url, classifier):
     assert second['words'] == '30000.png: a damaged image, or one too large for this browser'   # the browser says no
     assert not third['error'] and most[0] - before < 200
 
-# What browsers hide from pages, and what they lack
+# Restricted browsers
 
 HIDDEN = """{ const own = CanvasRenderingContext2D.prototype.getImageData;
     CanvasRenderingContext2D.prototype.getImageData = function(...a) {
@@ -299,7 +299,7 @@ def test_protection_against_fingerprinting(page, url, change, harmless):
 
 @pytest.mark.parametrize('sandbox', ['allow-scripts', 'allow-scripts allow-same-origin'])
 def test_in_a_sandboxed_frame(page, site, tmp_path, sandbox):
-    "On learning platforms and in wikis: without service workers, storage and an origin"
+    "As on learning platforms and in wikis: without service workers, storage and an origin"
     shutil.copytree(site, tmp_path/'site')
     (tmp_path/'lesson.html').write_text(f'<iframe sandbox="{sandbox}" src="site/index.html" width=800 height=700></iframe>')
     with hosted(tmp_path) as (url,_):
@@ -331,7 +331,7 @@ LEAKS = {'fetch': 'url => fetch(url, {method: "POST", body: "an image"}).then(()
                       return new Promise(done => { o.onload = () => done(true); o.onerror = () => done(false); }); }"""}
 
 def test_page_cannot_send_anything(page, site):
-    "Neither to its own host nor to another; and no request reaches the host"
+    "Neither to its own host nor to another; no request reaches the host"
     with hosted(site) as (url,log):
         open_page(page, url)
         for name,way in LEAKS.items():
@@ -365,7 +365,7 @@ def installed(page):
     expect(page.locator('body')).to_be_visible()
 
 def requests_of_pages(log):
-    "URLs that pages and their workers asked for, by the browser's `log`; it has its own errands in there, too"
+    "URLs that pages and their workers requested, by the browser's `log`, without the browser's own requests"
     text = log.read_text(encoding='utf8', errors='replace').rstrip()
     log = json.loads(text if text.endswith('}') else text.rstrip(',') + ']}')
     start = log['constants']['logEventTypes']['URL_REQUEST_START_JOB']
@@ -373,7 +373,7 @@ def requests_of_pages(log):
     return {o['url'] for o in started if o.get('initiator', '').startswith('http')}
 
 def test_local_page_contacts_no_other_host_and_can_be_installed(site, playwright, browser_type_launch_args, tmp_path):
-    "By the browser's own log of the network, and its own word"
+    "By the browser's network log"
     log = tmp_path/'net.json'
     with hosted(site) as (url,_):
         with own_browser(playwright, browser_type_launch_args, tmp_path/'user', f'--log-net-log={log}') as browser:
@@ -402,7 +402,7 @@ def test_offline_after_the_first_load(site, page, context, classifier):
 
 @pytest.mark.parametrize('cut', [0, 100])
 def test_missing_or_wrong_model_file(site, page, cut):
-    "Not at all, or not the one whose hash the page has"
+    "Missing, or with another hash than the page has"
     data = (site/'model.onnx').read_bytes()[cut:]
     with hosted(site) as (url,_):
         page.route('**/model.onnx', lambda o: o.fulfill(body=data) if cut else o.abort())
@@ -450,7 +450,7 @@ def openssl(*args, data=None, cwd=None):
 
 @pytest.fixture(scope='module')
 def jsdelivr(site, tmp_path_factory):
-    "(folder laid out as jsDelivr is, SSL context, hash by which a browser can be told to trust its certificate)"
+    "(folder laid out like jsDelivr, SSL context, hash by which a browser can trust its certificate)"
     if not shutil.which('openssl'): pytest.skip('no openssl, which makes the certificate of a server')
     folder = tmp_path_factory.mktemp('jsdelivr')
     version = re.search(r'onnxruntime-web@[\d.]+', page_of(shipped_model(), folder/'page'))[0]
@@ -508,7 +508,7 @@ def test_any_labels(tmp_path, site, page):
 
 @pytest.mark.nightly
 def test_three_labels_from_the_sample_web(tmp_path, page):
-    "From three words to the page, as a person types it"
+    "From three words to the page, by the commands"
     build = [script('catdog-build'), 'grizzly', 'black bear', 'teddy', '--n', '30', '--size', '96', '--engine',
              'sample', '--path', 'data/bears', '--out', 'models/bears']
     res = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)

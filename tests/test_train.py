@@ -1,4 +1,4 @@
-"Training that is shared out, stopped, killed and resumed, by real processes and signals; and what a model says about itself"
+"Training in several processes, stopped, killed and resumed; wrong arguments; model cards"
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -235,7 +235,7 @@ def test_damaged_weights_are_named(damaged, tmp_path, monkeypatch):
     file.write_bytes(damaged)
     with pytest.raises(CatdogError, match=f'{file.name}.*delete the file'): check_weights(find_arch('squeezenet1_0'))
 
-# What a model says about itself
+# Model cards
 
 def test_uneven_labels_have_separate_errors(tmp_path):
     for label,n in (('cat', 120), ('dog', 6)):
