@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# TORCH=cpu: PyTorch without CUDA, from its own index. What .venv was made with holds for it from then on.
+# TORCH=cpu: PyTorch without CUDA, from its own index. An existing .venv keeps the variant it was made with.
 MADE_WITH := $(shell cat .venv/installed 2>/dev/null)
 TORCH ?= $(MADE_WITH)
-# WORDS="grizzly 'black bear' teddy": what the app tells apart. Without them any model will do, or one of cats and dogs.
+# WORDS="grizzly 'black bear' teddy": labels of the app. Without them: the model that there is, or one of cats and dogs.
 WORDS ?=
-# Tests at a time, of which many wait for a browser or a deadline; who has none left takes some of another's
+# Number of test processes; many tests wait for a browser or a deadline, so this may exceed the number of cores
 JOBS ?= 3
 .DEFAULT_GOAL := help
 .PHONY: help app site lab hooks repository screenshot test nightly test-notebooks outputs bench readme clean browser
@@ -33,13 +33,13 @@ endif
 	@echo '$(TORCH)' >$@
 ifneq ($(TORCH),$(MADE_WITH))
 ifneq ($(wildcard .venv/installed),)
-$(error .venv has another PyTorch: move it away (mv .venv .venv.old) to make one with TORCH=$(TORCH))
+$(error .venv has another variant of PyTorch: move it away (mv .venv .venv.old) to make one with TORCH=$(TORCH))
 endif
 endif
 
-app: .venv/installed ## build a model if there is none, then serve the app and print its address
+app: .venv/installed ## build a model if there is none, then serve the app and print its URL
 	@set -- $(WORDS); if [ $$# = 0 ]; then ls models/*/model.onnx >/dev/null 2>&1 || $(BIN)/catdog-build cat dog; \
-	else [ -e "$$($(BIN)/python -c 'import sys; from catdog.core.files import default_folder; print(default_folder(sys.argv[1:], "models"))' "$$@")/model.onnx" ] || $(BIN)/catdog-build "$$@"; fi
+	else [ -e "$$($(BIN)/python -c 'import sys; from catdog.dataset.folder import default_folder; print(default_folder(sys.argv[1:], "models"))' "$$@")/model.onnx" ] || $(BIN)/catdog-build "$$@"; fi
 	@$(BIN)/catdog-app
 
 site: .venv/installed ## the app as a page without a server, written to site/ and served on localhost
@@ -67,7 +67,7 @@ bench: .venv/installed ## every measurement of bench/, one after the other (long
 readme: .venv/installed ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level ERROR --RegexRemovePreprocessor.patterns='#\| hide' --stdout nbs/index.ipynb | sed -E 's#\]\((images/|[0-9]{2}_)#](nbs/\1#g' >README.md
 
-repository: .venv/installed ## REPO=OWNER/NAME: the project's address on GitHub, and Colab badges for the chapters
+repository: .venv/installed ## REPO=OWNER/NAME: the project's repository on GitHub, and Colab badges for the chapters
 	$(BIN)/python .ci/set_repository.py $(REPO)
 	$(MAKE) readme
 

@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
 
 def is_noise(output):
-    "Is `output` a progress bar, or a warning from a library about itself?"
+    "Whether `output` is a progress bar, or a warning of a library about itself"
     text = output.get('text', '') + output.get('data', {}).get('text/plain', '')
     return bool(re.search(r'\d%\|', text) or output.get('name') == 'stderr' and '/site-packages/' in text)
 
 def joined(outputs):
-    "`outputs` without noise, and with what is printed piece by piece in one piece"
+    "Return `outputs` without noise, with consecutive printed outputs joined"
     res = []
     for o in outputs:
         if is_noise(o): continue
@@ -33,11 +33,15 @@ SERVER.set_forkserver_preload(['fastai.vision.all', 'timm', 'sklearn.linear_mode
 def _kernel(argv, cwd, env):
     "Start an IPython kernel in this process, as `python -m ipykernel_launcher` does"
     from ipykernel.kernelapp import launch_new_instance
-    import matplotlib, pandas as pd
-    # both have been imported outside of a kernel: say what they would have found out in one
+    import fastai.callback.progress, fastai.learner, matplotlib, pandas as pd
+    from fastprogress import fastprogress
+    # they have been imported outside of a kernel: say what they would have found out in one
+    for o in (fastai.callback.progress, fastai.learner):
+        o.master_bar,o.progress_bar = fastprogress.NBMasterBar,fastprogress.NBProgressBar
     pd.set_option('display.max_columns', 20)
     matplotlib.rcParams['backend'] = 'module://matplotlib_inline.backend_inline'
     os.setsid()   # a process group of its own, which is killed with the kernel
+    multiprocessing.current_process()._config['daemon'] = False   # or data loaders could not start worker processes
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -46,7 +50,7 @@ def _kernel(argv, cwd, env):
     with open(os.devnull, 'w') as sys.__stdout__: launch_new_instance(argv)   # it prints how to stop it
 
 class ForkedKernel:
-    "What `jupyter_client.launch_kernel` returns, a `Popen`, for a kernel that is forked"
+    "A `Popen` as `jupyter_client.launch_kernel` returns it, for a forked kernel"
     stdin = stdout = stderr = None
     def __init__(self, cmd, cwd=None, env=None, **kwargs):
         self.process = SERVER.Process(target=_kernel, args=(cmd[cmd.index('ipykernel_launcher') + 1:], cwd, env), daemon=True)
@@ -58,7 +62,7 @@ class ForkedKernel:
     def send_signal(self, signum): os.kill(self.pid, signum)
 
 def run(path):
-    "Execute the notebook at `path` and return it; an error in a cell is raised"
+    "Execute the notebook at `path` and return it; raise the error of a cell"
     nb = nbformat.read(path, as_version=4)
     env = {**os.environ, 'IN_TEST': '1', 'CATDOG_ENGINE': 'sample'}
     client = NotebookClient(nb, timeout=600, kernel_name='python3', store_widget_state=False,

@@ -25,7 +25,7 @@ WORKERS = 64  # the default of our `download_images`
 TIMEOUT = 4   # seconds; fastai's default, and the same for ours
 
 def _spread():
-    "Let the names *.images.test be this machine"
+    "Resolve the names *.images.test to this machine"
     import socket
     real = socket.getaddrinfo
     def ours(host): return '127.0.0.1' if str(host).endswith('.images.test') else host
@@ -50,7 +50,7 @@ def _fetch_ours(urls, dest, workers):
     return seconds, [f'{label}/{Path(o.photo.url).stem}' for label,v in outcomes.items() for o in v if o.file]
 
 def _contender(who, workers, urls):
-    "Run `who` in a process of its own: seconds, what it kept, peak memory in MB"
+    "Run `who` in a process of its own; return seconds, the number of images kept, and peak memory in MB"
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'urls.json').write_text(json.dumps(urls))
         command = [sys.executable, __file__, who, '--workers', str(workers), '--folder', d]
@@ -141,7 +141,7 @@ def copies(photos, n=500, planted=200):
 def _least(f, repeat=5): return min(timeit.repeat(f, number=1, repeat=repeat))
 
 def _index_costs(sizes, n=500):
-    "ms to find and to add one of `n` more images in an index of each of `sizes`, by size"
+    "Measure ms to find and to add one of `n` more images in an index of each of `sizes`"
     from catdog.core.duplicates import DuplicateIndex
     r,colours,costs = np.random.default_rng(0),np.full((8, 8, 3), 192**-.5, 'float32'),{}
     def _hashes(n): return [r.bytes(18).hex() for _ in range(n)]
@@ -156,7 +156,7 @@ def _index_costs(sizes, n=500):
     return costs
 
 def _open_manifest(n):
-    "Seconds to open the data set whose manifest has `n` lines, and to read it as a table"
+    "Measure seconds to open a data set whose manifest has `n` lines, and to read it as a table"
     from catdog.web.download import Collector
     from catdog.dataset.manifest import Manifest, Photo, read_manifest
     r = random.Random(0)

@@ -56,7 +56,7 @@ def walked(tmp_path_factory, env):
     (folder/'stdout').write_bytes(done.stdout)
     return folder
 
-def test_everything_is_written_and_nothing_is_left_over(walked):
+def test_all_files_are_written_and_no_temporary_ones_remain(walked):
     for o in ('data/house-tree/house', 'model/model.onnx', 'report.html', 'site/index.html'): assert (walked/o).exists(), o
     assert len(list((walked/'mine').rglob('*.png'))) == 40
     with open(walked/'answers.csv', encoding='utf8') as f: assert len(list(csv.DictReader(f))) == 40
@@ -89,7 +89,7 @@ def running(command, path, env, cwd):
 def test_the_server_answers_and_ends(walked, env):
     with running('catdog-serve', 'healthz', env, walked) as url:
         with open(next((walked/'mine'/'кот').iterdir()), 'rb') as f:
-            answer = requests.post(url, files={'file': f}, headers={'Accept': 'application/json'}).json()
+            answer = requests.post(f'{url}predict', files={'file': f}, headers={'Accept': 'application/json'}).json()
     assert answer['predictions'][0]['label'] in LABELS
 
 def test_the_app_opens_and_ends(walked, env):

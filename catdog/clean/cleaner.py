@@ -21,10 +21,10 @@ from fastcore.foundation import L
 
 from .interpret import prediction_table
 from ..core.errors import CatdogError, DataError, ImageError
-from ..core.files import Moved
 from ..core.images import data_url, jpeg_bytes, open_image, thumbnails
 from ..dataset.folder import ImageFolder, label_name
-from ..dataset.journal import REMOVED, apply_choices, can_undo, read_journal, undo_choices, unfinished_moves
+from ..dataset.journal import (REMOVED, Moved, apply_choices, can_undo, read_journal, undo_choices,
+                                    unfinished_moves)
 
 # %% ../../nbs/clean/cleaner.ipynb #b5d43a12
 def _button(text, func, width='auto', **kwargs):

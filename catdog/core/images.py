@@ -19,7 +19,7 @@ from .files import IMAGE_FORMATS
 # %% ../../nbs/core/images.ipynb #8cb16523
 @lru_cache(maxsize=32)
 def _transform(profile, mode):
-    "LittleCMS' transform from `profile` (bytes; b'': plain Lab) to sRGB; None if it is broken or changes nothing"
+    "Return LittleCMS' transform from `profile` (bytes; b'': Lab) to sRGB; None if it is broken or changes nothing"
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
     if mode in ('L', 'LAB'): flags |= ImageCms.Flags.NOOPTIMIZE   # exact, and rarely needed
     try:
@@ -35,7 +35,7 @@ def _transform(profile, mode):
 
 # %% ../../nbs/core/images.ipynb #5eb7c4fd
 def _to_srgb(img, profile, is_deep=False):
-    """`img`, of mode RGB, L, CMYK or LAB, as `profile` (bytes) means it; a profile for other colours is ignored
+    """Convert `img`, of mode RGB, L, CMYK or LAB, to sRGB by `profile` (bytes); ignore a profile for another mode
 
     `is_deep`: its file has 16 bits a channel"""
     if img.mode == 'L' and profile[16:20] == b'RGB ': img = img.convert('RGB')
@@ -50,7 +50,7 @@ def _to_srgb(img, profile, is_deep=False):
 
 # %% ../../nbs/core/images.ipynb #ea648204
 def _scaled(a):
-    "The array `a` as floats from 0 (black) to 1 (white)"
+    "Return the array `a` as floats from 0 (black) to 1 (white)"
     a = np.asarray(a, 'float32')
     known = a if np.isfinite(a).all() else a[np.isfinite(a)]
     low,top = (float(known.min()), float(known.max())) if known.size else (0., 1.)
@@ -60,17 +60,17 @@ def _scaled(a):
     return np.nan_to_num(a, copy=False, nan=0, posinf=1, neginf=0).clip(0, 1, out=a)
 
 def _grey8(img):
-    "`img`, of 16 or 32 bits or floats, as 8-bit grey"
+    "Convert `img`, of 16 or 32 bits or floats, to 8-bit grey"
     a,tags = np.asarray(img),getattr(img, 'tag_v2', {})
     if img.mode == 'I' and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,): a = a.view('uint32')   # unsigned
     deep = img.mode.startswith('I;16')
     a = np.minimum(a/np.float32(2**tags.get(258, (16,))[0] - 1), 1) if deep else _scaled(a)   # TIFF knows 12 bits
-    if tags.get(262) == 0: a = 1 - a   # Pillow reads, but does not turn, a deep TIFF file in which 0 is white
+    if tags.get(262) == 0: a = 1 - a   # Pillow does not invert a deep TIFF file in which 0 is white
     return Image.fromarray((a*255).round().astype('uint8'))
 
 # %% ../../nbs/core/images.ipynb #7547b130
 def _transparent_colour(img):
-    "The transparent colour of `img`, in the depth that its pixels have after loading; to be called before that"
+    "Return the transparent colour of `img`, not loaded yet, in the depth that its pixels have after loading"
     key,stored = img.info.get('transparency'),[o[3] for o in getattr(img, 'tile', ())]
     if img.mode == 'L' and isinstance(key, int): return key*{'L;2': 85, 'L;4': 17}.get(stored[0] if stored else '', 1)
     if img.mode == 'RGB' and isinstance(key, tuple):
@@ -78,7 +78,7 @@ def _transparent_colour(img):
     return key
 
 def _opacity(img, facts):
-    "The alpha channel of `img`, whose file says `facts`; None if it is opaque"
+    "Return the alpha channel of `img`, about whose file `facts` are known; None if it is opaque"
     key,alpha = facts.key,None
     if img.mode[:1] in ('I', 'F'):
         if key is not None: alpha = Image.fromarray(np.where(np.asarray(img) == key, 0, 255).astype('uint8'))
@@ -97,7 +97,7 @@ def _opacity(img, facts):
     return None if low == 255 or (high == 0 and img.format in ('BMP', 'TIFF')) else alpha   # some programs write 0
 
 def _to_rgb(img, facts):
-    "The loaded `img`, whose file says `facts`, as sRGB on white; `img` itself if it is that already"
+    "Convert the loaded `img`, about whose file `facts` are known, to sRGB on white, if needed"
     if img.mode in ('La', 'RGBa'): img = img.convert(img.mode.upper())
     alpha = _opacity(img, facts)
     if 'transparency' in img.info:   # Pillow would warn that it gets lost
@@ -110,13 +110,12 @@ def _to_rgb(img, facts):
     img = _to_srgb(img, facts.profile, facts.is_deep)
     return Image.composite(img, Image.new('RGB', img.size, 'white'), alpha) if alpha else img
 
-
 # %% ../../nbs/core/images.ipynb #2c9e4f70
 _SRGB,_P3 = (((.3127, .329), (.64, .33), (.3, .6), (.15, .06)), ((.3127, .329), (.68, .32), (.265, .69), (.15, .06)))
 _BRADFORD = np.array([[.8951, .2664, -.1614], [-.7502, 1.7135, .0367], [.0389, -.0685, 1.0296]])   # adapts to a white
 
 def _screen_profile(xy, gamma=None):
-    "ICC profile of a screen with white, red, green and blue at `xy`, and `gamma` (default: the curve of sRGB)"
+    "Return the ICC profile of a screen with white, red, green and blue at `xy`; default `gamma`: that of sRGB"
     white,*rgb = ([x/y, 1, (1 - x - y)/y] for x,y in xy)
     d50,rgb = (.9642, 1, .8249),np.array(rgb).T
     adapted = np.diag(_BRADFORD @ d50/(_BRADFORD @ white)) @ _BRADFORD @ (rgb*np.linalg.solve(rgb, white))
@@ -134,7 +133,7 @@ def _screen_profile(xy, gamma=None):
     return head + _fixed(*d50) + bytes(48) + table + body
 
 def _png_profile(info, cicp):
-    "The ICC profile that the `info` and the cICP chunk of a PNG file amount to (PNG 3, 4.3); b'' for sRGB"
+    "Return the ICC profile that `info` and `cicp` of a PNG file amount to (PNG 3, 4.3); b'' for sRGB"
     icc = info.get('icc_profile') or b''
     if cicp not in (b'', b'\1\x0d\0\1', b'\x0c\x0d\0\1') or not cicp and icc[16:20] in (b'Lab ', b'XYZ '):
         raise ImageError('an image for HDR screens, or in rare colours: save it as JPEG first')
@@ -151,7 +150,7 @@ def _png_profile(info, cicp):
 
 # %% ../../nbs/core/images.ipynb #8a47d3c5
 def _chunks(data):
-    "The chunks of the PNG file `data`: name, length, body, and whether its check sum is right"
+    "Yield the chunks of the PNG file `data`: name, length, body, and whether the checksum is right"
     pos = 8
     while pos + 12 <= len(data):
         n,name = struct.unpack_from('>I4s', data, pos)
@@ -160,7 +159,7 @@ def _chunks(data):
         pos += 12 + n
 
 def _has_all_rows(data):
-    "Whether the pixels of the PNG file `data` unpack to as many bytes as its header promises"
+    "Whether the pixels of the PNG file `data` unpack to as many bytes as its header requires"
     w,h,depth,kind,interlaced = struct.unpack_from('>IIBB2xB', data, 16)
     bits,inflate = depth*{2: 3, 4: 2, 6: 4}.get(kind, 1),zlib.decompressobj()
     passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
@@ -175,7 +174,7 @@ def _has_all_rows(data):
 
 # %% ../../nbs/core/images.ipynb #f1b862ad
 def _orientation(exif):
-    "The orientation in the EXIF block `exif`: one 16-bit number in its first directory, as browsers read it; else None"
+    "Return the orientation in the EXIF block `exif` as browsers read it: one 16-bit number in its first directory"
     try:
         order = {b'II': '<', b'MM': '>'}[exif[:2]]
         at, = struct.unpack_from(order + 'I', exif, 4)
@@ -185,13 +184,13 @@ def _orientation(exif):
     except (KeyError, struct.error): pass   # a broken block, or none
 
 def _jpeg_profile(segments):
-    "The ICC profile in the APP2 `segments` of a JPEG file, each of which has its number and how many there are"
+    "Return the ICC profile in the numbered APP2 `segments` of a JPEG file; b'' if a part is missing"
     parts = {o[12]: o for o in reversed(segments) if len(o) > 13}
     parts = [parts.get(i + 1, b'') for i in range(parts[1][13] if 1 in parts else 0)]
     return b''.join(o[14:] for o in parts) if all(parts) else b''
 
 def _png_facts(img, data, facts):
-    "Add what the PNG file `data` says to `facts`, before its `img` is loaded"
+    "Add to `facts` what the PNG file `data` says; its `img` must not be loaded yet"
     before = []
     for name,n,body,is_right in _chunks(data):
         if name == b'IDAT': break
@@ -212,15 +211,15 @@ def _png_facts(img, data, facts):
             other = np.asarray(low) != [o & 255 for o in img.info['transparency']]
         facts.other = Image.fromarray(other.any(2))
     if data and img.default_image:
-        img.seek(1)   # browsers show the animation, not what other programs show
+        img.seek(1)   # browsers show the animation, not the image for programs without animations
         if (box := tuple(img.dispose_extent)) != (0, 0, *img.size): facts.box = box
 
 def _facts(img, data):
-    "What the file `data` says about the pixels of `img`, in its format; to be called before they are loaded"
+    "Return what the file `data` of `img`, not loaded yet, says about its pixels"
     info = img.info
     facts = SimpleNamespace(
         key=_transparent_colour(img), other=None,   # the transparent colour; where it is another one after all
-        profile=info.get('icc_profile') or b'', grey=False, is_deep=False,   # grey stored as RGB; of 16 bits
+        profile=info.get('icc_profile') or b'', grey=False, is_deep=False,   # grey opened as RGB; 16 bits a channel
         orientation=_orientation((info.get('exif') or b'').removeprefix(b'Exif\0\0')),
         box=None, n_colours=None)   # the part of the canvas that has pixels; colours in the palette
     if img.format == 'PNG': _png_facts(img, data, facts)
@@ -246,7 +245,7 @@ def _facts(img, data):
     return facts
 
 def _check_loaded(img, data, facts):
-    "Raise `ImageError` if pixels of the loaded `img` are missing that browsers miss, too"
+    "Raise `ImageError` if the loaded `img` lacks pixels or colours"
     if facts.n_colours and img.mode == 'P' and img.getextrema()[1] >= facts.n_colours:
         raise ImageError('a damaged image: a colour outside its palette')
     if img.format == 'PNG' and data and not img.default_image and \
@@ -259,7 +258,7 @@ _TRANSPOSE = dict(enumerate('''FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSP
                                ROTATE_90'''.split(), 2))   # EXIF orientation: method
 
 def _upright(img, orientation, min_side):
-    "The RGB image `img`, rotated as its EXIF `orientation` says and reduced as far as `min_side` allows"
+    "Rotate the RGB image `img` as its EXIF `orientation` says, and reduce it as far as `min_side` allows"
     by = next((o for o in (8, 4, 2) if min_side and min(img.size)//o >= min_side), 1)
     first = by > 1 and img.width%by == img.height%by == 0   # fewer pixels to rotate, and the blocks are the same
     if first: img = img.reduce(by)
@@ -268,7 +267,7 @@ def _upright(img, orientation, min_side):
 
 # %% ../../nbs/core/images.ipynb #645bfc4d
 def _start_large():
-    "Two threads for images above 16 megapixels (4 bytes a pixel): glibc also keeps freed memory for each thread"
+    "Start two threads for images above 16 megapixels (4 bytes a pixel): glibc keeps freed memory for each thread"
     global _large
     _large = ThreadPoolExecutor(2, 'large-image')
 
@@ -276,7 +275,7 @@ _start_large()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_start_large)   # a fork has no threads
 
 def _converted(img, max_side, min_side, as_stored, data):
-    "`img`, opened from `data`, as `open_image` returns it; if `data` is None, it is not ours and left unchanged"
+    "Convert `img`, opened from `data`, to what `open_image` returns; leave it unchanged if `data` is None"
     is_ours,facts = data is not None,_facts(img, data or b'')
     if is_ours and max_side and not min_side and img.format != 'HEIF': img.draft('RGB', (max_side, max_side))
     img.load()
@@ -292,7 +291,7 @@ def _converted(img, max_side, min_side, as_stored, data):
     return res
 
 def _checked(img, max_side, max_pixels, min_side, as_stored, data=None):
-    "`_converted` if `img` has at most `max_pixels`; two large images at a time"
+    "Return `_converted` if `img` has at most `max_pixels`; convert at most two large images at a time"
     (w,h),args = img.size,(img, max_side, min_side, as_stored, data)
     if min(w, h) < 1: raise ImageError('an image without pixels')
     if w*h > max_pixels: raise ImageError(f'{w} x {h} pixels: more than the {max_pixels:,} that we open', 'too-large')
@@ -300,7 +299,7 @@ def _checked(img, max_side, max_pixels, min_side, as_stored, data=None):
 
 # %% ../../nbs/core/images.ipynb #d9131068
 def _completed_jpeg(data):
-    "The JPEG file `data` with an end, or None if more than 1/16 of its area is missing"
+    "Return the JPEG file `data` with an end marker, or None if more than 1/16 of its area is missing"
     data,halves = data.rstrip(b'\xff'),[]
     scan = data[data.rfind(b'\xff\xda') + 4:]   # n, n components of two bytes, first and last coefficient, bits
     n,component,(_,last,bits) = scan[0],scan[1],scan[1 + 2*scan[0]:4 + 2*scan[0]]
@@ -320,13 +319,12 @@ _KEPT = {b'PLTE': None, b'tRNS': None, b'eXIf': None, b'gAMA': 4, b'cHRM': 32, b
          b'fcTL': 26, b'fdAT': None}   # chunk of a PNG file: its length
 
 def _plain_png(data, profile):
-    "The PNG file `data` without text and other extras, and without its colour profile unless `profile`"
+    "Return the PNG file `data` without optional chunks; keep its colour profile if `profile`"
     kept,out = _KEPT | ({b'iCCP': None} if profile else {}),[data[:8]]
     for name,n,body,is_right in _chunks(data):
         if name[:1].isupper() or is_right and kept.get(name, 0) in (None, n):   # unknown ones in capitals are refused
             out += [struct.pack('>I', n), name, body, struct.pack('>I', zlib.crc32(name + body))]
     return b''.join(out)
-
 
 # %% ../../nbs/core/images.ipynb #7ed93bf0
 _RAW = "a camera's RAW file: save it as JPEG first"
@@ -345,7 +343,7 @@ _HTML = '''a b body br center div font form h1 h2 h3 head header html iframe img
            span strong style table title ul'''.split()
 
 def _looks_like(data):
-    "What `data` is, for a person, when Pillow does not know it"
+    "Describe `data`, which Pillow does not recognise"
     if not data: return 'the file is empty'
     if data[4:8] in (b'ftyp', b'moov', b'mdat', b'wide') or data[:4] == b'RIFF':   # HEIC, AVIF, MP4; WebP, AVI
         if re.search(b'avi[fs]|hei[cx]|hevc|m[is][af]|WEBP', data[8:20]): return _DAMAGED
@@ -365,7 +363,7 @@ def _looks_like(data):
 # %% ../../nbs/core/images.ipynb #968506de
 @lru_cache
 def _register_heif():
-    "Let Pillow open HEIC files; called when the first one comes, as the import takes time"
+    "Let Pillow open HEIC files; called for the first one, as the import takes time"
     from pillow_heif import register_heif_opener
     register_heif_opener()
 
@@ -379,7 +377,7 @@ def _decode(data, *sizes):
         return _checked(img, *sizes, data)
 
 def _as_image_error(e, data):
-    "The exception `e` that the decoder of `data` raised, as an `ImageError`"
+    "Return the exception `e` that the decoder of `data` raised as an `ImageError`"
     if isinstance(e, ImageError): return e
     if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return ImageError('more pixels than we open', 'too-large')
@@ -391,7 +389,7 @@ def _as_image_error(e, data):
 
 # %% ../../nbs/core/images.ipynb #68e9b6c3
 def _read(src):
-    "The bytes of `src`: bytes, a path or a binary file"
+    "Return the bytes of `src`: bytes, a path or a binary file"
     if isinstance(src, (bytes, bytearray, memoryview)): return bytes(src)
     if hasattr(src, 'read'): return src.read()
     try: return Path(src).read_bytes()
@@ -400,7 +398,7 @@ def _read(src):
     except (OSError, ValueError) as e: raise ImageError(f'{src}: cannot be read ({e})', 'missing') from None
 
 def _from_array(a):
-    "An image from an array of shape (h,w), (h,w,1), (h,w,3) or (h,w,4): uint8, or floats from 0 to 1 or to 255"
+    "Make an image of an array of shape (h,w), (h,w,1), (h,w,3) or (h,w,4): uint8, or floats from 0 to 1 or to 255"
     if a.dtype.kind == 'f' and a.size:
         is_share = np.nan_to_num(a, posinf=0).max() <= 2   # rounding and sharpening exceed 1 a little
         a = ((np.nan_to_num(a).clip(0, 1) if is_share else _scaled(a))*255).round().astype('uint8')
@@ -448,25 +446,25 @@ def data_url(
     img:Image.Image|bytes, # An RGB image, or a JPEG file
     quality:int=85 # JPEG quality, 1 to 95, if `img` is an image
 ) -> str: # 'data:image/jpeg;base64,...'
-    "`img` as a URL that holds all of it, for a page without files beside it"
+    "Return `img` as a `data:` URL, for a page without other files"
     data = jpeg_bytes(img, quality) if isinstance(img, Image.Image) else bytes(img)
     return 'data:image/jpeg;base64,' + base64.b64encode(data).decode()
 
 # %% ../../nbs/core/images.ipynb #469fb7ac
 @lru_cache(maxsize=4000)
 def _thumbnail(file, changed, height, width):
-    "`thumbnail` of `file` as it was at the time `changed`"
+    "Return the `thumbnail` of `file`; `changed`, its modification time, is part of the cache key"
     try: img = open_image(file, max_side=max(height, width))
     except ImageError: img = Image.new('RGB', (width, height), '#b33')
     img.thumbnail((width, height), Image.Resampling.LANCZOS)
     return jpeg_bytes(img, 80)
 
 def thumbnail(
-    file:str|os.PathLike,
+    file:str|os.PathLike, # Path of an image
     height:int, # Maximum, in pixels
     width:int # Maximum, in pixels
 ) -> bytes: # A JPEG file
-    "A JPEG of `file`, at most `width` by `height` pixels; a red one if it cannot be opened"
+    "Return a JPEG of `file`, at most `width` by `height` pixels; a red one if it cannot be opened"
     try: changed = os.stat(file).st_mtime_ns
     except OSError: changed = None
     return _thumbnail(str(file), changed, height, width)
@@ -476,6 +474,6 @@ def thumbnails(
     height:int, # Maximum, in pixels
     width:int # Maximum, in pixels
 ) -> list: # JPEG files, in the order of `files`
-    "`thumbnail` of each of `files`, in threads"
+    "Return the `thumbnail` of each of `files`, made in threads"
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda f: thumbnail(f, height, width), files))

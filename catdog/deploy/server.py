@@ -3,8 +3,9 @@
 import errno, io, logging, os, re, signal, socket, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from ipaddress import ip_address
 
-import flask, prometheus_client
+import flask, idna, prometheus_client
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer
@@ -16,9 +17,9 @@ from .page import MAX_BODY, MAX_FILES, error_answer, render_answer, secure, want
 from .predictor import Classifier
 
 MAX_FIELDS = 64   # form fields in a request
-MAX_WAITING = 32   # requests with images that are answered or wait for it at a time
+MAX_WAITING = 32   # requests with images that may run or wait at a time
 
-# The description for programs
+# The OpenAPI description
 
 _text,_number = dict(type='string'),dict(type='number', minimum=0, maximum=1)
 
@@ -29,7 +30,7 @@ def _content(schema): return {'application/json': {'schema': schema}, 'text/html
 def _refused(why): return dict(description=why, content=_content(_schema(['error'], error=_text)))
 
 def _predict_operation():
-    "`POST /predict`: the form, and the responses by status"
+    "Describe `POST /predict`: the form, and the responses by status"
     file = dict(type='array', items=dict(type='string', format='binary'), minItems=1, maxItems=MAX_FILES)
     image = {**_text, 'description': 'Not empty: answer with the upright image, too, at most 640 pixels wide and high'}
     why = {**_text, 'description': 'Not empty: answer with the image with all but what spoke for its label darkened'}
@@ -38,7 +39,7 @@ def _predict_operation():
     doubt = dict(type='string', enum=['', 'between', 'unlike'],
                  description="Why it is not sure: 'between' the labels, or 'unlike' all that the model was trained on, "
                              'so that label and probabilities mean nothing')
-    url = {**_text, 'format': 'uri', 'description': 'A `data:` URL, if asked for'}
+    url = {**_text, 'format': 'uri', 'description': 'A `data:` URL, if requested'}
     pred = dict(label=_text, probability=_number, probabilities=dict(type='object', additionalProperties=_number),
                 sure=dict(type='boolean'), doubt=doubt, text={**_text, 'description': 'The answer in words'},
                 image=url, why=url, why_not={**_text, 'description': 'The reason if there is no `why`'})
@@ -53,7 +54,7 @@ def _predict_operation():
         '503': {**_refused('Too many requests at the moment'), 'headers': retry}})
 
 def _openapi():
-    "Describe the server's addresses as an OpenAPI 3.0 document"
+    "Describe the server's routes as an OpenAPI 3.0 document"
     def get(what, kind, schema):
         return dict(get=dict(summary=what, responses={
             '200': dict(description=what, content={kind: {'schema': schema}})}))
@@ -69,12 +70,12 @@ def _openapi():
 # From uploads to predictions
 
 class _Request(flask.Request):
-    "A request whose uploads stay in memory: Werkzeug would write large ones to a temporary file"
+    "A request whose uploads stay in memory; Werkzeug would write large ones to a temporary file"
     def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
         return io.BytesIO()
 
 def _uploaded_files():
-    "The non-empty list of files in the field `file`; raises an `HTTPException` with the reason if there are none"
+    "Return the files in the field `file`; raise an `HTTPException` with the reason if there are none"
     if flask.request.mimetype != 'multipart/form-data':
         flask.abort(415, "Send the image as multipart/form-data, in a field called 'file'.")
     files = [o for o in flask.request.files.getlist('file') if o.filename]
@@ -86,7 +87,7 @@ def _uploaded_files():
 _statuses = {'too-large': 413, 'truncated': 400, 'empty': 400}   # of every other `ImageError`: 415
 
 def _predict_upload(classifier, upload, image, why):
-    "What `render_answer` shows about the file `upload`, with `image` and `why` as `data:` URLs if asked for"
+    "Return the result for the file `upload`, as for `render_answer`; `image` and `why` add `data:` URLs"
     name,data = re.split(r'[\\/]', upload.filename)[-1][:100],upload.read()
     try:
         if not data: raise ImageError('the file is empty', 'empty')
@@ -105,14 +106,14 @@ class UploadPredictor:
     "Predicts uploads in a few threads; more than `limit` requests at a time are refused"
     def __init__(self,
         classifier:Classifier, # What predicts
-        limit:int=MAX_WAITING # Requests that are answered or wait for it at a time
+        limit:int=MAX_WAITING # Requests that may run or wait at a time
     ):
         self.classifier,self.slots = classifier,threading.BoundedSemaphore(limit)
-        # A thread for each core: more would only hold more open images in memory
+        # one thread per core: more would only keep more decoded images in memory
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def answer(self) -> tuple: # A page, or a dict for JSON; and the status
-        "Answer the current request; raises an `HTTPException` if it has no files or too many requests wait"
+        "Answer the current request; raise an `HTTPException` if it has no files or too many requests wait"
         files,form = _uploaded_files(),flask.request.form
         image,why = wants_page() or bool(form.get('image')),bool(form.get('why'))
         if not self.slots.acquire(blocking=False):
@@ -123,24 +124,38 @@ class UploadPredictor:
 
 # The Flask app
 
+_origin = re.compile(r'([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^][/?#@:*%\\\s]*)(?::(\d{1,5}))?(/?)(.*)', re.I)
+
+def _parse_origin(text):
+    "Return the origin `text` as browsers send it, also those of apps: capacitor://localhost, chrome-extension://id"
+    if text.lower() in ('*', 'null'): return text.lower()   # `null`: a file, a frame with the attribute sandbox
+    error = f'{text} is not an origin: give one such as https://example.org, several with commas, or *'
+    if not (found := _origin.fullmatch(text)): raise CatdogError(error)
+    scheme,host,port,slash,path = found.groups()
+    scheme,host,default = scheme.lower(),host.lower(),dict(http='80', https='443').get(scheme.lower())
+    try:
+        if host[:1] == '[': host = f'[{ip_address(host[1:-1])}]'
+        elif default and not host.isascii(): host = idna.encode(host, uts46=True).decode()
+    except ValueError: raise CatdogError(error) from None   # idna's errors, too
+    if not host and scheme != 'file' or int(port or 0) > 65535 or path and not slash: raise CatdogError(error)
+    origin = f'{scheme}://{host}' + (f':{int(port)}' if port and port.lstrip('0') != default else '')
+    if path: raise CatdogError(f'{text} has a path, and an origin has none: give {origin}')
+    return origin
+
 def read_origins(
     cors:str|None # Origins such as 'https://example.org', separated by commas; '*' is every one; None is none
 ) -> list: # Of origins
-    "Parse `cors`; raises `CatdogError` if one of them is not an origin"
-    res = [o.strip().rstrip('/').lower() for o in (cors or '').split(',') if o.strip()]
-    for o in res:
-        if o != '*' and not re.fullmatch(r'https?://[^/?#@\s]+', o):
-            raise CatdogError(f'{o} is not an origin: give one such as https://example.org, several with commas, or *')
-    return res
+    "Parse `cors`; raise `CatdogError` if one of them is not an origin"
+    return [_parse_origin(o.strip()) for o in (cors or '').split(',') if o.strip()]
 
 def _allow_origins(app, origins):
-    "Let pages of `origins` read the responses of the API of `app`"
+    "Let pages of `origins` read the API's responses"
     @app.after_request
     def allow(response):
-        origin = '*' if '*' in origins else flask.request.headers.get('Origin')
+        origin = '*' if '*' in origins else flask.request.headers.get('Origin', '')
         if flask.request.path not in ('/predict', '/healthz', '/openapi.json'): return response
         response.vary.add('Origin')
-        if origin not in origins: return response
+        if origin.lower() not in origins: return response
         response.headers['Access-Control-Allow-Origin'] = origin
         response.headers['Access-Control-Expose-Headers'] = 'Retry-After'
         if flask.request.method == 'OPTIONS':   # a browser's preflight request
@@ -149,7 +164,7 @@ def _allow_origins(app, origins):
         return response
 
 def _add_metrics(app):
-    "Count the responses of `app`, time those of `/predict`, and show both to Prometheus at `/metrics`"
+    "Count the responses of `app`, time those of `/predict`, and expose both to Prometheus at `/metrics`"
     registry = prometheus_client.CollectorRegistry()
     count = prometheus_client.Counter('catdog_requests', 'Requests, by path and status', ['path', 'status'],
                                       registry=registry)
@@ -175,7 +190,7 @@ def _add_metrics(app):
 _ours = re.compile(r'(.*?)(/(?:predict|healthz|openapi\.json|static/[^/]+)?)')
 
 def _below_any_prefix(app):
-    "Let the WSGI app `app` answer below any path that a proxy did not strip; `/metrics`, which it may block, only at /"
+    "Let the WSGI app `app` work below any path prefix; `/metrics`, which a proxy may block, only without one"
     def _app(environ, start_response):
         if found := _ours.fullmatch(environ['PATH_INFO']):
             environ['SCRIPT_NAME'],environ['PATH_INFO'] = environ['SCRIPT_NAME'] + found[1],found[2]
@@ -187,7 +202,7 @@ def configure(
     classifier:Classifier, # The model it serves
     origins:list=() # Origins whose pages may read the API's responses, from `read_origins`
 ) -> flask.Flask: # `app`
-    "Give `app` our limits, headers and error answers, and the addresses `/healthz`, `/metrics` and `/openapi.json`"
+    "Add our limits, headers, error responses, `/healthz`, `/metrics` and `/openapi.json` to `app`"
     app.wsgi_app = _below_any_prefix(app.wsgi_app)
     app.request_class = _Request
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY, MAX_FORM_PARTS=MAX_FIELDS)
@@ -207,44 +222,37 @@ def configure(
 
 # waitress
 
-def _listen(host, port):
-    "Sockets that listen on `port` of every address of `host`; raises `CatdogError` if one cannot"
-    sockets = []
+def listen(
+    host:str, # A name or an address, IPv4 or IPv6; '::' and '' are every address of both families
+    port:int # The port; 0 takes a free one
+) -> tuple: # Sockets; the URL that opens in a browser on this machine
+    "Listen on `port` of every address of `host`; raise `CatdogError` if that fails"
+    name,sockets,missing = host.strip('[]') if ':' in host else host.strip('*'),[],None
     try:
-        for family,*_,address in socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM,
-                                                    flags=socket.AI_PASSIVE):
-            both = address[0] == '::' and socket.has_dualstack_ipv6()
-            try: sockets.append(socket.create_server((address[0], port), family=family, backlog=1024,
+        for family,*_,(address, _, *scope) in socket.getaddrinfo(name or None, 0, type=socket.SOCK_STREAM,
+                                                                 flags=socket.AI_PASSIVE):
+            both = bool(name) and address == '::' and socket.has_dualstack_ipv6()
+            try: sockets.append(socket.create_server((address, port, *scope), family=family, backlog=1024,
                                                      dualstack_ipv6=both))
             except OSError as e:   # `localhost` may have an IPv6 address on a machine without IPv6
-                if e.errno != errno.EADDRNOTAVAIL or not sockets: raise
-            port = port or sockets[0].getsockname()[1]
-    except (OSError, OverflowError) as e:
+                if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT): raise
+                missing = e
+            else: port = port or sockets[0].getsockname()[1]
+        if not sockets: raise missing
+    except (OSError, OverflowError, UnicodeError) as e:
         for o in sockets: o.close()
-        reason = getattr(e, 'strerror', None) or e
-        raise CatdogError(f'cannot listen on {host} port {port} ({reason}): give another --port') from None
-    return sockets
-
-def check_port(
-    host:str, # A name or an address, IPv4 or IPv6
-    port:int # The port in question
-):
-    "Raise `CatdogError` if no server can listen on `host` and `port`"
-    for o in _listen(host, port): o.close()
-
-def page_url(
-    host:str, # Where the server listens
-    port:int # Its port
-) -> str: # With a slash at the end
-    "Return the URL that opens in a browser on this machine"
-    host = {'': '127.0.0.1', '0.0.0.0': '127.0.0.1', '::': '::1'}.get(host, host)
-    return f'http://[{host}]:{port}/' if ':' in host else f'http://{host}:{port}/'
+        reason,of_host = getattr(e, 'strerror', None) or e,isinstance(e, (socket.gaierror, UnicodeError)) or e is missing
+        raise CatdogError(f'cannot listen on {host} port {port} ({reason}): '
+                          f'give another --{"host" if of_host else "port"}') from None
+    address = sockets[0].getsockname()[0]
+    name = {'0.0.0.0': '127.0.0.1', '::': '::1'}.get(address, name).replace('%', '%25')
+    return sockets,f'http://[{name}]:{port}/' if ':' in name else f'http://{name}:{port}/'
 
 _MAX_MEMORY = 256*2**20   # bytes of uploads that may be held at a time
-_SILENCE = 30   # seconds after which a silent connection is closed
+_IDLE_SECONDS = 30   # after which an idle connection is closed
 
 class _Channel(HTTPChannel):
-    "A connection. While all uploads together exceed `_MAX_MEMORY`, the unfinished one that is silent longest is closed"
+    "A connection; while all uploads together exceed `_MAX_MEMORY`, the one that has been idle longest is closed"
     def received(self, data):
         res,channels = super().received(data),list(self.server.active_channels.values())
         if sum(r.body_bytes_received for o in channels for r in (o.request, *o.requests) if r) > _MAX_MEMORY:
@@ -253,27 +261,28 @@ class _Channel(HTTPChannel):
         return res
 
 def _max_connections():
-    "How many connections may be open: 1000, or fewer if the system allows fewer open files"
+    "Return how many connections may be open: 1000, or fewer if the system allows fewer open files"
     try: import resource
     except ImportError: return 400   # Windows: its `select` takes at most 512 sockets
     soft,_ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1000 if soft == resource.RLIM_INFINITY else max(50, min(1000, soft - 60))
 
 class Server:
-    "waitress, listening for a WSGI app. It reads a whole request, in memory, before a thread sees it"
+    "waitress, serving a WSGI app; it reads a whole request into memory before a thread handles it"
     def __init__(self,
         app, # The WSGI app
         host:str='127.0.0.1', # A name or an address, IPv4 or IPv6; every address of a name is listened on
         port:int=0 # 0 takes a free one
     ):
-        "Listen on `host` and `port`; raises `CatdogError` if that is impossible"
-        sockets = _listen(host, port)
-        self.url,self.stopping,self._map = page_url(host, sockets[0].getsockname()[1]),False,{}
+        "Listen on `host` and `port`; raise `CatdogError` if that fails"
+        sockets,self.url = listen(host, port)
+        self.stopping,self._map = False,{}
         logging.getLogger('waitress.queue').setLevel(logging.ERROR)   # it would warn whenever a request has to wait
-        most = 4*MAX_BODY   # a body of up to this is read, so that its client gets to read why it is refused
+        most = 4*MAX_BODY   # larger bodies than allowed are read up to here, so that the client receives the refusal
         self._server = create_server(
             app, map=self._map, sockets=sockets, threads=MAX_WAITING + 8, connection_limit=_max_connections(),
-            channel_timeout=_SILENCE, cleanup_interval=min(5, _SILENCE), asyncore_use_poll=True, recv_bytes=2**16,
+            channel_timeout=_IDLE_SECONDS, cleanup_interval=min(5, _IDLE_SECONDS), asyncore_use_poll=True,
+            recv_bytes=2**16,
             max_request_body_size=most, inbuf_overflow=most, expose_tracebacks=False)
         for o in self._listening(): o.channel_class = _Channel
 
@@ -283,13 +292,13 @@ class Server:
         return any(o.requests or o.total_outbufs_len for o in self._map.values() if isinstance(o, HTTPChannel))
 
     def stop(self, *_):
-        "Let `run` return within a second; safe to call from a signal handler or another thread"
+        "Make `run` return within a second; safe to call from a signal handler or another thread"
         self.stopping = True
 
     def run(self,
-        grace:float=20 # Seconds that requests which have arrived get to be answered after `stop`
+        grace:float=20 # Seconds to finish running requests after `stop`
     ):
-        "Serve until `stop` is called or, in the main thread, Ctrl-C or SIGTERM comes; then finish running requests"
+        "Serve until `stop` or, in the main thread, Ctrl-C or SIGTERM; then finish running requests"
         main = threading.current_thread() is threading.main_thread()
         before = {o: signal.signal(o, self.stop) for o in (signal.SIGINT, signal.SIGTERM) if main}
         try:

@@ -14,7 +14,7 @@ async function load(url, integrity = '') {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// From here on the browser refuses to send or fetch anything: no image can leave
+// From here on the browser refuses to send or fetch anything: no image can leave the device
 function lock() {
   const content = "default-src 'none'; script-src 'wasm-unsafe-eval'; style-src 'self'; img-src blob: data:; "
                 + "manifest-src 'self'; worker-src 'self'; form-action 'none'; base-uri 'none'";
@@ -49,7 +49,7 @@ const ready = start().catch(e => {
 // ---- Images
 
 const MAX_PIXELS = 70e6, PREVIEW = 480, DAMAGED = 'a damaged image, or one too large for this browser';
-// What some browsers show and the server does not open; the same sentences as in catdog/core/images.py
+// Formats that some browsers show and the server does not open; the sentences of catdog/core/images.py
 const REFUSED = [[/^(\xff\x0a|\0\0\0\x0cJXL )/, 'a JPEG XL image: save it as JPEG first'],
   [/^(\0\0\0\x0cjP {2}|\xff\x4f\xff\x51)/, 'a JPEG 2000 image: save it as JPEG first'],
   [/^\0\0\x01\0/, 'an icon: save it as PNG first'],
@@ -68,16 +68,16 @@ async function startOf(file) {
 
 const kindOf = (kinds, bytes) => kinds.find(o => o[0].test(String.fromCharCode(...bytes)))?.[1];
 
-// What a file is that begins with `bytes` and that this browser does not open as an image
+// Describe a file that begins with `bytes` and that this browser does not open as an image
 function guess(bytes) {
   if (!bytes.length) return 'the file is empty';
   const found = kindOf(KINDS, bytes);
   if (found) return found;
-  try {   // the last character may be cut in two
+  try {   // the last character may be incomplete
     if (!bytes.includes(0) && new TextDecoder('utf-8', {fatal: true}).decode(bytes, {stream: true}))
       return 'a text file, not an image';
   } catch {}
-  return 'no image in a format that this browser opens';
+  return 'not an image in a format that this browser opens';
 }
 
 // `file` with its EXIF block made invalid, so that the browser does not rotate it
