@@ -1,5 +1,5 @@
 "The classifier, tampered model files (metadata, limits, weights, random bytes), and the order of models"
-import io, json, os, pickle, random, shutil, time
+import io, json, os, pickle, random, shutil, signal, subprocess, sys, time
 from copy import copy
 from pathlib import Path
 
@@ -221,3 +221,26 @@ def test_tampered_model_is_refused_or_answers(tmp_path, classifier):
 def test_model_larger_than_a_gigabyte_is_not_read(tmp_path):
     with open(tmp_path/'model.onnx', 'wb') as f: f.truncate(2_000_000_000)
     with pytest.raises(ModelError, match='larger than 1 GB'): Classifier(tmp_path)
+
+FORK = """
+import gc, os
+from catdog.core.model_file import open_session
+from catdog.predict import shipped_model
+class Cycle: pass
+cycle = Cycle()
+cycle.me,cycle.session = cycle,open_session('', (shipped_model()/'model.onnx').read_bytes(), 2)
+del cycle
+child = os.fork()
+if not child:
+    gc.collect()
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this system')
+def test_forked_process_does_not_wait_for_a_session_of_its_parent():
+    "As data loader workers do, which collect garbage now and then"
+    process = subprocess.Popen([sys.executable, '-c', FORK], start_new_session=True)
+    try: assert process.wait(60) == 0
+    finally:
+        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)

@@ -4,7 +4,7 @@ Training, validation, `Classifier` and the page in the browser prepare images al
 and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `resize` (`method`, `pad_mode`).
 """
 
-import json, os
+import gc, json, os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,10 @@ from PIL import Image
 
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # before the import: it would report its use, and write to HOME
 import onnxruntime
+
+# A session that is deleted in a forked process waits forever for threads that only the parent has (ONNX Runtime 1.32).
+# So garbage of the parent, such as a session in a reference cycle, is never collected in a child.
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=gc.freeze)
 
 from .errors import ModelError
 from .images import open_image

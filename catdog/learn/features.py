@@ -10,7 +10,7 @@ __all__ = ['validation_batches', 'as_maps', 'Pool', 'body_session', 'image_stamp
 import hashlib, os
 from pathlib import Path
 
-import onnxruntime, torch
+import torch
 import numpy as np
 from fastai.learner import Learner
 from fastai.torch_core import no_random
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core.errors import ImageError
 from ..core.files import map_ahead, write_atomic
+from ..core.model_file import open_session
 
 # %% ../../nbs/learn/features.ipynb #9f281750
 def validation_batches(
@@ -72,8 +73,6 @@ class Pool(nn.Module):
         return torch.cat([maps.amax((2, 3)), mean], 1) if self.concat else mean
 
 # %% ../../nbs/learn/features.ipynb #fe00bd4e
-os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report its use, and write to TMPDIR
-
 def _body_digest(body):
     "Return 16 hex digits that identify the weights of `body`"
     digest = hashlib.blake2b(type(body).__name__.encode(), digest_size=8)
@@ -83,7 +82,7 @@ def _body_digest(body):
 def body_session(
     learn:Learner, # Any `vision_learner`, on the CPU
     size:int # Side of the images, in pixels
-) -> onnxruntime.InferenceSession: # From `images` (n,3,size,size) to `features` (n,2*channels)
+): # An ONNX Runtime session from `images` (n,3,size,size) to `features` (n,2*channels)
     "Return an ONNX Runtime session for the body of `learn` and `Pool`; its graph is kept in torch's cache"
     name = f'{getattr(learn, "arch_name", "body")}-{size}-{_body_digest(learn.model[0])}.onnx'
     file = Path(torch.hub.get_dir())/'catdog'/name
@@ -93,7 +92,7 @@ def body_session(
                                   dynamic_shapes=({0: torch.export.Dim('batch')},))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, graph.model_proto.SerializeToString())
-    return onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    return open_session(file, file.read_bytes())
 
 _MIN_FOR_GRAPH = 300   # number of images from which writing the graph pays off
 
