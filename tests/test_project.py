@@ -94,8 +94,8 @@ CALLED_BY = dict(
            'encodes input_types _broadcast',
     flask='allow healthz openapi request_class show_metrics sort_keys _get_file_stream '
           'content_length content_type total_content_length',
-    werkzeug_and_http_server='client_address close_connection disable_nagle_algorithm handle_error protocol_version '
-                             'run_wsgi',
+    http_server='allow_reuse_address close_connection daemon_threads disable_nagle_algorithm do_HEAD log_message '
+                'protocol_version request_queue_size',
     requests='auth getresponse pool_classes_by_scheme _new_conn',
     ddgs='extract_results',
     waitress='channel_class received',
