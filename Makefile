@@ -15,7 +15,7 @@ JOBS ?= 3
 help: ## this list
 	@grep -hE '^[a-zA-Z._-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' | expand -t 18
 
-.venv: .venv/installed ## the environment alone
+.venv: .venv/installed ## only create the environment
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'catdog needs Python 3.11 or later: make PYTHON=/path/to/python3.11'; exit 2; }
 ifeq ($(TORCH),cpu)
@@ -42,20 +42,20 @@ app: .venv/installed ## build a model if there is none, then serve the app and p
 	else [ -e "$$($(BIN)/python -c 'import sys; from catdog.dataset.folder import default_folder; print(default_folder(sys.argv[1:], "models"))' "$$@")/model.onnx" ] || $(BIN)/catdog-build "$$@"; fi
 	@$(BIN)/catdog-app
 
-site: .venv/installed ## the app as a page without a server, written to site/ and served on localhost
+site: .venv/installed ## the app as a static page, written to site/ and served on localhost
 	@$(BIN)/catdog-site
 	@$(BIN)/python -m http.server -b 127.0.0.1 -d site
 
-lab: .venv/installed ## JupyterLab on the notebooks; one message may have 64 MB, as in the app
+lab: .venv/installed ## JupyterLab on the notebooks, with the app's limit of 64 MB per message
 	$(BIN)/jupyter lab nbs --ServerApp.tornado_settings='{"websocket_max_message_size": 67108864}'
 
-test: .venv/installed browser ## every notebook, whose outputs must be those that are saved, and pytest
+test: .venv/installed browser ## pytest, which also runs every notebook and compares its outputs with the saved ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations 15
-nightly: .venv/installed browser ## the tests that take long as well
+nightly: .venv/installed browser ## pytest, with the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --nightly
-test-notebooks: .venv/installed ## the notebooks' cells alone, whatever they print
+test-notebooks: .venv/installed ## run the notebooks' cells without comparing their outputs
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing --n-workers $(JOBS)
-outputs: .venv/installed ## save what the notebooks print now: all, or FILES="nbs/02_data.ipynb ..."
+outputs: .venv/installed ## execute notebooks and save their outputs: all, or FILES="nbs/02_data.ipynb ..."
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/notebooks.py $(FILES)
 
 browser: .venv/installed
@@ -74,8 +74,8 @@ repository: .venv/installed ## REPO=OWNER/NAME: the project's repository on GitH
 screenshot: .venv/installed browser ## nbs/images/app_and_cleaner.jpg, the image of the README, on drawn images
 	$(BIN)/python nbs/images/app_and_cleaner.py
 
-hooks: .venv/installed ## git hooks that keep notebooks free of what is not yours, and merge them
+hooks: .venv/installed ## git hooks that clean and merge notebooks
 	$(BIN)/nbdev-install-hooks
 
-clean: ## remove what the tests and builds leave; never your data or models
+clean: ## remove build and test files; never your data or models
 	rm -rf build dist *.egg-info .pytest_cache; find catdog tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """Execute notebooks and save their outputs: python .ci/notebooks.py [NOTEBOOK ...]; default: all of them.
 
-Each runs in a kernel of its own, forked from a process that has imported torch and fastai once for all of them.
-tests/test_outputs.py executes them in the same way and fails where the output differs from what is saved.
+Each runs in its own kernel, forked from a process that has already imported torch and fastai.
+tests/test_outputs.py executes them in the same way and fails where outputs differ from the saved ones.
 """
 import multiprocessing, os, re, subprocess, sys, time
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Set the project's repository on GitHub: python .ci/set_repository.py OWNER/NAME
 
 Writes it to settings.ini, puts a badge that opens it in Colab at the top of each chapter and of the index, and lets the
-first hidden cell of a chapter install the library from there, in Colab alone. A second run changes the address.
+first hidden cell of a chapter install the library from there, in Colab alone. A second run changes the repository.
 """
 import json, re, sys
 from pathlib import Path

@@ -1,13 +1,13 @@
 """Downloading and copies, measured: python bench/scrape.py [speed|copies|growth|fuzz|all] [--photos FOLDER]
 
-speed: 1,000 addresses of the sample web with 50 to 300 ms latency and faults in 30% of them, fetched by fastai's
-  download_images and verify_images, and by ours, each in a process of its own. The addresses are spread over 50 host
+speed: 1,000 URLs of the sample web with 50 to 300 ms latency and faults in 30% of them, fetched by fastai's
+  download_images and verify_images, and by ours, each in a process of its own. The URLs are spread over 50 host
   names, as search results are; the last line is ours with all of them at one host, which it asks for 8 at a time.
 copies: 500 photographs and 200 planted copies (half and 1.5 times the size, JPEG quality 50, 4% of each side cut off,
   brightened).
 growth: what one more image costs beside 1,000, 10,000 and 100,000: its signatures, and to find its copies among the
   others and add it (random hashes, so nearly no copies); all pairs of 10,000; opening a manifest of 100,000 lines.
-fuzz: 10,000 hostile inputs for each parser of an answer, for the addresses and for `open_image`.
+fuzz: 10,000 hostile inputs for each parser of an answer, for URLs and for `open_image`.
 `--photos` is a folder with sub-folders cat and dog; without it the sample web draws, which is slow."""
 import json, os, random, resource, subprocess, sys, tempfile, time, timeit
 from collections import Counter
@@ -83,7 +83,7 @@ def _measure(name, who, workers, photos, n, hosts):
     return good/seconds
 
 def speed(photos, n=1000):
-    print(f'{n} addresses, {sum(FAULTS.values()):.0%} with faults, 50 to 300 ms latency')
+    print(f'{n} URLs, {sum(FAULTS.values()):.0%} with faults, 50 to 300 ms latency')
     stock = _measure('fastai, 8 workers (its default)', 'fastai', 8, photos, n, True)
     raised = _measure(f'fastai, {WORKERS} workers', 'fastai', WORKERS, photos, n, True)
     ours = _measure(f'ours, {WORKERS} workers (its default)', 'ours', WORKERS, photos, n, True)

@@ -169,7 +169,7 @@ def test_page_has_only_the_app_and_works_by_keyboard(app_url, page, classifier, 
         assert page.request.get(app_url + path).status in (403, 404), path
     page.get_by_role('button', name='Predict!').wait_for()
     assert page.locator('h1').all_inner_texts() == ['Is it a cat or a dog?']
-    page.wait_for_function("document.title == 'Is it a cat or a dog?'")   # whatever the notebook is called
+    page.wait_for_function("document.title == 'Is it a cat or a dog?'")   # not the name of the notebook
     text = page.locator('body').inner_text()
     assert classifier.summary in text and 'import' not in text and 'FileUpload' not in text
     assert page.locator('.jp-OutputArea-output .catdog').count() == 1 and page.locator('.jp-Cell').count() == 1
@@ -394,7 +394,7 @@ def test_unvisited_kernels_are_ended(browser, tmp_path, start):
     page.goto(url)
     page.get_by_role('button', name='Predict!').wait_for()
     assert kernel_of(page, process) == ready
-    ready.wait(60)   # nobody uses it any more
+    ready.wait(60)   # it is unused now
     gone(page)
 
 def test_kernels_end_with_their_visitors_and_killed_kernels_are_reported(browser, start, tmp_path):

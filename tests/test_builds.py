@@ -1,5 +1,5 @@
 """Builds from the command line: only the requested labels, own folders as they are now, a given split.
-Each runs in a folder of its own, twice where something may be left over from the first time."""
+Each runs in its own folder, twice where the first run could affect the second."""
 import hashlib, json, os, subprocess, sys, time
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def build(*args, cwd, ok=True):
     return out if ok else err
 
 def fill(folder, **counts):
-    "Draw so many images of each label, which begins with something that can be drawn, into `folder`"
+    "Draw the given number of images of each label, which starts with a drawable word, into `folder`"
     for label,n in counts.items():
         (folder/label).mkdir(parents=True, exist_ok=True)
         for i in range(n): draw(label.partition('_')[0], f'{label}{i}', (120, 90)).save(folder/label/f'{i:03}.jpg')
@@ -73,7 +73,7 @@ def test_own_folder_is_read_again_on_each_build(tmp_path):
     for label in ('cat', 'dog'):
         for i in range(5): draw(label, f'new{i}', (120, 90)).save(mine/label/f'new{i}.jpg')
     draw('cat', 'changed', (120, 90)).save(sorted(mine.rglob('*.jpg'))[0])
-    check(mine)   # what stayed is not a duplicate of what was trained on before
+    check(mine)   # unchanged images are not duplicates of earlier ones
     check(other)
 
 def test_every_usable_image_of_a_folder_is_used(tmp_path):

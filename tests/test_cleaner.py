@@ -84,7 +84,7 @@ def test_the_two_lines_of_the_course_work(tmp_path):
     cleaner.iw.widget.children[0].children[1].value = 'cat'
     change.add(cleaner.fns[0])
     total,shown = count(data),len(cleaner.iw.view)
-    assert min(cleaner.delete()) >= shown   # what is chosen in another category comes after what shows
+    assert min(cleaner.delete()) >= shown   # choices in other categories come after the shown images
     for idx in cleaner.delete(): cleaner.fns[idx].unlink()
     for idx,cat in cleaner.change(): shutil.move(str(cleaner.fns[idx]), data/cat)
     assert count(data) == total + Counter(dog=1) - Counter(cat=3)   # two out, two to the dogs, one to the cats
@@ -92,7 +92,7 @@ def test_the_two_lines_of_the_course_work(tmp_path):
     assert (cleaner.delete(), cleaner.change()) == ([], [])   # done is done: the lines can be run again
     cleaner.bt_apply.click()   # Apply says so
     assert cleaner.message.value.startswith('Moved 0 of 5 images.') and 'is no longer there' in cleaner.message.value
-    # what was removed before a cleaner opened shows on none of its pages: it comes back without a choice
+    # images removed before the cleaner opened are on no page: they are restored without a choice
     file = cleaner.fns[5]
     apply_choices(data, {file: '<Delete>'})
     later = Cleaner(learn, max_n=12)

@@ -47,7 +47,7 @@ def test_failed_downloads_are_retried_only_on_request(data):
 
 @pytest.mark.parametrize('kw,words', [
     (dict(labels='cat/dog'), 'cannot be the name of a folder'), (dict(n=0), 'n is 0'),
-    (dict(engine='altavista'), 'no engine'), (dict(queries=['outdoors']), 'no {} in it'),
+    (dict(engine='altavista'), 'no engine'), (dict(queries=['outdoors']), 'a query has no {}'),
     (dict(safe='on'), 'no safe search'), (dict(ignore_robots=['noindex', 'everything']), 'not an opt-out')])
 def test_bad_search_arguments_are_refused(tmp_path, kw, words):
     with pytest.raises(CatdogError, match=words):
@@ -270,7 +270,7 @@ def test_waiting_run_can_be_stopped(tmp_path):
     with search_server(gate) as (url, asked):
         first,second = first_and_second(tmp_path, url)
         second.send_signal(signal.SIGINT)
-        assert 'The same command goes on from here' in second.communicate(timeout=30)[0] and second.returncode == 130
+        assert 'Run the same command again' in second.communicate(timeout=30)[0] and second.returncode == 130
         gate.set()
         assert first.communicate(timeout=120) and first.returncode == 0
     assert count(tmp_path/'x', 'cat') == (24, 24) and not (tmp_path/'x'/'dog').exists()
@@ -287,7 +287,7 @@ def test_ctrl_c_while_waiting_for_a_service_loses_nothing(tmp_path):
         began = time.monotonic()
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=30)[0]
-        assert run.returncode == 130 and 'goes on from here' in said and time.monotonic() - began < 10
+        assert run.returncode == 130 and 'the same command again' in said and time.monotonic() - began < 10
         run = start('cat', tmp_path, url, 6)
         assert run.communicate(timeout=60) and run.returncode == 0
     assert count(tmp_path/'x', 'cat') == (6, 6)

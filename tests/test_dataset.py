@@ -11,14 +11,14 @@ from catdog.sample.draw import draw
 from catdog.core.errors import ImageError, CatdogError
 
 def fill(folder, **counts):
-    "Draw so many small images of each label into `folder`; labels that can be drawn, or numbers as words"
+    "Draw the given number of small images of each label into `folder`"
     for label,n in counts.items():
         (folder/label).mkdir(parents=True, exist_ok=True)
         for i in range(n): draw(label.partition('_')[0], f'{label}{i}', (80, 60)).save(folder/label/f'{i:03}.png')
     return folder
 
 def contents(folder):
-    "Every file below `folder`, hidden ones too: its content and when it was changed"
+    "Return path -> content hash and modification time, for every file below `folder`"
     return {o.relative_to(folder).as_posix(): (hashlib.sha256(o.read_bytes()).hexdigest(), o.stat().st_mtime_ns)
             for o in sorted(folder.rglob('*')) if o.is_file()}
 

@@ -25,7 +25,7 @@ def copied(names, folder):
 
 @pytest.fixture(scope='session')
 def fresh(tmp_path_factory):
-    "An environment with the requirements of requirements-serve.txt and nothing else: its bin folder, and the project there"
+    "An environment with only the requirements of requirements-serve.txt: its bin folder, and the project there"
     folder = tmp_path_factory.mktemp('fresh')
     project = copied(tracked(), folder/'project')
     subprocess.run([sys.executable, '-m', 'venv', folder/'venv'], check=True)
@@ -412,7 +412,7 @@ def test_space_metadata(tmp_path):
     assert told['sdk'] == 'docker' and told['title'] and len(told['emoji']) == 1 and told['license'] == 'apache-2.0'
     assert {told['colorFrom'], told['colorTo']} <= colours and len(told['short_description']) <= 60
     assert str(told['app_port']) == last['env']['PORT'] == last['expose']
-    # what is to be typed makes a folder that a Space can build
+    # the commands in the README make a folder that a Space can build
     *lines,upload = re.findall(r'^    (.+)$', text, re.M)
     assert upload.startswith('hf upload ') and ' ../my-space .' in upload
     clone = tmp_path/'clone'
@@ -459,7 +459,7 @@ def test_binder_serves_the_app(binder_url, page, tmp_path, cat):
     large.write_bytes(cat.read_bytes() + bytes(12*2**20))   # more than Jupyter lets through when it is told nothing
     assert used(page, large).startswith('cat, ')
     assert page.locator('.jp-Cell').count() == 1 and 'import' not in page.locator('body').inner_text()
-    # the page knows where its kernel is: below the address of that user
+    # the page finds its kernel below the path of that user
     page.wait_for_timeout(6000)
     assert page.get_by_role('alert').all_inner_texts() in ([], [''])
 

@@ -56,7 +56,7 @@ def numbered(path, *_): return 200,{},DATA[int(path[1:])]
 
 H = 'http://a.example'
 URLS = {
-    # what is encoded stays so; a % that encodes nothing is one
+    # encoded characters stay so; a % that encodes nothing is escaped
     **{H + o: H + o for o in (
         '/my%20cat.jpg', '/a%2Fb.jpg', '/a%2fb.jpg', '/k%E4tz.jpg', '/~bob.jpg', "/a|b;c=1,d'e(f)[g]", '/a+b%2Bc.jpg',
         '//two//slashes', '/a:b@c', '/p?u=https%3A%2F%2Fx%2Fa%3Fb', '/p?a=b+c&e=f')},

@@ -78,7 +78,7 @@ def test_killed_before_any_line(tmp_path, monkeypatch, kind, what):
         folder = fresh(str(k))
         with pytest.raises(Killed), KillAt(k, die): what(folder)
         assert set(images(folder)) == everything
-        if what is do and k%3:   # again with the same choices, or by a process that knows none, or straight undone
+        if what is do and k%3:   # apply again with the same choices, or without any, or undo at once
             do(folder) if k%3 == 1 or not can_undo(folder) else apply_choices(folder, {})
             assert state(folder) == applied, k
         undo_choices(folder, everything=k%2)

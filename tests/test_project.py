@@ -94,8 +94,8 @@ CALLED_BY = dict(
            'encodes input_types _broadcast',
     flask='allow healthz openapi request_class show_metrics sort_keys _get_file_stream '
           'content_length content_type total_content_length',
-    werkzeug_and_http_server='client_address close_connection disable_nagle_algorithm handle_error protocol_version '
-                             'run_wsgi',
+    http_server='allow_reuse_address close_connection daemon_threads disable_nagle_algorithm do_HEAD log_message '
+                'protocol_version request_queue_size',
     requests='auth getresponse pool_classes_by_scheme _new_conn',
     ddgs='extract_results',
     waitress='channel_class received',
@@ -119,8 +119,8 @@ def unused(folder):
         copy = folder/file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         text = file.read_text(encoding='utf8')
-        room = file.parent != ROOT/'catdog'
-        copy.write_text(re.sub(r'^__all__ = \[.*?\]', '', text, flags=re.S|re.M) if room else text, encoding='utf8')
+        is_library = file.parent != ROOT/'catdog'
+        copy.write_text(re.sub(r'^__all__ = \[.*?\]', '', text, flags=re.S|re.M) if is_library else text, encoding='utf8')
     for file in (ROOT/'nbs').glob('*.ipynb'): (folder/f'{file.stem}.py').write_text(code_of(file), encoding='utf8')
     vulture = Vulture()
     vulture.scavenge([str(folder), str(ROOT/'bench')])
@@ -163,7 +163,7 @@ def test_the_source_distribution_has_the_notebooks_and_what_makes_them_run(built
     assert not [o for o in names if re.match(r'(data|models|site|\.venv|\.git)/', o)]
 
 def brought_by(wanted):
-    "The distributions that pip installs for the requirements `wanted`, by what is installed here"
+    "Return the distributions that pip installs for the requirements `wanted`, according to those installed here"
     res,left = set(),[(Requirement(o), '') for o in wanted]
     while left:
         req,extra = left.pop()
@@ -236,7 +236,7 @@ def test_make_app_without_cuda(tmp_path):
     (tmp_path/'.venv'/'installed').write_text('cpu\n')
     os.utime(tmp_path/'.venv'/'installed', (1, 1))   # settings.ini has changed since
     assert '/whl/cpu torch' in make(tmp_path, 'app').stdout
-    assert 'another PyTorch' in make(tmp_path, 'app', 'TORCH=cu130').stderr
+    assert 'another variant of PyTorch' in make(tmp_path, 'app', 'TORCH=cu130').stderr
 
 @pytest.mark.parametrize('words,there,expected', [
     ('', None, ['cat', 'dog']), ('', 'models/any', None),

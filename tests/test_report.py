@@ -78,8 +78,8 @@ def table(**n):
     (dict(Valid=4, Test=5), ['25.0% ', '20.0% .* of 5 test images']),
     (dict(Train=50, Valid=4, Test=5, New=10), ['25.0% ', '20.0% ', '10.0% .* of 10 images that are new']),
     (dict(Unknown=5), ['20.0% .* of 5 images, some of which it may have been trained on']),
-    (dict(Train=5), ['None of the images that validated']),
-    (dict(Train=5, New=2), ['None of the images that validated', '50.0% .* of 2 images that are new'])])
+    (dict(Train=5), ['None of the validation images']),
+    (dict(Train=5, New=2), ['None of the validation images', '50.0% .* of 2 images that are new'])])
 def test_training_images_are_never_called_unseen(n, starts):
     sentences = [o for o in error_sentences(table(**n)) if 'balanced' not in o]
     assert len(sentences) == len(starts) and all(map(re.match, starts, sentences))

@@ -139,7 +139,7 @@ def test_model_without_any_of_its_images(project, reviewed):
         Path('data/drawn', label).mkdir(parents=True)
         for i in range(6): draw(label, f'other {i}', (96, 96)).save(f'data/drawn/{label}/{i}.jpg')
     said,_ = reviewed()
-    assert 'None of the images that validated the network is here' in said
+    assert 'None of the validation images of the network is here' in said
     assert 'Measured on 0 of the' in said and 'of 12 images that are new' in said and 'Recall' not in page()
 
 def test_bad_images_and_unknown_labels_are_named(project, reviewed):

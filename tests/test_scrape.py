@@ -93,7 +93,7 @@ def test_ctrl_c_stops_at_once_and_the_same_command_resumes(monkeypatch, start, t
         assert ready.wait(60)
         p.send_signal(signal.SIGINT)
         out = p.communicate(timeout=60)[0]   # far less than the time-out, which is 300 s here
-        assert p.returncode == 130 and 'goes on from here' in out and 'Traceback' not in out
+        assert p.returncode == 130 and 'the same command again' in out and 'Traceback' not in out
         stalled.set()
         p = start(found, tmp_path/'out')
         assert p.communicate(timeout=60) and p.returncode == 0

@@ -288,7 +288,7 @@ HIDDEN = """{ const own = CanvasRenderingContext2D.prototype.getImageData;
 @pytest.mark.parametrize('change,harmless', [('255', False), ('256*Math.random()', False),
                                              ('data[i] ^ (i%64 ? 0 : 1)', True)])
 def test_protection_against_fingerprinting(page, url, change, harmless):
-    "Firefox and others give pages white or noise for what is on a canvas; Brave changes a bit here and there"
+    "Firefox and others replace canvas pixels by white or noise; Brave changes a few bits"
     page.add_init_script(HIDDEN.replace('CHANGE', change))
     open_page(page, url)
     page.set_input_files('#file', as_files({'cat.jpg': CAT}))

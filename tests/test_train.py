@@ -102,7 +102,7 @@ def test_ctrl_c_keeps_the_best_weights(drawings, tmp_path):
     process.send_signal(signal.SIGINT)
     out,err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-3000:]
-    assert 'Stopped. These are the best weights so far; resume=True goes on' in out and 'stopped: True' in out
+    assert 'Stopped. These are the best weights so far; resume=True continues' in out and 'stopped: True' in out
     meta = Classifier(tmp_path/'models'/'stopped').meta
     assert meta['size'] == 64   # and not the smaller one of the epoch in which it was stopped
     assert meta['n_wrong'] <= .25*meta['n_valid']   # not the state in the middle of a step
@@ -196,7 +196,8 @@ def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
     (dict(photos='mine', labels=['cat', 'cow']), "no folder 'cow'"),
     (dict(labels=['cat', 'a/b']), 'cannot be the name'), (dict(engine='altavista'), 'no engine'),
     (dict(n=4), 'n is 4: a label needs 5'), (dict(photos='mine', n=1), 'n is 1: a label needs 5'),
-    (dict(photos='mine', out='mine'), 'among the images'), (dict(photos='./mine/', out='mine/cat/m'), 'among the images'),
+    (dict(photos='mine', out='mine'), 'inside the folder of images'), (dict(photos='./mine/', out='mine/cat/m'),
+        'inside the folder of images'),
     (dict(path='data/x', out='data/../data/x/m'), 'among the images')])
 def test_wrong_arguments_of_a_build(args, words, tmp_path, monkeypatch):
     from catdog.train import build

@@ -71,7 +71,7 @@ def copies(img):
 @contextmanager
 def serve_images(images, latency=0):
     """A server of `images`: label -> list of bytes, or of statuses, and the engine 'test', which finds them;
-    gives the addresses and what was asked"""
+    yields the URLs and the requests"""
     def answer(path, params, headers):
         label,i = path[1:].split('/')
         o = images[label][int(i)]

@@ -39,7 +39,7 @@ class Journal:
         if lines[-1]: f.write(b'\n')   # a crash cut the last line off: start a new one
         for line in lines:
             try: self._add(**json.loads(line))
-            except (ValueError, TypeError, KeyError, IndexError): pass   # cut off: what it announced has not begun
+            except (ValueError, TypeError, KeyError, IndexError): pass   # cut off: its moves have not begun
 
     def _add(self, event, batch, moves=(), move=None, undoes=None, **_):
         if event == 'planned':
@@ -254,7 +254,7 @@ def _fault(file):
 
 def set_aside(
     path:str|os.PathLike # Folder with a sub-folder for each label
-) -> list[Moved]: # file, to, and reason: what is wrong with it
+) -> list[Moved]: # file, to, and reason: why it cannot be opened
     "Move the files in `path` that cannot be opened as images to `path/.removed`; `undo_choices` moves them back"
     folder = ImageFolder(path)
     files = sorted([*folder.files, *(f for f,_ in folder.ignored)])

@@ -165,7 +165,7 @@ class _Checkpoint(Callback):
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.file, f.getvalue())
-        except OSError as e: warnings.warn(f'{self.file}: {e.strerror}. Training goes on, but could not be resumed.')
+        except OSError as e: warnings.warn(f'{self.file}: {e.strerror}. Training continues, but cannot be resumed.')
 
     def resume(self, learn, epochs):
         "Restore `learn` from `file`; raise `CatdogError` if it is missing or damaged"
@@ -260,7 +260,7 @@ def run_recipe(
         checkpoint.restore(learn)
         learn.stopped = True
         print('Stopped. These are the best weights so far'
-              + ('; resume=True goes on after the last whole epoch.' if checkpoint.file.exists() else '.'))
+              + ('; resume=True continues after the last whole epoch.' if checkpoint.file.exists() else '.'))
         return
     if not checkpoint.done: checkpoint.finish(learn, epochs)
     learn.checkpoint_file = checkpoint.file   # `export` deletes it

@@ -158,7 +158,7 @@ def _no_proxy():
     return ','.join(filter(None, [mine, 'localhost,127.0.0.1,::1']))
 
 def proxy_for(
-    url:str # What is to be requested
+    url:str # URL to request
 ) -> str|None: # Its URL
     "Return the proxy for `url` in `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, or None"
     return select_proxy(url, get_environ_proxies(url, no_proxy=_no_proxy()))
