@@ -8,7 +8,7 @@
     └── ModelError          a file that is not a model we can use
 """
 
-import os, sys
+import codecs, os, sys
 from functools import wraps
 
 from fastcore.script import call_parse, is_cli
@@ -51,10 +51,17 @@ class SearchError(FetchError):
         super().__init__(f'{engine}: {text}', 'unreachable' if offline else 'refused')
         self.engine,self.text,self.offline,self.term = engine,text,offline,term
 
+def _escape(e):
+    "Handle a `UnicodeEncodeError`: the bytes of a file name that is not UTF-8 stay as they are, the rest is escaped"
+    try: return codecs.lookup_error('surrogateescape')(e)
+    except UnicodeEncodeError: return codecs.lookup_error('backslashreplace')(e)
+
+codecs.register_error('catdog-escape', _escape)
+
 def _escape_output():
     "Let stdout escape what its encoding lacks, as stderr does, so that a name in Cyrillic does not end a command half-way"
     if getattr(sys.stdout, 'errors', None) in ('strict', 'surrogateescape') and hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='backslashreplace')
+        sys.stdout.reconfigure(errors='catdog-escape')
 
 _escape_output()   # for functions that are no commands
 

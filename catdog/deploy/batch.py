@@ -66,7 +66,6 @@ def print_rows(
     rows # From `answer_rows`
 ) -> int: # Rows with an error
     "Print `rows`, one a line; those with an error go to stderr"
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='surrogateescape')   # names that are not UTF-8
     bad = 0
     for row in rows:
         bad += 'error' in row

@@ -48,7 +48,7 @@ const ready = start().catch(e => {
 
 // ---- Images
 
-const MAX_PIXELS = 50e6, PREVIEW = 480, DAMAGED = 'a damaged image, or one too large for this browser';
+const MAX_PIXELS = 70e6, PREVIEW = 480, DAMAGED = 'a damaged image, or one too large for this browser';
 const TEXTS = [[/^(<!doctype html|<html|<head|<body)/, 'a web page, not an image'],
                [/<svg/, 'an SVG drawing: save it as PNG or JPEG first'], [/^%pdf/, 'a PDF document, not an image']];
 const convert = 'which this browser cannot open: save it as JPEG first';
