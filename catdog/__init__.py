@@ -8,6 +8,8 @@
 
 __version__ = "0.1.0"
 
-import warnings
+import logging, warnings
 # fastai's, about itself, while it is imported: nothing that who uses it can do anything about
 warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning)
+# matplotlib's, where it cannot write to the home folder; it uses a temporary one
+logging.getLogger('matplotlib').addFilter(lambda o: 'cache directory' not in o.msg and 'mkdir -p' not in o.msg)

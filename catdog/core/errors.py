@@ -8,7 +8,7 @@
     └── ModelError          a file that is not a model we can use
 """
 
-import codecs, os, sys
+import codecs, errno, os, sys
 from functools import wraps
 
 from fastcore.script import call_parse, is_cli
@@ -65,17 +65,21 @@ def _escape_output():
 
 _escape_output()   # for functions that are no commands
 
+_PLACE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT   # not the program's fault
+
 def command(
     func # A function with docments, which become the command's help
 ): # `func` for Python, and an entry point for console scripts
-    "Make `func` a command with fastcore's `call_parse`; print a `CatdogError` as one sentence and exit with status 2"
+    "Make `func` a command with fastcore's `call_parse`; one sentence on a `CatdogError` or a full disk, and exit status 2"
     @wraps(func)
     def _f(*args, **kwargs):
         _escape_output()   # stdout may be another one now
         try: return func(*args, **kwargs)
-        except CatdogError as e:
-            if not is_cli(main): raise
-            print(f'{os.path.basename(sys.argv[0])}: {e}', file=sys.stderr)
+        except (CatdogError, OSError) as e:
+            place = isinstance(e, OSError) and (e.errno in _PLACE or 'temporary directory' in str(e))
+            if not is_cli(main) or not (place or isinstance(e, CatdogError)): raise
+            text = f'{e.filename or "a file"}: cannot be written or read ({e.strerror})' if place else e
+            print(f'{os.path.basename(sys.argv[0])}: {text}', file=sys.stderr)
             raise SystemExit(2) from None
     main = call_parse(_f)
     return main
