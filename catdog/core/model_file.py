@@ -8,10 +8,8 @@ import json, os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
-os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # before the import: it would report its use, and write to HOME
 import onnxruntime
+from PIL import Image
 
 from .errors import ModelError
 from .images import open_image

@@ -72,8 +72,6 @@ class Pool(nn.Module):
         return torch.cat([maps.amax((2, 3)), mean], 1) if self.concat else mean
 
 # %% ../../nbs/learn/features.ipynb #fe00bd4e
-os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report its use, and write to TMPDIR
-
 def _body_digest(body):
     "Return 16 hex digits that identify the weights of `body`"
     digest = hashlib.blake2b(type(body).__name__.encode(), digest_size=8)
