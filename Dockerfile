@@ -1,6 +1,6 @@
 # The widget app:        docker build -t catdog . && docker run -p 8866:8866 catdog
 # The page and the API:  docker build -t catdog-api --target api . && docker run -p 8000:8000 catdog-api
-# Models of your own:    docker run -v $PWD/models:/app/models:ro ...
+# With your own models:  docker run -v $PWD/models:/app/models:ro ...
 FROM python:3.12-slim AS base
 RUN useradd --create-home --uid 1000 app
 WORKDIR /app
@@ -9,7 +9,7 @@ COPY catdog catdog
 COPY nbs/07_app.ipynb nbs/
 RUN python -m pip install --no-cache-dir -r requirements-serve.txt
 USER app
-# What visitors get; HEAD does not start a kernel of the app
+# The health check requests the page; HEAD does not start a kernel of the app
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "from os import environ as e; from urllib.request import Request, urlopen; urlopen(Request(f'http://127.0.0.1:{e[\"PORT\"]}/', method='HEAD'), timeout=4)"]
 

@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# TORCH=cpu: PyTorch without CUDA, from its own index. What .venv was made with holds for it from then on.
+# TORCH=cpu: PyTorch without CUDA, from its own index. An existing .venv keeps the variant it was made with.
 MADE_WITH := $(shell cat .venv/installed 2>/dev/null)
 TORCH ?= $(MADE_WITH)
-# WORDS="grizzly 'black bear' teddy": what the app tells apart. Without them any model will do, or one of cats and dogs.
+# WORDS="grizzly 'black bear' teddy": labels of the app. Without them: the model that there is, or one of cats and dogs.
 WORDS ?=
-# Tests at a time, of which many wait for a browser or a deadline; who has none left takes some of another's
+# Number of test processes; many tests wait for a browser or a deadline, so this may exceed the number of cores
 JOBS ?= 3
 .DEFAULT_GOAL := help
 .PHONY: help app site lab hooks repository screenshot test nightly test-notebooks outputs bench readme clean browser
@@ -15,7 +15,7 @@ JOBS ?= 3
 help: ## this list
 	@grep -hE '^[a-zA-Z._-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' | expand -t 18
 
-.venv: .venv/installed ## the environment alone
+.venv: .venv/installed ## only create the environment
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'catdog needs Python 3.11 or later: make PYTHON=/path/to/python3.11'; exit 2; }
 ifeq ($(TORCH),cpu)
@@ -33,29 +33,29 @@ endif
 	@echo '$(TORCH)' >$@
 ifneq ($(TORCH),$(MADE_WITH))
 ifneq ($(wildcard .venv/installed),)
-$(error .venv has another PyTorch: move it away (mv .venv .venv.old) to make one with TORCH=$(TORCH))
+$(error .venv has another variant of PyTorch: move it away (mv .venv .venv.old) to make one with TORCH=$(TORCH))
 endif
 endif
 
-app: .venv/installed ## build a model if there is none, then serve the app and print its address
+app: .venv/installed ## build a model if there is none, then serve the app and print its URL
 	@set -- $(WORDS); if [ $$# = 0 ]; then ls models/*/model.onnx >/dev/null 2>&1 || $(BIN)/catdog-build cat dog; \
-	else [ -e "$$($(BIN)/python -c 'import sys; from catdog.core.files import default_folder; print(default_folder(sys.argv[1:], "models"))' "$$@")/model.onnx" ] || $(BIN)/catdog-build "$$@"; fi
+	else [ -e "$$($(BIN)/python -c 'import sys; from catdog.dataset.folder import default_folder; print(default_folder(sys.argv[1:], "models"))' "$$@")/model.onnx" ] || $(BIN)/catdog-build "$$@"; fi
 	@$(BIN)/catdog-app
 
-site: .venv/installed ## the app as a page without a server, written to site/ and served on localhost
+site: .venv/installed ## the app as a static page, written to site/ and served on localhost
 	@$(BIN)/catdog-site
 	@$(BIN)/python -m http.server -b 127.0.0.1 -d site
 
-lab: .venv/installed ## JupyterLab on the notebooks; one message may have 64 MB, as in the app
+lab: .venv/installed ## JupyterLab on the notebooks, with the app's limit of 64 MB per message
 	$(BIN)/jupyter lab nbs --ServerApp.tornado_settings='{"websocket_max_message_size": 67108864}'
 
-test: .venv/installed browser ## every notebook, whose outputs must be those that are saved, and pytest
+test: .venv/installed browser ## pytest, which also runs every notebook and compares its outputs with the saved ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations 15
-nightly: .venv/installed browser ## the tests that take long as well
+nightly: .venv/installed browser ## pytest, with the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --nightly
-test-notebooks: .venv/installed ## the notebooks' cells alone, whatever they print
+test-notebooks: .venv/installed ## run the notebooks' cells without comparing their outputs
 	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing --n-workers $(JOBS)
-outputs: .venv/installed ## save what the notebooks print now: all, or FILES="nbs/02_data.ipynb ..."
+outputs: .venv/installed ## execute notebooks and save their outputs: all, or FILES="nbs/02_data.ipynb ..."
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/notebooks.py $(FILES)
 
 browser: .venv/installed
@@ -67,15 +67,15 @@ bench: .venv/installed ## every measurement of bench/, one after the other (long
 readme: .venv/installed ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level ERROR --RegexRemovePreprocessor.patterns='#\| hide' --stdout nbs/index.ipynb | sed -E 's#\]\((images/|[0-9]{2}_)#](nbs/\1#g' >README.md
 
-repository: .venv/installed ## REPO=OWNER/NAME: the project's address on GitHub, and Colab badges for the chapters
+repository: .venv/installed ## REPO=OWNER/NAME: the project's repository on GitHub, and Colab badges for the chapters
 	$(BIN)/python .ci/set_repository.py $(REPO)
 	$(MAKE) readme
 
 screenshot: .venv/installed browser ## nbs/images/app_and_cleaner.jpg, the image of the README, on drawn images
 	$(BIN)/python nbs/images/app_and_cleaner.py
 
-hooks: .venv/installed ## git hooks that keep notebooks free of what is not yours, and merge them
+hooks: .venv/installed ## git hooks that clean and merge notebooks
 	$(BIN)/nbdev-install-hooks
 
-clean: ## remove what the tests and builds leave; never your data or models
+clean: ## remove build and test files; never your data or models
 	rm -rf build dist *.egg-info .pytest_cache; find catdog tests -name __pycache__ -prune -exec rm -rf {} +

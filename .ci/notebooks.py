@@ -1,7 +1,7 @@
 """Execute notebooks and save their outputs: python .ci/notebooks.py [NOTEBOOK ...]; default: all of them.
 
-Each runs in a kernel of its own, forked from a process that has imported torch and fastai once for all of them.
-tests/test_outputs.py executes them in the same way and fails where the output differs from what is saved.
+Each runs in its own kernel, forked from a process that has already imported torch and fastai.
+tests/test_outputs.py executes them in the same way and fails where outputs differ from the saved ones.
 """
 import multiprocessing, os, re, subprocess, sys, time
 from pathlib import Path
@@ -14,12 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
 
 def is_noise(output):
-    "Is `output` a progress bar, or a warning from a library about itself?"
+    "Whether `output` is a progress bar, or a warning of a library about itself"
     text = output.get('text', '') + output.get('data', {}).get('text/plain', '')
     return bool(re.search(r'\d%\|', text) or output.get('name') == 'stderr' and '/site-packages/' in text)
 
 def joined(outputs):
-    "`outputs` without noise, and with what is printed piece by piece in one piece"
+    "Return `outputs` without noise, with consecutive printed outputs joined"
     res = []
     for o in outputs:
         if is_noise(o): continue
@@ -50,7 +50,7 @@ def _kernel(argv, cwd, env):
     with open(os.devnull, 'w') as sys.__stdout__: launch_new_instance(argv)   # it prints how to stop it
 
 class ForkedKernel:
-    "What `jupyter_client.launch_kernel` returns, a `Popen`, for a kernel that is forked"
+    "A `Popen` as `jupyter_client.launch_kernel` returns it, for a forked kernel"
     stdin = stdout = stderr = None
     def __init__(self, cmd, cwd=None, env=None, **kwargs):
         self.process = SERVER.Process(target=_kernel, args=(cmd[cmd.index('ipykernel_launcher') + 1:], cwd, env), daemon=True)
@@ -62,7 +62,7 @@ class ForkedKernel:
     def send_signal(self, signum): os.kill(self.pid, signum)
 
 def run(path):
-    "Execute the notebook at `path` and return it; an error in a cell is raised"
+    "Execute the notebook at `path` and return it; raise the error of a cell"
     nb = nbformat.read(path, as_version=4)
     env = {**os.environ, 'IN_TEST': '1', 'CATDOG_ENGINE': 'sample'}
     client = NotebookClient(nb, timeout=600, kernel_name='python3', store_widget_state=False,

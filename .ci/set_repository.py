@@ -1,7 +1,7 @@
-"""Give the project its address on GitHub: python .ci/set_repository.py OWNER/NAME
+"""Set the project's repository on GitHub: python .ci/set_repository.py OWNER/NAME
 
 Writes it to settings.ini, puts a badge that opens it in Colab at the top of each chapter and of the index, and lets the
-first hidden cell of a chapter install the library from there, in Colab alone. A second run changes the address.
+first hidden cell of a chapter install the library from there, in Colab alone. A second run changes the repository.
 """
 import json, re, sys
 from pathlib import Path
@@ -17,7 +17,7 @@ def install(repository):
             f'    %pip install -q "catdog[train] @ git+https://github.com/{repository}"')
 
 def edit(path, change):
-    "Write what `change` makes of the sources of the cells of the notebook at `path`"
+    "Apply `change` to the cell sources of the notebook at `path`"
     nb = json.loads(path.read_text(encoding='utf8'))
     for cell,source in zip(nb['cells'], change([''.join(o['source']) for o in nb['cells']])):
         cell['source'] = source.splitlines(keepends=True)
@@ -27,7 +27,7 @@ def with_badge(source, repository, name):
     return re.sub(r'\n\n\[!\[Open in Colab\].*', '', source) + f'\n\n{badge(repository, name)}'
 
 def with_install(source, repository):
-    "Directly after the first imports, before anything of ours is imported"
+    "Insert the install after the first imports, before any import of catdog"
     source = re.sub(r"\nif os\.path\.isdir\('/content'\):.*\n.*", '', source)
     return re.sub(r'^import .*\bos\b.*', lambda o: f'{o[0]}\n{install(repository)}', source, count=1, flags=re.M)
 

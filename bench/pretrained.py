@@ -1,8 +1,8 @@
 """Make the model that ships with the package, and measure it.
 
     python bench/pretrained.py make       # train on photos/small, choose by photos/web; writes catdog/pretrained/
-    python bench/pretrained.py            # error, calibration, doubts and rate on photographs that it has not seen
-    python bench/pretrained.py cross      # what fitting the head to the 8-bit body is worth, on photos/small
+    python bench/pretrained.py            # error, calibration, "not sure" and speed on photographs that it has not seen
+    python bench/pretrained.py cross      # the effect of fitting the head to the 8-bit body, on photos/small
     python bench/pretrained.py card       # the same, written into catdog/pretrained/model_card.md
 
 It is trained by `train` as any other model: only the head, on EfficientNet-Lite2, whose weights come with pip. `export`
@@ -51,13 +51,13 @@ def fit_in_8_bits(learn, path):
 def cross(path=PRETRAINED, folds=5):
     "Print errors of the 8-bit body in cross-validation: with the head fitted to exact features, and as `make` does"
     import torch
-    from catdog.core.files import find_images
+    from catdog.deploy.batch import found_files
     from catdog.data import get_dls
     from catdog.learn.features import image_features
     from catdog.learn.backbones import get_learner
     from catdog.learn.head import fit_linear
     from catdog.learn.finetune import recipe_tfms
-    files = sorted(find_images([shared/'photos'/'small']))
+    files = sorted(found_files([shared/'photos'/'small']))
     y = np.array([int(o.parent.name == 'dog') for o in files])
     learn = get_learner(get_dls(shared/'photos'/'web', 260, **recipe_tfms('fast', 260)), ARCH, lin_ftrs=[],
                         concat_pool=False)
@@ -90,9 +90,9 @@ def make(path=PRETRAINED):
 
 def answers(path, name):
     "Return a `Prediction` for each photograph below photos/`name`, the name of its folder, and seconds"
-    from catdog.core.files import find_images
+    from catdog.deploy.batch import found_files
     from catdog.predict import Classifier
-    classifier,files = Classifier(path),list(find_images([shared/'photos'/name]))
+    classifier,files = Classifier(path),list(found_files([shared/'photos'/name]))
     classifier.predict_batch(files[:8])   # the first time takes longer
     start = time.perf_counter()
     return classifier.predict_batch(files),[o.parent.name for o in files],time.perf_counter() - start
@@ -114,7 +114,7 @@ def measured(path=PRETRAINED):
         yield f'{n:,}',f'{error:.2%} ({low:.2%} to {high:.2%})',f'{ece:.2%}',f'{between/n:.1%}',f'{unlike/n:.1%}'
 
 def others(path=PRETRAINED):
-    "Say how many photographs of other things get no answer"
+    "Describe how many photographs of other things get no answer"
     given,_,_ = answers(path, 'neither')
     n,unlike,unsure = len(given),sum(o.doubt == 'unlike' for o in given),sum(not o.sure for o in given)
     res = (f'Of {n} photographs of other things, one of each kind, {unlike/n:.1%} are found to be unlike its labels, and '

@@ -1,4 +1,4 @@
-"""How fast does the cleaner open 5,000 images; how many wrong images does each ranking, each program find?
+"""How fast the cleaner opens 5,000 images, and how many wrong images each ranking and program finds
 
     python bench/review.py [--photos ../shared/photos/web] [--seeds 3] [--cleanlab PYTHON] [--cleanvision PYTHON]
 
@@ -46,7 +46,7 @@ found = [(str(f), v) for k,v in kinds.items() for f in lab.issues.index[lab.issu
 json.dump(dict(found=found, seconds=time.perf_counter() - start), sys.stdout)'''
 
 def plant(photos, folder, swap=50, neither=30, seed=0):
-    "Copy `photos` into `folder` with mistakes; file -> 'ok', 'swapped' or 'neither'"
+    "Copy `photos` into `folder` with mistakes; return file -> 'ok', 'swapped' or 'neither'"
     r,files,truth = random.Random(seed),sorted(Path(photos).rglob('*.jpg')),{}
     labels = sorted({o.parent.name for o in files})
     swapped = set(r.sample(files, swap))
@@ -85,7 +85,7 @@ def peak_from_here():
     return lambda: (_kb('VmHWM') - before)/2**10
 
 def open_many(n=5000):
-    "Seconds and memory that the `Cleaner` takes for `n` images when their predictions are there"
+    "Measure seconds and memory of the `Cleaner` for `n` images whose predictions are cached"
     with tempfile.TemporaryDirectory() as d:
         for label in ('cat', 'dog'):
             (Path(d)/label).mkdir()
@@ -102,7 +102,7 @@ def open_many(n=5000):
               f'{turned/10:.2f} s a page; {more():.0f} MiB more memory at the peak')
 
 def rank(photos, seed, size, recipe, epochs, cleanlab):
-    "Plant wrong labels among `photos` by `seed`, train, and measure each ranking; also what each kind of suspect holds"
+    "Plant wrong labels among `photos` by `seed`, train, and measure each ranking and kind of suspect"
     with tempfile.TemporaryDirectory() as d:
         truth = plant(photos, Path(d), seed=seed)
         learn,took = timed(lambda: train(d, 'squeezenet1_0', size=size, recipe=recipe, epochs=epochs))
@@ -135,7 +135,7 @@ def rank(photos, seed, size, recipe, epochs, cleanlab):
     return pd.DataFrame(rows),kinds
 
 def spoil(photos, folder, n=300, each=10, seed=0):
-    "Copy `n` of `photos` into `folder`, add `each` of six faults; from a file, or a pair of copies, to its kind"
+    "Copy `n` of `photos` into `folder`, add `each` of six faults; return file, or pair of copies -> kind"
     r,truth = random.Random(seed),{}
     files = r.sample(sorted(Path(photos).rglob('*.jpg')), n + 5*each)
     for f in files[:n]:
@@ -164,7 +164,7 @@ def spoil(photos, folder, n=300, each=10, seed=0):
     return truth
 
 def counted(name, found, truth, took):
-    "A row of the result: how many of each kind are among `found`, pairs of file and kind; and how many others are"
+    "Return a row of the result: the number of each kind in `found`, pairs of file and kind, and of others"
     row,files = dict(program=name),{(str(f),k) for f,k in found}
     planted = set()
     for o,kind in truth.items():
@@ -174,10 +174,10 @@ def counted(name, found, truth, took):
     return {**row, 'others': len({f for f,_ in files} - planted), 'seconds': took}
 
 def quality(photos, size, cleanvision):
-    "What `suspects` and cleanvision find among `photos` with planted faults"
+    "Measure what `suspects` and cleanvision find among `photos` with planted faults"
     with tempfile.TemporaryDirectory() as d:
         truth = spoil(photos, Path(d))
-        learn = get_learner(get_dls(d, size), 'squeezenet1_0')   # needs no training: copies and quality do not depend on it
+        learn = get_learner(get_dls(d, size), 'squeezenet1_0')   # copies and quality need no training
         df,took = timed(lambda: suspects(learn))
         words = 'tiny', 'blurred', 'dark', 'blank'
         found = [(o.file, 'copies' if o.kind in ('duplicate', 'conflict') else
@@ -197,7 +197,7 @@ def main(
     size:int=224, # Pixels
     recipe:str='fast', # How to train: 'fast' or 'classic'
     epochs:int=None, # Epochs of fine-tuning; the recipe's own unless given
-    seeds:int=1, # How often to plant wrong labels and train, each time others
+    seeds:int=1, # Number of trials with different wrong labels
     cleanlab:str=None, # An interpreter that has cleanlab
     cleanvision:str=None # An interpreter that has cleanvision
 ):

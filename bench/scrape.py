@@ -1,13 +1,13 @@
 """Downloading and copies, measured: python bench/scrape.py [speed|copies|growth|fuzz|all] [--photos FOLDER]
 
-speed: 1,000 addresses of the sample web with 50 to 300 ms latency and faults in 30% of them, fetched by fastai's
-  download_images and verify_images, and by ours, each in a process of its own. The addresses are spread over 50 host
+speed: 1,000 URLs of the sample web with 50 to 300 ms latency and faults in 30% of them, fetched by fastai's
+  download_images and verify_images, and by ours, each in a process of its own. The URLs are spread over 50 host
   names, as search results are; the last line is ours with all of them at one host, which it asks for 8 at a time.
 copies: 500 photographs and 200 planted copies (half and 1.5 times the size, JPEG quality 50, 4% of each side cut off,
   brightened).
 growth: what one more image costs beside 1,000, 10,000 and 100,000: its signatures, and to find its copies among the
   others and add it (random hashes, so nearly no copies); all pairs of 10,000; opening a manifest of 100,000 lines.
-fuzz: 10,000 hostile inputs for each parser of an answer, for the addresses and for `open_image`.
+fuzz: 10,000 hostile inputs for each parser of an answer, for URLs and for `open_image`.
 `--photos` is a folder with sub-folders cat and dog; without it the sample web draws, which is slow."""
 import json, os, random, resource, subprocess, sys, tempfile, time, timeit
 from collections import Counter
@@ -25,7 +25,7 @@ WORKERS = 64  # the default of our `download_images`
 TIMEOUT = 4   # seconds; fastai's default, and the same for ours
 
 def _spread():
-    "Let the names *.images.test be this machine"
+    "Resolve the names *.images.test to this machine"
     import socket
     real = socket.getaddrinfo
     def ours(host): return '127.0.0.1' if str(host).endswith('.images.test') else host
@@ -50,7 +50,7 @@ def _fetch_ours(urls, dest, workers):
     return seconds, [f'{label}/{Path(o.photo.url).stem}' for label,v in outcomes.items() for o in v if o.file]
 
 def _contender(who, workers, urls):
-    "Run `who` in a process of its own: seconds, what it kept, peak memory in MB"
+    "Run `who` in a process of its own; return seconds, the number of images kept, and peak memory in MB"
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'urls.json').write_text(json.dumps(urls))
         command = [sys.executable, __file__, who, '--workers', str(workers), '--folder', d]
@@ -83,7 +83,7 @@ def _measure(name, who, workers, photos, n, hosts):
     return good/seconds
 
 def speed(photos, n=1000):
-    print(f'{n} addresses, {sum(FAULTS.values()):.0%} with faults, 50 to 300 ms latency')
+    print(f'{n} URLs, {sum(FAULTS.values()):.0%} with faults, 50 to 300 ms latency')
     stock = _measure('fastai, 8 workers (its default)', 'fastai', 8, photos, n, True)
     raised = _measure(f'fastai, {WORKERS} workers', 'fastai', WORKERS, photos, n, True)
     ours = _measure(f'ours, {WORKERS} workers (its default)', 'ours', WORKERS, photos, n, True)
@@ -141,7 +141,7 @@ def copies(photos, n=500, planted=200):
 def _least(f, repeat=5): return min(timeit.repeat(f, number=1, repeat=repeat))
 
 def _index_costs(sizes, n=500):
-    "ms to find and to add one of `n` more images in an index of each of `sizes`, by size"
+    "Measure ms to find and to add one of `n` more images in an index of each of `sizes`"
     from catdog.core.duplicates import DuplicateIndex
     r,colours,costs = np.random.default_rng(0),np.full((8, 8, 3), 192**-.5, 'float32'),{}
     def _hashes(n): return [r.bytes(18).hex() for _ in range(n)]
@@ -156,7 +156,7 @@ def _index_costs(sizes, n=500):
     return costs
 
 def _open_manifest(n):
-    "Seconds to open the data set whose manifest has `n` lines, and to read it as a table"
+    "Measure seconds to open a data set whose manifest has `n` lines, and to read it as a table"
     from catdog.web.download import Collector
     from catdog.dataset.manifest import Manifest, Photo, read_manifest
     r = random.Random(0)

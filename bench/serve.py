@@ -1,4 +1,4 @@
-"""Serving, beside the plain way each time. Alternating runs, ratio of medians.
+"""Serving, compared with plain fastai. Alternating runs, ratio of medians.
 
     python bench/serve.py single    # JPEG file to label, beside load_learner(...).predict
     python bench/serve.py int8      # the network alone, in 8-bit integers and in 32-bit numbers
@@ -21,7 +21,7 @@ web,test = (sorted((shared/'photos'/o).glob('*/*.jpg')) for o in ('web', 'test')
 sample = random.Random(1).sample(web, 200) if web else sys.exit(f'no photographs at {shared}: set CATDOG_SHARED')
 
 def make_model(folder):
-    "What `train` makes of photos/web with the architecture that ships, in 8 bits in `folder`, in 32 in `folder`/exact"
+    "Train on photos/web with the shipped architecture; export 8 bits to `folder` and 32 bits to `folder`/exact"
     from catdog.predict import Classifier, shipped_model
     from catdog.train import export, train
     learn = train(shared/'photos'/'web', Classifier(shipped_model()).meta['arch'])
@@ -29,7 +29,7 @@ def make_model(folder):
     export(learn, folder/'exact')
 
 def timed(do, *args):
-    "Seconds on the clock, seconds of processor time, and what `do` returns"
+    "Return wall-clock seconds, processor seconds, and the result of `do`"
     clock,cpu = time.perf_counter(),time.process_time()
     res = do(*args)
     return time.perf_counter() - clock,time.process_time() - cpu,res
@@ -48,7 +48,7 @@ def single(folder):
         with learn.no_bar(), learn.no_logging(): return learn.predict(file)[0]
     for file in sample: plain(file)   # warm up, and have the files in memory for both
     times,labels = ([], []),([], [])
-    # In turns of twenty: the threads of one library spin for a while when it is done, in the way of the other
+    # in turns of twenty, as the threads of one library keep spinning for a while and slow down the other
     for i in range(0, len(sample), 20):
         for do,t,said in zip((lambda file: classifier.predict(file).label, plain), times, labels):
             for file in sample[i:i+20]:
@@ -65,7 +65,7 @@ def single(folder):
           f'plain {wrong_plain} ({wrong_plain/len(test):.2%})')
 
 def in_turns(classifiers):
-    "(clock, cpu) seconds of each of `classifiers` for the photographs, in turns of twenty"
+    "Measure (clock, cpu) seconds of each of `classifiers` for the photographs, in turns of twenty"
     times = [[] for _ in classifiers]
     pixels = [[o.pixels(file) for file in sample] for o in classifiers]
     for i in range(0, len(sample), 20):
@@ -113,7 +113,7 @@ def http(folder, seconds=15):
     from catdog.predict import Classifier
     pkl,classifier,files = folder/'export.pkl',Classifier(folder),sample[:8]
     expected = [o.probabilities['cat'] for o in map(classifier.predict, files)]
-    # ready to send: the clients run on the same cores as the server, and should take little of them
+    # prepared beforehand, as the clients run on the same cores as the server
     bodies = [urllib3.encode_multipart_formdata({'file': ('a.jpg', o.read_bytes(), 'image/jpeg')}) for o in files]
     servers = {'learner loaded per request': [sys.executable, '-c', PLAIN, str(pkl), 'per request'],
                'learner held': [sys.executable, '-c', PLAIN, str(pkl), 'held'],
@@ -152,7 +152,7 @@ button.on_click(clicked)
 widgets.VBox([upload, button, out, label])'''
 
 def voila(folder, visits=5):
-    "Median seconds from navigation to a button that can be pressed, and the memory of a visitor's kernel"
+    "Measure median seconds from navigation to a usable button, and the memory of a visitor's kernel"
     import shutil, socket, psutil
     from nbformat import v4, write
     from playwright.sync_api import sync_playwright
@@ -178,7 +178,7 @@ def voila(folder, visits=5):
             while socket.socket().connect_ex(('127.0.0.1', port)): time.sleep(.2)
             times,memory = [],[]
             for _ in range(visits if name != 'plain fastai app' else 2):
-                time.sleep(6 if 'preheated' in name else 1)   # as between visitors, for the next kernel to get ready
+                time.sleep(6 if 'preheated' in name else 1)   # for the next kernel to get ready, as between visitors
                 page = browser.new_page()
                 start = time.perf_counter()
                 page.goto(f'http://127.0.0.1:{port}/', timeout=180_000)
@@ -196,7 +196,7 @@ def voila(folder, visits=5):
     print(f'ours is {plain/medians["ours"]:.1f} times faster, preheated {plain/medians["ours, preheated"]:.1f} times')
 
 if __name__ == '__main__':
-    # what else runs takes a share of the cores, and a Learner's threads wait for each other then
+    # other load takes a share of the cores, and then a Learner's threads wait for each other
     print('load average {:.2f}, {:.2f}, {:.2f} (1, 5, 15 minutes)'.format(*os.getloadavg()),
           f'on {os.cpu_count()} cores')
     parts = {o.__name__: o for o in (single, int8, batch, http, voila)}

@@ -78,7 +78,7 @@ def browser():
 
 # Each kind of page: until an image can be chosen, and from the choice to the answer
 
-# By the page's own clock, from the moment that the browser says that a file was chosen to that when its card is there
+# By the page's own clock, from the change event of the file input until the card is shown
 WATCH = '''() => {
     document.addEventListener('change', () => window.chosen = performance.now(), true);
     const results = document.getElementById('results');
@@ -119,7 +119,7 @@ class Voila:
     def kept(self, page): pass
 
 def timed(do, *args):
-    "Seconds that `do` takes, by its own clock if it has one; otherwise including about 50 ms of Playwright"
+    "Measure the seconds of `do`, by its own clock if it has one; otherwise including about 50 ms of Playwright"
     start = time.perf_counter()
     return do(*args) or time.perf_counter() - start
 
@@ -134,7 +134,7 @@ def measure(kind, counter, files, visits):
     rows = []
     for _ in range(visits):
         with browser() as context:
-            if isinstance(kind, Voila): time.sleep(6)   # as between visitors, for the next kernel to get ready
+            if isinstance(kind, Voila): time.sleep(6)   # for the next kernel to get ready, as between visitors
             counter.taken()
             cold = opened(kind, context.pages[0], counter)
             kind.kept(context.pages[0])

@@ -5,7 +5,7 @@
     python bench/train.py epochs           # photos/web: does fine-tuning after the head help? (10 minutes)
     python bench/train.py norms            # the classic recipe with frozen batch norms (8 minutes)
     python bench/train.py runtimes         # the body in ONNX Runtime and in PyTorch, images per second
-    python bench/train.py neither          # what does the model that ships say about images of other things?
+    python bench/train.py neither          # answers of the shipped model about images of other things
 
 The classic recipe is stock fastai: `DataBlock`, `RandomResizedCrop(224, min_scale=0.5)`, `aug_transforms()`, batches of
 64, `fine_tune(4)`. The fast one is `train` with its defaults. Both start from the same EfficientNet-Lite0 and validate
@@ -58,7 +58,7 @@ def classic(valid, epochs=4):
     return learn
 
 def without_norms(valid):
-    "The steps of `classic`, but batch norms keep their statistics of ImageNet"
+    "The recipe `classic`, but batch norms keep their statistics of ImageNet"
     learn = get_learner(classic_dls(valid), LITE, train_bn=False)
     learn.fit_one_cycle(1, slice(2e-3), pct_start=.99, cbs=BnFreeze())
     unfreeze_except_batchnorm(learn)
@@ -138,7 +138,7 @@ def runtimes(n=320):
     for name,o in times.items(): print(f'{name}: {16/median(o[1:]):.0f} images a second')
 
 def neither(n=100):
-    "How often the model that ships is not sure: images of its labels, of other things, and fastbook's bear"
+    "Measure how often the shipped model is not sure: images of its labels, of other things, and fastbook's bear"
     from fastbook import image_bear, image_cat
     from catdog.sample.draw import draw
     from catdog.predict import Classifier, shipped_model

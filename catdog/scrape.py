@@ -13,12 +13,11 @@ from typing import Annotated
 
 from fastcore.script import is_cli
 
-from .core.files import Moved
 from .core.errors import SearchError, command
 from .web.download import collect, download_images
 from .web.engines import ENGINES
 from .dataset.folder import contact_sheet, default_folder, save_contact_sheet
-from .dataset.journal import set_aside
+from .dataset.journal import Moved, set_aside
 from .dataset.manifest import Outcome, Photo, count_outcomes, read_manifest, write_credits
 from .sample.server import SampleWeb, sample_web
 from .web.search import check_search, save_urls, search_images, search_terms
@@ -46,7 +45,7 @@ def scrape(
     retry:bool=False, # Try again what failed in an earlier run, and images that were deleted
     credits:bool=False, # Also write CREDITS.txt: who made each image, and its licence
     urls_only:str=None, # Download nothing; write the URLs to this Parquet file, for img2dataset
-    ignore_robots:Annotated[str, dict(nargs='+')]=None # Opt-outs of servers to ignore, if you may: noai ...
+    ignore_robots:Annotated[str, dict(nargs='+')]=None # Opt-outs to ignore where you have permission: noai ...
 ): # The manifest, a `pandas.DataFrame`
     "Search for each of `labels`, download up to `n` images of each into a folder in `path`, and keep a record"
     labels = check_search(labels, n, queries, engine, safe)
@@ -54,12 +53,12 @@ def scrape(
     path = _folder(labels, path)
     try: collect(labels, path, n, engine, queries, retry, ignore_robots, safe)
     except KeyboardInterrupt:
-        print(f'\nStopped. The same command goes on from here; {path} keeps what has arrived.')
+        print(f'\nStopped. Run the same command again to continue; {path} keeps what was downloaded.')
         raise (SystemExit(130) if is_cli(scrape) else KeyboardInterrupt) from None
     manifest = read_manifest(path)
     if k := (manifest.status == 'conflict').sum():
         print(f'{k} images were found under two labels, or are copies of one that was: '
               f'they are in {path}/.removed, and have the status conflict in the manifest.')
-    if credits: print(f'Who made them: {write_credits(path)}')
-    if is_cli(scrape): print(f'{count_outcomes(manifest).to_string()}\nTo look at them: {save_contact_sheet(path)}')
+    if credits: print(f'Credits: {write_credits(path)}')
+    if is_cli(scrape): print(f'{count_outcomes(manifest).to_string()}\nContact sheet: {save_contact_sheet(path)}')
     return manifest

@@ -64,14 +64,14 @@ def _check_build(words, path, out, n, engine, photos, safe, **recipe):
     words = [words] if isinstance(words, str) else list(words)
     check_number(n)
     if photos and path:
-        raise CatdogError('give photos, which is read where it lies, or path, to download to: not both')
+        raise CatdogError('give either photos, a folder of your own images, or path, a folder to download to')
     if not photos: words = check_search(words, n or 150, engine=engine, safe=safe)
     path,out = Path(photos or path or default_folder(words)),Path(out or default_folder(words, 'models'))
     labels = ImageFolder(photos, words).labels if photos else parse_labels(words, path)
     if len(labels) < 2:
         raise CatdogError(f'{labels[0]!r} alone: a classifier needs two labels or more, such as: cat dog')
     if path.resolve() in (out.resolve(), *out.resolve().parents):
-        raise CatdogError(f'{out}: lies among the images; give another folder for the model')
+        raise CatdogError(f'{out}: is inside the folder of images; give another folder for the model')
     check_model_folder(out)
     return labels,path,out
 
@@ -82,7 +82,7 @@ def build(
     out:str=None, # Folder for the model; default: named after the words, in models/
     n:int=None, # Images per label; default: 150 from the web, all of your own photos
     engine:str='auto', # Search engine: auto, bing, ddg, openverse, commons or sample
-    photos:str=None, # Your own images instead of the web: a folder with a sub-folder per label, read where it lies
+    photos:str=None, # Your own images instead of the web: a folder with a sub-folder per label, left unchanged
     arch:str=None, # Architecture, of torchvision or timm; default: efficientnet_lite0, or resnet18 for 'classic'
     epochs:int=None, # Epochs of fine-tuning; default: 4 for 'classic', else 0
     size:int=None, # Side of the square that the network sees, in pixels, 32 to 2048; default: 224 for most
@@ -94,11 +94,11 @@ def build(
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
     labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, recipe=recipe, arch=arch, size=size,
                                    epochs=epochs)
-    print(f'[1/4] Images of {", ".join(labels)}: {"as they lie in" if photos else "from the web into"} {path}', flush=True)
+    print(f'[1/4] Images of {", ".join(labels)}: {"your own in" if photos else "from the web into"} {path}', flush=True)
     if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
     print('[2/4] Training', flush=True)
     learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None)
-    if getattr(learn, 'stopped', False): raise CatdogError('stopped; the same command with --resume goes on')
+    if getattr(learn, 'stopped', False): raise CatdogError('stopped; run the same command with --resume to continue')
     print('[3/4] How good is it?', flush=True)
     print_confusion(learn)
     print(f'[4/4] Writing the model to {out}', flush=True)

@@ -1,4 +1,4 @@
-"What the tests of cleaning need: data sets that can be told apart byte by byte, drawings, what a folder holds."
+"Helpers for the tests of cleaning: small data sets, drawings, the contents of a folder."
 import os
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from catdog.dataset.manifest import Manifest
 JOURNAL = Path('.removed/journal.jsonl')
 
 def dataset(folder, n=15):
-    "`n` cats and `n` dogs under the same names, each with content of its own, and their manifest"
+    "Write `n` cats and `n` dogs under the same names, each with different content, and their manifest"
     rows = []
     for label in ('cat', 'dog'):
         (folder/label).mkdir(parents=True)
@@ -26,7 +26,7 @@ def state(folder):
 def images(folder): return sorted(v for k,v in state(folder).items() if k.endswith('.jpg'))
 
 def drawings(folder, n=14):
-    "`n` cats and `n` dogs; the first cat and the first two dogs lie in the wrong folder"
+    "Draw `n` cats and `n` dogs; the first cat and the first two dogs lie in the wrong folder"
     for label,other,wrong in (('cat', 'dog', 1), ('dog', 'cat', 2)):
         (folder/label).mkdir(parents=True, exist_ok=True)
         for i in range(n):
@@ -34,7 +34,7 @@ def drawings(folder, n=14):
     return folder
 
 def as_nobody(what):
-    "Run `what` without root's right to write everywhere; what it raised, as text"
+    "Run `what` without root's right to write everywhere; return what it raised, as text"
     read,write = os.pipe()
     pid = os.fork()
     if not pid:

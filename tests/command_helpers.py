@@ -1,4 +1,4 @@
-"""Run a command as a person does, in a process of its own, but in one that has everything imported.
+"""Run a command in a process of its own, which has the imports done already.
 
 Python starts and imports torch and fastai once for all of them; each command then runs in a fork of that process.
 """
@@ -20,7 +20,7 @@ def _run(script, args, cwd, env, out, err):
     runpy.run_path(script, run_name='__main__')
 
 def run_command(name, *args, cwd, env=os.environ, timeout=500):
-    "What `subprocess.run` would return of the command `name`, or of the Python file at that path"
+    "Return what `subprocess.run` would for the command `name`, or for the Python file at that path"
     script,args = str(name if Path(name).is_absolute() else Path(sys.executable).with_name(name)),list(map(str, args))
     with tempfile.NamedTemporaryFile('r+') as out, tempfile.NamedTemporaryFile('r+') as err:
         process = SERVER.Process(target=_run, args=(script, args, str(cwd), dict(env), out.name, err.name))

@@ -1,4 +1,4 @@
-"What several test files need: a browser, the photographs, a model trained on drawings."
+"Fixtures for several test files: a browser, photographs."
 import os, shutil
 from pathlib import Path
 
@@ -25,13 +25,13 @@ def photos():
 
 @pytest.fixture
 def page(page):
-    "pytest-playwright's, which catches dialogs for files from the beginning, not only while a test waits for one"
+    "pytest-playwright's, which catches file dialogs from the beginning, not only while a test waits for one"
     page.on('filechooser', lambda _: None)
     return page
 
 @pytest.fixture(scope='session')
 def browser_type_launch_args(browser_type_launch_args):
-    "The machine's own Chromium where there is one, else the one that Playwright brought"
+    "The system's Chromium if there is one, else Playwright's"
     names = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
     found = next(filter(None, map(shutil.which, names)), None)
     flags = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',

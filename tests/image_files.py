@@ -17,7 +17,7 @@ def exif_block(*tags, order='<'):
     return {'<': b'II*\0', '>': b'MM\0*'}[order] + struct.pack(order + 'IH', 8, len(tags)) + body + bytes(20)
 
 def with_exif(img, exif, format):
-    "`img` in a file of `format` with the block `exif` as it is, broken or not"
+    "Encode `img` in `format` with the block `exif` unchanged, valid or not"
     if format in ('JPEG', 'MPO'):
         more,segment = dict(save_all=True, append_images=[img]) if format == 'MPO' else {},b'Exif\0\0' + exif
         data = saved(img, format, **more)
@@ -37,7 +37,7 @@ def tiff(pixels, order='<', **tags):
     return {'<': b'II*\0', '>': b'MM\0*'}[order] + struct.pack(order + 'IH', 8, len(tags)) + body + bytes(4) + pixels
 
 def grey_tiff(a, bits, photometric, kind=1, order='<', fill=1):
-    "A TIFF file of one number a pixel: `kind` is 1 for whole ones, 2 for those with a sign, 3 for floats"
+    "A TIFF file of one number a pixel: `kind` is 1 for unsigned, 2 for signed integers, 3 for floats"
     if bits == 1: pixels = np.packbits(a.astype(bool), axis=1, bitorder='big' if fill == 1 else 'little').tobytes()
     elif bits == 12:
         x,y = a.reshape(-1, 2).T
@@ -71,7 +71,7 @@ def bmp(img, alpha):
     return b'BM' + struct.pack('<IHHI', 122 + pixels.size, 0, 0, 122) + head + b'BGRs' + bytes(48) + pixels.tobytes()
 
 def write_drawings(folder, n, first, size=lambda i: None):
-    "`folder` with `n` drawings each of cats and dogs, from number `first` on; `size(i)` in pixels"
+    "Draw `n` cats and dogs each into `folder`, from number `first` on; `size(i)` in pixels"
     for label in ('cat', 'dog'):
         (folder/label).mkdir(parents=True)
         for i in range(n): draw(label, first + i, size(i)).save(folder/label/f'{i}.png')

@@ -1,4 +1,4 @@
-"What tests on real networks need: nginx before a server, and axe on a page."
+"Helpers for tests in a browser: nginx in front of a server, and axe on a page."
 import importlib.util, os, shutil, socket, subprocess, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ http {{
 
 @contextmanager
 def nginx(folder, server):
-    "The address, without a slash, of an nginx whose `server` block holds these lines; its files are in `folder`"
+    "Yield the URL, without a slash, of an nginx whose `server` block has these lines; its files are in `folder`"
     found = shutil.which('nginx', path=f'{os.environ["PATH"]}:/usr/sbin:/usr/local/sbin')
     if not found: pytest.skip('no nginx: tests/get_nginx installs one')
     port,folder = free_port(),Path(folder)
@@ -37,7 +37,7 @@ def nginx(folder, server):
         process.wait(20)
 
 def violations(page, impacts=('critical', 'serious'), within='html'):
-    "What axe finds on `page`, in the elements that `within` selects, of these impacts: (impact, rule, the elements)"
+    "Return what axe finds on `page`, in the elements that `within` selects, of these impacts: (impact, rule, elements)"
     folder = Path(importlib.util.find_spec('axe_playwright_python').origin).parent
     page.evaluate((folder/'axe.min.js').read_text())   # also where the page's policy forbids foreign scripts
     found = page.evaluate('within => axe.run(within)', within)['violations']

@@ -1,4 +1,4 @@
-"What the tests of the page need: servers for both of its back ends, and how a visitor uses it"
+"Helpers for the tests of the page: servers for both of its back ends, and actions of a visitor"
 import importlib.util, io, os, shutil, subprocess, sys, threading
 from contextlib import contextmanager
 from functools import partial
@@ -78,7 +78,7 @@ CARDS = '''all => all.map(o => ({name: o.querySelector('bdi').textContent, words
         d => [...d.children].map(e => e.textContent)))}))'''
 
 def cards(page, n):
-    "What the `n` cards of `page` show, once all are there"
+    "Return what the `n` cards of `page` show, once all are there"
     button = page.locator('#predict')
     if button.count():
         expect(page.get_by_role('status')).to_contain_text(f'{n} image{"s"*(n > 1)} chosen')
@@ -90,7 +90,7 @@ def cards(page, n):
 def as_files(images): return [dict(name=k, mimeType='image/jpeg', buffer=v) for k,v in images.items()]
 
 def ask(page, images):
-    "Choose `images`, paths or a dict of name -> bytes; the cards of `page` about them"
+    "Choose `images`, paths or a dict of name -> bytes; return the cards of `page` about them"
     page.set_input_files('#file', as_files(images) if isinstance(images, dict) else images)
     return cards(page, len(images))
 

@@ -30,7 +30,7 @@ def until_open(process, port):
     raise AssertionError('the server has ended')
 
 def ended(process):
-    "Stop `process` as a host does; what it started has to end with it"
+    "Stop `process` as a host does; its child processes must end with it"
     family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     code = process.wait(30)
@@ -38,7 +38,7 @@ def ended(process):
 
 @pytest.fixture
 def start():
-    "`subprocess.Popen`, whose processes end with the test, however that ends"
+    "`subprocess.Popen`; the processes end with the test"
     started = []
     def _start(*args, env={}, **kw):
         started.append(subprocess.Popen(*args, env=environment(**env), **kw))
@@ -58,7 +58,7 @@ def cat():
 
 @pytest.fixture(scope='module')
 def drawings(tmp_path_factory):
-    "A file the model takes for a cat and one that it takes for a dog or the like: in any case two different answers"
+    "Two files with different answers, one of them cat"
     folder = tmp_path_factory.mktemp('drawings')
     for i in range(2): (folder/f'drawing{i}.jpg').write_bytes(jpeg_bytes(draw(['cat', 'dog'][i], i, (400, 300))))
     (folder/'notes.txt').write_text('buy cat food')
@@ -89,14 +89,14 @@ def notice(page, text): page.get_by_role('alert').filter(has_text=text).wait_for
 def quiet(page): assert page.get_by_role('alert').all_inner_texts() in ([], [''])
 def names(page): return sorted(o.split('\n')[-1] for o in page.locator('.catdog-card').all_inner_texts())
 
-# How it looks: at night, to a screen reader, on a phone
+# Appearance and accessibility: dark theme, screen readers, phones
 
 def luminance(rgb):
     rgb = np.asarray(rgb, float)/255
     return np.where(rgb <= .04045, rgb/12.92, ((rgb + .055)/1.055)**2.4) @ [.2126, .7152, .0722]
 
 def contrast(element, below=0):
-    "The contrast of what is written on `element`, lower than the part `below`, by its pixels: WCAG asks for 4.5"
+    "Measure the contrast of the text on `element`, below the fraction `below`, by its pixels; WCAG requires 4.5"
     img = np.array(Image.open(io.BytesIO(element.screenshot())).convert('RGB'))
     h,w = img.shape[:2]
     values = luminance(img[int(below*h):int(.97*h), int(.1*w):int(.9*w)]).ravel()
@@ -116,7 +116,7 @@ def test_contrast_is_measured(page):
 
 @pytest.mark.parametrize('size,scheme', [('desktop', 'light'), ('phone', 'dark')])
 def test_app(app_url, browser, size, scheme, cat, drawings, classifier):
-    "Choose, press Predict!, ask why; axe finds nothing, and the colours are those of the visitor's scheme"
+    "Choose, press Predict!, ask why; axe finds nothing, and the colours follow the visitor's scheme"
     context = browser.new_context(**SIZES[size], color_scheme=scheme)
     page = opened(context.new_page(), app_url)
     page.locator('[role=main]').wait_for()
@@ -124,7 +124,7 @@ def test_app(app_url, browser, size, scheme, cat, drawings, classifier):
     assert luminance([*map(int, ground)]) < .05 if scheme == 'dark' else luminance([*map(int, ground)]) > .9
     assert min(captions(page)) >= 4.5 and violations(page) == []
     camera = page.get_by_role('button', name='Take a photo')
-    if size == 'desktop': assert camera.count() == 0   # nor for those who hear the page
+    if size == 'desktop': assert camera.count() == 0   # nor for screen readers
     else:
         with page.expect_file_chooser() as chooser: camera.tap()
         assert chooser.value.element.get_attribute('capture') == 'environment' and not chooser.value.is_multiple()
@@ -160,7 +160,7 @@ def test_app_in_the_dark_theme_of_voila(app_url, page):
     opened(page, f'{app_url}?theme=dark')
     assert min(captions(page)) >= 4.5 and violations(page) == []
 
-def test_app_is_all_there_is_and_works_by_keyboard(app_url, page, classifier, cat):
+def test_page_has_only_the_app_and_works_by_keyboard(app_url, page, classifier, cat):
     page.on('filechooser', lambda _: None)
     policy = page.goto(app_url).headers['content-security-policy']
     assert "default-src 'self'" in policy and "frame-ancestors 'self'" in policy
@@ -169,7 +169,7 @@ def test_app_is_all_there_is_and_works_by_keyboard(app_url, page, classifier, ca
         assert page.request.get(app_url + path).status in (403, 404), path
     page.get_by_role('button', name='Predict!').wait_for()
     assert page.locator('h1').all_inner_texts() == ['Is it a cat or a dog?']
-    page.wait_for_function("document.title == 'Is it a cat or a dog?'")   # whatever the notebook is called
+    page.wait_for_function("document.title == 'Is it a cat or a dog?'")   # not the name of the notebook
     text = page.locator('body').inner_text()
     assert classifier.summary in text and 'import' not in text and 'FileUpload' not in text
     assert page.locator('.jp-OutputArea-output .catdog').count() == 1 and page.locator('.jp-Cell').count() == 1
@@ -188,10 +188,10 @@ def test_app_is_all_there_is_and_works_by_keyboard(app_url, page, classifier, ca
     pred = classifier.predict(next(data for name,data in App(classifier).drawings if 'dog' in name))
     page.get_by_text(str(pred)).wait_for()
 
-# What is dropped, pasted and too large
+# Dropping, pasting, limits
 
 def drop(page, *paths, items=(), at=(20, 780)):
-    "Drop files and folders of this machine, or other `items`, on `page`, at a place far from the app"
+    "Drop files and folders, or other `items`, on `page`, far from the app"
     assert page.evaluate('([x, y]) => document.elementFromPoint(x, y).closest(".catdog")', at) is None
     data = dict(items=[dict(mimeType=k, data=v) for k,v in items], files=list(map(str, paths)), dragOperationsMask=1)
     cdp = page.context.new_cdp_session(page)
@@ -200,14 +200,14 @@ def drop(page, *paths, items=(), at=(20, 780)):
 
 @pytest.fixture
 def folder(tmp_path):
-    "A folder `holidays` of images, with a folder within it and what computers add"
+    "A folder `holidays` of images, with a sub-folder and system files"
     holidays = tmp_path/'holidays'
     (holidays/'second').mkdir(parents=True)
     for o in ('a.jpg', 'b.jpg', 'second/c.jpg'): (holidays/o).write_bytes(jpeg_bytes(draw('cat', o, (90, 80))))
     for o in ('.DS_Store', 'Thumbs.db', 'notes.txt'): (holidays/o).write_text('nothing to see')
     return holidays
 
-def test_app_takes_what_is_dropped_and_pasted(app_url, browser, cat, folder, tmp_path):
+def test_drop_and_paste(app_url, browser, cat, folder, tmp_path):
     context = browser.new_context(**SIZES['desktop'], permissions=['clipboard-read', 'clipboard-write'])
     page = opened(context.new_page(), app_url)
     drop(page, cat)
@@ -251,7 +251,7 @@ def test_app_takes_what_is_dropped_and_pasted(app_url, browser, cat, folder, tmp
 
 @pytest.fixture
 def lab(tmp_path, start):
-    "Starts JupyterLab on a notebook that shows the app; opens it"
+    "A function that starts JupyterLab on a notebook with the app, and opens it"
     kernel = dict(name='python3', display_name='Python 3')
     (tmp_path/'nbs').mkdir()
     cell = nbformat.v4.new_code_cell('from catdog.app import App\nApp()')
@@ -289,8 +289,8 @@ def test_make_lab_lets_large_images_through(lab, page, cat, large):
     page.locator('.catdog-card').filter(has_text='large.jpg').wait_for()
     assert names(page) == ['large.jpg'] and page.locator('.catdog-notice').count() == 0
 
-def test_what_is_too_large_for_jupyterlab_is_called_so(lab, page, cat, large, tmp_path):
-    "With the 10 MB that Jupyter lets through by itself, and in its dark theme"
+def test_upload_too_large_for_jupyterlab_is_reported(lab, page, cat, large, tmp_path):
+    "With Jupyter's default limit of 10 MB, in its dark theme"
     settings = tmp_path/'settings'/'@jupyterlab'/'apputils-extension'
     settings.mkdir(parents=True)
     (settings/'themes.jupyterlab-settings').write_text('{"theme": "JupyterLab Dark"}')
@@ -303,10 +303,10 @@ def test_what_is_too_large_for_jupyterlab_is_called_so(lab, page, cat, large, tm
     notice(page, '13 MB did not arrive: that is more than Jupyter takes at once')
     page.get_by_text('0 images chosen').wait_for()   # not the one from before
     assert names(page) == []
-    upload(page, cat)   # and it goes on
+    upload(page, cat)   # the app still works
     page.get_by_text('1 image chosen').wait_for()
     assert names(page) == ['cat.jpg'] and page.locator('.catdog-notice').count() == 0
-    # what is dropped on the app is the app's, what is dropped elsewhere is Jupyter's
+    # files dropped on the app go to the app, files dropped elsewhere to Jupyter
     taken = '''([selector, bytes]) => {
         const data = new DataTransfer()
         data.items.add(new File([new Uint8Array(bytes)], 'dropped.jpg', {type: 'image/jpeg'}))
@@ -317,7 +317,7 @@ def test_what_is_too_large_for_jupyterlab_is_called_so(lab, page, cat, large, tm
     assert page.evaluate(taken, ['.catdog-hint', list(cat.read_bytes())]) is True
     page.locator('.catdog-card').filter(has_text='dropped.jpg').wait_for()
 
-def test_two_visitors_see_their_own(app_url, browser, classifier, cat):
+def test_two_visitors_are_independent(app_url, browser, classifier, cat):
     files = cat,cat.with_name('grizzly.jpg')
     contexts = [browser.new_context() for _ in range(2)]
     pages = [o.new_page() for o in contexts]
@@ -336,7 +336,7 @@ def test_two_visitors_see_their_own(app_url, browser, classifier, cat):
 
 def is_kernel(process):
     try: return 'ipykernel_launcher' in ' '.join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess): return False   # it ended between the listing and the look
+    except (psutil.NoSuchProcess, psutil.ZombieProcess): return False   # it has just ended
 
 def kernels(process): return [o for o in psutil.Process(process.pid).children(recursive=True) if is_kernel(o)]
 
@@ -349,13 +349,13 @@ def serve_app(way, start, folder, *more):
     return process,until_open(process, port)
 
 def kernel_of(page, process):
-    "The kernel of the visitor who sees `page`"
+    "The kernel of the visitor of `page`"
     id = json.loads(page.locator('#jupyter-config-data').text_content())['kernelId']
     return next(o for o in kernels(process) if id in ' '.join(o.cmdline()))
 
 def gone(page):
-    "Wait until `page` says that the app is gone"
-    page.get_by_role('alert').filter(has_text='The connection to the app is gone.').wait_for()
+    "Wait until `page` reports that the connection is lost"
+    page.get_by_role('alert').filter(has_text='The connection to the app is lost.').wait_for()
     assert all(page.locator('.catdog').evaluate_all('all => all.map(o => o.inert)'))
 
 def reload(page):
@@ -366,8 +366,8 @@ def reload(page):
     assert page.locator('.catdog-label').inner_text().startswith('dog, ')
     quiet(page)
 
-def test_kernels_that_nobody_connects_to_are_ended(browser, tmp_path, start):
-    "A monitor asks and asks; who is on a slow line keeps the kernel"
+def test_unvisited_kernels_are_ended(browser, tmp_path, start):
+    "Monitors and crawlers keep none; a page that loads slowly keeps its kernel"
     (tmp_path/'voila.json').write_text(json.dumps(dict(
         VisitorKernels=dict(unvisited_timeout=6), MappingKernelManager=dict(cull_interval=1, cull_idle_timeout=10))))
     process,url = serve_app('catdog-app', start, tmp_path)
@@ -394,10 +394,10 @@ def test_kernels_that_nobody_connects_to_are_ended(browser, tmp_path, start):
     page.goto(url)
     page.get_by_role('button', name='Predict!').wait_for()
     assert kernel_of(page, process) == ready
-    ready.wait(60)   # nobody uses it any more
+    ready.wait(60)   # it is unused now
     gone(page)
 
-def test_kernels_end_with_their_visitors_and_those_that_are_killed_are_missed(browser, start, tmp_path):
+def test_kernels_end_with_their_visitors_and_killed_kernels_are_reported(browser, start, tmp_path):
     process,url = serve_app('voila', start, tmp_path)
     for _ in range(3):
         page = opened(browser.new_page(), url)
@@ -452,7 +452,7 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     assert process.wait(30) == 0 and sorted(tmp_path.rglob('*')) == before
     assert [o for o in process.stdout if '404 HEAD' not in o] == []
 
-def test_voila_is_told_the_same_everywhere(monkeypatch, tmp_path):
+def test_voila_settings_agree(monkeypatch, tmp_path):
     assert json.loads((ROOT/'voila.json').read_text()) == VOILA_CONFIG
     pattern = re.compile(VOILA_CONFIG['RegexRemovePreprocessor']['patterns'][0])
     chapter = nbformat.read(ROOT/'nbs'/'07_app.ipynb', 4)

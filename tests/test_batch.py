@@ -1,4 +1,4 @@
-"Many images: stopped runs, changed images, two runs at once, a full disk, odd names and labels, workers that die"
+"Batch prediction: interrupted and concurrent runs, changed images, a full disk, odd names and labels, killed workers"
 import csv, json, os, re, resource, shutil, signal, sqlite3, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,14 +38,14 @@ def rows(file):
     with open(file, newline='', encoding='utf8', errors='surrogateescape') as f: return list(csv.DictReader(f))
 
 def stored(folder):
-    "File -> JSON of its row, of the predictions that a stopped run has left for answers.csv"
+    "Return file -> JSON of its row, for the predictions that a stopped run saved for answers.csv"
     db = sqlite3.connect(folder/'.answers.csv.part')
     res = {os.fsdecode(file): row for file,row in db.execute('SELECT file, row FROM answers')}
     db.close()
     return res
 
 def begun(folder, n=600):
-    "A run that has stored some predictions about `n` images and goes on"
+    "Start a run that has saved some predictions about `n` images and is still running"
     album(folder/'album', n)
     process,part = start(folder, 'album', '--out', 'answers.csv'),folder/'.answers.csv.part'
     while not (part.exists() and part.stat().st_size > 60_000 + 60*n):   # more than the list of images takes
@@ -56,15 +56,15 @@ def begun(folder, n=600):
 # In a terminal
 
 @pytest.mark.parametrize('url', ['https://example.org/a%20cat.jpg?x=1', 's3://bucket/cat.jpg', 'HTTP://example.org'])
-def test_a_url_is_refused_in_words_that_quote_it_as_typed(tmp_path, url):
+def test_url_is_refused_and_quoted_as_typed(tmp_path, url):
     draw('cat', 1).save(tmp_path/'cat.jpg')
     for out in (None, tmp_path/'answers.csv'):
         with pytest.raises(CatdogError) as e: predict_files(tmp_path/'cat.jpg', url, model=shipped_model(), out=out)
         assert str(e.value).startswith(f'{url}: ') and 'download' in str(e.value)
     assert os.listdir(tmp_path) == ['cat.jpg']
 
-def test_a_line_names_its_image_once(tmp_path):
-    "Also what is not a path at all: an image as a data URL is longer than any name may be"
+def test_error_line_names_its_image_once(tmp_path):
+    "Also for something that is not a path, such as a `data:` URL, which is longer than any file name can be"
     draw('cat', 1).save(tmp_path/'cat.jpg')
     (tmp_path/'page.jpg').write_text('<html>')
     url = 'data:image;base64,' + 'x'*300
@@ -73,8 +73,8 @@ def test_a_line_names_its_image_once(tmp_path):
     assert (code, gone, page) == (2, 'gone.jpg: there is no such file', 'page.jpg: a web page, not an image')
     assert said.startswith('cat.jpg: ') and said.count('\n') == 1 and long.count(url) == 1
 
-def test_a_name_that_is_not_utf8(tmp_path):
-    "Parquet cannot hold it, which is said before anything is predicted; CSV can, and so can a terminal"
+def test_name_that_is_not_utf8(tmp_path):
+    "Parquet cannot hold it, which is reported before anything is predicted; CSV and a terminal can"
     album(tmp_path/'album', 2)
     draw('cat', 1).save(tmp_path/'album'/NOT_UTF8)
     code,_,err = run(tmp_path, 'album', '--out', 'answers.parquet')
@@ -86,8 +86,8 @@ def test_a_name_that_is_not_utf8(tmp_path):
     assert code == 0 and said.startswith(f'album/{NOT_UTF8}: ')
     with pytest.raises(CatdogError, match='UTF-8'): predict_bucket(tmp_path/'album', tmp_path/'answers')
 
-def test_a_folder_that_cannot_be_read_has_its_row(tmp_path):
-    "Nobody should believe that all images were predicted"
+def test_unreadable_folder_has_a_row(tmp_path):
+    "Missing images must not go unnoticed"
     album(tmp_path/'album', 2)
     album(tmp_path/'album'/'locked', 2)
     reachable(tmp_path)
@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_read_has_its_row(tmp_path):
 
 @pytest.mark.parametrize('out,words', [('there.csv', 'is a folder'), ('answers.xls', 'ends in .csv'),
                                        ('nowhere/answers.csv', 'no such folder')])
-def test_an_out_that_cannot_be_written_is_told_at_the_start(tmp_path, monkeypatch, out, words):
+def test_unwritable_out_is_refused_at_the_start(tmp_path, monkeypatch, out, words):
     monkeypatch.chdir(tmp_path)
     album(Path('album'), 1)
     Path('there.csv').mkdir()
@@ -112,7 +112,7 @@ def test_an_out_that_cannot_be_written_is_told_at_the_start(tmp_path, monkeypatc
 
 # Stopped runs
 
-def test_a_killed_run_continues_and_predicts_what_has_changed_again(tmp_path):
+def test_killed_run_resumes_and_repredicts_changed_images(tmp_path):
     process = begun(tmp_path)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -134,7 +134,7 @@ def test_a_killed_run_continues_and_predicts_what_has_changed_again(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['album', 'answers.csv']
 
 class Counting(Classifier):
-    "Notes which images it opens"
+    "A classifier that records which images it opens"
     def __init__(self, *args):
         super().__init__(*args)
         self.opened = []
@@ -145,20 +145,20 @@ class Counting(Classifier):
 class Stop(Exception): pass
 
 class Stopping(Counting):
-    "Is stopped after its first batch"
+    "A classifier that is stopped after its first batch"
     def answers(self, pixels):
         if getattr(self, 'batches', 0): raise Stop
         self.batches = 1
         return super().answers(pixels)
 
 def write(classifier, files, out=Path('answers.csv')):
-    "The images that `classifier` opens to write `out` about `files`"
+    "Return the images that `classifier` opens to write `out` for `files`"
     classifier.opened.clear()
     batch.write_file(classifier, files, out)
     return list(classifier.opened)
 
-def test_only_what_is_new_or_changed_is_predicted_again(tmp_path, monkeypatch):
-    "By size and by time of change; also where images came, went, or are asked for in another order"
+def test_only_new_and_changed_images_are_predicted_again(tmp_path, monkeypatch):
+    "By size and modification time; also when images were added, removed or reordered"
     monkeypatch.chdir(tmp_path)
     album(Path('album'), 40)
     files,out = sorted(Path('album').iterdir()),Path('answers.csv')
@@ -178,7 +178,7 @@ def test_only_what_is_new_or_changed_is_predicted_again(tmp_path, monkeypatch):
     assert not list(Path().glob('.*'))
     assert len(write(Counting(shipped_model()), order)) == 41 and out.read_bytes() == whole   # a finished run leaves nothing
 
-def test_another_model_predicts_all_again(tmp_path, monkeypatch):
+def test_another_model_predicts_all_images_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     album(Path('album'), 40)
     shutil.copytree(shipped_model(), 'other')
@@ -187,25 +187,25 @@ def test_another_model_predicts_all_again(tmp_path, monkeypatch):
     assert len(write(Counting('other'), ['album'])) == 40
 
 @pytest.mark.parametrize('junk', [b'', b'junk', b'SQLite format 3\0' + bytes(100), b'\0\xff\r\n'*900])
-def test_an_unfinished_file_that_something_else_wrote(tmp_path, monkeypatch, junk):
+def test_foreign_file_in_place_of_the_database(tmp_path, monkeypatch, junk):
     monkeypatch.chdir(tmp_path)
     album(Path('album'), 3)
     Path('.answers.csv.part').write_bytes(junk)
     assert len(write(Counting(shipped_model()), ['album'])) == 3 and os.listdir() != ['album']
     assert len(rows('answers.csv')) == 3 and not list(Path().glob('.*'))
 
-def test_of_two_runs_into_one_file_the_second_is_refused(tmp_path):
+def test_second_run_into_the_same_file_is_refused(tmp_path):
     first = begun(tmp_path)
     first.send_signal(signal.SIGSTOP)   # so that it is not at its end before the second has come
     try:
         code,_,err = run(tmp_path, 'album', '--out', 'answers.csv')
         assert code == 2 and 'another process is writing answers.csv' in err and len(err.splitlines()) == 1
-        assert run(tmp_path, 'album/00001.jpg', '--out', 'others.csv')[0] == 0   # another file is another matter
+        assert run(tmp_path, 'album/00001.jpg', '--out', 'others.csv')[0] == 0   # other files are not locked
     finally: first.send_signal(signal.SIGCONT)
     assert ended(first)[0] == 0 and len(rows(tmp_path/'answers.csv')) == 600
 
 @pytest.mark.parametrize('suffix', ['csv', 'parquet'])
-def test_a_full_disk_ends_in_a_sentence_and_nothing_is_lost(tmp_path, suffix):
+def test_full_disk_is_reported_and_nothing_is_lost(tmp_path, suffix):
     "The limit is real: the kernel refuses to write more"
     album(tmp_path/'album', 120)
     def limit(size): return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -224,8 +224,8 @@ def test_a_full_disk_ends_in_a_sentence_and_nothing_is_lost(tmp_path, suffix):
 
 ODD = ['A+', 'NA', 'null', 'True', '1.5', '"', "it's, \"so\"", '<b>|*_', '😀', 'قطة', 'c\n++', '=1+1']
 
-def test_odd_labels_come_through_csv_and_parquet(tmp_path, monkeypatch):
-    "And what is written says the same as the list"
+def test_odd_labels_in_csv_and_parquet(tmp_path, monkeypatch):
+    "The file has the same content as the list"
     import onnx
     monkeypatch.chdir(tmp_path)
     album(Path('album'), 4)
@@ -248,7 +248,7 @@ def test_odd_labels_come_through_csv_and_parquet(tmp_path, monkeypatch):
 
 # Very many
 
-def test_dask_says_the_same_though_a_worker_is_killed(tmp_path, monkeypatch):
+def test_dask_predicts_the_same_when_a_worker_is_killed(tmp_path, monkeypatch):
     "On Dask's cluster of this machine: two processes, one of which gets SIGKILL while it works"
     from dask.distributed import Client, LocalCluster
     monkeypatch.setattr(batch, '_TASK_SIZE', 60)
@@ -271,7 +271,7 @@ def test_dask_says_the_same_though_a_worker_is_killed(tmp_path, monkeypatch):
         assert row['error'] == o['error'] if 'error' in o else row['p_cat'] == pytest.approx(o['p_cat'], abs=1e-5)
 
 def peak(folder, *args):
-    "Peak memory in MB of `predict_files` with `args`, as Linux counts it"
+    "Return the peak memory in MB of `predict_files` with `args` (Linux)"
     code = ('import sys; from catdog.predict import predict_files; predict_files(sys.argv[1], out=sys.argv[2]); '
             'print(open("/proc/self/status").read())')
     done = subprocess.run([sys.executable, '-c', code, *args], cwd=folder, capture_output=True, text=True, check=True,
@@ -279,7 +279,7 @@ def peak(folder, *args):
     return int(done.stdout.split('VmHWM:')[1].split()[0])/1024
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+def test_memory_is_independent_of_the_number_of_images(tmp_path):
     album(tmp_path/'few', 60)
     album(tmp_path/'many', 800)
     assert peak(tmp_path, 'many', 'many.csv') < peak(tmp_path, 'few', 'few.csv') + 20

@@ -1,5 +1,5 @@
-"""Builds as a person types them: the labels asked for and no others, own folders as they are now, a given split.
-Each runs in a folder of its own, twice where something may be left over from the first time."""
+"""Builds from the command line: only the requested labels, own folders as they are now, a given split.
+Each runs in its own folder, twice where the first run could affect the second."""
 import hashlib, json, os, subprocess, sys, time
 from pathlib import Path
 
@@ -19,20 +19,20 @@ def environment():
     return env
 
 def start(*args, cwd):
-    "A catdog-build with `args`, as quick as it can be"
+    "Run a quick catdog-build with `args`"
     command = [str(Path(sys.executable).with_name('catdog-build')), *map(str, args), *QUICK]
     return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True)
 
 def build(*args, cwd, ok=True):
-    "What catdog-build printed"
+    "Return what catdog-build prints"
     done = run_command('catdog-build', *args, *QUICK, cwd=cwd, env=environment())
     out,err = done.stdout,done.stderr
     assert done.returncode == (0 if ok else 2) and 'Traceback' not in err, out[-2000:] + err[-3000:]
     return out if ok else err
 
 def fill(folder, **counts):
-    "Draw so many images of each label, which begins with something that can be drawn, into `folder`"
+    "Draw the given number of images of each label, which starts with a drawable word, into `folder`"
     for label,n in counts.items():
         (folder/label).mkdir(parents=True, exist_ok=True)
         for i in range(n): draw(label.partition('_')[0], f'{label}{i}', (120, 90)).save(folder/label/f'{i:03}.jpg')
@@ -43,20 +43,20 @@ def contents(folder):
             for o in sorted(folder.rglob('*')) if o.is_file()}
 
 def known(model):
-    "Labels, and content ids of all the images that made the `model`"
+    "Return the labels of `model`, and the content ids of its images"
     ids = json.loads((model/'images.json').read_text())
     return Classifier(model).labels,{o for k in ids.values() for o in k}
 
 def ids(*folders): return {content_id(o) for folder in folders for o in folder.rglob('*.jpg')}
 
-def test_others_in_the_same_folder_are_not_trained_on_and_named(tmp_path):
+def test_other_labels_in_the_folder_are_reported_and_not_trained_on(tmp_path):
     fill(tmp_path/'data', cat=6, dog=6, house=6, tree=6)
     said = build('house', 'tree', '--photos', 'data', '--out', 'model', cwd=tmp_path)
     assert known(tmp_path/'model') == (['house', 'tree'], ids(tmp_path/'data'/'house', tmp_path/'data'/'tree'))
     assert 'data also has images of cat, dog, which are not used' in said
 
-def test_an_own_folder_is_what_it_is_now(tmp_path):
-    "The same words again: from the same folder after changes, then from another folder"
+def test_own_folder_is_read_again_on_each_build(tmp_path):
+    "Build again from the same folder after changes, then from another folder"
     mine,other = fill(tmp_path/'mine', cat=15, dog=15),fill(tmp_path/'other', cat_b=9, dog_b=8)
     for o in ('cat', 'dog'): (other/f'{o}_b').rename(other/o)
     def check(folder):
@@ -73,11 +73,11 @@ def test_an_own_folder_is_what_it_is_now(tmp_path):
     for label in ('cat', 'dog'):
         for i in range(5): draw(label, f'new{i}', (120, 90)).save(mine/label/f'new{i}.jpg')
     draw('cat', 'changed', (120, 90)).save(sorted(mine.rglob('*.jpg'))[0])
-    check(mine)   # what stayed is not a duplicate of what was trained on before
+    check(mine)   # unchanged images are not duplicates of earlier ones
     check(other)
 
-def test_a_folder_is_taken_whole(tmp_path):
-    "Labels that look alike or are typed in another Unicode form, deep folders, all endings, tiny images, half a file"
+def test_every_usable_image_of_a_folder_is_used(tmp_path):
+    "Similar labels, other Unicode forms, deep folders, all suffixes, tiny images, half a file"
     typed,stored = 'caf\u00e9','cafe\u0301'
     mine = fill(tmp_path/'mine', cat=6, dog=20, house=5, tree=5, fish=5)
     for old,new in dict(cat='A+', dog=stored, house='A-', tree='c++', fish='c').items(): (mine/old).rename(mine/new)
@@ -100,13 +100,13 @@ def test_a_folder_is_taken_whole(tmp_path):
     assert f'{stored}/000.jpg' in said and '000.jpg' not in card   # the card goes with the model, and names no file
     assert contents(mine) == before
 
-def test_a_label_without_a_folder_is_told_before_any_work(tmp_path):
+def test_label_without_a_folder_is_refused_before_any_work(tmp_path):
     fill(tmp_path/'mine', cat=6, dog=6)
     said = build('cat', 'bird', '--photos', 'mine', cwd=tmp_path, ok=False)
     assert "no folder 'bird'; there are 'cat', 'dog'" in said and not (tmp_path/'models').exists()
 
-def test_a_given_split_is_what_it_says(tmp_path):
-    "And a label that valid has no image of is named as not validated"
+def test_given_split_is_used(tmp_path):
+    "A label without images in valid is reported as not validated"
     mine = fill(tmp_path/'mine'/'train', cat=10, dog=10, tree=5).parent
     fill(mine/'valid', cat_v=4, dog_v=4), fill(mine/'test', cat_t=5, dog_t=5, tree_t=5, house=2)
     for o in (*mine.glob('valid/*_v'), *mine.glob('test/*_t')): o.rename(o.with_name(o.name[:-2]))
@@ -121,7 +121,7 @@ def test_a_given_split_is_what_it_says(tmp_path):
     assert 'house' not in card.split('## ')[0] and known(tmp_path/'model')[0] == [*labels]
 
 @pytest.mark.nightly
-def test_files_that_vanish_or_break_do_not_end_a_training(tmp_path):
+def test_missing_and_damaged_files_do_not_end_training(tmp_path):
     mine = fill(tmp_path/'mine', cat=30, dog=30)
     p = start('cat', 'dog', '--photos', 'mine', '--out', 'model', '--recipe', 'classic', '--arch', 'efficientnet_lite0',
               '--epochs', 6, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"The cleaner: killed while it applies; in place of fastai's; and with clicks, in Voilà and in JupyterLab."
+"The cleaner: killed while it applies choices; instead of fastai's; and in a browser, in Voilà and JupyterLab."
 import base64, json, os, re, shutil, signal, socket, sys, time
 from collections import Counter
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def learner_by(func, path, label, **kw):
                             item_tfms=Resize(32), **kw))
 
 def test_cleaner_killed_while_it_applies(tmp_path):
-    "Another `Cleaner`, as after a restart, finishes what was begun, and takes it back"
+    "A new `Cleaner`, as after a restart, finishes what was begun, and undoes it"
     data = drawings(tmp_path/'data', 30)
     rows = (dict(label=o.parent.name, file=o.relative_to(data).as_posix(), status='ok') for o in data.rglob('*.jpg'))
     (data/'manifest.jsonl').write_text(''.join(json.dumps(o, separators=(' , ', ' :')) + '\n' for o in rows))
@@ -42,7 +42,7 @@ def test_cleaner_killed_while_it_applies(tmp_path):
     def left(): return sum(o.exists() for o in files)
 
     def killed_with(n):
-        "Apply in a process of its own, and kill it once no more than `n` images are left to move; how many are left"
+        "Apply in a new process, and kill it once at most `n` images are left to move; return how many are left"
         pid = os.fork()
         if not pid:
             try: cleaner.apply()
@@ -71,8 +71,8 @@ def test_cleaner_killed_while_it_applies(tmp_path):
 
 def count(path): return Counter(o.relative_to(path).parent.as_posix() for o in path.rglob('*.jpg'))
 
-def test_the_two_lines_of_the_course_do_the_same(tmp_path):
-    "As with fastai's cleaner, but for all that is chosen"
+def test_the_two_lines_of_the_course_work(tmp_path):
+    "As with fastai's cleaner, but for all choices"
     data = drawings(tmp_path/'data', 20)
     for o in (data/'dog').iterdir(): o.rename(o.with_name(f'dog {o.name}'))   # no name is taken in the other folder
     learn = learner(data)
@@ -84,7 +84,7 @@ def test_the_two_lines_of_the_course_do_the_same(tmp_path):
     cleaner.iw.widget.children[0].children[1].value = 'cat'
     change.add(cleaner.fns[0])
     total,shown = count(data),len(cleaner.iw.view)
-    assert min(cleaner.delete()) >= shown   # what is chosen in another category comes after what shows
+    assert min(cleaner.delete()) >= shown   # choices in other categories come after the shown images
     for idx in cleaner.delete(): cleaner.fns[idx].unlink()
     for idx,cat in cleaner.change(): shutil.move(str(cleaner.fns[idx]), data/cat)
     assert count(data) == total + Counter(dog=1) - Counter(cat=3)   # two out, two to the dogs, one to the cats
@@ -92,7 +92,7 @@ def test_the_two_lines_of_the_course_do_the_same(tmp_path):
     assert (cleaner.delete(), cleaner.change()) == ([], [])   # done is done: the lines can be run again
     cleaner.bt_apply.click()   # Apply says so
     assert cleaner.message.value.startswith('Moved 0 of 5 images.') and 'is no longer there' in cleaner.message.value
-    # what was removed before a cleaner opened shows on none of its pages: it comes back without a choice
+    # images removed before the cleaner opened are on no page: they are restored without a choice
     file = cleaner.fns[5]
     apply_choices(data, {file: '<Delete>'})
     later = Cleaner(learn, max_n=12)
@@ -125,7 +125,7 @@ def test_pages_and_large_images(tmp_path):
     assert cleaner.iw.choices[file] == '<Delete>' and cleaner.iw.shown[2] not in cleaner.iw.choices
 
 def pets(folder, n=14):
-    "As in fastai's first lesson: one folder, and the names tell cats, in capitals, from dogs; two have the wrong name"
+    "As in fastai's first lesson: one folder, in which cats have capitalised names; two have the wrong name"
     folder.mkdir(parents=True)
     for label,other,wrong in (('Cat', 'dog', 1), ('dog', 'cat', 1)):
         for i in range(n):
@@ -135,7 +135,7 @@ def pets(folder, n=14):
 def is_cat(name): return name[0].isupper()
 
 def test_labels_that_are_not_folders(tmp_path):
-    "The cleaner says so as it opens; <Delete> and undo work"
+    "The cleaner reports it when it opens; <Delete> and undo work"
     path = pets(tmp_path/'pets'/'images')
     learn = learner_by(ImageDataLoaders.from_name_func, path, is_cat)
     start,cleaner = state(path),Cleaner(learn, suspects=suspects(learn), max_n=30)
@@ -156,7 +156,7 @@ def test_labels_that_are_not_folders(tmp_path):
     assert [is_cat(o.name) for o in cleaner.table.file] == cleaner.table.label.tolist()   # a label is no folder's name
 
 def test_some_labels_are_not_folders(tmp_path):
-    "A list corrects two labels; what can be done with an image stands in its menu"
+    "A list corrects two labels; each menu offers what is possible for its image"
     data = drawings(tmp_path/'data', 10)
     corrected = {data/'cat'/'00.jpg': 'dog', data/'dog'/'00.jpg': 'cat'}
     label = lambda o: corrected.get(o, o.parent.name)
@@ -174,7 +174,7 @@ def test_some_labels_are_not_folders(tmp_path):
     assert t.label[data/other/file.name] == other
 
 def test_a_split_data_set_with_folders_below_the_labels(tmp_path):
-    "The label is the folder below train or test, however deep the image lies; it keeps its part and its place"
+    "The label is the folder below train or test, at any depth; an image keeps its part and its place"
     data = tmp_path/'data'
     for part,n in (('train', 10), ('test', 3)): drawings(data/part, n)
     (data/'test'/'cat'/'indoor').mkdir()
@@ -198,8 +198,8 @@ def test_data_loaders_from_a_table_are_refused(tmp_path):
     dls = ImageDataLoaders.from_df(rows, data, valid_pct=.2, bs=4, num_workers=0, item_tfms=Resize(32))
     with pytest.raises(DataError, match='made from a table'): Cleaner(get_learner(dls))
 
-def test_images_that_lie_elsewhere(tmp_path):
-    "Data loaders whose path is another folder: nothing could be moved, and that is said at once"
+def test_images_outside_the_folder_are_refused(tmp_path):
+    "Data loaders whose path is another folder: nothing could be moved, which is reported when the cleaner opens"
     path = pets(tmp_path/'pets')
     dls = ImageDataLoaders.from_path_func(tmp_path/'models', get_image_files(path), lambda o: is_cat(o.name),
                                           valid_pct=.2, bs=8, num_workers=0, item_tfms=Resize(32))
@@ -243,7 +243,7 @@ def serving(folder, *args, **env):
         process.wait()
 
 class Cards:
-    "The cleaner on `page`, as a person sees it, and what is in its folder `data`"
+    "The cleaner on `page`, as the user sees it, and the contents of its folder `data`"
     def __init__(self, page, data):
         self.page,self.data,self.start = page,data,state(data)
         self.cards,self.menus = page.locator('.cd-card:visible'),page.locator('.cd-card:visible select')
@@ -260,20 +260,20 @@ class Cards:
         assert violations(self.page, within='.jp-OutputArea-output:has(.cd-card)') == []
 
     def turn(self, what, *args):
-        "Do `what`, after which other cards show, and wait until those of before are gone and four others there"
+        "Do `what`, and wait until the cards are replaced by four others"
         self.cards.evaluate_all('cards => cards.forEach(o => o.dataset.before = "")')
         what(*args)
         expect(self.page.locator('.cd-card[data-before]')).to_have_count(0)
         expect(self.cards).to_have_count(4)
 
     def choose(self, i, what):
-        "Choose `what` for the card number `i`, or agree where that is suggested"
+        "Choose `what` for card number `i`, or accept that suggestion"
         if self.menus.nth(i).input_value() == what:
             self.cards.nth(i).get_by_role('button', name='✓', exact=True).click()
         else: self.menus.nth(i).select_option(what)
 
     def open_on_suspects(self):
-        "It opens on the suspects; what it suggests is preselected, but not chosen"
+        "It opens on the suspects; suggestions are preselected, but not chosen"
         expect(self.cards.first).to_be_visible(timeout=600_000)
         expect(self.menus.first).not_to_have_value('<Keep>')
         self.shows('Nothing is chosen')

@@ -1,4 +1,4 @@
-"""Data sets: what is tried again, what is refused, the command, and which of several copies is kept.
+"""Data sets: retries, refusals, the command, and which of several copies is kept.
 Killed runs are in test_scrape.py, servers that misbehave in test_http.py."""
 import json, os, re, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
@@ -30,12 +30,12 @@ def test_scrape_returns_the_manifest(data):
     again = scrape(['cat', 'dog'], data, n=20, engine='sample')
     assert again.to_dict('records') == read_manifest(data).to_dict('records') and len(again) == 40
 
-def test_more_are_fetched_when_more_are_asked_for(data):
+def test_larger_n_fetches_more(data):
     before = rows(data)
     assert len(scrape(['cat', 'dog'], data, n=25, engine='sample')) == 50
     assert [o for o in rows(data) if o in before] == before
 
-def test_what_failed_is_tried_again_only_when_asked(data):
+def test_failed_downloads_are_retried_only_on_request(data):
     lines = rows(data)
     i = next(i for i,o in enumerate(lines) if o['status'] == 'ok')
     (data/lines[i]['file']).unlink()
@@ -47,9 +47,9 @@ def test_what_failed_is_tried_again_only_when_asked(data):
 
 @pytest.mark.parametrize('kw,words', [
     (dict(labels='cat/dog'), 'cannot be the name of a folder'), (dict(n=0), 'n is 0'),
-    (dict(engine='altavista'), 'no engine'), (dict(queries=['outdoors']), 'no {} in it'),
+    (dict(engine='altavista'), 'no engine'), (dict(queries=['outdoors']), 'a query has no {}'),
     (dict(safe='on'), 'no safe search'), (dict(ignore_robots=['noindex', 'everything']), 'not an opt-out')])
-def test_what_cannot_be_searched_for(tmp_path, kw, words):
+def test_bad_search_arguments_are_refused(tmp_path, kw, words):
     with pytest.raises(CatdogError, match=words):
         scrape(**{'labels': 'cat', 'path': tmp_path/'data', 'engine': 'sample', **kw})
     assert not (tmp_path/'data').exists()
@@ -65,7 +65,7 @@ def test_nothing_found_and_nothing_kept(web, tmp_path, monkeypatch):
     monkeypatch.setitem(ENGINES, 'broken', one_closed_port)
     with pytest.raises(CatdogError, match='1 unreachable'): scrape('cat', tmp_path, engine='broken')
 
-def test_photographs_do_not_go_beside_drawings(data, monkeypatch):
+def test_photographs_and_drawings_are_not_mixed(data, monkeypatch):
     monkeypatch.setitem(ENGINES, 'live', one_closed_port)
     with pytest.raises(CatdogError, match='holds drawings'): scrape('bird', data, engine='live')
     assert not (data/'bird').exists()
@@ -89,12 +89,12 @@ def test_command(tmp_path):
     assert len(read_manifest(tmp_path/'data'/'command')) == 16
     assert (tmp_path/'data'/'command'/'CREDITS.txt').read_text().count('licence not stated') > 8
 
-def test_command_that_only_writes_addresses(tmp_path):
+def test_command_that_only_writes_urls(tmp_path):
     import pyarrow.parquet as pq
     assert run(tmp_path, 'cat', '--urls-only', 'urls.parquet', '--n', '5', '--engine', 'sample').returncode == 0
     assert pq.read_table(tmp_path/'urls.parquet').num_rows == 5 and not (tmp_path/'data').exists()
 
-# --- Copies and conflicts among images that a test chose
+# --- Copies and conflicts
 
 def statuses(df, label): return df[df.label == label].status.tolist()
 
@@ -110,7 +110,7 @@ def test_larger_of_two_copies_is_kept(tmp_path):
     assert all(o.startswith('.removed/cat/') for o in df.file[:2])
     assert files(tmp_path) == sorted(kept + df.file[:2].tolist())   # nothing is deleted
     assert [open_image(tmp_path/o).size for o in df.file[:2]] == [(160, 120), (320, 240)]
-    assert (tmp_path/'manifest.jsonl').read_text().count('\n') == 7   # one line an address
+    assert (tmp_path/'manifest.jsonl').read_text().count('\n') == 7   # one line per URL
 
 def test_same_image_under_two_labels_is_a_conflict(tmp_path, capsys):
     a,b,c = image(1),image(2),image(3)
@@ -122,14 +122,14 @@ def test_same_image_under_two_labels_is_a_conflict(tmp_path, capsys):
         assert statuses(df, 'cat') == ['conflict', 'ok'] and statuses(df, 'dog') == ['conflict', 'ok', 'conflict']
         assert all(o.startswith('.removed/') and (tmp_path/o).exists() for o in df[df.status == 'conflict'].file)
         assert len(list(tmp_path.glob('cat/*'))) == len(list(tmp_path.glob('dog/*'))) == 1
-        # somebody decides that it is a cat: it stays one, and nothing is fetched again
+        # the user decides that it is a cat: it stays one, and nothing is fetched again
         conflict = Path(df.file[0])
         os.rename(tmp_path/conflict, tmp_path/conflict.relative_to('.removed'))
         n = len(asked)
         scrape(['cat', 'dog'], str(tmp_path), n=200, engine='test')
         assert len(asked) == n and (tmp_path/conflict.relative_to('.removed')).exists()
 
-def test_what_a_person_has_moved_stays_where_it_is(tmp_path):
+def test_images_moved_by_the_user_stay_where_they_are(tmp_path):
     a,b = image(1),image(2)
     with serve_images({'cat': [jpeg_bytes(a)], 'dog': [jpeg_bytes(b), jpeg_bytes(a)]}) as _:
         df = scrape('cat', str(tmp_path), engine='test')
@@ -139,7 +139,7 @@ def test_what_a_person_has_moved_stays_where_it_is(tmp_path):
         assert statuses(df, 'dog') == ['ok', 'duplicate'] and moved.exists()
 
 def test_copies_of_photographs_are_found(photos, tmp_path):
-    "At least 95% of planted copies are found, and hardly an original is dropped (all 500 + 200: bench/scrape.py)"
+    "At least 95% of planted copies are found, and hardly any original is dropped (all 500 + 200: bench/scrape.py)"
     originals = [open_image(o, 512) for o in sorted((photos/'photos'/'web'/'cat').iterdir())[:100]]
     planted = [jpeg_bytes(o) for i,img in enumerate(originals[:40]) for o in [list(copies(img).values())[i%5]]]
     with serve_images({'cat': [jpeg_bytes(o) for o in originals] + planted}) as _:
@@ -150,7 +150,7 @@ def test_copies_of_photographs_are_found(photos, tmp_path):
     assert df.seen[100:].sum() + len(larger) >= 38
     assert df.seen[:100].sum() - len(larger) <= 1
 
-# --- The same label, and words that can be none
+# --- Spellings of a label, and invalid labels
 
 SPELLINGS = [('cat', 'Cat'), ('cat', 'CAT'), ('Cat', 'cat'), ('\u00e9t\u00e9', 'e\u0301te\u0301'),
              ('cafe\u0301', 'CAF\u00c9'),
@@ -170,7 +170,7 @@ def test_another_spelling_of_a_label_is_the_same_label(tmp_path, capsys, first, 
         assert df.status.tolist() == ['ok']*6 and set(df.label) == {before[0].split('/')[0]}
 
 @pytest.mark.parametrize('second', ['dog', 'cats', 'c', 'cat+', 'ca t'])
-def test_what_is_another_word_is_another_label(tmp_path, second):
+def test_different_words_are_different_labels(tmp_path, second):
     (tmp_path/'cat').mkdir()
     assert parse_labels([second], tmp_path) == [second]
 
@@ -178,20 +178,20 @@ RESERVED = ['CON', 'nul.txt', 'COM1', '.removed', '..', 'manifest.jsonl', 'Credi
             'a:b', 'a.', '\u200b', 'caf\udce9', 'LPT\u00b9', 'conin$', 'CONOUT$.txt']
 
 @pytest.mark.parametrize('label', RESERVED)
-def test_a_word_that_can_be_no_folder_gets_a_sentence_before_anything_is_done(tmp_path, monkeypatch, label):
+def test_invalid_folder_name_is_refused_first(tmp_path, monkeypatch, label):
     asked = []
     monkeypatch.setitem(ENGINES, 'spy', lambda term, n: asked.append(term) or [])
     with pytest.raises(CatdogError, match='cannot be the name of a folder|is empty'):
         scrape(['dog', label], tmp_path/'data', engine='spy')
     assert not asked and not (tmp_path/'data').exists()
 
-def test_a_word_in_another_encoding_gets_a_sentence_in_a_terminal(tmp_path):
+def test_word_in_another_encoding_is_refused(tmp_path):
     command = [Path(sys.executable).with_name('catdog-scrape'), 'dog', 'caf\udce9', '--engine', 'sample']
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, env={**os.environ, 'PYTHONUTF8': '1'})
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and b'Traceback' not in done.stderr
     assert os.listdir(tmp_path) == []
 
-def test_a_file_in_the_way_gets_a_sentence(tmp_path, monkeypatch):
+def test_file_in_place_of_a_folder_is_reported(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setitem(ENGINES, 'spy', lambda term, n: asked.append(term) or [])
     (tmp_path/'cat').write_text('mine')
@@ -203,7 +203,7 @@ def test_a_file_in_the_way_gets_a_sentence(tmp_path, monkeypatch):
 # --- One at a time
 
 def search_server(gate, n=24):
-    "A service that speaks Bing's protocol, and its images: cat is 0 to 23, dog 100 to 123; 8 to 23 wait for `gate`"
+    "A service with Bing's protocol, and its images: cat is 0 to 23, dog 100 to 123; 8 to 23 wait for `gate`"
     def answer(path, params, headers):
         if path == '/search':
             base = {'cat': 0, 'dog': 100}[params['q']]
@@ -234,7 +234,7 @@ def count(path, label):
     return len(list((path/label).glob('*.jpg'))), sum(o['label'] == label and o['status'] == 'ok' for o in rows(path))
 
 def first_and_second(tmp_path, url):
-    "A run for cat that has begun, and one for dog that waits for it and has said so"
+    "Start a run for cat, and one for dog that waits for it and has reported that"
     first = start('cat', tmp_path, url)
     wait_for(lambda: lines(tmp_path/'x') > 2)
     second = start('dog', tmp_path, url)
@@ -252,7 +252,7 @@ def test_two_runs_in_one_folder_lose_nothing(tmp_path):
     assert count(tmp_path/'x', 'cat') == count(tmp_path/'x', 'dog') == (24, 24)
     assert sorted(os.listdir(tmp_path/'x')) == ['.lock', 'cat', 'dog', 'manifest.jsonl']
 
-def test_the_second_goes_on_when_the_first_is_killed(tmp_path):
+def test_second_run_continues_when_the_first_is_killed(tmp_path):
     gate = threading.Event()
     with search_server(gate) as (url, asked):
         first,second = first_and_second(tmp_path, url)
@@ -265,17 +265,17 @@ def test_the_second_goes_on_when_the_first_is_killed(tmp_path):
         first.communicate()
     assert count(tmp_path/'x', 'cat') == (24, 24)
 
-def test_who_waits_can_be_stopped(tmp_path):
+def test_waiting_run_can_be_stopped(tmp_path):
     gate = threading.Event()
     with search_server(gate) as (url, asked):
         first,second = first_and_second(tmp_path, url)
         second.send_signal(signal.SIGINT)
-        assert 'The same command goes on from here' in second.communicate(timeout=30)[0] and second.returncode == 130
+        assert 'Run the same command again' in second.communicate(timeout=30)[0] and second.returncode == 130
         gate.set()
         assert first.communicate(timeout=120) and first.returncode == 0
     assert count(tmp_path/'x', 'cat') == (24, 24) and not (tmp_path/'x'/'dog').exists()
 
-def test_ctrl_c_while_a_service_makes_us_wait_loses_nothing(tmp_path):
+def test_ctrl_c_while_waiting_for_a_service_loses_nothing(tmp_path):
     with serve(lambda path, params, headers: answer(path, params, headers)) as (url, asked):
         def answer(path, params, headers):
             if path != '/search': return 200, {}, jpeg_bytes(image(int(path[1:])))
@@ -287,13 +287,13 @@ def test_ctrl_c_while_a_service_makes_us_wait_loses_nothing(tmp_path):
         began = time.monotonic()
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=30)[0]
-        assert run.returncode == 130 and 'goes on from here' in said and time.monotonic() - began < 10
+        assert run.returncode == 130 and 'the same command again' in said and time.monotonic() - began < 10
         run = start('cat', tmp_path, url, 6)
         assert run.communicate(timeout=60) and run.returncode == 0
     assert count(tmp_path/'x', 'cat') == (6, 6)
 
-def test_what_another_program_is_writing_is_left_alone(tmp_path):
-    "A beginning that nobody writes any more goes; one that somebody writes stays, though it takes long"
+def test_temporary_files_of_running_programs_are_kept(tmp_path):
+    "Abandoned temporary files are removed; one that is still being written is kept"
     (tmp_path/'cat').mkdir()
     old = tmp_path/'cat'/'.1.jpg.0123abcd.part'
     old.write_bytes(b'1')
@@ -313,7 +313,7 @@ def test_what_another_program_is_writing_is_left_alone(tmp_path):
 
 @pytest.fixture
 def six(tmp_path):
-    "A data set of six cats, and what is asked of their host"
+    "A data set of six cats, and the requests to their host"
     with serve_images({'cat': [jpeg_bytes(image(i)) for i in range(6)]}) as (_, asked):
         scrape('cat', tmp_path, n=6, engine='test')
         yield tmp_path,asked
@@ -321,7 +321,7 @@ def six(tmp_path):
 def credits(path): return write_credits(path).read_text().splitlines()
 
 @pytest.mark.parametrize('retry', [False, True])
-def test_a_label_whose_folder_was_deleted_is_fetched_again(six, capsys, retry):
+def test_label_with_deleted_folder_is_fetched_again(six, capsys, retry):
     path,asked = six
     before = files(path)
     shutil.rmtree(path/'cat')
@@ -330,7 +330,7 @@ def test_a_label_whose_folder_was_deleted_is_fetched_again(six, capsys, retry):
     assert files(path) == before and df.status.tolist() == ['ok']*6 and len(asked) == 12 and len(credits(path)) == 6
     assert '6 images of cat are no longer in' in capsys.readouterr().out
 
-def test_a_image_that_was_deleted_is_reported_and_comes_back_when_asked_for(six, capsys):
+def test_deleted_image_is_reported_and_fetched_on_request(six, capsys):
     path,asked = six
     before = files(path)
     (path/before[0]).unlink()
@@ -341,8 +341,8 @@ def test_a_image_that_was_deleted_is_reported_and_comes_back_when_asked_for(six,
     df = scrape('cat', path, n=6, engine='test', retry=True)
     assert files(path) == before and df.status.tolist() == ['ok']*6 and len(asked) == 7 and len(credits(path)) == 6
 
-def test_copies_of_a_deleted_image_do_not_stand_in_its_way(tmp_path):
-    "The small one lies in .removed, for a larger one that somebody deleted; that one comes back"
+def test_copies_of_a_deleted_image_do_not_prevent_its_download(tmp_path):
+    "The small one lies in .removed, for a larger one that the user deleted; that one is fetched again"
     a = image(1)
     data = {'cat': [jpeg_bytes(a.resize((160, 120))), jpeg_bytes(a), jpeg_bytes(a.resize((480, 360))), jpeg_bytes(a)]}
     with serve_images(data) as (_, asked):
@@ -352,7 +352,7 @@ def test_copies_of_a_deleted_image_do_not_stand_in_its_way(tmp_path):
         after = scrape('cat', tmp_path, n=4, engine='test').status.tolist()
     assert before == after == ['near-duplicate', 'near-duplicate', 'ok', 'near-duplicate'] and files(tmp_path) == kept
 
-def test_a_image_that_was_moved_is_counted_where_it_is(six):
+def test_moved_image_is_counted_in_its_new_place(six):
     path,asked = six
     one,two,three,*_ = files(path)
     (path/'dog').mkdir()
@@ -365,7 +365,7 @@ def test_a_image_that_was_moved_is_counted_where_it_is(six):
     assert len(said) == 5 and not any(Path(two).name in o for o in said)
     assert any(o.startswith(f'dog/{Path(one).name}: ') for o in said)
 
-def test_a_conflict_whose_image_was_deleted_or_settled_is_none(tmp_path, capsys):
+def test_deleted_and_settled_conflicts_are_not_reported(tmp_path, capsys):
     a = jpeg_bytes(image(1))
     data = {'cat': [a, jpeg_bytes(image(2))], 'dog': [a, jpeg_bytes(image(3))]}
     with serve_images(data) as _:
@@ -378,7 +378,7 @@ def test_a_conflict_whose_image_was_deleted_or_settled_is_none(tmp_path, capsys)
     assert df.status.tolist() == ['ok', 'ok', 'missing', 'ok'] and 'under two labels' not in capsys.readouterr().out
     assert [o.partition(':')[0] for o in credits(tmp_path)] == df.file[df.status == 'ok'].tolist()
 
-def test_a_run_that_was_killed_while_it_fetched_deleted_images_again_goes_on(six):
+def test_killed_run_resumes_fetching_deleted_images(six):
     path,asked = six
     before = files(path)
     shutil.rmtree(path/'cat')
@@ -386,9 +386,9 @@ def test_a_run_that_was_killed_while_it_fetched_deleted_images_again_goes_on(six
     manifest.add(*({**o, 'status': 'missing', 'file': None, 'phash': None} for o in manifest.of('cat')))
     assert scrape('cat', path, n=6, engine='test').status.tolist() == ['ok']*6 and files(path) == before
 
-# --- Every address has a line
+# --- Every URL has a row
 
-def test_hopeless_addresses_have_a_line_and_mended_ones_a_image(tmp_path, monkeypatch):
+def test_invalid_urls_have_a_row_and_repaired_ones_an_image(tmp_path, monkeypatch):
     good = jpeg_bytes(image(1))
     with serve(lambda path, *_: (200, {}, good) if path == '/my%20cat.jpg' else (404, {}, b'')) as (url, asked):
         monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
@@ -399,7 +399,7 @@ def test_hopeless_addresses_have_a_line_and_mended_ones_a_image(tmp_path, monkey
     assert df.url.tolist() == urls
     assert df.status.tolist() == ['ok'] + ['invalid']*5 + ['not-found'] + ['invalid']*3 and all(df.reason[1:])
 
-def test_images_of_an_earlier_search_are_tried_again_when_the_next_search_is_refused(tmp_path, monkeypatch, capsys):
+def test_missing_images_are_retried_when_the_search_is_refused(tmp_path, monkeypatch, capsys):
     data = {'cat': [jpeg_bytes(image(i)) for i in range(2)] + [500]}
     with serve_images(data) as (found, asked):
         assert sorted(scrape('cat', tmp_path, n=3, engine='test').status) == ['busy', 'ok', 'ok']
@@ -410,7 +410,7 @@ def test_images_of_an_earlier_search_are_tried_again_when_the_next_search_is_ref
         assert 'it answered 429. The 1 photos that were found earlier are tried again.' in capsys.readouterr().out
         with pytest.raises(SearchError): scrape('cat', tmp_path, n=9, engine='test')
 
-def test_opt_outs_are_ignored_when_they_are_named(tmp_path, monkeypatch):
+def test_named_opt_outs_are_ignored(tmp_path, monkeypatch):
     headers = {'X-Robots-Tag': 'noindex, max-snippet: 3, noml'}
     with serve(lambda *_: (200, headers, jpeg_bytes(image(1)))) as (url, asked):
         monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')

@@ -1,4 +1,4 @@
-"Commands, as typed into a terminal: what is wrong is one sentence on stderr and exit status 2, never a traceback."
+"Commands in a terminal: an error is one line on stderr and exit status 2, never a traceback."
 import os
 
 import pytest
@@ -42,34 +42,34 @@ WRONG = {
 }
 
 @pytest.mark.parametrize('args,words', WRONG.values(), ids=WRONG)
-def test_bad_input_is_a_sentence_and_exit_status_2(folders, args, words):
+def test_bad_input_is_one_line_and_exit_status_2(folders, args, words):
     before = sorted(folders.rglob('*'))
     done = run(*args, cwd=folders)
     assert done.returncode == 2, done
     assert words in done.stderr and len(done.stderr.splitlines()) == 1 and 'Traceback' not in done.stdout
-    assert set(before) <= set(folders.rglob('*'))   # nothing of the person's is gone
+    assert set(before) <= set(folders.rglob('*'))   # no file is lost
 
 @pytest.mark.parametrize('folder,words', [('empty', 'no images'), ('one', "labelled 'cat'"), ('nowhere', 'no such folder')])
-def test_training_says_what_is_wrong_with_a_folder(folders, folder, words):
+def test_bad_folder_is_refused_for_training(folders, folder, words):
     from catdog.core.errors import CatdogError
     from catdog.train import train
     with pytest.raises(CatdogError, match=words): train(folders/folder)
 
 @pytest.mark.parametrize('command', ['catdog-scrape', 'catdog-build', 'catdog-review', 'catdog-predict', 'catdog-serve',
                                      'catdog-app', 'catdog-site'])
-def test_help_says_what_each_parameter_is(command, tmp_path):
+def test_help_documents_each_parameter(command, tmp_path):
     done = run(command, '--help', cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith(f'usage: {command}')
     options = [o for o in done.stdout.splitlines() if o.startswith('  -') and '--help' not in o]
     assert options and all(len(o.split('  ')[-1]) > 8 for o in options)
 
-def test_predict_tells_an_image_from_a_text_file(folders):
+def test_predict_with_an_image_and_a_text_file(folders):
     done = run('catdog-predict', 'one/cat/0.jpg', 'notes.txt', cwd=folders)
     assert done.returncode == 2
     assert done.stdout.startswith('one/cat/0.jpg: ') and len(done.stdout.splitlines()) == 1
     assert done.stderr == 'notes.txt: a text file, not an image\n'
 
-def test_scrape_says_what_came_and_shows_it(tmp_path):
+def test_scrape_prints_a_table_and_a_contact_sheet(tmp_path):
     from catdog.core.images import open_image
     from catdog.dataset.split import check_folder
     done = run('catdog-scrape', 'cat', 'dog', '--n', '20', '--engine', 'sample', cwd=tmp_path)
@@ -79,7 +79,7 @@ def test_scrape_says_what_came_and_shows_it(tmp_path):
     assert open_image(tmp_path/'data'/'cat-dog_contact_sheet.png').width > 500
     assert sum(check_folder(tmp_path/'data'/'cat-dog').values()) == int(table['ok'][2])
 
-def test_two_projects_do_not_meet_in_one_folder(tmp_path):
+def test_different_words_get_different_folders(tmp_path):
     for words in (['cat', 'dog'], ['grizzly', 'black bear', 'teddy']):
         done = run('catdog-scrape', *words, '--n', '8', '--engine', 'sample', cwd=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"From a folder to batches: which images train and validate, what is left out, and all that a `Learner` takes."
+"From a folder to batches: which images train and validate, what is left out, and the inputs of a `Learner`."
 import hashlib, io, json, random, warnings
 from collections import Counter
 from pathlib import Path
@@ -11,14 +11,14 @@ from catdog.sample.draw import draw
 from catdog.core.errors import ImageError, CatdogError
 
 def fill(folder, **counts):
-    "Draw so many small images of each label into `folder`; labels that can be drawn, or numbers as words"
+    "Draw the given number of small images of each label into `folder`"
     for label,n in counts.items():
         (folder/label).mkdir(parents=True, exist_ok=True)
         for i in range(n): draw(label.partition('_')[0], f'{label}{i}', (80, 60)).save(folder/label/f'{i:03}.png')
     return folder
 
 def contents(folder):
-    "Every file below `folder`, hidden ones too: its content and when it was changed"
+    "Return path -> content hash and modification time, for every file below `folder`"
     return {o.relative_to(folder).as_posix(): (hashlib.sha256(o.read_bytes()).hexdigest(), o.stat().st_mtime_ns)
             for o in sorted(folder.rglob('*')) if o.is_file()}
 
@@ -37,14 +37,14 @@ def drawings(tmp_path_factory):
 def few(tmp_path): return fill(tmp_path/'few', cat=12, dog=12)
 
 def make_learner(dls):
-    "A network that learns in no time"
+    "A tiny network"
     from fastai.vision.all import CrossEntropyLossFlat, Learner, error_rate, nn
     net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, len(dls.vocab)))
     return Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
 
 # batches
 
-def test_batches_have_the_shape_and_the_labels_that_were_asked_for(drawings):
+def test_shape_and_labels_of_batches(drawings):
     from catdog.data import get_dls
     dls = get_dls(drawings, bs=32, num_workers=0)
     x,y = dls.one_batch()
@@ -52,18 +52,18 @@ def test_batches_have_the_shape_and_the_labels_that_were_asked_for(drawings):
     assert list(dls.vocab) == ['cat', 'dog']
     assert get_dls(drawings, size=64, bs=8, num_workers=0).one_batch()[0].shape == (8, 3, 64, 64)
 
-def test_the_same_fifth_is_for_validation_each_time(drawings):
+def test_validation_split_is_reproducible(drawings):
     from catdog.data import get_dls
     dls = get_dls(drawings, bs=32)
     assert dls.valid_ds.items == get_dls(drawings).valid_ds.items != get_dls(drawings, seed=1).valid_ds.items
     assert not set(dls.valid_ds.items) & set(dls.train_ds.items)
     assert (len(dls.train_ds), len(dls.valid_ds)) == (64, 16)
 
-def test_a_small_folder_still_gives_a_batch(drawings):
+def test_small_folder_gives_a_batch(drawings):
     from catdog.data import get_dls
     assert len(list(get_dls(drawings, size=64, bs=10_000, num_workers=0).train)) == 1
 
-def test_batches_depend_on_the_seed_and_on_nothing_drawn_before(drawings):
+def test_batches_depend_only_on_the_seed(drawings):
     import torch
     from catdog.data import get_dls
     def order(seed, before):
@@ -76,7 +76,7 @@ def test_batches_depend_on_the_seed_and_on_nothing_drawn_before(drawings):
 
 # labels
 
-def test_labels_that_were_asked_for_and_no_others(tmp_path):
+def test_only_the_requested_labels_are_used(tmp_path):
     from catdog.data import get_dls
     path = fill(tmp_path/'A', cat=6, dog=6, house=6, tree=2)
     dls = get_dls(path, 64, labels=['cat', 'house'])
@@ -86,7 +86,7 @@ def test_labels_that_were_asked_for_and_no_others(tmp_path):
     with pytest.raises(CatdogError, match="no folder 'bird'; there are 'cat', 'dog', 'house', 'tree'"):
         get_dls(path, 64, labels=['cat', 'bird'])
 
-def test_strange_labels_go_through_to_the_answers(tmp_path):
+def test_odd_labels_reach_the_answers(tmp_path):
     from catdog.data import get_dls
     labels = ['A+', 'A-', 'c', 'c++', 'caf\u00e9', '🐈', '"x|y"', 'חתול']
     for k,label in enumerate(labels):
@@ -99,30 +99,30 @@ def test_strange_labels_go_through_to_the_answers(tmp_path):
     learn = make_learner(dls)
     with learn.no_bar(): assert str(learn.predict(dls.valid_ds.items[0])[0]) in labels
 
-# which validate
+# validation sets
 
-def test_of_few_dogs_among_many_cats_some_are_validated(tmp_path):
+def test_rare_label_is_validated(tmp_path):
     from catdog.data import get_dls
     path = fill(tmp_path, cat=120, dog=6)
     for seed in range(5):
         dls = get_dls(path, 64, seed=seed)
         assert sides(dls) == [dict(cat=96, dog=5), dict(cat=24, dog=1)] and not dls.unvalidated
 
-def test_of_a_hundred_labels_of_five_images_all_are_validated(tmp_path):
+def test_a_hundred_small_labels_are_all_validated(tmp_path):
     from catdog.data import get_dls
     path = fill(tmp_path, **{f'{("cat", "dog", "house", "tree", "fish")[i%5]}_{i}': 5 for i in range(100)})
     dls = get_dls(path, 64)
     assert sides(dls) == [{o: 4 for o in dls.vocab}, {o: 1 for o in dls.vocab}] and len(dls.vocab) == 100
     assert not dls.unvalidated
 
-def test_a_label_of_copies_cannot_be_validated_and_is_named(few):
+def test_label_of_copies_is_reported_as_not_validated(few):
     from catdog.data import get_dls
     for o in (few/'dog').iterdir(): o.unlink()
     for i in range(6): draw('dog', 1, (80 + 8*i, 60 + 6*i)).save(few/'dog'/f'{i}.png')
     dls = get_dls(few, 64)
     assert dls.unvalidated == ['dog'] and sides(dls)[0] == dict(cat=10, dog=6)
 
-def test_copies_are_on_one_side(tmp_path):
+def test_copies_stay_on_one_side(tmp_path):
     from catdog.data import get_dls
     path = fill(tmp_path, cat=20, dog=20)
     for o in sorted(path.rglob('*.png'))[::2]:
@@ -134,7 +134,7 @@ def test_copies_are_on_one_side(tmp_path):
         assert not train & valid and {o for o,_ in valid} == {'cat', 'dog'}
 
 @pytest.mark.parametrize('valid_pct', [0, 1, 20, -0.2, 1.5])
-def test_a_share_that_is_none_is_told_before_anything_is_opened(few, valid_pct, monkeypatch):
+def test_bad_share_is_refused_before_any_image_is_opened(few, valid_pct, monkeypatch):
     from catdog.data import get_dls
     from catdog.dataset import split
     monkeypatch.setattr(split, '_check_images', lambda files: pytest.fail('it was opened'))
@@ -144,7 +144,7 @@ def test_a_share_that_is_none_is_told_before_anything_is_opened(few, valid_pct, 
 
 @pytest.fixture
 def given(tmp_path):
-    "10 images of each label to train with, 5 to validate, 5 to test; and 3 of a label that train has not"
+    "10 images of each label in train, 5 in valid, 5 in test; and 3 of a label that train lacks"
     fill(tmp_path/'given'/'train', cat=10, dog=10)
     fill(tmp_path/'given'/'valid', cat=5, dog=5)
     fill(tmp_path/'given'/'test', cat=5, dog=5, house=3)
@@ -152,7 +152,7 @@ def given(tmp_path):
         for o in (tmp_path/'given'/part).rglob('*.png'): draw(o.parent.name, f'{part}{o.name}', (80, 60)).save(o)
     return tmp_path/'given'
 
-def test_a_given_split_is_respected(given, capsys):
+def test_given_split_is_respected(given, capsys):
     from catdog.data import get_dls
     dls = get_dls(given, 64)
     assert list(dls.vocab) == ['cat', 'dog']
@@ -162,19 +162,19 @@ def test_a_given_split_is_respected(given, capsys):
     assert 'used 40 of 43 images; left out 3 as no label in train (house)' in capsys.readouterr().out
     assert len(dls.content_ids) == 40
 
-def test_without_valid_the_validation_images_come_out_of_train(given):
+def test_without_valid_images_of_train_validate(given):
     from catdog.data import get_dls
     for o in sorted((given/'valid').rglob('*'), reverse=True): o.unlink() if o.is_file() else o.rmdir()
     dls = get_dls(given, 64)
     assert (len(dls.train_ds), len(dls.valid_ds), len(dls.test_files)) == (16, 4, 10)
     assert all(o.is_relative_to(given/'train') for o in dls.train_ds.items + dls.valid_ds.items)
 
-def test_a_label_that_valid_lacks_is_named(given):
+def test_label_missing_in_valid_is_reported(given):
     from catdog.data import get_dls
     for o in (given/'valid'/'dog').iterdir(): o.unlink()
     assert get_dls(given, 64).unvalidated == ['dog']
 
-def test_the_splitter_for_a_data_block_respects_it_too(given):
+def test_splitter_respects_a_given_split(given):
     from catdog.data import ApartSplitter
     from catdog.dataset.folder import ImageFolder
     files = ImageFolder(given).files
@@ -184,7 +184,7 @@ def test_the_splitter_for_a_data_block_respects_it_too(given):
 
 # bad files
 
-def test_one_truncated_file_among_60_is_left_out_and_said(tmp_path, capsys):
+def test_truncated_file_is_left_out_and_reported(tmp_path, capsys):
     from catdog.data import get_dls
     path = tmp_path/'sixty'
     for label in ('cat', 'dog'):
@@ -204,7 +204,7 @@ def test_one_truncated_file_among_60_is_left_out_and_said(tmp_path, capsys):
     with learn.no_bar(): learn.fit(1)
     assert contents(path) == before
 
-def test_what_a_manifest_calls_good_is_opened_too(few):
+def test_images_are_opened_whatever_the_manifest_says(few):
     from catdog.data import get_dls
     rows = [dict(label=o.parent.name, url=str(o), status='ok', file=o.relative_to(few).as_posix(), engine='ddg',
                  phash='0'*36) for o in sorted(few.rglob('*.png'))]
@@ -212,7 +212,7 @@ def test_what_a_manifest_calls_good_is_opened_too(few):
     (few/'dog'/'003.png').write_text('<!doctype html>')
     assert list(get_dls(few, 64).left_out) == [(few/'dog'/'003.png', 'a web page, not an image')]
 
-def test_many_bad_files_stop_it_before_the_first_epoch(few):
+def test_many_bad_files_stop_training_before_the_first_epoch(few):
     from catdog.data import get_dls
     bad = sorted(few.rglob('*.png'))[::6]
     for o in bad[:3]: o.write_bytes(b'')
@@ -220,14 +220,14 @@ def test_many_bad_files_stop_it_before_the_first_epoch(few):
     bad[3].write_bytes(b'')
     with pytest.raises(CatdogError, match='4 of 24 images cannot be opened .*the file is empty'): get_dls(few, 64)
 
-def test_too_few_that_can_be_opened_are_told(few):
+def test_too_few_good_images_are_refused(few):
     from catdog.data import get_dls
     for o in sorted((few/'dog').iterdir())[6:]: o.unlink()
     for o in sorted((few/'dog').iterdir())[:2]: o.write_bytes(b'')
     with pytest.raises(CatdogError, match=r"fewer than 5 good images of 'dog' \(4\)"): get_dls(few, 64)
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_a_file_that_vanishes_or_breaks_does_not_end_a_training(few, workers):
+def test_missing_or_damaged_file_does_not_end_training(few, workers):
     from catdog.data import get_dls
     from catdog.learn.calibration import validation_logits
     dls = get_dls(few, 64, bs=4, num_workers=workers)
@@ -241,18 +241,18 @@ def test_a_file_that_vanishes_or_breaks_does_not_end_a_training(few, workers):
     assert {f for f,_ in dls.left_out} == {gone, broken} and len(dls.left_out) == 2
     if not workers: assert sum('left out from now on' in str(o.message) for o in said) == 2   # others say it themselves
     assert len(validation_logits(learn)[1]) == len(dls.valid_ds) - 1
-    # who asks about certain images hears which of them is none
+    # with given images, a bad one is an error that names it
     with learn.no_bar(), pytest.raises(ImageError, match=broken.name): learn.get_preds()
     with learn.no_bar(), pytest.raises(ImageError, match=f'{gone.name}: there is no such file'): learn.predict(gone)
 
-def test_the_only_batch_is_shorter_rather_than_missing(few):
+def test_only_batch_may_be_short(few):
     from catdog.data import get_dls
     dls = get_dls(few, 64, num_workers=0)
     assert len(dls.train) == 1
     dls.train_ds.items[0].unlink()
     with pytest.warns(UserWarning, match='left out'): assert [len(y) for _,y in dls.train] == [len(dls.train_ds) - 1]
 
-# a learner as fastai's
+# a fastai learner
 
 @pytest.fixture(scope='module')
 def learners(drawings, tmp_path_factory):
@@ -266,7 +266,7 @@ def learners(drawings, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def photo(tmp_path_factory):
-    "A large image whose EXIF says that it lies on its side"
+    "A large image that is stored sideways, by its EXIF orientation"
     file,note = tmp_path_factory.mktemp('photo')/'big.jpg',Image.Exif()
     note[0x0112] = 6
     draw('cat', 1, (1200, 900)).save(file, exif=note)
@@ -283,7 +283,7 @@ def kinds(file):
             'a TensorImage': TensorImage(chw), 'a float tensor': chw.float()/255}
 
 @pytest.mark.parametrize('which', ['trained', 'loaded'])
-def test_a_learner_takes_all_that_fastai_takes_and_answers_the_same(learners, photo, which):
+def test_learner_accepts_every_kind_of_input(learners, photo, which):
     learn = learners[which]
     with learn.no_bar():
         answers = {name: learn.predict(o)[2] for name,o in kinds(photo).items()}
@@ -293,22 +293,22 @@ def test_a_learner_takes_all_that_fastai_takes_and_answers_the_same(learners, ph
         assert (p == answers['a path']).all(), name
         assert (batches[name] == batches['a path']).all() and abs(batches[name] - p).max() < 1e-6, name
 
-def test_a_learner_answers_with_what_it_was_asked(learners, photo):
+def test_learner_returns_its_input(learners, photo):
     with learners['trained'].no_bar():
         img,label,index,p = learners['trained'].predict(photo, with_input=True)
     assert img.shape == (3, 64, 64) and str(label) == ['cat', 'dog'][int(index)] and len(p) == 2
 
-def test_labels_of_files_from_elsewhere(learners, tmp_path):
+def test_labels_of_files_outside_the_folder(learners, tmp_path):
     fill(tmp_path/'other', dog=2)
     for kind in (str, Path):
         files = [kind(o) for o in sorted((tmp_path/'other').rglob('*.png'))]
         assert learners['loaded'].dls.test_dl(files, with_labels=True, num_workers=0).one_batch()[1].tolist() == [1, 1]
 
-def test_a_saved_learner_names_no_file_of_a_persons(learners, drawings, tmp_path):
+def test_saved_learner_contains_no_file_names(learners, drawings, tmp_path):
     learners['trained'].export(tmp_path/'export.pkl')
     assert b'007.png' not in (tmp_path/'export.pkl').read_bytes()
 
-def test_a_bad_image_is_named(learners):
+def test_bad_image_is_named(learners):
     with learners['loaded'].no_bar():
         for o in ('nowhere.jpg', Path('nowhere.jpg')):
             with pytest.raises(ImageError, match='nowhere.jpg: there is no such file'): learners['loaded'].predict(o)

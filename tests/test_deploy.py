@@ -1,4 +1,4 @@
-"What people deploy: an environment from requirements-serve.txt alone, Procfile, Dockerfile, a Space, Binder"
+"Deployment: an environment from requirements-serve.txt alone, Procfile, Dockerfile, a Space, Binder"
 import importlib.metadata, importlib.util, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time, zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +25,7 @@ def copied(names, folder):
 
 @pytest.fixture(scope='session')
 def fresh(tmp_path_factory):
-    "An environment with what requirements-serve.txt asks for and nothing else: its bin folder, and the project there"
+    "An environment with only the requirements of requirements-serve.txt: its bin folder, and the project there"
     folder = tmp_path_factory.mktemp('fresh')
     project = copied(tracked(), folder/'project')
     subprocess.run([sys.executable, '-m', 'venv', folder/'venv'], check=True)
@@ -40,14 +40,14 @@ def cat():
     return Path(importlib.util.find_spec('fastbook').origin).parent/'images'/'cat.jpg'
 
 def environment(fresh=None, **kw):
-    "As in a new shell where the fresh environment, or this one, is activated"
+    "Environment variables of a new shell where the fresh environment, or this one, is activated"
     unset = ('PYTHON', 'VIRTUAL_ENV', 'CATDOG', 'JUPYTER') if fresh else ('CATDOG', 'JUPYTER')
     mine = {k: v for k,v in os.environ.items() if not k.startswith(unset)}
     return {**mine, 'PATH': f'{fresh.bin if fresh else Path(sys.executable).parent}{os.pathsep}{mine["PATH"]}', **kw}
 
 @contextmanager
 def starter(fresh=None):
-    "Starts command lines by `sh`; whatever happens, they end with the block"
+    "Yield a function that starts command lines with `sh`; they end with the block"
     started = []
     def _start(line, folder, **kw):
         started.append(subprocess.Popen(['sh', '-c', f'exec {line}'], cwd=folder, env=environment(fresh, **kw),
@@ -78,13 +78,13 @@ def until_open(process, port):
     raise AssertionError('the server has ended')
 
 def asked(url, cat):
-    "What the API at `url` says about the image `cat`"
+    "Return the API's answer at `url` about the image `cat`"
     res = requests.post(f'{url}predict', files={'file': ('cat.jpg', cat.read_bytes())}, timeout=60)
     assert res.status_code == 200, res.text
     return res.json()
 
 def used(page, cat):
-    "Use the app on `page`: upload `cat`, press Predict!; what it says"
+    "Upload `cat` to the app on `page` and press Predict!; return the answer"
     page.get_by_role('button', name='Predict!').wait_for(timeout=60_000)
     with page.expect_file_chooser() as chooser: page.get_by_role('button', name='Choose images').click()
     chooser.value.set_files(cat)
@@ -136,7 +136,7 @@ def test_app_in_the_fresh_environment(fresh, start_fresh, procfile, cat, page):
     assert used(page, cat) == str(expected(cat))
 
 @pytest.mark.nightly
-def test_app_says_when_it_is_gone_with_these_widgets_too(fresh, start_fresh, tmp_path, page):
+def test_lost_connection_is_reported_with_these_widgets(fresh, start_fresh, tmp_path, page):
     port = free_port()
     process = start_fresh(f'catdog-app --port {port}', tmp_path)
     page.goto(until_open(process, port))
@@ -144,7 +144,7 @@ def test_app_says_when_it_is_gone_with_these_widgets_too(fresh, start_fresh, tmp
     id = json.loads(page.locator('#jupyter-config-data').text_content())['kernelId']
     children = psutil.Process(process.pid).children(recursive=True)
     next(o for o in children if id in ' '.join(o.cmdline())).send_signal(signal.SIGKILL)
-    page.get_by_role('alert').filter(has_text='The connection to the app is gone.').wait_for()
+    page.get_by_role('alert').filter(has_text='The connection to the app is lost.').wait_for()
 
 # The app behind nginx
 
@@ -159,8 +159,8 @@ def app_port(tmp_path_factory):
         until_open(start(f'catdog-app --port {(port := free_port())}', tmp_path_factory.mktemp('app')), port)
         yield port
 
-def test_app_in_a_folder_of_a_proxy(app_port, page, cat, tmp_path):
-    "nginx lets 1 MB through, which is about uploads by HTTP; the app's come by a WebSocket"
+def test_app_below_a_path_of_a_proxy(app_port, page, cat, tmp_path):
+    "nginx allows 1 MB per HTTP request; the app's uploads use a WebSocket"
     (tmp_path/'nginx').mkdir()
     (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(12*2**20))
     more = f'client_max_body_size 1m; {WEBSOCKETS}{HOST}'
@@ -178,14 +178,14 @@ def test_app_in_a_folder_of_a_proxy(app_port, page, cat, tmp_path):
             assert requests.head(f'{host}/catdog{path}', timeout=20).status_code == status
 
 @pytest.mark.parametrize('passed_on', [HOST, WEBSOCKETS])   # so WebSockets are refused; so is a changed Host
-def test_app_says_when_a_proxy_refuses_its_connection(passed_on, app_port, page, tmp_path):
+def test_app_reports_refused_websockets(passed_on, app_port, page, tmp_path):
     with proxied(tmp_path, app_port, path='/', more=passed_on) as host:
         page.goto(host)
         alert = page.get_by_role('alert').filter(has_text='its live connection to the app (a WebSocket) is refused')
         alert.wait_for(timeout=60_000)
         assert 'let the proxy before the app pass WebSockets on, and keep the Host header' in alert.inner_text()
 
-def test_a_connection_that_comes_back_is_used_again(app_port, page, cat, tmp_path, monkeypatch):
+def test_restored_connection_is_used_again(app_port, page, cat, tmp_path, monkeypatch):
     port = network_helpers.free_port()
     monkeypatch.setattr(network_helpers, 'free_port', lambda: port)   # the same each time
     all_of_it = WEBSOCKETS + HOST
@@ -200,7 +200,7 @@ def test_a_connection_that_comes_back_is_used_again(app_port, page, cat, tmp_pat
         page.goto(host)
         assert used(page, cat).startswith('cat, ')
         page.wait_for_timeout(5000)
-    shown('The connection to the app is gone.')
+    shown('The connection to the app is lost.')
     assert page.locator('.catdog').evaluate('o => o.inert')
     with proxied(tmp_path, app_port, path='/', more=all_of_it): usable()
     with proxied(tmp_path, app_port, path='/', more=HOST):   # HTTP answers, no WebSocket comes through
@@ -227,12 +227,12 @@ def api_port():
     process.wait(30)
 
 def proxied(folder, port, path='/catdog/', stripped=True, told=False, more=''):
-    "nginx that shows the server at `port` in folder `path`, which it takes off if `stripped`, and tells it if `told`"
+    "nginx before the server at `port`, below `path`, which it strips if `stripped`, and sends as a header if `told`"
     header = f'proxy_set_header X-Forwarded-Prefix {path.rstrip("/")};'*told
     return nginx(folder, f'location {path} {{ proxy_pass http://127.0.0.1:{port}{"/"*stripped}; {header} {more} }}')
 
 @pytest.mark.parametrize('path,told,stripped', [('/catdog/', False, True), ('/our/apps/', True, False)])
-def test_page_and_api_in_a_folder_of_a_proxy(stripped, told, path, api_port, page, cat, tmp_path):
+def test_page_and_api_below_a_path_of_a_proxy(stripped, told, path, api_port, page, cat, tmp_path):
     with proxied(tmp_path, api_port, path, stripped, told) as host:
         url,asked_for = host + path,[]
         page.on('response', lambda o: asked_for.append((o.status, o.url)))
@@ -255,7 +255,7 @@ def test_page_and_api_in_a_folder_of_a_proxy(stripped, told, path, api_port, pag
         assert urljoin(urljoin(spec.url, spec.json()['servers'][0]['url']), 'predict') == f'{url}predict'
         assert requests.get(f'{url}nowhere', timeout=20).status_code == 404
 
-def test_page_in_a_folder_without_script_and_where_there_is_no_page(api_port, browser, cat, tmp_path):
+def test_page_below_a_path_without_script_and_missing_pages(api_port, browser, cat, tmp_path):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     with proxied(tmp_path, api_port, stripped=False) as host:
@@ -267,7 +267,7 @@ def test_page_in_a_folder_without_script_and_where_there_is_no_page(api_port, br
             assert page.locator('#predict').evaluate('o => getComputedStyle(o).borderRadius') == '12px'
     context.close()
 
-def test_metrics_cannot_be_reached_past_a_proxy_that_closes_them(api_port, tmp_path):
+def test_metrics_blocked_by_a_proxy_cannot_be_reached(api_port, tmp_path):
     closed = f'location = /metrics {{ return 403; }} location / {{ proxy_pass http://127.0.0.1:{api_port}; }}'
     with nginx(tmp_path, closed) as host:
         for path,status in [('/metrics', 403), ('/any/metrics', 404), ('//metrics', 403), ('/healthz', 200)]:
@@ -275,8 +275,8 @@ def test_metrics_cannot_be_reached_past_a_proxy_that_closes_them(api_port, tmp_p
             assert res.status_code == status and 'catdog_requests' not in res.text, path
 
 @pytest.mark.parametrize('megabytes', [2, 12])
-def test_a_image_that_is_too_large_for_the_proxy(megabytes, api_port, page, cat, tmp_path):
-    "nginx lets 1 MB through unless it is told otherwise, and answers itself"
+def test_image_too_large_for_the_proxy(megabytes, api_port, page, cat, tmp_path):
+    "By default nginx allows 1 MB, and answers itself"
     (tmp_path/'large.jpg').write_bytes(cat.read_bytes() + bytes(megabytes*2**20))
     (tmp_path/'nginx').mkdir()
     with proxied(tmp_path/'nginx', api_port) as host:
@@ -288,7 +288,7 @@ def test_a_image_that_is_too_large_for_the_proxy(megabytes, api_port, page, cat,
         page.get_by_role('button', name='Predict!').click()
         assert page.get_by_role('heading', level=2).inner_text().startswith('cat, ')
 
-def test_what_a_proxy_says_when_the_server_is_gone(page, cat, tmp_path):
+def test_proxy_error_when_the_server_is_down(page, cat, tmp_path):
     process = served(port := free_port())
     with proxied(tmp_path, port) as host:
         page.goto(f'{host}/catdog/')
@@ -298,7 +298,7 @@ def test_what_a_proxy_says_when_the_server_is_gone(page, cat, tmp_path):
         page.get_by_role('button', name='Predict!').click()
         page.get_by_role('status').filter(has_text='The server did not answer (502 Bad Gateway)').wait_for()
 
-def test_curl_as_the_readme_and_the_chapter_write_it(api_port, cat, tmp_path):
+def test_curl_commands_of_the_readme_and_the_chapter(api_port, cat, tmp_path):
     cells = json.loads((ROOT/'nbs'/'06_serve.ipynb').read_text())['cells']
     chapter = '\n'.join(''.join(o['source']) for o in cells if o['cell_type'] == 'markdown')
     readme = (ROOT/'README.md').read_text()
@@ -312,15 +312,15 @@ def test_curl_as_the_readme_and_the_chapter_write_it(api_port, cat, tmp_path):
         answer = json.loads(out.stdout)
         assert answer['status'] == 'ok' if 'healthz' in line else answer['label'] == 'cat'
 
-# The Dockerfile, as far as that goes without Docker
+# The Dockerfile, without Docker
 
 def instructions():
-    "(instruction, rest) of the Dockerfile"
+    "Return the (instruction, rest) pairs of the Dockerfile"
     text = re.sub(r'^#.*\n', '', (ROOT/'Dockerfile').read_text(), flags=re.M).replace('\\\n', ' ')
     return [o.split(maxsplit=1) for o in text.splitlines() if o.strip()]
 
 def stages():
-    "Name -> a dict of what holds in that stage of the Dockerfile: env, user, cmd, health, expose, copied"
+    "Return stage -> its settings in the Dockerfile: env, user, cmd, health, expose, copied"
     res = {}
     for word,rest in instructions():
         if word == 'FROM':
@@ -337,7 +337,7 @@ def stages():
     return res
 
 def ignored(name):
-    "Does .dockerignore keep the file `name` from Docker? The last line that fits it or a folder above it decides"
+    "Whether .dockerignore excludes the file `name`: the last line that matches it or a folder above it decides"
     res = False
     for line in (ROOT/'.dockerignore').read_text().split():
         pattern = re.escape(line.lstrip('!')).replace(r'\*\*/', '(.*/)?').replace(r'\*', '[^/]*')
@@ -346,7 +346,7 @@ def ignored(name):
 
 @pytest.fixture(scope='session')
 def image(tmp_path_factory):
-    "The folder /app of the image: what the Dockerfile copies of what Docker gets to see"
+    "The folder /app of the container image: the files that the Dockerfile copies, without ignored ones"
     folder = tmp_path_factory.mktemp('image')
     seen = [o for o in tracked() if not ignored(o)]
     for source,target in stages()['base']['copied']:
@@ -362,7 +362,7 @@ def test_dockerignore():
                  'catdog/__pycache__/a.pyc', 'catdog/core/__pycache__/a.pyc', '.venv/x'): assert ignored(name)
 
 @pytest.mark.nightly
-def test_the_image_has_what_pip_needs(fresh, image, tmp_path):
+def test_container_has_what_pip_needs(fresh, image, tmp_path):
     line = next(rest for word,rest in instructions() if word == 'RUN' and 'pip' in rest)
     assert line == 'python -m pip install --no-cache-dir -r requirements-serve.txt'
     line = line.replace('install', f'wheel -q --no-deps -w {tmp_path}')
@@ -373,7 +373,7 @@ def test_the_image_has_what_pip_needs(fresh, image, tmp_path):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize('stage', ['app', 'api'])
-def test_the_image_runs(stage, fresh, image, start_fresh, cat, page):
+def test_container_runs(stage, fresh, image, start_fresh, cat, page):
     it = stages()[stage]
     assert it['user'] not in ('root', '0') and it['expose'] == it['env']['PORT']
     port = free_port()
@@ -393,8 +393,8 @@ def test_the_image_runs(stage, fresh, image, start_fresh, cat, page):
     assert not healthy()
 
 @pytest.mark.parametrize('stage', ['app', 'api'])
-def test_the_health_check_asks_for_what_visitors_get(stage, request):
-    "Without Docker; that a kernel that cannot start makes it fail, too"
+def test_health_check_requests_the_page(stage, request):
+    "Without Docker; a kernel that cannot start makes it fail, too"
     def healthy(port, **kw):
         return subprocess.run(stages()[stage]['health'], env=environment(PORT=port, **kw), capture_output=True).returncode == 0
     assert not healthy(free_port())
@@ -405,14 +405,14 @@ def test_the_health_check_asks_for_what_visitors_get(stage, request):
 
 def front_matter(text): return yaml.safe_load(re.match(r'---\n(.*?)\n---\n', text, re.S)[1])
 
-def test_the_space_is_described_as_spaces_want_it(tmp_path):
+def test_space_metadata(tmp_path):
     text = (ROOT/'space'/'README.md').read_text()
     told,last = front_matter(text),list(stages().values())[-1]
     colours = {'red', 'yellow', 'green', 'blue', 'indigo', 'purple', 'pink', 'gray'}
     assert told['sdk'] == 'docker' and told['title'] and len(told['emoji']) == 1 and told['license'] == 'apache-2.0'
     assert {told['colorFrom'], told['colorTo']} <= colours and len(told['short_description']) <= 60
     assert str(told['app_port']) == last['env']['PORT'] == last['expose']
-    # what is to be typed makes a folder that a Space can build
+    # the commands in the README make a folder that a Space can build
     *lines,upload = re.findall(r'^    (.+)$', text, re.M)
     assert upload.startswith('hf upload ') and ' ../my-space .' in upload
     clone = tmp_path/'clone'
@@ -424,7 +424,7 @@ def test_the_space_is_described_as_spaces_want_it(tmp_path):
     assert all((space/source).exists() for source,_ in last['copied']) and (space/'Dockerfile').exists()
 
 @pytest.mark.parametrize('where', [{'SPACE_ID': 'somebody/catdog'}, {}])
-def test_a_space_may_stand_in_the_frame_of_its_page(where, image, start, cat, page):
+def test_space_can_be_framed_by_its_page(where, image, start, cat, page):
     port = free_port()
     process = start(f'catdog-app --port {port}', image, **where)
     url = until_open(process, port)
@@ -439,7 +439,7 @@ def test_a_space_may_stand_in_the_frame_of_its_page(where, image, start, cat, pa
 
 @pytest.fixture
 def binder_url(tmp_path):
-    "The address in .binder/README.md on a Jupyter server that was started as Binder does it"
+    "The URL in .binder/README.md on a Jupyter server started as Binder does it"
     env = {k: v for k,v in os.environ.items() if not k.startswith('CATDOG')}
     env = {**env, 'NB_PYTHON_PREFIX': str(tmp_path), 'JUPYTER_CONFIG_PATH': str(tmp_path/'etc'/'jupyter')}
     subprocess.run([ROOT/'.binder'/'postBuild'], cwd=ROOT, env=env, check=True)
@@ -459,12 +459,12 @@ def test_binder_serves_the_app(binder_url, page, tmp_path, cat):
     large.write_bytes(cat.read_bytes() + bytes(12*2**20))   # more than Jupyter lets through when it is told nothing
     assert used(page, large).startswith('cat, ')
     assert page.locator('.jp-Cell').count() == 1 and 'import' not in page.locator('body').inner_text()
-    # the page knows where its kernel is: below the address of that user
+    # the page finds its kernel below the path of that user
     page.wait_for_timeout(6000)
     assert page.get_by_role('alert').all_inner_texts() in ([], [''])
 
 @pytest.mark.nightly
-def test_binder_installs_the_same(fresh, tmp_path):
+def test_binder_installs_the_serving_requirements(fresh, tmp_path):
     "repo2docker runs pip in the project's folder, with the requirements of the folder .binder"
     line = [fresh.bin/'python', '-m', 'pip', 'install', '-q', '--dry-run', '--force-reinstall', '--no-deps',
             '--report', tmp_path/'report.json', '-r', '.binder/requirements.txt']

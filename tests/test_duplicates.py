@@ -1,4 +1,4 @@
-"core.duplicates with many images: what it finds, and what that costs."
+"core.duplicates with many images: results and speed."
 import json, time
 
 import numpy as np
@@ -16,7 +16,7 @@ def hashes(n, seed=0):
     return [o.tobytes().hex() for o in np.random.default_rng(seed).integers(0, 256, (n, 18), 'uint8')]
 
 def differing(phash, k, seed=0):
-    "`phash` with `k` of its bits turned"
+    "Return `phash` with `k` of its bits flipped"
     bits = phash_bits(phash)
     bits[np.random.default_rng(seed).permutation(144)[:k]] ^= True
     return np.packbits(bits).tobytes().hex()
@@ -28,7 +28,7 @@ def large():
     for o in hashes(100_000): index.add(o, o, GREY)
     return index
 
-def test_an_index_finds_what_comparing_one_by_one_finds():
+def test_index_agrees_with_brute_force():
     known,index = hashes(3000),DuplicateIndex({}.get)
     bits = np.array([phash_bits(o) for o in known])
     for i,o in enumerate(known):
@@ -41,7 +41,7 @@ def test_an_index_finds_what_comparing_one_by_one_finds():
                 want = int(far.argmin()) if far.min() <= CLOSE else None
                 assert index.find(new, GREY) == want, (i, k, which)
 
-def test_the_nearest_of_the_same_colours_is_found_and_of_two_the_first():
+def test_nearest_copy_is_found():
     one, = hashes(1)
     index = DuplicateIndex({'unknown': None}.get)
     for key,k,colours in (('far', 30, GREY), ('other colours', 2, -GREY), ('near', 20, GREY), ('also near', 20, GREY)):
@@ -52,7 +52,7 @@ def test_the_nearest_of_the_same_colours_is_found_and_of_two_the_first():
     assert index.find(one, -GREY) == 'other colours' and index.find(one, GREY) == 'unknown'
     assert ALIKE < (GREY*GREY).sum() < 1.01
 
-def test_all_pairs_are_those_of_comparing_one_by_one():
+def test_pairs_agree_with_brute_force():
     known = hashes(700, 1)
     known += [differing(known[i], k, i) for i,k in ((3, 0), (3, CLOSE), (5, CLOSE), (9, CLOSE + 1), (699, 12))]
     bits = np.array([phash_bits(o) for o in known])
@@ -71,7 +71,7 @@ def test_drawings_and_their_copies_are_grouped():
     assert groups[6:].tolist() == groups[:3].tolist() and len(set(groups[:6])) == 6
     assert len(opened) == len(set(opened)) and group_copies([], colours_of).shape == (0,)
 
-def test_colours_are_asked_for_once_and_where_hashes_are_close():
+def test_colours_are_computed_once_and_only_for_close_hashes():
     asked,(one,) = [],hashes(1)
     index = DuplicateIndex(lambda key: asked.append(key) or {'known': GREY}.get(key))
     assert index.find(one, GREY) is None
@@ -87,7 +87,7 @@ def least(f, n):
         return (time.perf_counter() - start)/n
     return min(_once() for _ in range(20))
 
-def test_among_100_000_images_one_more_costs_less_than_a_millisecond(large):
+def test_adding_to_100_000_images_takes_less_than_a_millisecond(large):
     new = iter(hashes(10_000, 3))
     def _one_more():
         o = next(new)
@@ -96,7 +96,7 @@ def test_among_100_000_images_one_more_costs_less_than_a_millisecond(large):
     assert least(_one_more, 20) < 1e-3
     assert large.find(differing(hashes(100_000)[99_999], 30), GREY) == hashes(100_000)[99_999]
 
-def test_a_manifest_of_100_000_opens_in_5_seconds(tmp_path):
+def test_collector_opens_100_000_rows_in_5_seconds(tmp_path):
     with (tmp_path/'manifest.jsonl').open('w') as f:
         for i,o in enumerate(hashes(100_000, 5)):
             f.write(json.dumps(dict(label='cat', file=f'cat/{i:016x}.jpg', status='ok', reason='',

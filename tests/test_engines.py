@@ -1,4 +1,4 @@
-"""The engines against servers that speak their protocols, and complain as they do."""
+"""The engines against servers that imitate the services, including their errors."""
 import os, random, socket, time
 from collections import Counter
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from catdog.web.engines import ENGINES
 from catdog.web.search import search_images, search_terms
 from web_helpers import serve
 
-# --- What each service's documentation calls its parameters, and what values it knows. None can be asked from a test.
+# --- The documented parameters and values of each service
 
 DOCUMENTED = {
     # https://learn.microsoft.com/en-us/bing/search-apis/bing-image-search/reference/query-parameters
@@ -44,11 +44,11 @@ IIPROP = frozenset("""timestamp user userid comment parsedcomment canonicaltitle
 THUMBNAILS = {20, 40, 60, 120, 250, 330, 500, 960, 1280, 1920, 3840}
 
 def wrong_names(name, params):
-    "What the documentation of the service `name` does not know of `params`, and what is needed and not there"
+    "Return the `params` that the documentation of the service `name` lacks, and the required ones that are missing"
     return sorted(set(params) - DOCUMENTED[name]) + sorted(set(NEEDED[name].split()) - set(params))
 
 def strict(name):
-    "A decorator: the service answers nothing to a request with parameters that it does not know"
+    "A decorator: refuse requests with undocumented parameters"
     def _strict(answer):
         def _answer(total, path, params, headers):
             wrong = set(params) - DOCUMENTED[name] if (name, path) != ('ddg', '/') else []   # where it gets its vqd
@@ -57,7 +57,7 @@ def strict(name):
         return _answer
     return _strict
 
-# --- Each of these answers as its service documents, and complains as it does.
+# --- Imitations of the services, with their documented answers and errors
 
 def page_of(i): return f'https://images.example/{i}.jpg'
 
@@ -120,7 +120,7 @@ SERVICES = dict(bing=bing, openverse=openverse, commons=commons, ddg=ddg)
 
 @pytest.fixture
 def engine_at(monkeypatch):
-    "A function that sends engine `name` to the server at `url`"
+    "A function that makes engine `name` use the server at `url`"
     monkeypatch.setattr(engines, '_OPENVERSE_PACE', engines._Pace(20, 60, 'openverse'))
     def _at(name, url):
         if name == 'bing':
@@ -132,7 +132,7 @@ def engine_at(monkeypatch):
             monkeypatch.setattr(DuckduckgoImages, 'search_url', f'{url}/i.js')
             def _vqd(self, q): return _extract_vqd(self.http_client.get(f'{url}/', params={'q': q}).content, q)
             monkeypatch.setattr(DuckduckgoImages, '_get_vqd', _vqd)
-        else: monkeypatch.setattr(engines, name.upper(), url)
+        else: monkeypatch.setattr(engines, '_' + name.upper(), url)
         return partial(search_images, engine=name)
     return _at
 
@@ -182,7 +182,7 @@ def test_error_page(name, search):
         with pytest.raises(SearchError, match=said): find('cat', 10)
     assert name == 'ddg' or len(asked) == TRIES
 
-def test_what_the_service_says_is_passed_on(engine_at, monkeypatch):
+def test_error_messages_of_services_are_passed_on(engine_at, monkeypatch):
     with serve(partial(bing, 10)) as (url, asked):
         find = engine_at('bing', url)
         monkeypatch.setenv('AZURE_SEARCH_KEY', '')
@@ -212,7 +212,7 @@ FAILURES = {'429': (429, {'Retry-After': '3600'}, b''), '500': (500, {'Retry-Aft
             'no JSON': (200, {}, b'<html>'), 'not a list': (200, {}, b'[]'), 'hangs up': None}
 
 @pytest.mark.parametrize('failure', FAILURES)
-def test_what_was_found_is_kept_when_a_later_page_is_refused(name, search, failure, capsys):
+def test_earlier_pages_are_kept_when_a_later_one_fails(name, search, failure, capsys):
     def answer(path, params, headers):
         first = int(params.get('s', params.get('offset', params.get('gsroffset', int(params.get('page', 1)) - 1)))) == 0
         if not first and not FAILURES[failure]: raise ConnectionAbortedError
@@ -222,8 +222,8 @@ def test_what_was_found_is_kept_when_a_later_page_is_refused(name, search, failu
     assert len(found) == dict(bing=50, openverse=20, commons=50, ddg=100)[name]
     assert f'The {len(found)} photos that it found before are kept' in capsys.readouterr().out
 
-def test_openverse_is_asked_as_often_as_it_allows(engine_at, monkeypatch, capfd):
-    "20 requests a minute without an account (here: in 1.5 s); 'is throttled' is never heard"
+def test_openverse_rate_limit_is_respected(engine_at, monkeypatch, capfd):
+    "20 requests a minute without an account (here: in 1.5 s); it is never throttled"
     monkeypatch.setattr(engines, '_OPENVERSE_PACE', engines._Pace(20, 1.5, 'openverse'))
     times,refused = [],[]
     def answer(path, params, headers):
@@ -240,7 +240,7 @@ def test_openverse_is_asked_as_often_as_it_allows(engine_at, monkeypatch, capfd)
             assert len(search_terms(label, n, 'openverse')) == n
     assert len(asked) == 26 + 8 + 8 and not refused
 
-def test_openverse_waits_when_others_have_asked_before_us(engine_at, monkeypatch, capfd):
+def test_openverse_retry_after_is_respected(engine_at, monkeypatch, capfd):
     def answer(path, params, headers):   # a run before this one used up the minute
         if len(asked) == 1: return 429, {'Retry-After': '2'}, {'detail': 'Request was throttled.'}
         return openverse(60, path, params, headers)
@@ -250,7 +250,7 @@ def test_openverse_waits_when_others_have_asked_before_us(engine_at, monkeypatch
     assert 'openverse allows 20 requests in 60 s: waiting' in capfd.readouterr().err   # the bar
 
 @pytest.mark.parametrize('name', ['bing', 'openverse', 'commons', 'ddg'])
-def test_a_service_that_repeats_itself_is_not_asked_for_ever(name, search):
+def test_service_that_repeats_itself_is_not_asked_forever(name, search):
     def again(path, params, headers):
         first = {k: '0' if k in ('offset', 'gsroffset', 's') else v for k,v in params.items()}
         status,head,body = SERVICES[name](300, path, first, headers)
@@ -261,14 +261,14 @@ def test_a_service_that_repeats_itself_is_not_asked_for_ever(name, search):
         return status, head, body
     with search(again) as (find, asked): assert 20 <= len(find('cat', 5000)) <= 100 and len(asked) < 12
 
-# --- Addresses as the engine gave them
+# --- URLs and texts
 
 PATHS = ['/my%20cat.jpg', '/a%2Fb.jpg', '/what%3F.jpg', '/no%231.jpg', '/100%25.jpg', '/p?u=https%3A%2F%2Fx%2Fa%3Fb',
          '/k%E4tz.jpg', '/a+b.jpg', '/a b.jpg', ' /outer.jpg ', '/x%C2%A0y.jpg',
           '/&amp;.jpg', '/%7e.jpg', '/ä.jpg', '/plain.jpg']
 
-def test_addresses_are_as_the_engine_gave_them(name, search):
-    "In its order, none of them decoded, mended or left out"
+def test_urls_are_kept_as_the_engine_gave_them(name, search):
+    "In its order, none of them decoded, changed or left out"
     urls = [f'http://h.example{o}' for o in PATHS] + ['//h.example/x.jpg', 'ftp://h/x', 'h.example/x.jpg', 'HTTP://h/x']
     def answer(path, params, headers):
         status,head,body = SERVICES[name](len(urls), path, params, headers)
@@ -281,7 +281,7 @@ def test_addresses_are_as_the_engine_gave_them(name, search):
         return status, head, body
     with search(answer) as (find, _): assert [p.url for p in find('plain', len(urls))] == urls
 
-def test_what_no_browser_shows_is_no_name(engine_at):
+def test_hidden_markup_is_not_part_of_a_name(engine_at):
     artists = {'<div class="fn value">Ann<span style="display: none;">Ann</span></div>': 'Ann',
                '<style data-mw-deduplicate="x">.a{color:red}</style><span class="a">Ann</span>': 'Ann',
                '<a href="//commons.wikimedia.org/wiki/User:Ann" title="User:Ann">Ann</a><br>Berlin': 'Ann Berlin',
@@ -307,7 +307,7 @@ def test_malformed_answer(name, search, body):
         with pytest.raises(SearchError, match=f'^{name}: '): find('cat', 10)
 
 def test_missing_fields(name, search):
-    "An item without an address is left out; whatever else is missing is simply not known"
+    "An item without a URL is left out; other missing fields are empty"
     def answer(path, params, headers):
         status,head,body = SERVICES[name](3, path, params, headers)
         if isinstance(body, bytes): return status, head, body
@@ -323,7 +323,7 @@ def test_missing_fields(name, search):
     assert first.url == page_of(0) and (first.width, first.license) == (None, '')
     assert [p.url for p in rest] == [page_of(2)]
 
-def test_unreachable_engine_is_a_sentence(name, engine_at):
+def test_unreachable_engine_is_reported(name, engine_at):
     with socket.socket() as closed:
         closed.bind(('127.0.0.1', 0))
         find = engine_at(name, f'http://127.0.0.1:{closed.getsockname()[1]}')
@@ -343,20 +343,20 @@ def test_safe_search(name, search):
     assert [{k: v for k,v in o.items() if k in ('safeSearch', 'mature', 'p')} for o in asked] == SAFE[name]
 
 @pytest.mark.parametrize('name,who', [('openverse', 'Openverse'), ('commons', 'Wikimedia')])
-def test_a_contact_is_asked_for_once(name, who, search, monkeypatch, capsys):
+def test_missing_contact_is_reported_once(name, who, search, monkeypatch, capsys):
     monkeypatch.delenv('CATDOG_CONTACT', raising=False)
-    monkeypatch.setattr(engines, '_TOLD', set())
+    monkeypatch.setattr(engines, '_reported', set())
     with search(partial(SERVICES[name], 5)) as (find, asked):
         for _ in range(2): find('cat', 1)
         assert capsys.readouterr().out.count(f'{who} asks for a contact: set CATDOG_CONTACT') == 1
-        monkeypatch.setattr(engines, '_TOLD', set())
+        monkeypatch.setattr(engines, '_reported', set())
         monkeypatch.setenv('CATDOG_CONTACT', 'ann@b.example')
         find('cat', 1)
         assert not capsys.readouterr().out and '(ann@b.example; ' in asked[-1][2]['User-Agent']
     with search(lambda *args: (403, {}, b'')) as (find, _):
         with pytest.raises(SearchError, match='403; set CATDOG_CONTACT'): find('cat', 1)
 
-# --- The real thing, only when asked: pytest --live
+# --- The live services, only with pytest --live
 
 @pytest.mark.live
 @pytest.mark.parametrize('name', [o for o in ENGINES if o != 'sample'])

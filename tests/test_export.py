@@ -1,4 +1,4 @@
-"""What plain fastai learners become when they are exported: the same answers, or a message that says what to change.
+"""Exports of plain fastai learners: the same answers, or an error that says what to change.
 
 Each kind of learner is exported once here, and in all combinations with `--nightly`.
 """
@@ -24,7 +24,7 @@ def drawings(tmp_path_factory):
     return write_drawings(tmp_path_factory.mktemp('drawings'), 20, 300, lambda i: (100 + 9*i, 120))
 
 def odd(images, folder):
-    "Write `images` as files of odd shapes: very wide or high, turned by EXIF in all ways, transparent, palette, grey, large"
+    "Write `images` as odd files: very wide or high, with all EXIF orientations, transparent, palette, grey, large"
     files = []
     for i,img in enumerate(images):
         w,h = img.size
@@ -45,7 +45,7 @@ def odd(images, folder):
 def files(tmp_path_factory): return odd([draw('cat', i, (150, 110)) for i in range(40)], tmp_path_factory.mktemp('odd'))
 
 def spread(learn):
-    "Let the untrained `learn` give probabilities of all kinds, so that a wrong pixel changes them"
+    "Make the untrained `learn` give varied probabilities, so that a wrong pixel changes them"
     import torch
     from catdog.learn.calibration import validation_logits
     last = [o for o in learn.model[1].modules() if list(o.parameters(recurse=False))][-1]   # linear, or a batch norm
@@ -66,7 +66,7 @@ def loaders(folder, item_tfms, batch_tfms=None):
                                         bs=8, num_workers=0)
 
 def learner(folder, arch, item_tfms, batch_tfms=None, **kw):
-    "A learner as plain fastai code makes it"
+    "A learner made by plain fastai code"
     import torchvision.models
     from fastai.vision.all import set_seed, vision_learner
     set_seed(3)
@@ -83,7 +83,7 @@ def ways():
 WAYS = 'crop', 'squish', 'zeros', 'border', 'reflection', 'random', 'presized'
 
 def assert_agree(learn, model, files):
-    "Assert that labels are the same and probabilities within 1e-4, and that there are probabilities of all kinds"
+    "Assert that labels are the same and probabilities within 1e-4, and that the probabilities vary"
     with learn.no_bar(): expected = learn.get_preds(dl=learn.dls.test_dl(files, num_workers=0))[0].numpy()
     answers = Classifier(model).predict_batch(files)
     given = np.array([list(o.probabilities.values()) for o in answers])
@@ -94,7 +94,7 @@ def assert_agree(learn, model, files):
 # The same pixels
 
 @pytest.mark.parametrize('way', WAYS)
-def test_an_app_prepares_images_as_the_learner(drawings, files, way):
+def test_app_and_learner_prepare_images_alike(drawings, files, way):
     import torch
     from catdog.learn.loaders import batch_resize, preprocessing
     dls = loaders(drawings, *ways()[way])
@@ -112,14 +112,14 @@ def padded(drawings, tmp_path_factory):
     learn = learner(drawings, 'squeezenet1_1', *ways()['border'])
     return learn,export(learn, tmp_path_factory.mktemp('models')/'padded')
 
-def test_a_plain_learner(padded, files): assert_agree(*padded, files)
+def test_plain_learner(padded, files): assert_agree(*padded, files)
 
-def test_a_batch_that_is_resized(drawings, files, tmp_path):
+def test_batch_resizing(drawings, files, tmp_path):
     from catdog.learn.export import export
     learn = learner(drawings, 'squeezenet1_1', *ways()['presized'], concat_pool=False, bn_final=True)
     assert_agree(learn, export(learn, tmp_path/'model'), files)
 
-def test_a_transformer_of_timm_answers_but_cannot_say_why(drawings, files, tmp_path):
+def test_vision_transformer_answers_but_cannot_explain(drawings, files, tmp_path):
     from fastai.vision.all import Resize
     from catdog.learn.export import export
     learn = learner(drawings, 'vit_tiny_patch16_224', Resize(64), img_size=64)
@@ -127,9 +127,9 @@ def test_a_transformer_of_timm_answers_but_cannot_say_why(drawings, files, tmp_p
     assert_agree(learn, model, files[:10])
     assert Classifier(model).meta['arch'] == 'vit_tiny_patch16_224'
     assert 'vit_tiny_patch16_224' in (model/'model_card.md').read_text().replace('\\', '')
-    with pytest.raises(CatdogError, match='cannot say why'): Classifier(model).explain(files[0])
+    with pytest.raises(CatdogError, match='cannot explain its answers'): Classifier(model).explain(files[0])
 
-def test_rows_of_a_table_and_labels_that_are_no_words(drawings, tmp_path):
+def test_rows_of_a_table_and_labels_that_are_numbers(drawings, tmp_path):
     import pandas as pd, torchvision.models
     from fastai.vision.all import ImageDataLoaders, Resize, vision_learner
     from catdog.learn.export import export
@@ -151,7 +151,7 @@ KINDS = [*((o, 'crop', {}) for o in BODIES), *(('squeezenet1_1', 'squish', o) fo
 
 @pytest.mark.nightly
 @pytest.mark.parametrize('arch, way, head', KINDS)
-def test_bodies_heads_and_ways_to_a_square(drawings, files, tmp_path, arch, way, head):
+def test_bodies_heads_and_resize_methods(drawings, files, tmp_path, arch, way, head):
     from catdog.learn.export import export
     learn = learner(drawings, arch, *ways()[way], **head)
     model = export(learn, tmp_path/'model')
@@ -168,9 +168,9 @@ def test_on_100_photographs(photos, drawings, tmp_path, arch, way):
     files = odd([Image.open(o).convert('RGB') for o in sources], tmp_path)
     assert_agree(learn, export(learn, tmp_path/'model'), files)
 
-# What is known about a model
+# Metadata
 
-def test_a_learner_from_a_pickle_has_no_figures(padded, files, tmp_path):
+def test_unpickled_learner_has_no_measurements(padded, files, tmp_path):
     from fastai.vision.all import load_learner
     from catdog.learn.export import export
     learn = load_learner(padded[1]/'export.pkl')
@@ -182,7 +182,7 @@ def test_a_learner_from_a_pickle_has_no_figures(padded, files, tmp_path):
     assert classifier.predict(files[0]).sure   # there is no limit
     assert not (model/'images.json').exists()
 
-def test_images_that_moved_are_counted(drawings, tmp_path):
+def test_moved_images_are_counted(drawings, tmp_path):
     from fastai.vision.all import Resize
     from catdog.learn.export import export
     shutil.copytree(drawings, tmp_path/'mine')
@@ -199,7 +199,7 @@ def test_images_that_moved_are_counted(drawings, tmp_path):
     assert (meta['n_train'], meta['n_valid']) == (30, 0) and 'error' not in meta
     assert not (model/'images.json').exists()   # it was about the model that was replaced
 
-# What is refused
+# Refusals
 
 REFUSED = dict(
     RatioResize='an app cannot repeat RatioResize', RandomCrop='an app cannot repeat RandomCrop',
@@ -208,7 +208,7 @@ REFUSED = dict(
     opened='gives others', outputs='each of its 2 labels', tiny='cannot take RGB images of 32 x 32')
 
 @pytest.mark.parametrize('case', REFUSED)
-def test_what_an_app_could_not_repeat_is_refused(drawings, tmp_path, case):
+def test_unsupported_transforms_are_refused(drawings, tmp_path, case):
     import torch
     from fastai.vision import all as f
     from torchvision.models import alexnet, squeezenet1_1
@@ -235,11 +235,11 @@ def test_what_an_app_could_not_repeat_is_refused(drawings, tmp_path, case):
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize('arch', ['mobilenet_v2', 'vit_b_16', 'googlenet'])
-def test_bodies_that_cannot_be_cut_are_refused_by_name(drawings, arch):
+def test_unsupported_bodies_are_refused(drawings, arch):
     from catdog.train import train
     with pytest.raises(CatdogError, match=arch): train(drawings, arch, size=64, pretrained=False)
 
-def test_training_does_not_begin_with_what_cannot_be_exported(drawings, monkeypatch):
+def test_training_does_not_start_if_the_model_cannot_be_exported(drawings, monkeypatch):
     import torch
     from catdog import train as chapter
     monkeypatch.setattr(chapter, 'run_recipe', lambda *args, **kw: pytest.fail('was trained'))
@@ -247,9 +247,9 @@ def test_training_does_not_begin_with_what_cannot_be_exported(drawings, monkeypa
     with pytest.raises(CatdogError, match='vision_learner makes'):
         chapter.train(drawings, 'squeezenet1_1', size=64, recipe='classic', pretrained=False, custom_head=head)
 
-# Nothing is lost
+# Atomic writes
 
-def test_a_model_that_differs_is_not_written(padded, monkeypatch):
+def test_differing_model_is_not_written(padded, monkeypatch):
     import onnx
     from catdog.learn import export as exporter
     learn,model = padded
@@ -261,8 +261,8 @@ def test_a_model_that_differs_is_not_written(padded, monkeypatch):
         with pytest.raises(CatdogError, match=words): exporter.export(learn, model)
     assert {o.name: o.read_bytes() for o in model.iterdir()} == before
 
-def test_a_full_disk_leaves_the_learner_whole(padded):
-    "fastai's own `export` takes the data and the optimizer off a learner, and does not put them back"
+def test_full_disk_leaves_the_learner_intact(padded):
+    "fastai's own `export` removes the data and the optimizer of a learner, and does not restore them on an error"
     from catdog.learn import export as exporter
     if not os.path.exists('/dev/full'): pytest.skip('this system has no /dev/full')
     learn,_ = padded
@@ -271,8 +271,8 @@ def test_a_full_disk_leaves_the_learner_whole(padded):
     with pytest.raises(OSError): exporter._write_pickle(learn, Path('/dev/full'))
     assert learn.dls is dls and learn.opt is opt
 
-def test_one_image_has_one_answer(tmp_path):
-    "As a path, bytes, a file, an image and an array; small, and so large that it is reduced"
+def test_every_form_of_an_image_gives_one_answer(tmp_path):
+    "As a path, bytes, a file, an image and an array; small, and large enough to be reduced"
     classifier = Classifier(shipped_model())
     for i,size in enumerate([(90, 60), (500, 400), (1600, 1200), (4000, 3000)]):
         file = tmp_path/f'{i}.jpg'

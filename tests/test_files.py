@@ -1,12 +1,12 @@
-"core.files and core.errors: which files are images, names, atomic writes, locks, and a command's errors."
+"core.files and core.errors: image suffixes, walking folders, atomic writes, locks, errors of commands."
 import os, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
 
 from catdog.core.errors import CatdogError
-from catdog.core.files import (IMAGE_FORMATS, content_id, file_lock, find_images, folder_lock, free_name, is_image_name,
-    map_ahead, walk_files, write_atomic)
+from catdog.core.files import (IMAGE_FORMATS, content_id, folder_lock, free_name, is_image_name, map_ahead, walk_files,
+    write_atomic)
 from catdog.sample.draw import draw
 
 def touch(folder, *names):
@@ -14,7 +14,7 @@ def touch(folder, *names):
         (folder/o).parent.mkdir(parents=True, exist_ok=True)
         (folder/o).touch()
 
-def test_every_suffix_that_pillow_has_for_our_formats_is_in_the_list():
+def test_all_suffixes_of_pillow_for_our_formats_are_listed():
     from PIL import Image
     import pillow_heif
     pillow_heif.register_heif_opener()
@@ -33,7 +33,7 @@ from catdog.dataset.split import split_files
 print(len(image_files(sys.argv[1])), sum(split_files(sys.argv[1]).folder.counts().values()))
 '''
 
-def test_all_suffixes_are_read_where_the_machine_has_no_table_of_mime_types(tmp_path):
+def test_all_suffixes_are_read_without_a_mime_types_table(tmp_path):
     suffixes = '.jfif .jpe .webp .JPG .avif .bmp .tif'.split()
     for label in ('cat', 'dog'):
         for i,o in enumerate(suffixes):
@@ -44,24 +44,23 @@ def test_all_suffixes_are_read_where_the_machine_has_no_table_of_mime_types(tmp_
                           capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ['14', '14'], done.stderr
 
-def test_links_to_other_disks_are_followed_and_circles_are_not(tmp_path):
+def test_links_are_followed_and_cycles_are_not(tmp_path):
     touch(tmp_path, 'elsewhere/1.jpg', 'data/dog/2.jpg')
     (tmp_path/'data'/'cat').symlink_to(tmp_path/'elsewhere')
-    (tmp_path/'data'/'again').symlink_to(tmp_path/'elsewhere')   # the same folder twice is no circle
+    (tmp_path/'data'/'again').symlink_to(tmp_path/'elsewhere')   # the same folder twice is not a cycle
     (tmp_path/'data'/'dog'/'up').symlink_to(tmp_path/'data')
     (tmp_path/'elsewhere'/'over').symlink_to(tmp_path/'data'/'dog')
     found = [o.relative_to(tmp_path/'data').as_posix() for o in walk_files(tmp_path/'data')]
     assert {'cat/1.jpg', 'again/1.jpg', 'dog/2.jpg'} <= set(found) and len(found) < 50
     assert found == sorted(found, key=lambda o: o.split('/'))
 
-def test_what_is_no_file_is_never_opened(tmp_path):
+def test_special_files_are_never_opened(tmp_path):
     os.mkfifo(tmp_path/'pipe.jpg')   # opening it would block for ever
     touch(tmp_path, '1.jpg', 'folder.jpg/2.png', 'notes.txt')
     (tmp_path/'gone.jpg').symlink_to('nowhere')
-    assert [o.name for o in find_images([tmp_path])] == ['1.jpg', '2.png', 'gone.jpg']
-    assert list(find_images([tmp_path/'notes.txt'])) == [tmp_path/'notes.txt']
+    assert [o.name for o in walk_files(tmp_path)] == ['1.jpg', '2.png', 'gone.jpg', 'notes.txt']
 
-def test_a_folder_that_cannot_be_read_is_skipped_or_reported(tmp_path, monkeypatch):
+def test_unreadable_folder_is_skipped_or_reported(tmp_path, monkeypatch):
     touch(tmp_path, 'cat/1.jpg', 'dog/2.jpg')
     scan = os.scandir
     def _scan(folder):
@@ -71,32 +70,32 @@ def test_a_folder_that_cannot_be_read_is_skipped_or_reported(tmp_path, monkeypat
     told = []
     assert [o.name for o in walk_files(tmp_path, told.append)] == ['1.jpg']
     assert [o.filename for o in told] == [str(tmp_path/'dog')]
-    assert [o.name for o in find_images([tmp_path])] == ['1.jpg']
+    assert [o.name for o in walk_files(tmp_path)] == ['1.jpg']
 
-def test_a_write_is_whole_or_nothing(tmp_path):
+def test_write_is_atomic(tmp_path):
     file = write_atomic(tmp_path/'a.txt', b'old')
     with pytest.raises(TypeError): write_atomic(file, 'text')
     assert file.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.txt']
     with pytest.raises(FileNotFoundError): write_atomic(tmp_path/'missing'/'a.txt', b'1')
 
-def test_one_content_has_one_id_wherever_it_lies(tmp_path):
+def test_content_id_depends_only_on_content(tmp_path):
     for o in ('a', 'b'): (tmp_path/o).write_bytes(b'cat')
     assert content_id(tmp_path/'a') == content_id(tmp_path/'b') == content_id(b'cat') != content_id(b'dog')
     assert len(content_id(b'cat')) == 16 and int(content_id(b'cat'), 16) >= 0
 
-def test_a_free_name_is_neither_on_the_disk_nor_taken(tmp_path):
+def test_free_name(tmp_path):
     touch(tmp_path, 'a.jpg')
     taken = {str(tmp_path/'A-2.JPG').casefold()}
     assert [free_name(tmp_path/'a.jpg', taken).name for _ in range(2)] == ['a-3.jpg', 'a-4.jpg']
 
-def test_results_come_in_order_and_not_too_far_ahead():
+def test_map_ahead_keeps_order_and_limit():
     asked = []
     def items():
         for i in range(20): asked.append(i); yield i
     results = map_ahead(lambda o: o*o, items(), n=3)
     assert next(results) == 0 and len(asked) == 4 and list(results) == [o*o for o in range(1, 20)]
 
-# One process at a time
+# Locks
 
 def start(code, *args):
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE,
@@ -118,7 +117,7 @@ for _ in range(30):
     with folder_lock(sys.argv[1]): file.write_text(str(int(file.read_text()) + 1))
 '''
 
-def test_the_second_process_waits_and_says_so_once(tmp_path, capsys):
+def test_second_process_waits_and_reports_it_once(tmp_path, capsys):
     first = start(HOLD, tmp_path, 1.5)
     assert first.stdout.readline() == 'locked\n'
     with pytest.raises(CatdogError, match='another catdog process is working in .*: try again when it has finished'):
@@ -126,27 +125,27 @@ def test_the_second_process_waits_and_says_so_once(tmp_path, capsys):
     with folder_lock(tmp_path): assert first.wait() == 0
     assert capsys.readouterr().out == f'another catdog process is working in {tmp_path}: waiting for it to finish.\n'
 
-def test_a_lock_ends_with_its_process_even_by_kill_9(tmp_path):
+def test_lock_ends_with_its_process_even_by_sigkill(tmp_path):
     first = start(HOLD, tmp_path, 600)
     assert first.stdout.readline() == 'locked\n'
     first.send_signal(signal.SIGKILL)
     with folder_lock(tmp_path): pass
 
-def test_many_processes_one_after_the_other(tmp_path):
+def test_many_processes_take_turns(tmp_path):
     (tmp_path/'count').write_text('0')
     runs = [start(COUNT, tmp_path) for _ in range(3)]
     for o in runs: assert o.wait(120) == 0, o.stdout.read()
     assert (tmp_path/'count').read_text() == '90'
 
-def test_a_lock_is_freed_by_an_error_and_needs_a_folder(tmp_path, monkeypatch):
+def test_lock_is_released_on_error_and_needs_a_folder(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         with folder_lock(tmp_path): 1/0
     with folder_lock(tmp_path, wait=0): pass
     with pytest.raises(CatdogError, match='cannot be written to'):
-        with file_lock(tmp_path/'missing'/'a.lock', 'on a'): pass
+        with folder_lock(tmp_path/'missing'): pass
     assert not (tmp_path/'missing').exists()
 
-def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
+def test_file_system_without_locks_is_usable(tmp_path, monkeypatch):
     import errno, fcntl
     def flock(*args): raise OSError(errno.ENOTSUP, 'Operation not supported')
     monkeypatch.setattr(fcntl, 'flock', flock)
@@ -154,7 +153,7 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch):
 
 # Errors of commands
 
-def test_an_error_of_a_command_is_one_line_with_exit_status_2(tmp_path):
+def test_command_error_is_one_line_with_exit_status_2(tmp_path):
     (tmp_path/'halve.py').write_text('''from catdog.core.errors import command, CatdogError
 @command
 def halve(

@@ -1,4 +1,4 @@
-"A folder of images, read where it lies: labels, a given split, what is ignored, one meaning of a label everywhere."
+"`ImageFolder`: labels, a given split, ignored files, default folders."
 import tempfile
 from pathlib import Path
 from unicodedata import normalize
@@ -25,7 +25,7 @@ names = st.text(st.characters(blacklist_characters='/\0', blacklist_categories=[
 
 @given(st.lists(names, min_size=1, max_size=6, unique_by=lambda o: normalize('NFC', o)), st.sampled_from(['', *SPLITS]))
 @settings(max_examples=60, deadline=None)
-def test_a_label_is_the_name_of_its_folder_exactly(labels, above):
+def test_label_is_the_exact_folder_name(labels, above):
     with tempfile.TemporaryDirectory() as d:
         path = touch(Path(d), *(f'{above}/{o}/deep/er/1.jpg' if above else f'{o}/deep/1.jpg' for o in labels))
         wanted = sorted(normalize('NFC', o) for o in labels)
@@ -39,19 +39,19 @@ def test_a_label_is_the_name_of_its_folder_exactly(labels, above):
             assert folder.place(o, folder.label(o)) == o and folder.split(o) == SPLITS.get(above)
             assert folder.label(folder.place(o, labels[0])) == normalize('NFC', labels[0])
 
-def test_labels_that_look_much_alike_stay_apart(tmp_path):
+def test_similar_labels_stay_apart(tmp_path):
     labels = ['A+', 'A-', 'c', 'c++', 'cat', 'wild cat', '🐈', '🐈‍⬛', 'Cat', '"quoted"', 'a|b', '<b>', 'חתול', '*']
     path = touch(tmp_path, *(f'{o}/1.jpg' for o in labels))
     assert ImageFolder(path).labels == sorted(labels)
     for o in labels: assert ImageFolder(path, [o]).files == [path/o/'1.jpg']
 
-def test_a_label_without_a_folder_names_those_there_are(tmp_path):
+def test_error_for_a_label_without_a_folder_lists_the_labels(tmp_path):
     path = touch(tmp_path, 'cat/1.jpg', 'wild cat/1.jpg')
     with pytest.raises(CatdogError, match="no folder 'dog', 'fish'; there are 'cat', 'wild cat'"):
         ImageFolder(path, ['cat', 'dog', 'fish'])
     assert ImageFolder(path, 'wild cat').others == ['cat']
 
-def test_two_forms_of_one_name_are_one_label(tmp_path):
+def test_unicode_forms_of_a_name_are_one_label(tmp_path):
     nfc,nfd = '\u00e9','e\u0301'
     path = touch(tmp_path, f'train/{nfc}/1.jpg', f'test/{nfd}/2.jpg', 'train/dog/1.jpg')
     folder = ImageFolder(path, [nfd, 'dog'])
@@ -81,33 +81,33 @@ GIVEN = {
 }
 
 @pytest.mark.parametrize('files,above', GIVEN.values(), ids=GIVEN)
-def test_a_given_split_is_seen_and_only_that(tmp_path, files, above):
+def test_given_split_is_recognised(tmp_path, files, above):
     folder = ImageFolder(touch(tmp_path, *files))
     assert sorted(folder.splits) == sorted(above)
     assert 'cat' in folder.labels if above else 'train' in folder.labels
 
-def test_an_evaluation_set_is_for_validation_or_beside_one_for_testing(tmp_path):
+def test_role_of_an_evaluation_set(tmp_path):
     folder = ImageFolder(touch(tmp_path, 'train/cat/1.jpg', 'eval/cat/2.jpg'))
     assert folder.splits == dict(train='train', eval='valid')
     assert ImageFolder(touch(tmp_path, 'dev/cat/3.jpg')).splits == dict(train='train', dev='valid', eval='test')
 
-def test_what_only_test_has_is_no_label(tmp_path):
+def test_folder_only_in_test_is_not_a_label(tmp_path):
     folder = ImageFolder(touch(tmp_path, 'train/cat/1.jpg', 'train/dog/1.jpg', 'test/unknown/1.jpg',
                                  'test/cat/2.jpg'))
     assert folder.labels == ['cat', 'dog'] and [folder.split(o) for o in folder.files] == ['test', 'train', 'train']
     assert folder.ignored == [(tmp_path/'test'/'unknown'/'1.jpg', 'no label in train (unknown)')]
 
-def test_folders_that_look_like_a_split_are_never_labels(tmp_path):
+def test_split_folders_are_never_labels(tmp_path):
     path = touch(tmp_path, 'pets_train/cat/1.jpg', 'pets_test/cat/1.jpg')
     with pytest.raises(DataError, match='looks split into pets_test, pets_train: call the parts'): ImageFolder(path)
     assert ImageFolder(path, ['pets_train', 'pets_test']).labels == ['pets_test', 'pets_train']
 
-def test_a_folder_beside_the_split_is_an_error_until_somebody_says_what_is_meant(tmp_path):
+def test_folder_beside_a_split_is_an_error_unless_labels_are_named(tmp_path):
     path = touch(tmp_path, 'train/cat/1.jpg', 'test/cat/1.jpg', 'more/1.jpg')
     with pytest.raises(CatdogError, match='has more beside them'): ImageFolder(path)
     assert ImageFolder(path, ['train', 'test']).labels == ['test', 'train']
 
-def test_nothing_that_may_be_a_image_is_left_out_without_a_reason(tmp_path):
+def test_no_possible_image_is_left_out_without_a_reason(tmp_path):
     files = ['cat/1.jpg', 'cat/2.PSD', 'cat/3', 'cat/deep/4.txt', 'dog/5.jpg', 'fox/6.jpg', '7.jpg', 'manifest.jsonl',
              'cat/.hidden.jpg', '.removed/cat/8.jpg', 'bird/9.psd']
     folder = ImageFolder(touch(tmp_path, *files), ['cat', 'dog'])
@@ -128,7 +128,7 @@ def test_system_folders_are_neither_data_nor_labels(tmp_path):
     assert len(folder.skipped) == 3*6
 
 @pytest.mark.parametrize('labels,error', [(None, True), (['cat', 'dog'], True), (['cat', 'fox'], False)])
-def test_a_folder_that_cannot_be_read_is_an_error_unless_it_is_none_of_the_labels(labels, error):
+def test_unreadable_folder_is_an_error_only_if_it_may_be_a_label(labels, error):
     with tempfile.TemporaryDirectory() as d:
         path = touch(Path(d), 'cat/1.jpg', 'dog/2.jpg', 'fox/3.jpg')
         path.chmod(0o755)
@@ -137,7 +137,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_unless_it_is_none_of_the_label
         finally: (path/'dog').chmod(0o755)
     assert done.startswith(f'DataError: {path/"dog"}: cannot be read') if error else done == 'nothing'
 
-def test_the_contact_sheet_and_the_training_agree_on_labels(tmp_path):
+def test_contact_sheet_and_training_agree_on_labels(tmp_path):
     from catdog.data import get_dls
     from catdog.dataset.folder import contact_sheet
     for label in ('cat', 'dog'):
@@ -154,7 +154,7 @@ def test_the_contact_sheet_and_the_training_agree_on_labels(tmp_path):
 
 @pytest.mark.parametrize('words,message', [
     ([], 'at least one word'), (['cat', ' \u200b'], 'a label is empty'), (['Cat', 'cat '], "'cat' is given twice"),
-    ('con', 'Windows reserves it'), ('Lost+Found', 'systems have folders'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
+    ('con', 'Windows reserves it'), ('Lost+Found', 'operating systems use it'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
 def test_words_that_cannot_be_labels(words, message):
     with pytest.raises(DataError, match=message): parse_labels(words)
 
@@ -167,17 +167,17 @@ def test_labels_have_the_names_of_existing_folders(tmp_path):
 
 @pytest.mark.parametrize('labels,name', [
     ('cat', 'cat'), (['grizzly', 'black bear', 'teddy'], 'grizzly-black bear-teddy'), (['c', 'c++'], 'c-c++')])
-def test_a_default_folder_is_called_after_the_words(labels, name):
+def test_default_folder_is_named_after_the_words(labels, name):
     assert default_folder(labels) == Path('data')/name and default_folder(labels, 'models') == Path('models')/name
 
-def test_no_two_projects_have_one_default_folder():
+def test_default_folders_are_distinct():
     several = ['cat', 'dog-house'], ['cat-dog', 'house'], ['cat', 'dog', 'house'], ['dog', 'cat', 'house'], \
         ['A-', 'A+'], ['A', '-A+'], ['A', 'A+'], ['a--b', 'c'], ['a', 'b', 'c'], ['a-b', 'c'], ['a', 'b--c'], \
         ['a', 'b-', 'c'], ['a', '-b', 'c']
     assert len({default_folder(o) for o in several}) == len(several)
     assert default_folder(['cat', 't-rex']) == Path('data/cat--t-rex')
 
-def test_a_thousand_words_still_make_a_name_and_their_own(tmp_path):
+def test_default_folder_of_a_thousand_words(tmp_path):
     many = [f'Breed número {i} 🐕' for i in range(1000)]
     names = {default_folder(o, tmp_path) for o in (many, many[1:], many[:-1])}
     for o in names: (o.with_name(f'{o.name}_contact_sheet.png')).write_bytes(b'')

@@ -1,4 +1,4 @@
-"Whatever a stranger's server says: hostile answers, addresses and images. CATDOG_FUZZ: how many of each."
+"Fuzzing: hostile answers, URLs and images. CATDOG_FUZZ: the number of each."
 import io, json, os
 from dataclasses import asdict
 
@@ -35,7 +35,7 @@ fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list
 @pytest.mark.parametrize('protocol', ['bing', 'ddg', 'openverse', 'commons'])
 @fuzz
 @given(answer=answers | shaped)
-def test_parsers_take_anything(protocol, answer):
+def test_parsers_accept_any_answer(protocol, answer):
     try: photos = parse_answer(protocol, answer, 'cat')
     except SearchError: return
     for p in photos:
@@ -48,7 +48,7 @@ def test_parsers_take_anything(protocol, answer):
 @fuzz
 @given(url=st.text() | st.builds(lambda a, b: f'http://{a}/{b}', st.text(), st.text()))
 @example(url='http://[')
-def test_any_address_is_a_host_or_refused(url):
+def test_any_url_has_a_host_or_is_refused(url):
     try:
         clean = clean_url(url)
         assert clean.isascii() and clean_url(clean) == clean and check_host(clean)
@@ -71,7 +71,7 @@ def damaged(draw_):
 
 @fuzz
 @given(data=damaged() | st.binary(max_size=300))
-def test_open_image_takes_anything(data):
+def test_open_image_accepts_any_bytes(data):
     try: img = open_image(data, max_side=32)
     except ImageError: return
     assert img.mode == 'RGB' and 0 < max(img.size) <= 32

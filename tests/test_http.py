@@ -28,7 +28,7 @@ def one_server():
 
 @pytest.fixture
 def server(one_server):
-    "Answers every request with an image, unless a test sets `answer`"
+    "A server that answers every request with an image, unless a test sets `answer`"
     one_server.asked.clear()
     one_server.answer = lambda *args: ALL
     return one_server
@@ -42,7 +42,7 @@ def other():
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    "No proxies; this machine may be asked"
+    "No proxies; requests to this machine are allowed"
     for o in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
         for k in (o, o.upper()): monkeypatch.delenv(k, raising=False)
     monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
@@ -56,7 +56,7 @@ def numbered(path, *_): return 200,{},DATA[int(path[1:])]
 
 H = 'http://a.example'
 URLS = {
-    # what is encoded stays so; a % that encodes nothing is one
+    # encoded characters stay so; a % that encodes nothing is escaped
     **{H + o: H + o for o in (
         '/my%20cat.jpg', '/a%2Fb.jpg', '/a%2fb.jpg', '/k%E4tz.jpg', '/~bob.jpg', "/a|b;c=1,d'e(f)[g]", '/a+b%2Bc.jpg',
         '//two//slashes', '/a:b@c', '/p?u=https%3A%2F%2Fx%2Fa%3Fb', '/p?a=b+c&e=f')},
@@ -82,7 +82,7 @@ def test_url_is_what_a_browser_requests(url, clean): assert clean_url(url) == cl
                                  'javascript:alert(1)', 'file:///etc/passwd', 'http://', 'http://a b.example/',
                                  'http://[::1/', 'http://[x]/', 'http://a.example:99999/', 'http://a.example:x/',
                                  'x'*5000, '\ud800', 'http://%00/', 'http://%ff/'])
-def test_other_text_is_no_url(url):
+def test_other_text_is_not_a_url(url):
     with pytest.raises(FetchError, match='is not an http') as e: clean_url(url)
     assert e.value.reason == 'invalid'
 
@@ -98,7 +98,7 @@ def test_urls_reach_the_host(server, fetch):
     assert [unquote(path) for path,_,_ in server.asked] == [*paths.values()]
     assert server.asked[-1][1] == {'u': 'https://x/a?b=1', 'c': '2'}
 
-def test_a_host_with_accents_is_asked_for_by_its_name(server, fetch):
+def test_host_with_accents_is_requested_by_its_ascii_name(server, fetch):
     with resolving('xn--bcher-kva.example'):
         assert fetch(server.url.replace('127.0.0.1', 'ann:secret@bücher.example')).status == 'ok'
     assert 'Authorization' not in server.asked[0][2]
@@ -118,8 +118,8 @@ def test_private_addresses_are_refused(monkeypatch, host, private):
         assert e.value.reason == 'refused'
     else: assert check_host(f'http://{host}/')
 
-def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch, server, fetch):
-    "DNS rebinding: the address of the connection counts"
+def test_name_that_resolves_to_this_machine_is_refused(monkeypatch, server, fetch):
+    "DNS rebinding: the IP address of the connection is checked"
     monkeypatch.delenv('CATDOG_ALLOW_PRIVATE')
     with resolving('images.example'):
         o = fetch(server.url.replace('127.0.0.1', 'images.example'))
@@ -127,7 +127,7 @@ def test_a_name_that_resolves_to_this_machine_is_refused(monkeypatch, server, fe
         monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
         assert fetch(server.url.replace('127.0.0.1', 'images.example')).status == 'ok'
 
-def test_a_redirect_into_the_private_network_is_refused(monkeypatch, server, fetch):
+def test_redirect_into_the_private_network_is_refused(monkeypatch, server, fetch):
     monkeypatch.delenv('CATDOG_ALLOW_PRIVATE')
     private = http._is_private   # as if 127.0.0.1 were on the internet
     monkeypatch.setattr(http, '_is_private', lambda o: o != '127.0.0.1' and private(o))
@@ -158,14 +158,14 @@ def test_no_password_is_sent(tmp_path, monkeypatch, server, fetch, how, text):
     assert fetch('http://images.example/here').status == 'ok'
     assert len(server.asked) == 4 and 'authorization' not in str(server.asked).lower()
 
-def test_the_key_of_a_service_does_not_follow_a_redirect_to_another(server, other):
+def test_key_is_not_sent_to_another_host_on_redirect(server, other):
     other.answer = lambda *args: (200, {}, {'value': [{'contentUrl': 'https://a/1.jpg'}]})
     server.answer = lambda *args: (302, {'Location': target}, b'')
     for target in (other.url.replace('127.0.0.1', 'localhost'), other.url):   # another host, another port
         assert len(bing_pages('cat', 1, server.url, 'secret', 'mine')) == 1
     assert all('secret' in str(o) for o in server.asked) and len(other.asked) == 2 and 'secret' not in str(other.asked)
 
-def test_no_cookie_comes_back(server, tmp_path):
+def test_cookies_are_not_sent_back(server, tmp_path):
     server.answer = lambda *args: (200, {'Set-Cookie': 'a=b; Path=/'}, JPEG)
     download_images([f'{server.url}/{i}' for i in range(3)], tmp_path, workers=1)
     assert len(server.asked) == 3 and 'a=b' not in str(server.asked)
@@ -234,7 +234,7 @@ def test_robots_tag(tags, rule):
     headers = HTTPHeaderDict([('X-Robots-Tag', o) for o in tags])
     assert opt_out(headers) == rule and opt_out(headers, http.OPT_OUTS) is None
 
-def test_opt_outs_are_heeded_unless_they_are_named(server, fetch):
+def test_opt_outs_are_respected_unless_named(server, fetch):
     headers = {'/tdm': {'TDM-Reservation': '1'}, '/': {'X-Robots-Tag': 'noindex, noai'}}
     server.answer = lambda path, *_: (200, headers[path], JPEG)
     o = fetch(server.url)
@@ -248,7 +248,7 @@ def test_opt_outs_are_heeded_unless_they_are_named(server, fetch):
 # --- Limits per host
 
 class Crowd:
-    "Counts how many requests are being answered at once"
+    "Counts concurrent requests"
     def __init__(self): self.now,self.most,self.lock = 0,0,threading.Lock()
     def answer(self, seconds):
         with self.lock:
@@ -284,8 +284,8 @@ def test_at_most_two_connections_to_all_hosts_of_wikimedia(server, tmp_path):
     assert crowd.most == 2
 
 @pytest.mark.parametrize('retry_after', [None, '1', '3600'])
-def test_a_host_that_keeps_refusing_is_given_up(server, tmp_path, retry_after):
-    "It costs seconds in all, not for each image, and what other hosts have is not lost"
+def test_refusing_host_is_given_up(server, tmp_path, retry_after):
+    "It takes seconds in all, not for each image, and images of other hosts are still fetched"
     def answer(path, params, headers):
         if headers['Host'].startswith('busy.'): return 429,{'Retry-After': retry_after} if retry_after else {},b''
         return numbered(path)
@@ -298,8 +298,8 @@ def test_a_host_that_keeps_refusing_is_given_up(server, tmp_path, retry_after):
     assert len(refused) <= PER_HOST + GIVE_UP and time.monotonic() - start < 12
     assert 'busy.example keeps refusing requests' in outcomes[-2].reason
 
-def test_a_host_that_recovers_is_not_given_up(server, tmp_path):
-    "It allows five requests, then none until it has been left alone for a second"
+def test_recovering_host_is_not_given_up(server, tmp_path):
+    "It allows five requests, then none until there was a pause of a second"
     lock,allowed = threading.Lock(),[5, 0.]
     def answer(path, *_):
         with lock:
@@ -313,7 +313,7 @@ def test_a_host_that_recovers_is_not_given_up(server, tmp_path):
     outcomes = download_images([f'{server.url}/{i}' for i in range(25)], tmp_path)
     assert Counter(o.status for o in outcomes) == {'ok': 25}
 
-def test_a_host_that_never_answers_is_given_up(server, tmp_path):
+def test_silent_host_is_given_up(server, tmp_path):
     gone,start = threading.Event(),time.monotonic()
     server.answer = lambda *args: gone.wait(60) and None
     outcomes = download_images([f'{server.url}/{i}' for i in range(40)], tmp_path, timeout=.3)
@@ -322,16 +322,16 @@ def test_a_host_that_never_answers_is_given_up(server, tmp_path):
     assert time.monotonic() - start < 5
     assert sum('its server took too long, like the' in o.reason for o in outcomes) > 20
 
-def test_a_host_that_fails_now_and_then_is_asked_for_everything(server, tmp_path):
+def test_occasional_failures_do_not_give_up_a_host(server, tmp_path):
     server.answer = lambda path, *_: (500 if int(path[1:])%3 else 200, {'Retry-After': '0'}, DATA[int(path[1:])])
     outcomes = download_images([f'{server.url}/{i}' for i in range(12)], tmp_path)
     assert [o.status for o in outcomes] == ['ok', 'busy', 'busy']*4
     assert Counter(path for path,_,_ in server.asked) == {f'/{i}': TRIES if i%3 else 1 for i in range(12)}
 
-def test_a_download_ends(monkeypatch, server, tmp_path):
-    "What has not begun in time has an outcome all the same"
-    monkeypatch.setattr(download, 'SECONDS', .5)
-    monkeypatch.setattr(download, 'SECONDS_EACH', 0)
+def test_download_has_a_time_limit(monkeypatch, server, tmp_path):
+    "Requests that have not started in time have an outcome, too"
+    monkeypatch.setattr(download, '_SECONDS', .5)
+    monkeypatch.setattr(download, '_SECONDS_EACH', 0)
     def slow(path, *_):
         time.sleep(.2)
         return numbered(path)
@@ -359,7 +359,7 @@ ODD = {   # status, headers, body -> status of the outcome
     'page': (200, {}, b'<!doctype html>', 'not-an-image')}
 
 @pytest.mark.parametrize('status,headers,body,outcome', ODD.values(), ids=ODD)
-def test_odd_answers_have_a_status(server, fetch, status, headers, body, outcome):
+def test_odd_responses_have_a_status(server, fetch, status, headers, body, outcome):
     circle = 302,{'Location': '/circle'},b''
     server.answer = lambda path, *_: circle if path == '/circle' else (status, headers, body)
     start = time.monotonic()
@@ -367,14 +367,14 @@ def test_odd_answers_have_a_status(server, fetch, status, headers, body, outcome
 
 @pytest.mark.parametrize('status,retry_after,outcome,asked', [
     (503, '1', 'ok', 2), (500, None, 'busy', TRIES), (429, '3600', 'busy', 1), (503, 'soon', 'busy', TRIES)])
-def test_a_busy_server_is_asked_again(server, fetch, status, retry_after, outcome, asked):
+def test_busy_server_is_retried(server, fetch, status, retry_after, outcome, asked):
     def answer(*args):
         if outcome == 'ok' and len(server.asked) > 1: return ALL
         return status,{'Retry-After': retry_after} if retry_after else {},b''
     server.answer = answer
     assert (fetch(server.url).status, len(server.asked)) == (outcome, asked)
 
-def test_headers_that_drip_are_cut_off(monkeypatch, fetch):
+def test_slow_headers_are_cut_off(monkeypatch, fetch):
     with socket.create_server(('127.0.0.1', 0)) as proxy:
         monkeypatch.setenv('http_proxy', f'http://127.0.0.1:{proxy.getsockname()[1]}')
         class Slow(threading.Thread):
@@ -391,9 +391,9 @@ def test_headers_that_drip_are_cut_off(monkeypatch, fetch):
         thread.join(5)
         assert not thread.is_alive()
 
-def test_a_service_that_drips_or_sends_without_end_is_cut_off(monkeypatch, server):
-    monkeypatch.setattr('catdog.web.http.ANSWER_SECONDS', .3)
-    monkeypatch.setattr('catdog.web.http.ANSWER_BYTES', 100_000)
+def test_slow_and_endless_services_are_cut_off(monkeypatch, server):
+    monkeypatch.setattr('catdog.web.http._ANSWER_SECONDS', .3)
+    monkeypatch.setattr('catdog.web.http._ANSWER_BYTES', 100_000)
     server.answer = lambda *args: (200, {}, without_end(b' ', .05))
     with pytest.raises(SearchError, match='took too long'): bing_pages('cat', 3, server.url, 'key', 'mine')
     server.answer = lambda *args: (200, {}, b' '*200_000)

@@ -1,4 +1,4 @@
-"core.images: any image comes out as its maker meant it, or is refused with the reason."
+"core.images: every image is opened with the right orientation, colours and size, or refused with a reason."
 import io, random, struct, subprocess, sys, zlib
 from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
@@ -22,21 +22,21 @@ def refusal(data):
     return e.value
 
 def photo(size=(296, 200)):
-    "Detail everywhere, in colour"
+    "An image with detail everywhere, in colour"
     r = np.random.default_rng(0)
     img = Image.fromarray(r.integers(0, 256, (size[1]//4, size[0]//4, 3), dtype='uint8'))
     return img.resize(size, Image.Resampling.BICUBIC)
 
-# The same image, however it comes
+# Kinds of source
 
 def ways(file):
-    "A file as all that `open_image` takes"
+    "Return a file in every form that `open_image` accepts"
     opened = open_image(file)
     return {'path': file, 'text': str(file), 'bytes': file.read_bytes(), 'file': io.BytesIO(file.read_bytes()),
             'image': Image.open(file), 'opened': opened, 'array': np.asarray(opened)}
 
 @pytest.mark.parametrize('size', [(1600, 1200), (1601, 1203), (700, 500)])
-def test_a_photo_gives_the_same_pixels_however_it_comes(tmp_path, size):
+def test_all_kinds_of_source_give_the_same_pixels(tmp_path, size):
     for number in (1, 6):
         exif = exif_block((0x112, 3, 1, bytes([number, 0, 0, 0])))
         (tmp_path/'a.jpg').write_bytes(with_exif(photo(size), exif, 'JPEG'))
@@ -73,14 +73,14 @@ STORED = dict(enumerate('''FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE 
                            ROTATE_270'''.split(), 2))
 
 def stored(number, format, **kw):
-    "UP as a camera stores it that was held as the EXIF orientation `number` says"
+    "Store UP as a camera does, rotated with the EXIF orientation `number`"
     exif = Image.Exif()
     exif[0x112] = number
     img = UP.transpose(Image.Transpose[STORED[number]]) if number > 1 else UP
     return saved(img, format, exif=exif.tobytes(), **kw)
 
 @pytest.mark.parametrize('format', ['JPEG', 'MPO', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'HEIF'])
-def test_all_orientations_come_upright(format):
+def test_all_orientations_become_upright(format):
     for number in range(1, 9):
         data = stored(number, format)
         for kw in ({}, dict(min_side=16), dict(max_side=64)):
@@ -91,14 +91,14 @@ def test_all_orientations_come_upright(format):
             assert abs(np.array(got) - [[255, 0, 0], [0, 0, 255], [211]*3]).max() < 16, (number, kw, got)
 
 def test_heic_is_rotated_by_its_container_alone():
-    "pillow-heif writes `irot` and `imir`, which count, and an EXIF orientation, which does not"
+    "pillow-heif writes `irot` and `imir`, which decide, and an EXIF orientation, which is ignored"
     assert b'irot' in stored(6, 'HEIF') and b'imir' in stored(2, 'HEIF')
     exif = Image.Exif()
     exif[0x112] = 6
     data = saved(UP, 'HEIF', exif=exif)   # given as an object, pillow-heif writes it only into the EXIF block
     assert b'irot' not in data and open_image(data).size == UP.size
 
-def test_orientation_beside_other_tags_byte_orders_and_in_xmp():
+def test_orientation_with_other_tags_byte_orders_and_xmp():
     turn = 0x112, 3, 1, b'\6\0\0\0'
     bad = {'text for a number': (0x11a, 2, 3, b'72\0\0'), 'unknown type': (0x10f, 99, 1, b'what'),
            'number for text': (0x132, 3, 1, b'\1\0\0\0'), 'beyond the end': (0x8298, 2, 5000, b'\xff\xff\0\0')}
@@ -119,7 +119,7 @@ def test_orientation_beside_other_tags_byte_orders_and_in_xmp():
 
 @pytest.fixture
 def drawn(page):
-    "What the browser draws of a file's bytes on a white page, as an array; None if it draws nothing"
+    "Return what the browser draws of a file's bytes on a white page, as an array; None if it draws nothing"
     page.goto('about:blank')
     def _draw(data):
         kind = {b'\xff\xd8': 'jpeg', b'\x89P': 'png', b'RI': 'webp', b'GI': 'gif', b'BM': 'bmp'}[data[:2]]
@@ -167,7 +167,7 @@ def test_colours_are_those_of_a_browser(drawn):
              'RGB with a profile for grey': colours('RGB', grey_profile(1.8))}
     assert {k: o for k,v in files.items() if (o := abs(array(v) - drawn(v)).max()) > 1} == {}
 
-def test_inks_of_a_press_are_those_of_littlecms_and_of_the_calculation():
+def test_cmyk_agrees_with_littlecms_and_with_the_calculation():
     for format in ('JPEG', 'TIFF'):
         data = colours('CMYK', CMYK, format)
         img = Image.open(io.BytesIO(data))
@@ -176,7 +176,7 @@ def test_inks_of_a_press_are_those_of_littlecms_and_of_the_calculation():
         assert abs(array(data) - np.asarray(right)).max() <= 1
         assert abs(array(data) - srgb_of(press(np.asarray(img)/255))).mean() < 3   # the table is coarse
 
-def test_lab_as_calculated():
+def test_lab_agrees_with_the_calculation():
     light = np.zeros((1, 256, 3), 'uint8')
     light[0, :, 0] = np.arange(256)
     row = array(saved(Image.frombytes('LAB', (256, 1), light.tobytes()), 'TIFF'))[0]
@@ -191,7 +191,7 @@ def test_colours_in_heic_and_in_every_thread():
     with ThreadPoolExecutor(8) as pool:
         for o in pool.map(array, [data]*64): assert (o == want).all()
 
-def test_hostile_profiles_leave_the_image():
+def test_hostile_profiles_are_ignored():
     r,img = random.Random(0),photo((40, 30))
     for i in range(100):
         data = bytearray([P3, grey_profile(1.8)][i%2])
@@ -228,7 +228,7 @@ def test_transparent_is_white_in_every_mode(drawn):
         assert abs(array(data) - drawn(data)).max() <= 1, name
         assert (array(Image.open(io.BytesIO(data))) == array(data)).all(), name
 
-def test_a_bmp_or_tiff_without_opacity_is_opaque(drawn):
+def test_bmp_and_tiff_with_zero_alpha_are_opaque(drawn):
     img = photo((40, 30))
     for alpha in (255, np.arange(40)*6):
         data = bmp(img, alpha)
@@ -241,7 +241,7 @@ def test_white_is_white_in_every_mode_of_pillow(mode):
     img = img.convert({'RGBa': 'RGBA', 'La': 'LA', 'PA': 'RGBA'}.get(mode, mode)).convert(mode)
     assert (array(img) == 255).all()
 
-# Light and dark
+# Brightness
 
 RAMP = np.tile(np.arange(64), (8, 1))
 DEEP = {'1 bit': (RAMP >= 32, 1), '1 bit, from the right': (RAMP >= 32, 1, 1, 2), '8 bits': (RAMP*4, 8),
@@ -253,7 +253,7 @@ DEEP = {'1 bit': (RAMP >= 32, 1), '1 bit, from the right': (RAMP >= 32, 1, 1, 2)
         'infinite floats': (np.where(RAMP == 63, np.inf, RAMP/30), 32, 3)}
 
 @pytest.mark.parametrize('name', DEEP)
-def test_light_is_light_and_dark_is_dark(name):
+def test_brightness_of_all_depths(name):
     a,bits,kind,fill = (*DEEP[name], *(1, 1)[len(DEEP[name]) - 2:])
     for photometric in (0, 1):
         for order in '<>':
@@ -265,7 +265,7 @@ def test_light_is_light_and_dark_is_dark(name):
             if 'NaN' in name: row = np.delete(row, 20)
             assert (np.diff(row) >= 0).all() and row[0] < 10 and row[-1] > 230, (photometric, order, row)
 
-def test_12_16_and_32_bits_without_a_sign():
+def test_12_16_and_32_bits_unsigned():
     files = [grey_tiff(RAMP*64, 12, 1), grey_tiff(RAMP*2**26, 32, 1),
              saved(Image.fromarray((RAMP*1024).astype('uint16')), 'PNG')]
     for data in files:
@@ -281,7 +281,7 @@ def test_one_bit_in_every_format_and_packing():
 
 # Damage
 
-def test_a_jpeg_without_its_last_bytes_opens():
+def test_jpeg_without_its_last_bytes_opens():
     kinds = {'plain': {}, 'restarts': dict(restart_marker_blocks=3), 'full colour': dict(subsampling=0)}
     for name,kw in kinds.items():
         for img in (photo(), photo().convert('L'), photo().convert('CMYK')):
@@ -292,7 +292,7 @@ def test_a_jpeg_without_its_last_bytes_opens():
                 assert not rows[:len(rows)*4//5].any() and (cut > 2 or not rows.any()), (name, img.mode, cut)
             for share in (.15, .3, .5, .9): assert refusal(data[:-int(len(data)*share)]).status == 'truncated', share
 
-def test_a_progressive_jpeg_opens_when_its_last_scan_has_begun():
+def test_progressive_jpeg_opens_if_its_last_scan_has_begun():
     data = saved(photo(), 'JPEG', progressive=True)
     assert (array(data[:-2]) == array(data)).all() and abs(array(data[:-50]) - array(data)).mean() < 1
     for share in (.3, .5, .7): assert refusal(data[:-int(len(data)*share)]).status == 'truncated', share
@@ -311,20 +311,20 @@ NOTES = {'text with a wrong check sum': b'\0\0\0\3tEXta\0b' + bytes(4),
          'a broken profile': chunk(b'iCCP', b'a\0\0what')}
 
 @pytest.mark.parametrize('name', NOTES)
-def test_a_broken_note_in_a_png_is_passed_over(name):
+def test_broken_text_chunk_in_a_png_is_ignored(name):
     data = stored(6, 'PNG', icc_profile=None if 'profile' in name else P3)
     noted = data[:33] + NOTES[name] + data[33:]
     assert (array(noted) == array(data)).all() and open_image(noted).size == UP.size
     plain = saved(photo((64, 48)))
     assert (array(plain[:-12] + NOTES[name] + plain[-12:]) == np.asarray(photo((64, 48)))).all()   # behind the pixels
 
-def test_an_mpo_without_its_second_image_opens():
+def test_mpo_without_its_second_image_opens():
     img = photo((64, 48))
     data = saved(img, 'MPO', save_all=True, append_images=[img.rotate(90)])
     second = data.index(b'\xff\xd8', 9)
     for end in (second, second + 9, len(data) - 30): assert open_image(data[:end]).size == img.size
 
-# What is refused
+# Refusals
 
 def boxes(brand, *others):
     return struct.pack('>I', 16 + 4*len(others)) + b'ftyp' + brand + bytes(4) + b''.join(others) + bytes(80)
@@ -356,16 +356,16 @@ NAMES = {
     'not an image in a format that we open': [bytes(range(128, 256)), b' ', bytes(40)]}
 
 @pytest.mark.parametrize('name', NAMES)
-def test_what_is_refused_is_named(name):
+def test_refused_files_are_described(name):
     for data in NAMES[name]:
         e = refusal(data)
         assert name in str(e) and e.status in ('not-an-image', 'truncated'), (data[:40], str(e))
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_unreadable_file_is_named(tmp_path):
     assert refusal(tmp_path/'no.jpg').status == 'missing'
     assert 'is a folder' in str(refusal(tmp_path)) and 'cannot be read' in str(refusal('a\0b'))
 
-def test_a_decompression_bomb_is_refused_by_its_header():
+def test_decompression_bomb_is_refused_by_its_header():
     for side in (9000, 17_500):
         data = png([], side, 8, 0)
         data = data[:16] + struct.pack('>II', side, side) + data[24:29]
@@ -399,5 +399,5 @@ print('pillow_heif' in sys.modules, open_image(sys.argv[1]).size, 'pillow_heif' 
     done = subprocess.run([sys.executable, '-c', code, tmp_path/'a.heic'], capture_output=True, text=True)
     assert done.stdout == 'False (128, 64) True\n', done.stderr
 
-def test_every_format_of_the_list_opens():
+def test_every_listed_format_opens():
     for format in IMAGE_FORMATS: assert abs(array(saved(UP, format)) - np.asarray(UP)).mean() < 6, format

@@ -1,4 +1,4 @@
-"The model folder is the bridge between training and serving: both sides must give the same answers."
+"The model folder: training and serving must give the same answers."
 import json, os, signal, subprocess, sys
 from contextlib import redirect_stdout
 from io import StringIO
@@ -14,7 +14,7 @@ from catdog.sample.draw import draw
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    "What `build` makes of drawings and an epoch of fine-tuning: the Learner, the model folder, and what was printed"
+    "A build on drawings with an epoch of fine-tuning: the Learner, the model folder, and the output"
     from catdog import train as chapter
     folder,learners,printed = tmp_path_factory.mktemp('build'),[],StringIO()
     def train(*args, **kw):
@@ -37,7 +37,7 @@ def assert_agree(learn, model, files):
     assert np.abs(np.array([list(o.probabilities.values()) for o in answers]) - expected).max() < 1e-4
 
 def large(folder):
-    "JPEG files that both sides decode at a half, a quarter and an eighth of their size, upright and turned"
+    "JPEG files that both sides decode at a half, a quarter and an eighth of their size, upright and rotated"
     exif = Image.Exif()
     exif[0x112] = 6
     files = [folder/f'{i}.jpg' for i in range(6)]
@@ -53,14 +53,14 @@ def test_the_onnx_model_and_the_pickle_agree_with_the_learner(built, tmp_path):
     assert_agree(learn, model, files)
     assert_agree(load_learner(model/'export.pkl'), model, files[-20:])
 
-def test_a_build_says_what_it_does_and_that_drawings_are_no_photographs(built):
+def test_build_prints_its_steps_and_warns_about_drawings(built):
     learn,model,printed = built
     assert [o[:5] for o in printed.splitlines() if o.startswith('[')] == [f'[{i}/4]' for i in range(1, 5)]
     assert 'validation images (95% interval' in printed and 'knows nothing about photographs' in printed
     assert Classifier(model).meta['trained_on'] == 'drawings'
     assert 'mean nothing' in (model/'model_card.md').read_text()
 
-def test_the_model_file_is_about_this_model_and_no_machine(built):
+def test_model_file_contains_no_local_paths(built):
     learn,model,_ = built
     data = (model/'model.onnx').read_bytes()
     meta = json.loads(onnxruntime.InferenceSession(data).get_modelmeta().custom_metadata_map['catdog'])
@@ -68,7 +68,7 @@ def test_the_model_file_is_about_this_model_and_no_machine(built):
     assert (meta['n_train'], meta['n_valid']) == (len(learn.dls.train_ds), len(learn.dls.valid_ds))
     assert str(Path(__file__).parent.parent).encode() not in data and b'site-packages' not in data
 
-def test_in_8_bits_it_gives_the_same_answers_from_a_smaller_file(built, tmp_path, monkeypatch):
+def test_int8_gives_the_same_answers_from_a_smaller_file(built, tmp_path, monkeypatch):
     from catdog.learn import export as exporter
     learn,model,_ = built
     # a small model of drawings moves by more than `export` tolerates, which learn/export.ipynb tests; here it may
@@ -86,7 +86,7 @@ def test_in_8_bits_it_gives_the_same_answers_from_a_smaller_file(built, tmp_path
     assert rounded.meta['int8'] and rounded.meta['neither'] != exact.meta['neither']   # measured anew
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs a process that can be killed cheaply')
-def test_an_export_that_is_killed_leaves_the_good_model(built):
+def test_killed_export_leaves_the_old_model(built):
     from catdog.learn import export as exporter
     _,model,_ = built
     before = {o.name: o.read_bytes() for o in model.iterdir()}
@@ -105,11 +105,11 @@ def error_of(model, photos):
     files = sorted((photos/'photos'/'test').glob('*/*'))[::4]
     return np.mean([o.label != f.parent.name for o,f in zip(Classifier(model).predict_batch(files), files)])
 
-def test_the_model_that_ships_knows_photographs(photos):
+def test_shipped_model_on_photographs(photos):
     assert (shipped_model()/'model.onnx').stat().st_size < 6_000_000
     assert error_of(shipped_model(), photos) < .015
 
-def test_two_words_to_a_model_on_photographs(photos, tmp_path):
+def test_build_on_photographs(photos, tmp_path):
     from fastai.learner import load_learner
     command = [Path(sys.executable).with_name('catdog-build'), 'cat', 'dog', '--photos', photos/'photos'/'web',
                '--out', 'models/photographs', '--n', '200']

@@ -1,4 +1,4 @@
-"No image may be lost, whatever happens: killed in the middle, a full disk, a folder that cannot be written."
+"Moves and undo: no image is lost when the process is killed, the disk is full or a folder is read-only."
 import errno, json, multiprocessing, os, resource, shutil, signal, sys, tempfile
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from catdog.dataset.journal import apply_choices, can_undo, undo_choices, unfini
 from catdog.core.errors import CatdogError
 
 def choices(folder, n=15):
-    "A third to the other folder, where each name is taken; a third out; a third stays"
+    "Choices: a third move to the other folder, where each name is taken; a third are removed; a third stay"
     kinds = {'cat': ('dog', '<Delete>', '<Keep>'), 'dog': ('cat', '<Delete>', '<Keep>')}
     return {folder/label/f'{i}.jpg': kinds[label][i%3] for label in kinds for i in range(n)}
 
 def check_manifest(folder):
-    "Each row names a file that is there, and that is the image it named at first"
+    "Assert that each row names an existing file with its original content"
     rows = [json.loads(o) for o in (folder/'manifest.jsonl').read_text(encoding='utf8').splitlines()]
     assert len({o['file'] for o in rows}) == len(rows)
     for o in rows: assert (folder/o['file']).read_text() == ' '.join(o['url'].split('/')[-2:])
@@ -22,7 +22,7 @@ def check_manifest(folder):
 class Killed(BaseException): pass
 
 class KillAt:
-    "Count the lines of dataset.journal that run where it writes; call `kill` before line number `last`"
+    "Count the executed lines of dataset.journal; call `kill` before line number `last`"
     functions = '_open_journal', 'write', '_copy', '_move', '_was_made', '_update_manifest', '_finish', '_undo', \
         'apply_choices', 'undo_choices'
     def __init__(self, last=None, kill=None): self.n,self.last,self.kill = 0,last,kill
@@ -61,7 +61,7 @@ def do(folder): return apply_choices(folder, {folder/'cat'/'0.jpg': 'dog', folde
 @pytest.mark.parametrize('what', [do, undo_choices], ids=['applying', 'undoing'])
 @pytest.mark.parametrize('kind', ['files', 'links', 'another disk'])
 def test_killed_before_any_line(tmp_path, monkeypatch, kind, what):
-    "Wherever the process ends, every image is there, and applying or undoing again ends as if nothing had happened"
+    "Wherever the process ends, no image is lost, and applying or undoing again completes"
     make = linked if kind == 'links' else lambda o: dataset(o, 2)
     if kind == 'another disk': other_disk(monkeypatch)
     def fresh(name):
@@ -78,7 +78,7 @@ def test_killed_before_any_line(tmp_path, monkeypatch, kind, what):
         folder = fresh(str(k))
         with pytest.raises(Killed), KillAt(k, die): what(folder)
         assert set(images(folder)) == everything
-        if what is do and k%3:   # again with the same choices, or by a process that knows none, or straight undone
+        if what is do and k%3:   # apply again with the same choices, or without any, or undo at once
             do(folder) if k%3 == 1 or not can_undo(folder) else apply_choices(folder, {})
             assert state(folder) == applied, k
         undo_choices(folder, everything=k%2)
@@ -86,7 +86,7 @@ def test_killed_before_any_line(tmp_path, monkeypatch, kind, what):
         shutil.rmtree(folder.parent)
 
 @pytest.mark.parametrize('what', [do, undo_choices], ids=['applying', 'undoing'])
-def test_really_killed(tmp_path, what):
+def test_sigkill(tmp_path, what):
     for k in (20, 40, 50, 60):
         folder = dataset(tmp_path/str(k)/'data', 2)
         start,everything = state(folder),images(folder)
@@ -103,7 +103,7 @@ def test_really_killed(tmp_path, what):
         undo_choices(folder, everything=True)
         assert state(folder) == start
 
-def test_another_choice_counts_when_an_application_was_interrupted(tmp_path):
+def test_new_choice_replaces_one_of_an_interrupted_batch(tmp_path):
     folder = dataset(tmp_path/'data', 3)
     apply_choices(folder, choices(folder, 3))
     plan = (folder/JOURNAL).read_bytes().splitlines(keepends=True)[0]
@@ -114,8 +114,8 @@ def test_another_choice_counts_when_an_application_was_interrupted(tmp_path):
     assert (folder/'cat/0.jpg').read_text() == 'cat 0' and (folder/'.removed/dog/0.jpg').read_text() == 'dog 0'
     assert (folder/'.removed/cat/1.jpg').exists() and unfinished_moves(folder) == 0
 
-def test_a_label_folder_on_another_disk(tmp_path):
-    "Its images can be moved and taken out, and back; a real other disk where there is one"
+def test_label_folder_on_another_disk(tmp_path):
+    "Its images can be moved and removed, and back; on a real other disk if there is one"
     other = Path(tempfile.mkdtemp(prefix='catdog-', dir='/dev/shm' if Path('/dev/shm').is_dir() else tmp_path))
     try:
         folder = dataset(tmp_path/'data')
@@ -129,7 +129,7 @@ def test_a_label_folder_on_another_disk(tmp_path):
         assert before == {o.name: (o.read_text(), o.stat().st_mtime_ns) for o in (folder/'cat').iterdir()}
     finally: shutil.rmtree(other)
 
-def test_a_relative_link_leads_to_its_image_wherever_it_moves(tmp_path):
+def test_moved_relative_link_stays_valid(tmp_path):
     folder = linked(tmp_path/'data')
     start = state(folder)
     for o in do(folder): assert o.to.is_symlink() and o.to.read_text() == f'{o.file.parent.name} {o.file.stem}'
@@ -137,7 +137,7 @@ def test_a_relative_link_leads_to_its_image_wherever_it_moves(tmp_path):
     assert state(folder) == start and all(o.is_symlink() for o in folder.glob('*/*.jpg'))
 
 def test_journal_cut_off_anywhere(tmp_path):
-    "After a power failure the last lines may be missing, or half there"
+    "After a power failure the last lines may be missing or incomplete"
     folder = dataset(tmp_path/'data', 3)
     start = state(folder)
     apply_choices(folder, choices(folder, 3))
@@ -154,7 +154,7 @@ def test_journal_cut_off_anywhere(tmp_path):
         shutil.rmtree(copy)
 
 def test_full_disk(tmp_path):
-    "The journal cannot be written: nothing moves that is not in it, and a sentence says so"
+    "If the journal cannot be written, nothing moves, and the error says so"
     folder = dataset(tmp_path/'data')
     start,everything = state(folder),images(folder)
     counted = dataset(tmp_path/'counted')
@@ -196,7 +196,7 @@ def test_read_only_folder(tmp_path, locked):
     assert state(folder) == start
 
 def test_vanished_image(tmp_path):
-    "Someone took images away meanwhile: the others move, and each that is gone is named"
+    "If images have disappeared meanwhile, the others move, and each missing one is named"
     folder = dataset(tmp_path/'data')
     gone = [folder/'cat'/'0.jpg', folder/'cat'/'1.jpg']
     for o in gone: o.unlink()
@@ -211,7 +211,7 @@ def test_vanished_image(tmp_path):
     assert {k for k in state(folder) if k.endswith('.jpg')} == {k for k in kept if k.endswith('.jpg')}
 
 def test_two_at_once(tmp_path):
-    "Two people apply the same choices at the same time: each image moves once"
+    "Two processes apply the same choices at the same time: each image moves once"
     folder = dataset(tmp_path/'data', 200)
     start,everything = state(folder),images(folder)
     barrier,pids = multiprocessing.get_context('fork').Barrier(4),[]
@@ -253,7 +253,7 @@ def test_batches_are_undone_one_by_one_or_all_at_once(tmp_path):
     assert len(undo_choices(folder, everything=True)) == 2
     assert state(folder) == start and not can_undo(folder) and undo_choices(folder) == []
 
-def test_what_cannot_be_done_is_refused_before_anything_moves(tmp_path):
+def test_impossible_moves_are_refused_before_anything_moves(tmp_path):
     folder = dataset(tmp_path/'data', 4)
     start = state(folder)
     for bad in ('../x', '.removed', 'a/b', ''):
@@ -265,8 +265,8 @@ def test_what_cannot_be_done_is_refused_before_anything_moves(tmp_path):
     assert state(folder) == start
     assert [o.to for o in apply_choices(folder, {folder/'cat'/'9.jpg': 'dog'})] == [None]   # it is not there
 
-def test_the_manifest_follows(tmp_path):
-    "The label stays what was searched for; `read_manifest` can read what is written"
+def test_manifest_is_updated(tmp_path):
+    "The label stays the search term; `read_manifest` can read the file"
     from catdog.dataset.manifest import read_manifest
     folder = dataset(tmp_path/'data', 4)
     apply_choices(folder, {folder/'cat'/'1.jpg': 'dog', folder/'cat'/'2.jpg': '<Delete>'})
@@ -288,8 +288,8 @@ def tree(folder, *files):
     ('test/cat/old/1.jpg', 'dog', 'test/dog/old/1.jpg'), ('cat/indoor/1.jpg', 'cat', None),
     ('train/cat/1.jpg', 'cat', None), ('cat/indoor/1.jpg', '<Delete>', '.removed/cat/indoor/1.jpg'),
     ('train/cat/1.jpg', '<Delete>', '.removed/train/cat/1.jpg'), ('1.jpg', '<Delete>', '.removed/1.jpg')])
-def test_a_image_keeps_its_place_under_another_label(tmp_path, file, label, to):
-    "The label is the first folder, or the first below train, valid and test, and nothing else of the place changes"
+def test_image_keeps_its_place_under_another_label(tmp_path, file, label, to):
+    "The label is the first folder, or the first below train, valid and test; the rest of the path stays"
     top = '' if file[0] in 'c1' else 'train/'
     folder = tree(tmp_path/'data', file, f'{top}cat/2.jpg', f'{top}dog/2.jpg', *(['valid/cat/3.jpg'] if top else []))
     start = state(folder)
@@ -302,7 +302,7 @@ def test_a_image_keeps_its_place_under_another_label(tmp_path, file, label, to):
 
 ODD = ['A+', 'A-', 'c', 'c++', '😀', '"quoted"', "it's", '<b>', 'قطة', 'a|b*_', ' wild  cat', 'Größe', '$x$', 'a,b']
 
-def test_labels_may_be_called_anything(tmp_path):
+def test_labels_of_any_name(tmp_path):
     from unicodedata import normalize
     stored = [normalize('NFD', o) for o in ODD]   # as a Mac may have written the folders
     folder = tree(tmp_path/'data', *(f'{o}/{i}.jpg' for i,o in enumerate(stored)))
@@ -316,14 +316,14 @@ def test_labels_may_be_called_anything(tmp_path):
     assert state(folder) == start
 
 @pytest.mark.skipif(os.sep != '/', reason='such a name is a path there')
-def test_a_backslash_in_a_label_is_a_character(tmp_path):
+def test_backslash_in_a_label(tmp_path):
     folder = tree(tmp_path/'data', 'a\\b/1.jpg', 'cat/2.jpg')
     assert [o.to for o in apply_choices(folder, {folder/'cat'/'2.jpg': 'a\\b'})] == [folder/'a\\b'/'2.jpg']
 
-def test_nothing_moves_while_somebody_else_is_at_work_in_the_folder(tmp_path, monkeypatch):
-    "A program that fetches images into it, say"
+def test_nothing_moves_while_another_process_holds_the_lock(tmp_path, monkeypatch):
+    "Such as a scrape"
     from catdog.core.files import folder_lock
-    monkeypatch.setattr('catdog.dataset.journal._PATIENCE', .2)
+    monkeypatch.setattr('catdog.dataset.journal._LOCK_SECONDS', .2)
     folder = dataset(tmp_path/'data', 4)
     start = state(folder)
     with folder_lock(folder), pytest.raises(CatdogError, match='another catdog process is working in .*data'):

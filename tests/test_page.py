@@ -1,4 +1,4 @@
-"The page in a real browser, with both of its back ends: the server, and onnxruntime-web in the page"
+"The page in a browser, with both of its back ends: the server and onnxruntime-web"
 import base64, io, os, re
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def app(desktop):
 
 def status(page): return expect(page.get_by_role('status'))
 
-def test_answers_are_those_of_the_classifier(app, url, classifier):
+def test_answers_agree_with_the_classifier(app, url, classifier):
     images = {'cat.jpg': CAT, 'notes.txt': b'buy cat food', 'bear.jpg': BEAR, 'dog.jpg': jpeg_bytes(draw('dog', 6, (320, 240)))}
     shown = ask(app, images)
     assert [o['name'] for o in shown] == list(images) and [o['error'] for o in shown] == [False, True, False, False]
@@ -56,10 +56,10 @@ def test_answers_are_those_of_the_classifier(app, url, classifier):
     assert shown[1]['words'] == 'notes.txt: a text file, not an image'
     status(app).to_contain_text('1 cat, 1 cannot be opened, 2 like none of them')
     assert app.url == url and app.evaluate('scrollX || document.scrollingElement.scrollWidth - innerWidth') <= 0
-    card, = ask(app, {'cat.jpg': CAT})   # takes the place of the first four
+    card, = ask(app, {'cat.jpg': CAT})   # replaces the first four
     status(app).to_have_text(card['words'])
 
-def test_a_new_choice_does_not_wait_for_the_one_before(app):
+def test_new_choice_replaces_a_running_one(app):
     many = {f'{i}.jpg': jpeg_bytes(draw('cat', i, (400, 400))) for i in range(40)}
     app.set_input_files('#file', as_files(many))
     if app.locator('#predict').count(): app.locator('#predict').click()
@@ -88,10 +88,10 @@ def test_drop_files_anywhere(app, folder):
 def test_drop_a_folder(app, folder):
     drop(app, folder)
     assert [o['name'] for o in cards(app, 4)] == ['cat 9.jpg', 'cat 10.jpg', 'כלב.jpg', 'Kätzchen auf dem Dach.jpg']
-    status(app).to_contain_text('left out, by their names no images: 2')
+    status(app).to_contain_text('left out, as their names are not those of images: 2')
 
 def test_drop_a_folder_of_more_than_a_hundred(app, tmp_path):
-    "A browser lists a hundred files at a time, and the server takes 16 per request"
+    "A browser lists a hundred files at a time, and the server accepts 16 per request"
     data = jpeg_bytes(draw('cat', 1, (64, 64)))
     for i in range(110): (tmp_path/f'{i}.jpg').write_bytes(data)
     drop(app, tmp_path)
@@ -103,7 +103,7 @@ def test_drop_no_image(app, tmp_path):
     status(app).to_have_text('There is no image in this folder.')
     app.evaluate('''() => { const data = new DataTransfer(); data.setData('text/plain', 'cat');
         document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})); }''')
-    status(app).to_contain_text('That was no file')
+    status(app).to_contain_text('That was not a file')
 
 def test_paste(app):
     app.bring_to_front()
@@ -118,7 +118,7 @@ def test_paste(app):
 
 # The camera, the keyboard, "Why?"
 
-def test_a_phone_offers_its_camera(new_context, url, playwright, app):
+def test_camera_button_on_a_phone(new_context, url, playwright, app):
     expect(app.get_by_text('Take a photo')).to_be_hidden()
     phone = open_page(new_context(**playwright.devices['Pixel 7']).new_page(), url)
     camera = phone.get_by_label('Take a photo')
@@ -168,7 +168,7 @@ def test_names_of_any_kind(app):
     assert app.evaluate('document.documentElement.scrollWidth <= innerWidth')
 
 @pytest.mark.parametrize('scheme,width', [('light', 1100), ('dark', 390)])
-def test_no_violation_that_axe_finds(new_context, url, scheme, width):
+def test_accessibility(new_context, url, scheme, width):
     page = open_page(new_context(color_scheme=scheme, viewport=dict(width=width, height=800)).new_page(), url)
     everything = ('critical', 'serious', 'moderate', 'minor')
     page.set_input_files('#file', as_files({'cat.jpg': CAT, 'notes.txt': b'a text', 'bear.jpg': BEAR}))
@@ -204,7 +204,7 @@ def test_without_script(browser, server, classifier):
     assert page.url == server
     context.close()
 
-def test_the_chosen_images_are_shown(page, server):
+def test_preview_of_chosen_images(page, server):
     open_page(page, server)
     page.get_by_role('button', name='Predict!').click()
     status(page).to_have_text('Choose an image first.')
@@ -213,7 +213,7 @@ def test_the_chosen_images_are_shown(page, server):
     assert page.locator('#preview img').evaluate('o => o.naturalWidth') > 0
     expect(page.get_by_label('Also show why')).to_be_hidden()
 
-def test_the_server_opens_what_the_browser_cannot(page, server):
+def test_server_opens_formats_that_the_browser_cannot(page, server):
     pillow_heif.register_heif_opener()
     img = Image.open(io.BytesIO(CAT))
     shown = ask(open_page(page, server), {'photo.heic': saved(img, 'HEIF'), 'scan.tif': saved(img, 'TIFF')})
@@ -226,7 +226,7 @@ HTML = dict(content_type='text/html', body='<h1>nginx</h1>')
     (dict(status=502, **HTML), 'The server did not answer (502 Bad Gateway). Try again in a moment.'),
     (dict(status=413, **HTML), 'cat.jpg: too large for the server: choose a smaller image'),
     (dict(status=503, json=dict(error='Too many images at the moment.')), 'Too many images at the moment.')])
-def test_what_may_go_wrong_on_the_way(page, server, answer, words):
+def test_failed_requests_are_reported(page, server, answer, words):
     open_page(page, server)
     page.route('**/predict', lambda o: o.fulfill(**answer) if answer else o.abort())
     page.set_input_files('#file', as_files({'cat.jpg': CAT}))
@@ -237,7 +237,7 @@ def test_what_may_go_wrong_on_the_way(page, server, answer, words):
     page.get_by_role('button', name='Predict!').click()   # the choice is still there
     expect(page.get_by_role('heading', level=2)).to_contain_text('cat, ')
 
-def test_too_large_is_said_before_the_upload(page, server, tmp_path):
+def test_too_large_upload_is_refused_by_the_page(page, server, tmp_path):
     (tmp_path/'large.jpg').write_bytes(bytes(17*2**20))
     open_page(page, server)
     page.route('**/predict', lambda o: pytest.fail('it was sent'))
@@ -252,8 +252,8 @@ FETCH = '''async ([url, data]) => {
     catch (e) { return e.message; } }'''
 
 @pytest.mark.parametrize('shared', [True, False])
-def test_a_page_of_another_site_asks(shared, page, server, tmp_path, request):
-    "With a header of its own, so that the browser asks the server beforehand"
+def test_cross_origin_request(shared, page, server, tmp_path, request):
+    "With a custom header, so that the browser sends a preflight request"
     (tmp_path/'index.html').write_text('<!doctype html><title>elsewhere</title>')
     with hosted(tmp_path) as (elsewhere,_):
         page.goto(elsewhere)

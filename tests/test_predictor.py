@@ -1,5 +1,5 @@
-"The classifier, model files that lie (metadata, limits, weights, bytes changed anywhere), and which model is first"
-import io, json, os, pickle, random, shutil, time
+"The classifier, tampered model files (metadata, limits, weights, random bytes), and the order of models"
+import io, json, os, pickle, random, shutil, signal, subprocess, sys, time
 from copy import copy
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def classifier(): return Classifier(shipped_model())
 
 @pytest.fixture
 def tampered(tmp_path, classifier):
-    "Makes a folder with the model that ships, but its metadata changed; without changes it has none"
+    "A function that makes a folder with the shipped model and changed metadata; without changes, no metadata"
     def make(**changes):
         model = onnx.load(shipped_model()/'model.onnx')
         meta = {**classifier.meta, **changes}
@@ -31,7 +31,7 @@ def tampered(tmp_path, classifier):
 
 @pytest.fixture
 def changed(tmp_path):
-    "Makes a folder with the model that ships, but for what a function does to the weights of its last layer"
+    "A function that makes a folder with the shipped model and changed weights of the last layer"
     def make(change):
         model = onnx.load(shipped_model()/'model.onnx')
         change(next(o for o in model.graph.initializer if o.name == 'head.4.weight'))
@@ -40,9 +40,9 @@ def changed(tmp_path):
         return tmp_path/'changed'
     return make
 
-# What a model answers
+# Answers
 
-def test_every_form_of_an_image_has_the_same_answer(classifier):
+def test_every_kind_of_source_gives_the_same_answer(classifier):
     photo = image_cat().read()
     answer = classifier.predict(photo)
     assert (answer.label, answer.sure, sum(answer.probabilities.values())) == ('cat', True, pytest.approx(1, abs=1e-9))
@@ -52,7 +52,7 @@ def test_every_form_of_an_image_has_the_same_answer(classifier):
     assert pickle.loads(pickle.dumps(classifier)).predict(photo) == answer
     assert classifier.answers([]) == classifier.predict_batch([]) == []
 
-def test_a_batch_has_the_same_answers_and_names_what_is_not_an_image(classifier, tmp_path):
+def test_batch_gives_the_same_answers_and_names_bad_images(classifier, tmp_path):
     (tmp_path/'notes.txt').write_text('a cat')
     drawn = [draw(label, seed=i) for i in range(5) for label in ('cat', 'dog')]
     for one,many in zip(map(classifier.predict, drawn), classifier.predict_batch(drawn, bs=4), strict=True):
@@ -61,7 +61,7 @@ def test_a_batch_has_the_same_answers_and_names_what_is_not_an_image(classifier,
         with pytest.raises(ImageError) as e: classifier.predict_batch(drawn[:7] + [bad] + drawn)
         assert name in str(e.value)
 
-def test_why_shows_the_cat_and_not_the_wall(classifier):
+def test_why_highlights_the_cat(classifier):
     photo,scene = image_cat().read(),Image.new('RGB', (512, 256), (128, 128, 128))
     scene.paste(open_image(photo).resize((256, 256)), (0, 0))   # a cat on the left, nothing on the right
     heat = classifier.explain(scene)
@@ -79,16 +79,16 @@ def test_why_shows_the_cat_and_not_the_wall(classifier):
         return logits[0] - places[0].sum((1, 2))
     assert constant(photo) == pytest.approx(constant(scene), abs=1e-3)
 
-def test_why_of_a_cropped_image_is_grey_where_the_network_does_not_look(classifier):
+def test_why_is_grey_outside_the_crop(classifier):
     side = copy(classifier)
     side.meta,scene = {**classifier.meta, 'resize': dict(method='crop')},draw('cat', 242, (600, 200))
     a = np.asarray(side.why(scene, max_side=600)).astype(int)
     off = np.abs(a - np.asarray(scene.convert('L').point(lambda o: o*2//5).convert('RGB')).astype(int))
     assert off[:, :195].max() <= 2 and off[:, 405:].max() <= 2 < off[:, 205:395].max()
 
-# Model files that lie
+# Tampered model files
 
-def test_a_model_that_catdog_did_not_export(tampered):
+def test_model_not_exported_by_catdog_is_refused(tampered):
     with pytest.raises(ModelError, match='not exported by catdog'): Classifier(tampered())
 
 @pytest.mark.parametrize('changes,words', [
@@ -98,7 +98,7 @@ def test_a_model_that_catdog_did_not_export(tampered):
     (dict(resize_to='192'), 'which size'), (dict(min_side=0), 'which size'), (dict(min_side=[9]), 'which size'),
     (dict(size=10**6), 'which size'), (dict(labels=['a', 'b', 'c']), 'do not fit'),
     (dict(size=100, resize_to=100), 'do not fit')])
-def test_metadata_that_are_wrong(tampered, changes, words):
+def test_wrong_metadata_is_refused(tampered, changes, words):
     with pytest.raises(ModelError, match=words): Classifier(tampered(**changes))
 
 def test_either_limit_alone_makes_an_answer_unsure(tampered):
@@ -113,8 +113,8 @@ def test_either_limit_alone_makes_an_answer_unsure(tampered):
     (dict(probability=0, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=.9999, distance=0), 'unlike', 'This does not look like a cat or a dog'),
     (dict(probability=1, distance=0), 'between', 'Not sure, between cat and dog (cat ')])   # it is sure of nothing
-def test_which_of_the_two_ways_not_to_know(tmp_path, tampered, capsys, neither, doubt, words):
-    "In Python, on the terminal, in CSV and in Parquet; and nothing is certain"
+def test_two_kinds_of_doubt(tmp_path, tampered, capsys, neither, doubt, words):
+    "In Python, on the terminal, in CSV and in Parquet; no answer is certain"
     model,file = tampered(neither=neither),tmp_path/'cat.jpg'
     file.write_bytes(image_cat().read())
     pred = Classifier(model).predict(file)
@@ -126,7 +126,7 @@ def test_which_of_the_two_ways_not_to_know(tmp_path, tampered, capsys, neither, 
         row = read(predict_files(file, model=model, out=tmp_path/name)).astype(object).fillna('').iloc[0]
         assert (row.label, row.sure, row.doubt, row.text) == ('cat', pred.sure, doubt, str(pred))
 
-def test_the_summary_says_what_is_known(tampered, classifier):
+def test_summary(tampered, classifier):
     m = classifier.meta
     assert classifier.summary == f'cat / dog: trained on {m["n_train"]:,} photographs, {m["error"]:.1%} validation error'
     assert Classifier(tampered(trained_on='drawings', neither=dict(probability=1.0, distance=0.0))).summary.endswith(
@@ -135,23 +135,23 @@ def test_the_summary_says_what_is_known(tampered, classifier):
     other.meta = dict(trained_on='images')
     assert other.summary == 'cat / dog: trained on images, its error was not measured'
 
-def test_a_model_from_before_there_were_distances(tampered):
+def test_model_without_distances(tampered):
     def without_distance(neither):
         model = onnx.load(tampered(neither=neither)/'model.onnx')
         del model.graph.output[2]
         return onnx.save(model, (folder := tampered(neither=neither))/'model.onnx') or folder
     assert Classifier(without_distance(dict(probability=0))).predict(image_bear()).sure
     assert not Classifier(without_distance(dict(probability=1))).predict(image_cat()).sure
-    with pytest.raises(ModelError, match='does not give it'):
+    with pytest.raises(ModelError, match='but no such output'):
         Classifier(without_distance(dict(probability=0, distance=1e9)))
 
-def test_below_which_probability_an_answer_is_not_to_be_relied_on(tampered):
+def test_probability_limit(tampered):
     drawing = draw('dog', seed=5)
     assert not Classifier(tampered(neither=dict(probability=.9999999))).predict(drawing).sure
     assert Classifier(tampered(neither=dict(probability=.5))).predict(drawing).sure
 
 @pytest.mark.parametrize('location', ['weights.bin', '../weights.bin', None])
-def test_weights_in_another_file_are_not_read(tmp_path, changed, monkeypatch, location):
+def test_external_weights_are_not_read(tmp_path, changed, monkeypatch, location):
     monkeypatch.chdir(tmp_path)
     def point(weight):
         for folder in (Path(), Path('changed')): (folder/'weights.bin').write_bytes(weight.raw_data)
@@ -163,22 +163,22 @@ def test_weights_in_another_file_are_not_read(tmp_path, changed, monkeypatch, lo
     Path('changed').mkdir()
     with pytest.raises(ModelError, match='cannot open'): Classifier(changed(point))
 
-def test_weights_that_are_no_numbers(changed):
+def test_non_finite_weights_are_refused(changed):
     def change(weight): weight.raw_data = np.full(weight.dims, np.nan, 'float32').tobytes()
     with pytest.raises(ModelError, match='is damaged'): Classifier(changed(change))
 
 class Trap:
     def __reduce__(self): return Path.touch, (Path('caught'),)
 
-def test_a_pickle_beside_the_model_is_never_opened(tmp_path, changed, monkeypatch):
+def test_pickle_beside_the_model_is_never_opened(tmp_path, changed, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = changed(lambda weight: None)
     (folder/'export.pkl').write_bytes(pickle.dumps(Trap()))
     assert Classifier(folder).predict(image_cat()).label == 'cat'
-    with pytest.raises(ModelError, match='is no model'): Classifier(folder/'export.pkl')
+    with pytest.raises(ModelError, match='not a model'): Classifier(folder/'export.pkl')
     assert not Path('caught').exists()
 
-def test_a_model_trained_on_drawings_never_comes_first_by_itself(tmp_path, tampered, monkeypatch):
+def test_model_of_drawings_is_never_the_default(tmp_path, tampered, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('CATDOG_MODEL', raising=False)
     def put(name, **changes): shutil.copytree(tampered(note='', **changes), f'models/{name}')
@@ -193,14 +193,14 @@ def test_a_model_trained_on_drawings_never_comes_first_by_itself(tmp_path, tampe
     monkeypatch.chdir('nbs')   # where Voilà starts the kernels of the chapter
     assert Classifier().path == tmp_path/'models'/'drawn' and next(iter(find_models())) == '../models/drawn'
 
-def test_a_model_that_cannot_be_opened_is_left_out(tmp_path, monkeypatch):
+def test_unreadable_model_is_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'models'/'bad').mkdir(parents=True)
     (tmp_path/'models'/'bad'/'model.onnx').write_bytes(b'')
     with pytest.warns(UserWarning, match='cannot open'): assert 'models/bad' not in find_models()
 
-def test_a_tampered_model_is_refused_or_answers(tmp_path, classifier):
-    "Bytes changed anywhere: a sentence, or a model that gives probabilities, and never a crash"
+def test_tampered_model_is_refused_or_answers(tmp_path, classifier):
+    "Random bytes changed: an error message, or a model that gives probabilities, never a crash"
     whole,rng,refused = (shipped_model()/'model.onnx').read_bytes(),random.Random(2),0
     head = whole.rfind(b'catdog')   # metadata stand near the end
     image = draw('cat', 1)
@@ -218,6 +218,29 @@ def test_a_tampered_model_is_refused_or_answers(tmp_path, classifier):
         else: assert sum(answer.probabilities.values()) == pytest.approx(1)
     assert refused >= 20
 
-def test_a_model_larger_than_a_gigabyte_is_not_read(tmp_path):
+def test_model_larger_than_a_gigabyte_is_not_read(tmp_path):
     with open(tmp_path/'model.onnx', 'wb') as f: f.truncate(2_000_000_000)
     with pytest.raises(ModelError, match='larger than 1 GB'): Classifier(tmp_path)
+
+FORK = """
+import gc, os
+from catdog.core.model_file import open_session
+from catdog.predict import shipped_model
+class Cycle: pass
+cycle = Cycle()
+cycle.me,cycle.session = cycle,open_session('', (shipped_model()/'model.onnx').read_bytes(), 2)
+del cycle
+child = os.fork()
+if not child:
+    gc.collect()
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this system')
+def test_forked_process_does_not_wait_for_a_session_of_its_parent():
+    "As data loader workers do, which collect garbage now and then"
+    process = subprocess.Popen([sys.executable, '-c', FORK], start_new_session=True)
+    try: assert process.wait(60) == 0
+    finally:
+        if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"What stands around the notebooks: requirements, dead code, what is in the wheel, what `make` would do, the README."
+"The project: requirements, dead code, contents of the wheel, `make`, the README."
 import ast, contextlib, importlib.util, json, os, re, shutil, subprocess, sys, tarfile, zipfile
 from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -24,7 +24,7 @@ def read(name): return (ROOT/name).read_text(encoding='utf8')
 # Requirements
 
 LISTS = [o for o in settings if o.endswith('requirements')]
-# Imported nowhere, and needed: the file that asks for it, and in what words
+# Required but never imported: the file that needs it, and the text that shows it
 CALLED = {
     'ipykernel': ('nbs/07_app.ipynb', '"kernelspec"'),   # Voilà runs that notebook in one
     'onnxscript': ('catdog/learn/export.py', 'torch.onnx'),   # by which torch writes ONNX
@@ -44,7 +44,7 @@ CALLED = {
     'pytest-playwright': ('tests/test_page.py', 'page'),
     'axe-playwright-python': ('tests/network_helpers.py', 'axe_playwright_python'),
 }
-# What comes with something that is listed, and is a part of it
+# Packages that come with a listed one
 PART_OF = {'traitlets': 'ipywidgets', 'IPython': 'ipykernel', 'nbformat': 'voila', 'tornado': 'voila',
            'jupyter_server': 'voila', 'huggingface_hub': 'timm', 'werkzeug': 'flask', 'dateutil': 'pandas'}
 
@@ -80,7 +80,7 @@ def test_what_the_library_imports_is_required():
     missing = {o for o in imported((ROOT/'catdog').rglob('*.py')) - known if PART_OF.get(o) not in required}
     assert not missing, f'settings.ini does not ask for {sorted(missing)}'
 
-def test_every_requirement_has_bounds_that_the_tested_set_keeps():
+def test_requirements_have_bounds_that_the_constraints_meet():
     pins = {normal(o.name): o for o in map(Requirement, re.findall(r'^\w.*', read('constraints.txt'), re.M))}
     for req in (Requirement(o) for key in LISTS for o in lines(key)):
         pin = pins[normal(req.name)]
@@ -88,14 +88,14 @@ def test_every_requirement_has_bounds_that_the_tested_set_keeps():
 
 # Dead code
 
-# What the libraries that we build on call by name, and attributes that they read
+# Names that libraries call or read
 CALLED_BY = dict(
     fastai='after_cancel_batch after_epoch after_loss after_pred after_train before_fit before_train '
            'encodes input_types _broadcast',
     flask='allow healthz openapi request_class show_metrics sort_keys _get_file_stream '
           'content_length content_type total_content_length',
-    werkzeug_and_http_server='client_address close_connection disable_nagle_algorithm handle_error protocol_version '
-                             'run_wsgi',
+    http_server='allow_reuse_address close_connection daemon_threads disable_nagle_algorithm do_HEAD log_message '
+                'protocol_version request_queue_size',
     requests='auth getresponse pool_classes_by_scheme _new_conn',
     ddgs='extract_results',
     waitress='channel_class received',
@@ -103,7 +103,7 @@ CALLED_BY = dict(
     onnxruntime='get_next intra_op_num_threads log_severity_level',
     ipywidgets='disabled tooltip',
     python='__doc__')
-# What a target would do; below another make it would also say which folder it enters
+# Prints what a target would do
 MAKE_N = 'make', '--no-print-directory', '-n', '-o', '.venv/installed'
 
 def code_of(notebook):
@@ -114,13 +114,13 @@ def code_of(notebook):
     return '\n'.join(kept)
 
 def unused(folder):
-    "What vulture finds in copies of our modules in `folder`; a chapter's `__all__` counts as use, a room's does not"
+    "Run vulture on copies of our modules in `folder`; a chapter's `__all__` counts as use, a library module's does not"
     for file in (ROOT/'catdog').rglob('*.py'):
         copy = folder/file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         text = file.read_text(encoding='utf8')
-        room = file.parent != ROOT/'catdog'
-        copy.write_text(re.sub(r'^__all__ = \[.*?\]', '', text, flags=re.S|re.M) if room else text, encoding='utf8')
+        is_library = file.parent != ROOT/'catdog'
+        copy.write_text(re.sub(r'^__all__ = \[.*?\]', '', text, flags=re.S|re.M) if is_library else text, encoding='utf8')
     for file in (ROOT/'nbs').glob('*.ipynb'): (folder/f'{file.stem}.py').write_text(code_of(file), encoding='utf8')
     vulture = Vulture()
     vulture.scavenge([str(folder), str(ROOT/'bench')])
@@ -137,7 +137,7 @@ def test_there_is_no_dead_code(tmp_path):
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    "The source distribution and the wheel made from it, from a copy of the files that git would keep"
+    "The source distribution and the wheel made from it, from a copy of the files in git"
     project,dist = tmp_path_factory.mktemp('project'),tmp_path_factory.mktemp('dist')
     listed = subprocess.check_output(['git', 'ls-files', '-zco', '--exclude-standard'], cwd=ROOT, text=True)
     for name in listed.split('\0'):
@@ -163,7 +163,7 @@ def test_the_source_distribution_has_the_notebooks_and_what_makes_them_run(built
     assert not [o for o in names if re.match(r'(data|models|site|\.venv|\.git)/', o)]
 
 def brought_by(wanted):
-    "The distributions that pip installs for the requirements `wanted`, by what is installed here"
+    "Return the distributions that pip installs for the requirements `wanted`, according to those installed here"
     res,left = set(),[(Requirement(o), '') for o in wanted]
     while left:
         req,extra = left.pop()
@@ -185,7 +185,7 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 """
 
 @pytest.mark.nightly
-def test_the_wheel_works_away_from_the_clone(built, tmp_path):
+def test_wheel_works_outside_the_clone(built, tmp_path):
     """From words to an answer by the installed commands, with no other copy of catdog in sight, and with what
     `pip install catdog-...whl[train]` brings and nothing else"""
     there,work = tmp_path/'there',tmp_path/'work'
@@ -215,13 +215,13 @@ def test_the_wheel_works_away_from_the_clone(built, tmp_path):
 # make
 
 def make(folder, *args, **kw):
-    "What `make -n` would run in a folder that has a Makefile and nothing of a build"
+    "Return what `make -n` would run in a folder that has only a Makefile"
     shutil.copy(ROOT/'Makefile', folder)
     for o in ('settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt'): shutil.copy(ROOT/o, folder)
     return subprocess.run(['make', '--no-print-directory', '-n', *args], cwd=folder, capture_output=True, text=True,
                           **kw)
 
-def test_make_says_what_it_will_download_before_it_does(tmp_path):
+def test_make_announces_its_downloads(tmp_path):
     out = make(tmp_path, 'app').stdout
     assert 0 <= out.find('it downloads 3.4 GB') < out.find('-m venv') < out.find('pip install')
     assert 'download.pytorch.org' not in out and 'TORCH=cpu' in out
@@ -231,12 +231,12 @@ def test_make_app_without_cuda(tmp_path):
     out = make(tmp_path, 'app', 'TORCH=cpu').stdout
     torch = out.find('--index-url https://download.pytorch.org/whl/cpu torch torchvision')
     assert 0 <= out.find('it downloads 0.7 GB') < torch < out.find("-e '.[dev]'") < out.find('catdog-app')
-    # it stays so, and is not changed behind one's back
+    # the choice persists
     (tmp_path/'.venv').mkdir()
     (tmp_path/'.venv'/'installed').write_text('cpu\n')
     os.utime(tmp_path/'.venv'/'installed', (1, 1))   # settings.ini has changed since
     assert '/whl/cpu torch' in make(tmp_path, 'app').stdout
-    assert 'another PyTorch' in make(tmp_path, 'app', 'TORCH=cu130').stderr
+    assert 'another variant of PyTorch' in make(tmp_path, 'app', 'TORCH=cu130').stderr
 
 @pytest.mark.parametrize('words,there,expected', [
     ('', None, ['cat', 'dog']), ('', 'models/any', None),
@@ -244,7 +244,7 @@ def test_make_app_without_cuda(tmp_path):
     ("grizzly 'black bear' teddy", 'models/grizzly-black bear-teddy', None),
     ('grizzly t-rex', 'models/grizzly--t-rex', None), ('grizzly t-rex', 'models/grizzly-t-rex', ['grizzly', 't-rex'])])
 def test_make_app_builds_for_the_words_given(tmp_path, words, there, expected):
-    "Run for real, with a catdog-build and a catdog-app that write down how they were called"
+    "Run with fake catdog-build and catdog-app commands that record their arguments"
     bin = tmp_path/'bin'
     bin.mkdir()
     for name in ('catdog-build', 'catdog-app'):
@@ -266,19 +266,19 @@ def test_make_app_builds_for_the_words_given(tmp_path, words, there, expected):
 # README, Colab, workflows
 
 def make_readme(root, out):
-    "What `make readme` would write for the index of `root`, written to `out`"
+    "Write what `make readme` would write for the index of `root` to `out`"
     line = subprocess.check_output([*MAKE_N, 'readme', f'BIN={Path(sys.executable).parent}'],
                                    cwd=ROOT, text=True)
     assert line.strip().endswith('>README.md')
     subprocess.run(['sh', '-c', line.replace('>README.md', f">'{out}'")], cwd=root, check=True, capture_output=True)
     return out.read_text(encoding='utf8')
 
-def test_the_readme_is_the_index(tmp_path):
+def test_readme_is_current(tmp_path):
     "`make readme` changes nothing"
     assert make_readme(ROOT, tmp_path/'README.md') == read('README.md')
 
-def test_with_an_address_the_chapters_open_in_colab_and_install_there(tmp_path):
-    "`make repository` in a copy: a badge each, an install in the first hidden cell, in Colab alone, and nothing else"
+def test_chapters_open_and_install_in_colab(tmp_path):
+    "`make repository` in a copy adds a badge and, in the first hidden cell, an install for Colab, and nothing else"
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     shutil.copy(ROOT/'settings.ini', tmp_path)
     spec = importlib.util.spec_from_file_location('set_repository', ROOT/'.ci'/'set_repository.py')
@@ -301,7 +301,7 @@ def test_with_an_address_the_chapters_open_in_colab_and_install_there(tmp_path):
             assert "isdir('/content')" in before and not re.search(r'\b(from|import) catdog|fastai', before)
     assert 'some/where/blob/main/nbs/00_start.ipynb' in make_readme(tmp_path, tmp_path/'README.md')
 
-def test_the_readme_names_what_there_is():
+def test_readme_links_and_commands_exist():
     text = read('README.md')
     for o in re.findall(r'\]\((?!https?:|#|mailto:)([^)]+)\)', text): assert (ROOT/o.split('#')[0]).exists(), o
     for o in re.findall(r'`(bench/\w+\.py)', text): assert (ROOT/o).exists(), o
@@ -312,7 +312,7 @@ def test_the_readme_names_what_there_is():
 
 def workflow(name): return yaml.safe_load(read(f'.github/workflows/{name}.yml'))
 
-def test_the_workflows_cover_what_is_promised():
+def test_workflows():
     matrix = workflow('test')['jobs']['test']['strategy']['matrix']
     pairs = {(o, p) for o in matrix['os'] for p in matrix['python']}
     pairs |= {(o['os'], o['python']) for o in matrix.get('include', [])}
@@ -325,16 +325,16 @@ def test_the_workflows_cover_what_is_promised():
     release = workflow('release')
     assert release[True]['push']['tags'] and 'build' in json.dumps(release['jobs'])   # YAML 1.1 reads `on` as true
 
-# Quiet
+# Imports and hooks
 
 @pytest.mark.parametrize('module', ['catdog.train', 'catdog.learn.finetune'])
-def test_importing_says_nothing(module):
-    "No warning of torch or fastai about themselves, whichever module is the first to need them"
+def test_imports_print_nothing(module):
+    "No warnings of torch or fastai, whichever module imports them first"
     done = subprocess.run([sys.executable, '-c', f'import {module}'], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 def test_one_command_installs_the_hooks(tmp_path):
-    "`make hooks` in a new clone, for that clone alone"
+    "`make hooks` in a new clone, only for that clone"
     clone,home = tmp_path/'clone',tmp_path/'home'
     home.mkdir()
     subprocess.run(['git', 'clone', '-q', ROOT, clone], check=True)

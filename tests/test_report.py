@@ -1,4 +1,4 @@
-"The report and the plots, whatever a label, an image or a file may be called."
+"The report and the plots, with odd labels and file names."
 import re
 
 import numpy as np
@@ -18,7 +18,7 @@ ODD = ['A+', 'c++', '"quoted"', "it's, so", '<img src=x onerror=alert(1)>', '|*_
 
 @pytest.fixture(scope='module')
 def learn(tmp_path_factory):
-    "A learner for eleven labels; one of its images lies under two of them, and two have odd names"
+    "A learner for eleven labels; one image has two of them, and two files have odd names"
     folder = tmp_path_factory.mktemp('odd')
     for i,label in enumerate(ODD):
         (folder/label).mkdir()
@@ -29,7 +29,7 @@ def learn(tmp_path_factory):
     return get_learner(get_dls(folder, 64, bs=8, num_workers=0, item_tfms=Resize(64, ResizeMethod.Squish)))
 
 def test_report_in_a_browser(learn, tmp_path, page):
-    "It fetches and runs nothing, shows every image and label, and fits on a phone"
+    "It loads and runs nothing, shows every image and label, and fits on a phone"
     report(learn, tmp_path/'r.html')
     requests,messages = [],[]
     page.on('request', lambda o: requests.append(o.url))
@@ -51,7 +51,7 @@ def test_report_in_a_browser(learn, tmp_path, page):
     for o in ('Precision', 'Where it was most wrong', 'Images that look wrong'): assert o in page.inner_text('body')
     assert page.locator('bdi').count() > 50 and r'caf\udce9.jpg' in page.content()
 
-def test_labels_come_through_tables_and_plots(learn, tmp_path):
+def test_odd_labels_in_tables_and_plots(learn, tmp_path):
     assert sorted(predictions(learn).label.unique()) == sorted(ODD) == list(learn.dls.vocab)
     assert set(suspects(learn).label) <= set(ODD)
     assert list(precision_recall(np.eye(len(ODD), dtype=int), ODD).index) == ODD
@@ -62,13 +62,13 @@ def test_labels_come_through_tables_and_plots(learn, tmp_path):
     axes[0].figure.savefig(tmp_path/'plot.png')   # where it would be read as a formula
 
 @pytest.mark.parametrize('out,words', [('nowhere/r.html', 'no such folder'), ('folder', 'is a folder')])
-def test_a_report_is_refused_before_the_work_when_it_cannot_be_written(learn, tmp_path, monkeypatch, out, words):
+def test_unwritable_report_is_refused_first(learn, tmp_path, monkeypatch, out, words):
     monkeypatch.setattr('catdog.clean.report.prediction_table', None)   # not called
     (tmp_path/'folder').mkdir()
     with pytest.raises(CatdogError, match=f'{words}; give another file'): report(learn, tmp_path/out)
 
 def table(**n):
-    "Predictions: for each data set so many, one of them wrong"
+    "A prediction table with the given number of rows per data set, one of them wrong"
     rows = [dict(label='cat dog'.split()[i%2], predicted='cat dog'.split()[i%2 or not i], dataset=k)
             for k,v in n.items() for i in range(v)]
     return pd.DataFrame(rows, columns=['label', 'predicted', 'dataset'])
@@ -78,14 +78,14 @@ def table(**n):
     (dict(Valid=4, Test=5), ['25.0% ', '20.0% .* of 5 test images']),
     (dict(Train=50, Valid=4, Test=5, New=10), ['25.0% ', '20.0% ', '10.0% .* of 10 images that are new']),
     (dict(Unknown=5), ['20.0% .* of 5 images, some of which it may have been trained on']),
-    (dict(Train=5), ['None of the images that validated']),
-    (dict(Train=5, New=2), ['None of the images that validated', '50.0% .* of 2 images that are new'])])
-def test_a_trained_image_is_never_called_unseen(n, starts):
+    (dict(Train=5), ['None of the validation images']),
+    (dict(Train=5, New=2), ['None of the validation images', '50.0% .* of 2 images that are new'])])
+def test_training_images_are_never_called_unseen(n, starts):
     sentences = [o for o in error_sentences(table(**n)) if 'balanced' not in o]
     assert len(sentences) == len(starts) and all(map(re.match, starts, sentences))
     assert ('had not been trained on' in ' '.join(sentences)) == ('Valid' in n)
 
-def test_where_labels_are_uneven_the_balanced_error_stands_beside_the_plain_one():
+def test_balanced_error_for_uneven_labels():
     t = pd.DataFrame(dict(label=['cat']*8 + ['dog']*2, predicted=['cat']*8 + ['dog', 'cat'], dataset='Valid'))
     plain,balanced = error_sentences(t)
     assert plain.startswith('10.0%') and balanced.startswith('25.0% balanced error')

@@ -1,4 +1,4 @@
-"What chapter 04 adds: a learner from a model folder, a comparison, the report as a command."
+"Chapter 4: a learner from a model folder, `compare`, the report command."
 import os, re, shutil
 from pathlib import Path
 
@@ -23,14 +23,14 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def project(built, tmp_path, monkeypatch):
-    "A copy of it to work in, and the names of the validation images"
+    "A copy to work in, and the names of the validation images"
     shutil.copytree(built[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return {o.relative_to(built[0]) for o in built[1].dls.valid_ds.items}
 
 @pytest.fixture
 def reviewed(capsys):
-    "A function: what `write_report` prints, and of how many validation images it says how many are wrong"
+    "A function that returns the output of `write_report`, and its numbers of wrong and all validation images"
     def _reviewed():
         write_report()
         said = capsys.readouterr().out
@@ -56,12 +56,12 @@ def says_the_same(learn, again):
     assert (a.loss - b.loss).abs().max() < 1e-3
     assert abs(gradcam(learn, a.index[:6], ['cat']*6) - gradcam(again, a.index[:6], ['cat']*6)).max() < .02
 
-def test_a_saved_learner_says_the_same(built):
+def test_saved_learner_gives_the_same_answers(built):
     says_the_same(built[1], saved_learner(built[0]/'data'/'drawn', built[0]/'models'/'drawn'))
 
 @pytest.mark.nightly
 @pytest.mark.parametrize('arch', ['squeezenet1_0', 'resnet18'])
-def test_a_saved_learner_of_other_networks(tmp_path, arch):
+def test_saved_learner_of_other_architectures(tmp_path, arch):
     "Also where the export has merged batch normalisation into the body"
     from fastai.vision.all import vision_learner
     from catdog.data import get_dls
@@ -71,8 +71,8 @@ def test_a_saved_learner_of_other_networks(tmp_path, arch):
     learn.fit(2, 1e-3)
     says_the_same(learn, saved_learner(tmp_path/'data', export(learn, tmp_path/'models'/'drawn')))
 
-def test_the_command(project):
-    "It says what it took, and opens no pickle: a stranger's may do worse than this one, which leaves a trace"
+def test_report_command(project):
+    "It prints its defaults, and opens no pickle: this one would leave a trace"
     Path('models/drawn/export.pkl').write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
     done = run_command('catdog-review', '--out', 'r.html', cwd=Path.cwd())
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == 'Wrote r.html; open it in a browser.', done
@@ -83,8 +83,8 @@ def test_the_command(project):
     assert done.returncode == 2 and 'cannot open it' in done.stderr and 'Traceback' not in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
-def test_card_and_report_agree_whatever_the_seed_was(project, reviewed):
-    "All by default, and by another seed than that by which a folder is split without a word"
+def test_card_and_report_agree_for_any_seed(project, reviewed):
+    "With default folders, and a seed other than the default"
     said,figures = reviewed()
     assert figures == card() and figures[1] == len(project) >= 8
     assert f'Measured on {len(project)} of the {len(project)} images that validated the model.' in said
@@ -92,7 +92,7 @@ def test_card_and_report_agree_whatever_the_seed_was(project, reviewed):
     assert set(table.index[table.dataset == 'Valid']) == project
     assert set(table.dataset) == {'Train', 'Valid'} and len(table) == 48
 
-def test_after_one_image_was_relabelled_card_and_report_differ_by_that_image(project, reviewed):
+def test_relabelled_image_changes_the_report(project, reviewed):
     before = predicted()
     file = sorted(o for o in project if o.parent.name == 'cat' and before.predicted[o] == 'cat')[0]
     moved, = apply_choices('data/drawn', {file: 'dog'})
@@ -101,7 +101,7 @@ def test_after_one_image_was_relabelled_card_and_report_differ_by_that_image(pro
     assert after.label[moved.to] == 'dog' and after.dataset[moved.to] == 'Valid'
     assert (after.drop(moved.to).sort_index().dataset == before.drop(file).sort_index().dataset).all()
 
-def test_new_images_stand_apart_and_missing_ones_are_counted(project, reviewed):
+def test_new_and_missing_images_are_reported(project, reviewed):
     table = predicted()
     dogs,cats = (sorted(o for o in project if o.parent.name == label) for label in ('dog', 'cat'))
     for o in dogs: o.unlink()
@@ -124,7 +124,7 @@ def test_new_images_stand_apart_and_missing_ones_are_counted(project, reviewed):
     assert {Path('data/drawn/cat/smaller.png'), Path('data/drawn/dog/again.jpg'), trained} < of['Train']
     assert '>for training<' in page() and '>new<' in page() and 'None of these is labelled dog' in page()
 
-def test_without_a_record_it_does_not_pretend(project, reviewed):
+def test_model_without_a_record_of_its_images(project, reviewed):
     Path('models/drawn/images.json').unlink()
     for text in (reviewed()[0], page()):
         assert 'of 48 images, some of which it may have been trained on, were given the wrong label' in text
@@ -132,17 +132,17 @@ def test_without_a_record_it_does_not_pretend(project, reviewed):
         assert 'had not been trained on' not in text
     assert set(predicted().dataset) == {'Unknown'}
 
-def test_none_of_the_images_is_left(project, reviewed):
-    "Another folder, or all saved anew: no figure is made up"
+def test_model_without_any_of_its_images(project, reviewed):
+    "Another folder, or all files re-encoded: no error is reported"
     shutil.rmtree('data/drawn')
     for label in ('cat', 'dog'):
         Path('data/drawn', label).mkdir(parents=True)
         for i in range(6): draw(label, f'other {i}', (96, 96)).save(f'data/drawn/{label}/{i}.jpg')
     said,_ = reviewed()
-    assert 'None of the images that validated the network is here' in said
+    assert 'None of the validation images of the network is here' in said
     assert 'Measured on 0 of the' in said and 'of 12 images that are new' in said and 'Recall' not in page()
 
-def test_what_cannot_be_opened_and_what_the_model_does_not_know_is_named(project, reviewed):
+def test_bad_images_and_unknown_labels_are_named(project, reviewed):
     sorted(project)[0].write_text('<html>')
     (Path('data/drawn')/'fox').mkdir()
     draw('cat', 'fox', (64, 64)).save('data/drawn/fox/1.jpg')
@@ -150,7 +150,7 @@ def test_what_cannot_be_opened_and_what_the_model_does_not_know_is_named(project
     assert n == len(project) - 1 and 'The model does not know fox: left out.' in said
     assert f'{sorted(project)[0].relative_to("data/drawn")}: a web page, not an image' in page()
 
-def test_defaults_are_what_there_is(project):
+def test_default_folders(project):
     for o in ('models', 'data'): shutil.copytree(f'{o}/drawn', f'{o}/pets')
     os.utime('models/drawn/model.onnx', (1, 1))
     for args,name in (((), 'pets'), (('data/pets',), 'pets'), (('data/drawn',), 'drawn')):
@@ -164,12 +164,12 @@ def test_defaults_are_what_there_is(project):
     with pytest.raises(DataError, match='no model in models.*catdog-build'): write_report()
 
 @pytest.mark.parametrize('text', ['', '[1]', '{"training": 1}'])
-def test_a_damaged_record_is_an_error(project, text):
+def test_damaged_record_is_an_error(project, text):
     Path('models/drawn/images.json').write_text(text)
     with pytest.raises(ModelError, match='images.json'): saved_learner()
 
-def test_a_test_set_has_its_own_line(project, reviewed):
-    "Images in test/ are not trained on, and stand beside the validation error in card and report"
+def test_test_set_has_its_own_line(project, reviewed):
+    "Images in test/ are not trained on; their error is beside the validation error in card and report"
     shutil.rmtree('data'); shutil.rmtree('models')
     drawings(Path('data/pets/train'), 10)
     for i,part in enumerate(('valid', 'test')):
@@ -183,13 +183,13 @@ def test_a_test_set_has_its_own_line(project, reviewed):
     assert {k: set(o.file.map(lambda f: f.parts[2])) for k,o in table.groupby('dataset')} == \
            dict(Train={'train'}, Valid={'valid'}, Test={'test'})
 
-def test_the_model_must_know_the_labels_of_the_folder(project):
+def test_model_must_know_the_labels_of_the_folder(project):
     for a,b in (('cat', 'cat'), ('dog', 'fox')): shutil.copytree(f'data/drawn/{a}', f'other/{b}')
     with pytest.raises(CatdogError, match="has no folder 'dog'; there are 'cat', 'fox'"):
         saved_learner('other', 'models/drawn')
 
-def test_compare_counts_what_a_person_would(built, tmp_path):
-    "By the labels of the folder it is given, however deep its images lie, and wherever those were that were trained on"
+def test_compare(built, tmp_path):
+    "By the labels of the given folder, at any depth, wherever the training images are"
     path,learn = built[0]/'data'/'drawn',built[1]
     row = compare(path, this=learn, same=learn).loc['this']
     table = predictions(learn)

@@ -1,4 +1,4 @@
-"The sample web: drawings, the search protocol, what each kind of URL returns, connections, threads, processes"
+"The sample web: drawings, the search protocol, faults, connections, threads, processes"
 import http.client, itertools, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +12,7 @@ from catdog.sample.server import FAULTS, SampleWeb
 
 @pytest.fixture(scope='module')
 def web():
-    "A web with every fault, and a third of the results without"
+    "A web with every fault, and a third of its results without"
     with SampleWeb(faults=dict.fromkeys(FAULTS, .03)) as web: yield web
 
 @pytest.fixture(scope='module')
@@ -83,7 +83,7 @@ def test_strange_words(web, label):
 
 @pytest.mark.parametrize('query, label', [
     ('cat photo', 'cat'), ('a tabby cat outdoors', 'tabby cat'), ('photo', 'photo'), ('Dogs', 'dogs')])
-def test_words_that_say_how_to_search(web, query, label):
+def test_filler_words_are_ignored(web, query, label):
     assert web.truth(urls(web, query, count=1)[0])['label'] == label
 
 @pytest.mark.parametrize('path', [
@@ -95,7 +95,7 @@ def test_no_such_page(web, path):
 # --- What each kind of URL returns
 
 def fetch(url, patience=60, limit=2**20):
-    "The status, and what a client sees that waits `patience` seconds for a byte and takes at most `limit` bytes"
+    "Return the status, and what a client sees that waits `patience` seconds for a byte and reads at most `limit` bytes"
     data = b''
     with requests.get(url, stream=True, timeout=patience) as answer:
         try:
@@ -122,14 +122,14 @@ def test_bad_url_has_its_fault(web, kind, seen):
     assert fetch(o.url, 2 if kind == 'stall' else 60) == (404 if kind == 'not-found' else 200, seen)
     assert not web.truth(o.url)['valid']
 
-def test_copies_are_of_their_original(web):
+def test_copies_match_their_original(web):
     copy,near = first_of(web, 'duplicate').truth,first_of(web, 'near-duplicate')
     assert requests.get(first_of(web, 'duplicate').url).content == requests.get(copy['original']).content
     one,two = (requests.get(o).content for o in (near.url, near.truth['original']))
     a,b = (np.asarray(open_image(o).resize((32, 32))).astype(int) for o in (one, two))
     assert one != two and abs(a - b).mean() < 6
 
-def test_what_else_a_url_says(web):
+def test_thumbnails_and_pages(web):
     assert first_of(web, 'wrong-label').truth['drawn'] == 'dog'
     assert requests.get(first_of(web, 'no-ai').url).headers['X-Robots-Tag'] == 'noai, noimageai'
     o = first_of(web, 'redirect')
@@ -167,7 +167,7 @@ def test_same_seed_same_results(web):
     there = [web.url + o.path for o in itertools.islice(web_again.results('dog'), 2000, 2150)]
     assert all(o == there for o in answers)
 
-def test_a_folder_of_photos(folder):
+def test_folder_of_photos(folder):
     with SampleWeb(folder) as photos:
         found = search(photos, 'cat outdoors', count=100)['value']
         data = [requests.get(o['contentUrl']).content for o in found]
@@ -202,12 +202,12 @@ def test_other_methods(web):
     answer = host.getresponse()
     assert answer.status == 501 and answer.headers['Connection'] == 'close'
 
-def test_many_visitors_at_once_get_what_one_gets(web):
+def test_concurrent_clients_get_the_same_results(web):
     some = [o.url for o in itertools.islice(web.results('dog'), 40) if o.kind in ('ok', 'duplicate', 'truncated')]
     def _get(url): return requests.get(url, timeout=60).content
     with ThreadPoolExecutor(24) as pool: assert list(pool.map(_get, some)) == [_get(o) for o in some]
 
-def test_stop_closes_open_connections_and_start_begins_again():
+def test_stop_closes_connections_and_start_works_again():
     web = SampleWeb(faults=dict(stall=1)).start()
     url = urls(web, count=1)[0]
     body,idle = requests.get(url, stream=True, timeout=60).iter_content(1000),connect(web)
@@ -242,7 +242,7 @@ with SampleWeb() as outer:
 assert str(now()) == {before!r}""")
     assert res.returncode == 0, res.stderr
 
-def test_a_process_is_quiet_light_and_ends():
+def test_process_prints_nothing_and_ends():
     res = python("""
 import sys
 from catdog.sample.server import sample_web

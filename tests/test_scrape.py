@@ -1,4 +1,4 @@
-"""A scrape that is killed or stopped, and goes on; the list that img2dataset reads.
+"""Scrapes that are killed or stopped, and resumed; the URL list for img2dataset.
 The command's options and messages are in test_collect.py and test_commands.py."""
 import json, os, random, signal, subprocess, sys, threading, time
 from collections import Counter
@@ -37,7 +37,7 @@ def start(tmp_path):
 def lines(path): return (path/'manifest.jsonl').read_bytes().count(b'\n') if (path/'manifest.jsonl').exists() else 0
 
 def mess():
-    "Two labels with all that can happen to an image"
+    "Two labels with every kind of outcome"
     r,res = random.Random(5),{}
     for label in ('cat', 'dog'):
         good = [draw(label, i, (200 + 4*i, 160 + 3*i)) for i in range(30)]
@@ -48,7 +48,7 @@ def mess():
     res['dog'] += res['cat'][:12]   # conflicts
     return res
 
-def test_kill_at_any_moment_and_go_on(start, tmp_path):
+def test_killed_run_resumes(start, tmp_path):
     whole,torn = tmp_path/'whole',tmp_path/'torn'
     r = random.Random(int(os.environ.get('CATDOG_KILLS_SEED', 1)))
     with serve_images(mess(), latency=.03) as (found, asked):
@@ -60,7 +60,7 @@ def test_kill_at_any_moment_and_go_on(start, tmp_path):
         for moment in moments:
             p = start(found, torn)
             while p.poll() is None and lines(torn) <= moment:
-                for o in torn.glob('[!.]*/[!.]*'):   # whatever can be seen is whole
+                for o in torn.glob('[!.]*/[!.]*'):   # visible files are complete
                     try: open_image(o)
                     except ImageError as e: assert e.status == 'missing'   # it has just been moved
             p.kill()
@@ -76,7 +76,7 @@ def test_kill_at_any_moment_and_go_on(start, tmp_path):
         'ok', 'duplicate', 'near-duplicate', 'conflict', 'not-found', 'not-an-image', 'truncated'}
     assert not list(torn.rglob('*.part'))
 
-def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(monkeypatch, start, tmp_path):
+def test_ctrl_c_stops_at_once_and_the_same_command_resumes(monkeypatch, start, tmp_path):
     monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
     data = {'cat': [jpeg_bytes(image(i)) for i in range(20)]}
     stalled,ready = threading.Event(),threading.Event()
@@ -93,13 +93,13 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(monkeypatch, start, t
         assert ready.wait(60)
         p.send_signal(signal.SIGINT)
         out = p.communicate(timeout=60)[0]   # far less than the time-out, which is 300 s here
-        assert p.returncode == 130 and 'goes on from here' in out and 'Traceback' not in out
+        assert p.returncode == 130 and 'the same command again' in out and 'Traceback' not in out
         stalled.set()
         p = start(found, tmp_path/'out')
         assert p.communicate(timeout=60) and p.returncode == 0
     assert set(read_manifest(tmp_path/'out').status) == {'ok'} and len(files(tmp_path/'out')) == 20
 
-# --- Where others take over
+# --- img2dataset
 
 def test_img2dataset_reads_the_list(tmp_path):
     "Its requirements exclude ours, so it lives in an environment of its own: pip install img2dataset there"
@@ -115,7 +115,7 @@ def test_img2dataset_reads_the_list(tmp_path):
 
 # --- One pool for all labels
 
-def test_a_stalled_image_does_not_hold_up_the_next_label(monkeypatch, tmp_path):
+def test_stalled_image_does_not_delay_the_next_label(monkeypatch, tmp_path):
     monkeypatch.setenv('CATDOG_ALLOW_PRIVATE', '1')
     dogs = threading.Event()
     def answer(path, params, headers):
@@ -129,7 +129,7 @@ def test_a_stalled_image_does_not_hold_up_the_next_label(monkeypatch, tmp_path):
         df = scrape(['cat', 'dog'], tmp_path, n=6, engine='test')
     assert set(df.status) == {'ok'} and df.label.tolist() == ['cat']*6 + ['dog']*6
 
-def test_what_earlier_labels_found_is_kept_when_the_search_for_a_later_one_fails(monkeypatch, tmp_path):
+def test_earlier_labels_are_kept_when_a_later_search_fails(monkeypatch, tmp_path):
     with serve_images({'cat': [jpeg_bytes(image(i)) for i in range(6)]}) as _:
         find = ENGINES['test']
         def refuse(term, n):

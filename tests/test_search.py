@@ -12,7 +12,7 @@ from catdog.web.search import search_images
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch):
-    "As on a machine without keys, proxies and earlier searches"
+    "No keys, proxies or earlier searches"
     for o in ('AZURE_SEARCH_KEY', 'CATDOG_BING_ENDPOINT', 'CATDOG_ENGINE'): monkeypatch.delenv(o, raising=False)
     for o in [o for o in os.environ if o.lower().endswith('_proxy')]: monkeypatch.delenv(o)
     monkeypatch.setattr(search, '_PROBED', {})
@@ -44,7 +44,7 @@ def test_without_internet_each_engine_is_probed_once(probes, capsys):
     assert sorted(probes) == ['api.openverse.org', 'commons.wikimedia.org', 'duckduckgo.com']
     assert capsys.readouterr().out.count('No search engine on the web can be reached: using the sample web') == 2
 
-def test_a_probe_is_forgotten_after_five_minutes(probes):
+def test_probe_expires_after_five_minutes(probes):
     search._PROBED.update({(o, 443): (time.monotonic() - age, False) for o,age in
                            {'duckduckgo.com': 299, 'api.openverse.org': 301, 'commons.wikimedia.org': 1}.items()})
     assert search._reachable() == [] and probes == ['api.openverse.org']
@@ -83,20 +83,20 @@ def test_safe_search_goes_to_every_engine_that_has_it(engines):
 
 # --- What `auto` does
 
-def test_the_next_engine_tops_up_without_taking_a_photo_twice(engines):
+def test_next_engine_adds_photos_without_duplicates(engines):
     engines(ddg=broken, openverse=finds('openverse', 0, 1), commons=finds('commons', *range(1, 9)))
     assert [(p.engine, p.url[-5:]) for p in search_images('cat', 4)] == [
         ('openverse', '0.jpg'), ('openverse', '1.jpg'), ('commons', '2.jpg'), ('commons', '3.jpg')]
 
-def test_what_the_engines_answered_is_passed_on_when_none_gave_anything(engines):
+def test_errors_of_all_engines_are_passed_on(engines):
     engines(ddg=broken, openverse=broken, commons=broken)
     with pytest.raises(SearchError, match='429'): search_images('cat', 4)
 
-def test_nothing_found_is_no_reason_for_drawings(engines):
+def test_no_drawings_when_nothing_is_found(engines):
     engines(ddg=finds('ddg'), openverse=unreachable, commons=unreachable)
     assert search_images('cat', 4) == []
 
-def test_an_engine_that_went_away_is_not_asked_again(engines, probes):
+def test_lost_engine_is_not_asked_again(engines, probes):
     asked = []
     def gone(term, n):
         asked.append(term)
@@ -105,14 +105,14 @@ def test_an_engine_that_went_away_is_not_asked_again(engines, probes):
     for o in ('cat', 'dog'): search_images(o, 2)
     assert asked == ['cat'] and probes == []
 
-def test_the_environment_replaces_auto_alone(engines, monkeypatch):
+def test_environment_replaces_only_auto(engines, monkeypatch):
     engines(ddg=finds('ddg', 0))
     monkeypatch.setenv('CATDOG_ENGINE', 'sample')
     with SampleWeb():
         assert search_images('cat', 1)[0].engine == 'sample'
         assert search_images('cat', 1, engine='ddg')[0].engine == 'ddg'
 
-def test_a_folder_that_the_sample_web_serves_gives_photographs(probes, tmp_path, capsys):
+def test_sample_web_of_a_folder_gives_photographs(probes, tmp_path, capsys):
     from catdog.sample.draw import draw
     (tmp_path/'cat').mkdir()
     for i in range(3): draw('cat', i, (200, 150)).save(tmp_path/'cat'/f'{i}.jpg')
@@ -131,14 +131,14 @@ def refuses_after(k, engine='ddg', **kw):
     return _find,asked
 
 @pytest.mark.parametrize('queries', [None, ['{}', 'a {}', '{} b', 'c {}']])
-def test_what_the_first_terms_found_is_kept_when_a_later_one_is_refused(monkeypatch, capsys, queries):
+def test_photos_of_earlier_terms_are_kept_when_a_later_one_is_refused(monkeypatch, capsys, queries):
     find,asked = refuses_after(2)
     monkeypatch.setitem(ENGINES, 'test', find)
     found = search.search_terms('cat', 100, 'test', queries)
     assert len(found) == 6 and len(asked) == 3   # one that refuses is not asked for the rest
     assert 'it answered 429; wait a minute. The 6 photos that other terms found are kept.' in capsys.readouterr().out
 
-def test_a_term_that_finds_nothing_is_no_reason_to_stop(monkeypatch, capsys):
+def test_search_continues_after_a_term_without_results(monkeypatch, capsys):
     def find(term, n):
         if term != 'cat b': raise SearchError('ddg', f'it gave nothing for {term!r}', term=True)
         return [Photo('https://example.org/1.jpg')]
@@ -146,33 +146,33 @@ def test_a_term_that_finds_nothing_is_no_reason_to_stop(monkeypatch, capsys):
     assert len(search.search_terms('cat', 100, 'test', ['{}', 'a {}', '{} b', 'c {}'])) == 1
     assert 'The 1 photos that other terms found are kept' in capsys.readouterr().out
 
-def test_a_refusal_of_everything_is_an_error(monkeypatch):
+def test_refusal_of_all_terms_is_an_error(monkeypatch):
     monkeypatch.setitem(ENGINES, 'test', refuses_after(0)[0])
     with pytest.raises(SearchError, match='429'): search.search_terms('cat', 100, 'test')
 
-def test_auto_says_which_engine_refused_and_keeps_what_others_found(engines, capsys):
+def test_auto_reports_refusals_and_keeps_other_results(engines, capsys):
     engines(ddg=finds('ddg', 0), openverse=refuses_after(0, 'openverse')[0], commons=unreachable)
     assert len(search_images('cat', 4)) == 1
     said = capsys.readouterr().out
     assert 'openverse: it answered 429; wait a minute. What other engines found is kept.' in said
     assert 'it cannot be reached. What other' in said
 
-def test_addresses_that_were_found_are_written_when_a_later_label_is_refused(monkeypatch, tmp_path):
+def test_urls_of_earlier_labels_are_written_when_a_later_one_is_refused(monkeypatch, tmp_path):
     import pyarrow.parquet as pq
     monkeypatch.setitem(ENGINES, 'test', refuses_after(2)[0])
     with pytest.raises(SearchError, match='test|ddg: it answered 429.*urls.parquet has what was found before'):
         search.save_urls(['cat', 'dog', 'bird'], tmp_path/'urls.parquet', n=3, engine='test')
     assert pq.read_table(tmp_path/'urls.parquet')['caption'].to_pylist() == ['cat']*3 + ['dog']*3
 
-def test_addresses_are_written_as_they_are_asked_for(monkeypatch, tmp_path):
+def test_urls_are_written_in_their_requested_form(monkeypatch, tmp_path):
     urls = [' HTTP://example.org/my cat.jpg', '//example.org/a%2fb.jpg', 'data:image/png;base64,AAAA',
             'http://ä.example/1']
     monkeypatch.setitem(ENGINES, 'test', lambda term, n: [Photo(o) for o in urls])
     assert search.save_urls('cat', tmp_path/'urls.parquet', n=4, engine='test').url.tolist() == [
         'http://example.org/my%20cat.jpg', 'https://example.org/a%2fb.jpg', 'http://xn--4ca.example/1']
 
-def test_a_search_ends(monkeypatch, engines, capsys):
-    "However slow each term and each engine are: what was found until then is kept"
+def test_search_has_a_time_limit(monkeypatch, engines, capsys):
+    "However slow terms and engines are, photos found until then are kept"
     monkeypatch.setattr(search, 'SEARCH_SECONDS', .1)
     def slow(term, n):
         time.sleep(.15)

@@ -1,4 +1,4 @@
-"The JSON API, its limits and its server: formats, many requests at once, slow and hostile clients, signals"
+"The JSON API and its server: formats, limits, concurrent requests, slow and hostile clients, signals"
 import collections, functools, io, json, os, re, shlex, signal, socket, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -76,7 +76,7 @@ def timed(do, *args, **kw):
     start = time.perf_counter()
     return do(*args, **kw),time.perf_counter() - start
 
-# What is answered, and what is refused
+# Answers and refusals
 
 def test_formats(server, classifier):
     for format in IMAGE_FORMATS:
@@ -135,11 +135,11 @@ def test_a_body_of_unknown_length_is_limited_too(server, images):
 
 @pytest.mark.parametrize('path', ['/', '/healthz', '/static/page.css'])
 def test_head(server, path):
-    "As monitors ask"
+    "As monitors do"
     res = requests.head(server[0] + path)
     assert res.status_code == 200 and res.content == b'' and int(res.headers['Content-Length']) > 100
 
-def test_who_may_read_the_answers(classifier, images):
+def test_cors(classifier, images):
     name,page = 'Access-Control-Allow-Origin','https://example.org'
     def ask(client, path='/predict', method='POST', **headers):
         data = {'file': (io.BytesIO(images[0]), 'cat.jpg')} if method == 'POST' else None
@@ -179,21 +179,21 @@ def test_every_origin_that_is_sent_can_be_given(classifier):
     ('file:///home/a', 'give file://'), ('localhost:5173', 'not an origin'), ('https://', 'not an origin'),
     ('https://*.a.org', 'not an origin'), ('https://me@a.org', 'not an origin'), ('https://a.org:70000', 'not an origin'),
     ('https://a.org https://b.org', 'not an origin'), ('http://[zz]', 'not an origin'), ('https://-ж-.рф', 'not an origin')])
-def test_what_is_no_origin_is_refused(classifier, cors, words):
+def test_invalid_origins_are_refused(classifier, cors, words):
     with pytest.raises(CatdogError, match=re.escape(words)): create_app(classifier, cors=cors)
 
-def test_the_command_shares_too(server):
+def test_command_allows_origins(server):
     res = requests.get(f'{server[0]}/healthz', headers={'Origin': 'https://it-s.b.org'}, timeout=60)
     assert res.headers['Access-Control-Allow-Origin'] == 'https://it-s.b.org' and res.json()['status'] == 'ok'
 
-def test_people_get_the_page_and_programs_get_json(server, images):
+def test_html_or_json_by_accept_header(server, images):
     for accept,kind in [(BROWSER, 'text/html'), ('application/json', 'application/json'), ('*/*', 'application/json'),
                         ('application/json, text/plain;q=0.5', 'application/json')]:
         for res in (post(server, images[0], accept=accept), post(server, b'no image', accept=accept),
                     requests.get(f'{server[0]}/nowhere', headers={'Accept': accept})):
             assert res.headers['Content-Type'].startswith(kind)
 
-def test_every_response_is_closed_to_other_pages(server):
+def test_security_headers(server):
     for path in ('/', '/static/page.js', '/nowhere', '/healthz'):
         headers = requests.get(server[0] + path).headers
         assert headers['X-Content-Type-Options'] == 'nosniff'
@@ -206,7 +206,7 @@ def _audit(event, args):
         _opened.append(args[0])
 
 def opened_for_writing(do):
-    "What Python opens for writing while `do` runs"
+    "Return the files that Python opens for writing while `do` runs"
     if not _opened and not _listening[0]: sys.addaudithook(_audit)
     _opened.clear(); _listening[0] = True
     try: do()
@@ -214,7 +214,7 @@ def opened_for_writing(do):
     return list(_opened)
 
 def test_nothing_is_written_to_disk(classifier, server, run_app):
-    "Not by Flask, and not by waitress, which are both made to by large uploads"
+    "Neither by Flask nor by waitress, whose defaults write large uploads to disk"
     data = noise(1500, 1000)
     assert len(data) > 4_000_000   # eight times what Werkzeug and waitress keep in memory
     app,plain = create_app(classifier),create_app(classifier)
@@ -225,9 +225,9 @@ def test_nothing_is_written_to_disk(classifier, server, run_app):
     before = set(server[1].iterdir())
     assert post(server, data).status_code == 200 and set(server[1].iterdir()) == before
 
-# The description
+# OpenAPI
 
-def test_the_description_is_right(server, images):
+def test_openapi_document(server, images):
     spec = requests.get(f'{server[0]}/openapi.json').json()
     assert set(spec['paths']) == {'/', '/predict', '/healthz', '/metrics', '/openapi.json'}
     assert spec['openapi'].startswith('3.')
@@ -245,8 +245,8 @@ def test_the_description_is_right(server, images):
     fits(post(server, *images[:3], data=dict(image=1, why=1)).json(), schema('/predict', 'post'))
     fits(requests.get(f'{server[0]}/healthz').json(), schema('/healthz', 'get'))
 
-def test_the_server_keeps_to_its_description(server):
-    "schemathesis makes requests from the OpenAPI description and compares the answers with it"
+def test_server_follows_its_openapi_document(server):
+    "schemathesis makes requests from the OpenAPI document and checks the responses"
     # that bytes are an image is more than a schema can say: a refusal of what fits the schema is no fault
     left_out = [positive_data_acceptance]
     operations,seen = schemathesis.openapi.from_url(f'{server[0]}/openapi.json').get_all_operations(),set()
@@ -270,7 +270,7 @@ def test_serving_needs_no_torch():
     assert {'torch', 'fastai', 'torchvision', 'fastbook', 'pandas', 'matplotlib', 'nbdev'}.isdisjoint(modules)
 
 @pytest.mark.parametrize('command', ['catdog-serve', 'catdog-app'])
-def test_commands_say_what_is_wrong(command, tmp_path):
+def test_command_errors(command, tmp_path):
     (tmp_path/'model.onnx').write_bytes(b'no model')
     with socket.create_server(('127.0.0.1', 0)) as busy:
         taken = busy.getsockname()[1]
@@ -285,7 +285,7 @@ def test_commands_say_what_is_wrong(command, tmp_path):
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '0.0.0.0', '0', '', '*', 'localhost', socket.gethostname(), '::1', '[::1]',
                                   '::', '0::0'])
-def test_the_printed_address_can_be_opened(host, run_app, classifier):
+def test_printed_url_opens(host, run_app, classifier):
     try: socket.create_server(('::1', 0), family=socket.AF_INET6).close()
     except OSError:
         if ':' in host: pytest.skip('this machine has no IPv6')
@@ -313,7 +313,7 @@ server.run()
 
 @pytest.mark.skipif(os.name != 'posix', reason='sends signals')
 @pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_running_requests_finish(sent, images):
+def test_signal_lets_running_requests_finish(sent, images):
     process = subprocess.Popen([sys.executable, '-c', SLOW], text=True, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     url,stalled = process.stdout.readline().strip().rstrip('/'),[]
@@ -332,10 +332,10 @@ def test_a_signal_lets_running_requests_finish(sent, images):
         process.kill()
         for o in stalled: o.close()
 
-# Many at once
+# Concurrency
 
-def test_everyone_reads_about_their_own_image(server, classifier, images):
-    "48 clients with 16 images: every answer is about its own; whoever is told to come back comes back"
+def test_concurrent_clients_get_their_own_answers(server, classifier, images):
+    "48 clients with 16 images: every answer is about the client's own; a client that gets 503 retries"
     expected = [classifier.predict(o).probabilities for o in images]
     assert len({round(o['cat'], 6) for o in expected}) == 16   # so that a mix-up shows
     seen,sent = collections.Counter(),iter(range(400))
@@ -354,8 +354,8 @@ def test_everyone_reads_about_their_own_image(server, classifier, images):
     with ThreadPoolExecutor(48) as pool: list(pool.map(client, range(48)))
     assert seen[200] == 400, seen
 
-def test_a_full_queue_says_when_to_come_back(images, run_app):
-    "A network that hangs: as many as may wait do so, the others are told at once; then all is well again"
+def test_full_queue_has_retry_after(images, run_app):
+    "A network that hangs: requests up to the limit wait, the others are refused at once; then all works again"
     let_go = threading.Event()
     class Hanging(Classifier):
         def answers(self, pixels):
@@ -421,7 +421,7 @@ def test_the_next_visitor_is_served_while_others_stall(server, images):
         for o in stalled: o.close()
 
 def test_stalled_uploads_of_any_size_take_bounded_memory(server, images):
-    "A gigabyte of them: the server holds the 256 MB that it allows, and a bit; who is steady is served meanwhile"
+    "A gigabyte of them: the server holds little more than the allowed 256 MB, and serves steady clients meanwhile"
     assert post(server, images[0]).status_code == 200
     data = noise(600, 500)
     before,body = memory(server),PART + data + b'\r\n--x--\r\n'
@@ -438,7 +438,7 @@ def test_stalled_uploads_of_any_size_take_bounded_memory(server, images):
         for o in [steady, *stalled]: o.close()
 
 def test_silent_connections_are_closed(classifier, images, run_app, monkeypatch):
-    monkeypatch.setattr(deploy_server, '_SILENCE', 1)
+    monkeypatch.setattr(deploy_server, '_IDLE_SECONDS', 1)
     here = [run_app(create_app(classifier))]
     socks = [connect(here, o) for o in STALLED]
     for o in socks:
@@ -447,7 +447,7 @@ def test_silent_connections_are_closed(classifier, images, run_app, monkeypatch)
     assert post(here, images[0]).status_code == 200
 
 def test_large_images_are_opened_a_few_at_a_time(server):
-    "Each is 150 MB once it is open; of a small file"
+    "Each is a small file of 150 MB once decoded"
     data,cores = saved(Image.new('RGB', (7000, 7100)), 'PNG', compress_level=1),min(8, os.cpu_count())
     assert len(data) < 1_000_000
     before,peak,done = memory(server),[0],threading.Event()
@@ -463,7 +463,7 @@ def test_large_images_are_opened_a_few_at_a_time(server):
     assert {o.status_code for o in asked} == {200}
     assert peak[0] < before + 400*cores
 
-# Uploads that mean harm
+# Hostile uploads
 
 def hostile():
     "A strategy of (content type, body)"
@@ -496,7 +496,7 @@ def hostile():
 
 @pytest.mark.parametrize('n', [150, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_hostile_uploads(server, images, n):
-    "Each is answered with a reason, memory stays, and the next good request is answered"
+    "Each is refused with a reason, memory stays bounded, and the next good request is answered"
     assert post(server, images[0]).status_code == 200
     statuses,before = collections.Counter(),[]
     @hypothesis.settings(max_examples=n, deadline=None, database=None,

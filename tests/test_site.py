@@ -46,7 +46,7 @@ def agreement(page, classifier, files):
         off = abs(p[pred.label] - pred.probability) if p and pred.doubt != 'unlike' else 0
         yield label == pred.label,off,doubt == pred.doubt,pred.doubt
 
-def test_the_same_answers_about_photographs(app, classifier, photos):
+def test_same_answers_on_photographs(app, classifier, photos):
     "`bench/site.py same` asks about 500"
     files = [*random.Random(3).sample(sorted((photos/'photos'/'web').glob('*/*.jpg')), 32),
              *sorted((photos/'photos'/'neither').glob('**/*.jpg'))[:8]]
@@ -60,14 +60,14 @@ PIXELS = '''async ([data, meta]) => {
   return btoa(Array.from(pixelsOf(bitmap, meta), o => String.fromCharCode(o)).join('')); }'''
 
 def pixels(page, data, **meta):
-    "What the page gives a model with this `meta` for the image `data`"
+    "Return the pixels that the page computes from the image `data` for a model with this `meta`"
     meta = dict(size=64, resize_to=64) | meta
     found = page.evaluate(PIXELS, [base64.b64encode(data).decode(), meta])
     return np.frombuffer(base64.b64decode(found), 'uint8').reshape(meta['size'], meta['size'], 3).astype(int)
 
 @pytest.mark.parametrize('size', [(320, 320), (37, 500), (700, 90), (60, 41), (1, 300), (1, 1)])
 @pytest.mark.parametrize('resize_to', [64, 96])
-def test_the_same_pixels_as_pillow(app, size, resize_to):
+def test_same_pixels_as_pillow(app, size, resize_to):
     "To the last bit"
     img = draw('cat', 4, (300, 300)).resize(size)
     mine = np.asarray(img.resize((resize_to, resize_to), 2))[(o := (resize_to - 64)//2):o+64, o:o+64]
@@ -89,14 +89,14 @@ def test_large_images_are_reduced_first(app, size, k):
     assert off[:-1, :-1].max(initial=0) == 0 and off.max() <= 1   # a part of a block at the edge is rounded otherwise
 
 def turned(img, number):
-    "`img` stored lying on its side, with the EXIF orientation that brings it back"
+    "Store `img` sideways, with the EXIF orientation that rotates it back"
     turns = {2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_90',
              7: 'TRANSVERSE', 8: 'ROTATE_270'}
     exif = Image.Exif()
     exif[0x112] = number
     return saved(img.transpose(getattr(Image.Transpose, turns[number])) if number > 1 else img, quality=95, exif=exif)
 
-def test_upright_by_exif(app):
+def test_exif_orientation(app):
     img = draw('cat', 5, (300, 200))
     mine = np.asarray(img.resize((64, 64), 2)).astype(int)
     for number in range(1, 9): assert np.abs(pixels(app, turned(img, number)) - mine).mean() < 2, number
@@ -123,7 +123,7 @@ DISPLAY_P3 = [(.51512, .24120, -.00105), (.29198, .69225, .04189), (.15710, .066
 ADOBE_RGB = [(.60974, .31111, .01947), (.20528, .62567, .06087), (.14919, .06322, .74457)]
 
 @pytest.mark.parametrize('primaries,format', [(DISPLAY_P3, 'JPEG'), (DISPLAY_P3, 'WEBP'), (ADOBE_RGB, 'PNG')])
-def test_colours_as_the_browser_draws_them(app, primaries, format):
+def test_colour_profiles(app, primaries, format):
     img,icc = draw('dog', 12, (200, 160)),profile(primaries)
     plain = np.asarray(img.resize((64, 64), 2)).astype(int)
     srgb = ImageCms.profileToProfile(img, io.BytesIO(icc), ImageCms.createProfile('sRGB'), ImageCms.Intent.PERCEPTUAL)
@@ -132,7 +132,7 @@ def test_colours_as_the_browser_draws_them(app, primaries, format):
     off = np.abs(pixels(app, saved(img, format, icc_profile=icc, **how)) - mine).mean()
     assert np.abs(plain - mine).mean() > 4 and off < 2
 
-def test_models_that_learned_images_as_they_are_stored(app):
+def test_models_trained_on_images_as_stored(app):
     img,exif = draw('dog', 7, (200, 120)),Image.Exif()
     exif[0x112] = 6
     data = saved(img, quality=95, exif=exif, icc_profile=profile(DISPLAY_P3))
@@ -168,7 +168,7 @@ DRAWN = """img => { const canvas = document.createElement('canvas'), context = c
     context.drawImage(img, 0, 0);
     return canvas.toDataURL('image/png').split(',')[1]; }"""
 
-def test_why_shows_what_the_server_shows(app, classifier):
+def test_why_agrees_with_the_server(app, classifier):
     data = jpeg_bytes(draw('cat', 13, (640, 400)), 95)
     ask(app, dict(cat=data))
     app.get_by_role('button', name='Why?').click()
@@ -182,8 +182,8 @@ def test_why_shows_what_the_server_shows(app, classifier):
 LABELS = [['cat', 'dog'], ['cat', 'dog', 'owl'], ['unicorn', 'one-eyed cat', 'umbrella', 'hour'],
           list('abcdefg'), ['Katze "Mimi" <b>', 'כלב 🐶']]
 
-def test_the_words_are_those_of_python(app):
-    "Both say the same about any answer, and no answer is certain"
+def test_words_agree_with_python(app):
+    "Both describe any answer alike, and no answer is certain"
     rng,answers = np.random.default_rng(0),[]
     limits = {'': (0, None), 'between': (1, None), 'unlike': (0, 0)}   # that lead to this doubt at a distance of 1
     for labels,(doubt,limit) in itertools.product(LABELS, limits.items()):
@@ -206,7 +206,7 @@ def test_the_words_are_those_of_python(app):
 
 @pytest.mark.parametrize('limits', [dict(probability=.8, distance=1.), dict(probability=0, distance=np.inf),
                                     dict(probability=.8, distance=np.inf), dict(probability=1., distance=0.)])
-def test_the_doubts_are_those_of_python(app, limits):
+def test_doubts_agree_with_python(app, limits):
     "Between the labels, unlike all that it was trained on, both, or neither"
     model = SimpleNamespace(labels=['cat', 'dog'], limits=limits)
     cases = [(p, distance) for p in (.5, .75, .9) for distance in (.5, 1, 1.5)]
@@ -217,7 +217,7 @@ def test_the_doubts_are_those_of_python(app, limits):
     assert app.evaluate(js, [given, cases]) == expected
     assert len(set(expected)) == {.8: 2, 0: 1, 1.: 1}[limits['probability']] + (limits['distance'] == 1)
 
-# What is no image, or too much of one
+# Files that are not images, and large images
 
 JPEG_FIRST = 'which this browser cannot open: save it as JPEG first'
 REFUSED = {
@@ -229,12 +229,12 @@ REFUSED = {
     'new.jxl': (b'\xff\x0a' + bytes(60), f'a JPEG XL image, {JPEG_FIRST}'),
     'letter.jpg': (b'%PDF-1.7', 'a PDF document, not an image'),
     'all.jpg': (b'PK\3\4' + bytes(60), 'an archive: unpack it first'),
-    'noise.jpg': (bytes(range(256)), 'no image in a format that this browser opens'),
+    'noise.jpg': (bytes(range(256)), 'not an image in a format that this browser opens'),
     # A browser may show the upper half of these; no answer rests on that
     **{f'half.{o}': ((data := saved(draw('cat', 13, (600, 600)), o))[:len(data)//2],
                      'a damaged image, or one too large for this browser') for o in ('JPEG', 'PNG')}}
 
-def test_what_is_no_image_gets_a_sentence(app):
+def test_non_images_are_described(app):
     shown = ask(app, {k: v[0] for k,v in REFUSED.items()} | {'cat.jpg': CAT})
     assert [o['words'] for o in shown[:-1]] == [f'{k}: {v[1]}' for k,v in REFUSED.items()]
     assert all(o['error'] for o in shown[:-1]) and not shown[-1]['error']
@@ -277,7 +277,7 @@ def test_large_images(page, url, classifier):
     assert second['words'] == '30000.png: a damaged image, or one too large for this browser'   # the browser says no
     assert not third['error'] and most[0] - before < 200
 
-# What browsers hide from pages, and what they lack
+# Restricted browsers
 
 HIDDEN = """{ const own = CanvasRenderingContext2D.prototype.getImageData;
     CanvasRenderingContext2D.prototype.getImageData = function(...a) {
@@ -288,7 +288,7 @@ HIDDEN = """{ const own = CanvasRenderingContext2D.prototype.getImageData;
 @pytest.mark.parametrize('change,harmless', [('255', False), ('256*Math.random()', False),
                                              ('data[i] ^ (i%64 ? 0 : 1)', True)])
 def test_protection_against_fingerprinting(page, url, change, harmless):
-    "Firefox and others give pages white or noise for what is on a canvas; Brave changes a bit here and there"
+    "Firefox and others replace canvas pixels by white or noise; Brave changes a few bits"
     page.add_init_script(HIDDEN.replace('CHANGE', change))
     open_page(page, url)
     page.set_input_files('#file', as_files({'cat.jpg': CAT}))
@@ -299,7 +299,7 @@ def test_protection_against_fingerprinting(page, url, change, harmless):
 
 @pytest.mark.parametrize('sandbox', ['allow-scripts', 'allow-scripts allow-same-origin'])
 def test_in_a_sandboxed_frame(page, site, tmp_path, sandbox):
-    "On learning platforms and in wikis: without service workers, storage and an origin"
+    "As on learning platforms and in wikis: without service workers, storage and an origin"
     shutil.copytree(site, tmp_path/'site')
     (tmp_path/'lesson.html').write_text(f'<iframe sandbox="{sandbox}" src="site/index.html" width=800 height=700></iframe>')
     with hosted(tmp_path) as (url,_):
@@ -309,7 +309,7 @@ def test_in_a_sandboxed_frame(page, site, tmp_path, sandbox):
         frame.locator('#file').set_input_files(as_files({'cat.jpg': CAT}))
         expect(frame.get_by_role('heading', level=2)).to_contain_text('cat, ')
 
-def test_opened_as_a_file_it_says_what_to_do(site, page):
+def test_opened_as_a_file_the_page_explains_what_to_do(site, page):
     page.goto((site/'index.html').as_uri())
     status(page).to_contain_text('python -m http.server')
 
@@ -330,8 +330,8 @@ LEAKS = {'fetch': 'url => fetch(url, {method: "POST", body: "an image"}).then(()
          'script': """url => { const o = document.createElement("script"); o.src = url; document.body.append(o);
                       return new Promise(done => { o.onload = () => done(true); o.onerror = () => done(false); }); }"""}
 
-def test_the_page_cannot_send_anything_anywhere(page, site):
-    "Neither to its own host nor to another; and no request reaches the host"
+def test_page_cannot_send_anything(page, site):
+    "Neither to its own host nor to another; no request reaches the host"
     with hosted(site) as (url,log):
         open_page(page, url)
         for name,way in LEAKS.items():
@@ -340,7 +340,7 @@ def test_the_page_cannot_send_anything_anywhere(page, site):
         assert page.url == url
     assert log and not [o for o in log if 'leak' in o]
 
-def test_those_ways_would_work_on_another_page(page, tmp_path):
+def test_leaks_work_without_the_policy(page, tmp_path):
     (tmp_path/'index.html').write_text('<!doctype html><title>open</title>')
     (tmp_path/'icon.svg').write_bytes((ROOT/'catdog'/'static'/'icon.svg').read_bytes())
     with hosted(tmp_path) as (url,log):
@@ -365,15 +365,15 @@ def installed(page):
     expect(page.locator('body')).to_be_visible()
 
 def requests_of_pages(log):
-    "URLs that pages and their workers asked for, by the browser's `log`; it has its own errands in there, too"
+    "URLs that pages and their workers requested, by the browser's `log`, without the browser's own requests"
     text = log.read_text(encoding='utf8', errors='replace').rstrip()
     log = json.loads(text if text.endswith('}') else text.rstrip(',') + ']}')
     start = log['constants']['logEventTypes']['URL_REQUEST_START_JOB']
     started = [o['params'] for o in log['events'] if o['type'] == start and 'url' in o.get('params', {})]
     return {o['url'] for o in started if o.get('initiator', '').startswith('http')}
 
-def test_local_asks_nobody_and_can_be_installed(site, playwright, browser_type_launch_args, tmp_path):
-    "By the browser's own log of the network, and its own word"
+def test_local_page_contacts_no_other_host_and_can_be_installed(site, playwright, browser_type_launch_args, tmp_path):
+    "By the browser's network log"
     log = tmp_path/'net.json'
     with hosted(site) as (url,_):
         with own_browser(playwright, browser_type_launch_args, tmp_path/'user', f'--log-net-log={log}') as browser:
@@ -401,8 +401,8 @@ def test_offline_after_the_first_load(site, page, context, classifier):
     assert ask(page, dict(cat=CAT))[0]['words'] == str(classifier.predict(CAT))
 
 @pytest.mark.parametrize('cut', [0, 100])
-def test_a_model_that_does_not_arrive(site, page, cut):
-    "Not at all, or not the one whose hash the page has"
+def test_missing_or_wrong_model_file(site, page, cut):
+    "Missing, or with another hash than the page has"
     data = (site/'model.onnx').read_bytes()[cut:]
     with hosted(site) as (url,_):
         page.route('**/model.onnx', lambda o: o.fulfill(body=data) if cut else o.abort())
@@ -423,7 +423,7 @@ KEEPS = """async ([name, text]) => {
     const page = await (await caches.open(name)).match('./');
     return Boolean(page && (await page.text()).includes(text)); }"""
 
-def test_the_next_version_takes_over(site, page, tmp_path):
+def test_new_version_replaces_the_old(site, page, tmp_path):
     shutil.copytree(site, tmp_path/'a')
     shutil.copytree(site, tmp_path/'b')
     with hosted(tmp_path) as (url,_):
@@ -450,7 +450,7 @@ def openssl(*args, data=None, cwd=None):
 
 @pytest.fixture(scope='module')
 def jsdelivr(site, tmp_path_factory):
-    "(folder laid out as jsDelivr is, SSL context, hash by which a browser can be told to trust its certificate)"
+    "(folder laid out like jsDelivr, SSL context, hash by which a browser can trust its certificate)"
     if not shutil.which('openssl'): pytest.skip('no openssl, which makes the certificate of a server')
     folder = tmp_path_factory.mktemp('jsdelivr')
     version = re.search(r'onnxruntime-web@[\d.]+', page_of(shipped_model(), folder/'page'))[0]
@@ -508,7 +508,7 @@ def test_any_labels(tmp_path, site, page):
 
 @pytest.mark.nightly
 def test_three_labels_from_the_sample_web(tmp_path, page):
-    "From three words to the page, as a person types it"
+    "From three words to the page, by the commands"
     build = [script('catdog-build'), 'grizzly', 'black bear', 'teddy', '--n', '30', '--size', '96', '--engine',
              'sample', '--path', 'data/bears', '--out', 'models/bears']
     res = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
@@ -525,7 +525,7 @@ def test_three_labels_from_the_sample_web(tmp_path, page):
 
 # The command
 
-def test_the_files_that_hosts_read(tmp_path):
+def test_readme_and_workflow_of_the_site(tmp_path):
     res = catdog_site(shipped_model(), '--out', 'my page', '--github-pages', cwd=tmp_path)
     assert res.returncode == 0 and "-d 'my page', then http://127.0.0.1:8000" in res.stdout
     out = tmp_path/'my page'
@@ -554,8 +554,8 @@ def test_the_worker_keeps_every_file_and_its_hash(site):
     (['nowhere'], 'nowhere: there is no such model folder'),
     ([shipped_model(), '--out', 'full'], 'full holds other files: give a new folder'),
     ([shipped_model(), '--out', 'full/notes.txt'], 'full/notes.txt is a file: give a new folder'),
-    ([shipped_model()], 'npm is not installed')])
-def test_errors_before_anything_is_written(tmp_path, args, words):
+    ([shipped_model()], 'is not installed: install Node.js')])
+def test_errors_are_reported_before_anything_is_written(tmp_path, args, words):
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'notes.txt').write_text('mine')
     res = catdog_site(*args, '--local', cwd=tmp_path, PATH='/nowhere')   # without npm
@@ -569,7 +569,7 @@ def test_npm_without_a_connection(tmp_path):
     assert res.returncode == 2 and re.search(r'npm cannot fetch onnxruntime-web [\d.]+ \(.*ECONNREFUSED', res.stderr)
     assert res.stderr.count('\n') == 1 and not (tmp_path/'site').exists()
 
-def test_npm_brings_something_else(tmp_path):
+def test_wrong_hash_from_npm_is_refused(tmp_path):
     with tarfile.open(tmp_path/'package.tgz', 'w:gz') as tar:
         for name in ('ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'):
             info = tarfile.TarInfo(f'package/dist/{name}')

@@ -1,4 +1,4 @@
-"Training that is shared out, stopped, killed and resumed, by real processes and signals; and what a model says about itself"
+"Training in several processes, stopped, killed and resumed; wrong arguments; model cards"
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -67,7 +67,7 @@ result = dict(orders=orders, fitted=fitted, n=len(learn.dls.train_ds), counts=t.
 json.dump(result, open(f'{rank_distrib()}.json', 'w'))
 '''
 
-def test_two_processes_share_the_work_and_agree(drawings, tmp_path):
+def test_two_processes_share_the_work(drawings, tmp_path):
     import torch
     (tmp_path/'shared.py').write_text(SHARED)
     launch = [script('accelerate'), 'launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1',
@@ -96,18 +96,18 @@ print('stopped:', learn.stopped)
 export(learn, 'models/stopped')
 '''
 
-def test_ctrl_c_leaves_the_best_weights(drawings, tmp_path):
+def test_ctrl_c_keeps_the_best_weights(drawings, tmp_path):
     process = start(sys.executable, '-c', LONG, drawings, cwd=tmp_path)
     wait_for_checkpoint(tmp_path, process)
     process.send_signal(signal.SIGINT)
     out,err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-3000:]
-    assert 'Stopped. These are the best weights so far; resume=True goes on' in out and 'stopped: True' in out
+    assert 'Stopped. These are the best weights so far; resume=True continues' in out and 'stopped: True' in out
     meta = Classifier(tmp_path/'models'/'stopped').meta
     assert meta['size'] == 64   # and not the smaller one of the epoch in which it was stopped
     assert meta['n_wrong'] <= .25*meta['n_valid']   # not the state in the middle of a step
 
-def test_a_killed_build_is_resumed(tmp_path):
+def test_killed_build_is_resumed(tmp_path):
     args = 'cat', 'dog', '--engine', 'sample', '--n', 20, '--epochs', 12
     first = start(script('catdog-build'), *args, *SMALL, cwd=tmp_path)
     wait_for_checkpoint(tmp_path, first)
@@ -127,7 +127,7 @@ t.export = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 t.build(['cat', 'dog'], engine='sample', n=20, size=64)
 '''
 
-def test_an_export_that_failed_is_resumed_without_training(tmp_path):
+def test_failed_export_is_resumed_without_training(tmp_path):
     done = run_python(KILLED, cwd=tmp_path)
     assert done.returncode == -signal.SIGKILL and '[4/4]' in done.stdout
     checkpoint, = (tmp_path/'models'/'.unfinished').iterdir()
@@ -137,7 +137,7 @@ def test_an_export_that_failed_is_resumed_without_training(tmp_path):
     assert error in out.splitlines()   # it is the same network
     assert Classifier(tmp_path/'models'/'cat-dog').labels == ['cat', 'dog'] and not checkpoint.exists()
 
-def test_a_full_disk_is_reported_and_keeps_the_training(drawings, tmp_path):
+def test_full_disk_is_reported_and_keeps_the_checkpoint(drawings, tmp_path):
     "The model goes to a disk of one megabyte"
     (tmp_path/'disk').mkdir()
     mount = ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=1m tmpfs disk && exec "$@"', 'sh']
@@ -196,7 +196,8 @@ def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
     (dict(photos='mine', labels=['cat', 'cow']), "no folder 'cow'"),
     (dict(labels=['cat', 'a/b']), 'cannot be the name'), (dict(engine='altavista'), 'no engine'),
     (dict(n=4), 'n is 4: a label needs 5'), (dict(photos='mine', n=1), 'n is 1: a label needs 5'),
-    (dict(photos='mine', out='mine'), 'among the images'), (dict(photos='./mine/', out='mine/cat/m'), 'among the images'),
+    (dict(photos='mine', out='mine'), 'inside the folder of images'), (dict(photos='./mine/', out='mine/cat/m'),
+        'inside the folder of images'),
     (dict(path='data/x', out='data/../data/x/m'), 'among the images')])
 def test_wrong_arguments_of_a_build(args, words, tmp_path, monkeypatch):
     from catdog.train import build
@@ -209,7 +210,7 @@ def test_wrong_arguments_of_a_build(args, words, tmp_path, monkeypatch):
     with pytest.raises(CatdogError, match=words): build(**{'labels': ['cat', 'dog'], 'engine': 'sample', **args})
     assert sorted(tmp_path.rglob('*')) == before
 
-def test_arguments_for_vision_learner_are_used_or_refused(drawings, monkeypatch):
+def test_vision_learner_arguments_are_used_or_refused(drawings, monkeypatch):
     from fastai.metrics import accuracy
     from torch import nn
     from catdog.learn import backbones
@@ -235,9 +236,9 @@ def test_damaged_weights_are_named(damaged, tmp_path, monkeypatch):
     file.write_bytes(damaged)
     with pytest.raises(CatdogError, match=f'{file.name}.*delete the file'): check_weights(find_arch('squeezenet1_0'))
 
-# What a model says about itself
+# Model cards
 
-def test_of_120_cats_and_6_dogs_each_label_has_its_error(tmp_path):
+def test_uneven_labels_have_separate_errors(tmp_path):
     for label,n in (('cat', 120), ('dog', 6)):
         (tmp_path/'mine'/label).mkdir(parents=True)
         for i in range(n): draw('dog', f'{label}{i}', (90, 70)).save(tmp_path/'mine'/label/f'{i}.jpg')   # all are alike
@@ -253,7 +254,7 @@ def test_of_120_cats_and_6_dogs_each_label_has_its_error(tmp_path):
         assert f'{c:.1%} error on 1 images (95% interval' in text and f'{b/24:.1%} error on 24 images (95%' in text
     assert 'the interval is wide' in card   # 25 images
 
-def test_a_model_of_meaningless_labels_is_sure_of_nothing(tmp_path):
+def test_model_of_random_labels_is_never_sure(tmp_path):
     from catdog.train import export, train
     things = 'cat', 'dog', 'house', 'tree', 'fish'
     for i in range(250):
@@ -267,7 +268,7 @@ def test_a_model_of_meaningless_labels_is_sure_of_nothing(tmp_path):
     card = (tmp_path/'model'/'model_card.md').read_text()
     assert 'sure of nothing' in classifier.summary and 'sure of nothing' in card
 
-def test_what_is_sure_was_right_nine_times_in_ten(tmp_path):
+def test_sure_answers_are_90_percent_right(tmp_path):
     "Cats and dogs, a third of them in the wrong folder"
     from catdog.train import export, train
     mine = write_drawings(tmp_path/'mine', 45, 500, lambda i: (160, 120))
@@ -279,7 +280,7 @@ def test_what_is_sure_was_right_nine_times_in_ten(tmp_path):
     sure = [o.label == f.parent.name for o,f in zip(classifier.predict_batch(files), files) if o.sure]
     assert sum(sure) >= .9*len(sure) and len(sure) < len(files) and classifier.meta['error'] > .1
 
-def test_labels_of_all_kinds_come_through_the_card(tmp_path):
+def test_odd_labels_in_the_card(tmp_path):
     "As folders, into the metadata, the tables of the card as Markdown shows them, and the printed one"
     import mistune
     labels = ['a|b', '*c*', '_d_ e', '<b>f', '"g", h', '\U0001f408', '\u05db\u05dc\u05d1', '$x$ `y`', '[z](w)']

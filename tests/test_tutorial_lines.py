@@ -10,7 +10,7 @@ from catdog.sample.draw import draw
 
 @pytest.fixture(scope='module')
 def learners(tmp_path_factory):
-    "'train' -> what `train` returned, 'load_learner' -> what fastai makes of its export"
+    "'train' -> the learner from `train`, 'load_learner' -> fastai's, from its export"
     from fastai.learner import load_learner
     from catdog.train import export, train
     folder = tmp_path_factory.mktemp('tutorial')
@@ -24,7 +24,7 @@ def learners(tmp_path_factory):
 
 FILE = 'images/cat/3.jpg'
 def forms():
-    "What a person hands to `predict`: the same image in each form"
+    "The same image in each form that `predict` accepts"
     import torch
     from fastai.vision.core import PILImage
     img = PILImage.create(FILE)
@@ -33,7 +33,7 @@ def forms():
 
 @pytest.mark.parametrize('name', ['train', 'load_learner'])
 @pytest.mark.parametrize('form', ['str', 'path', 'bytes', 'PILImage', 'array', 'tensor', 'opened'])
-def test_predict_takes_whatever_fastai_takes(learners, name, form):
+def test_predict_accepts_all_inputs_of_fastai(learners, name, form):
     learn = learners[name]
     with learn.no_bar():
         label,index,probabilities = learn.predict(forms()[form])

@@ -58,7 +58,7 @@ def walked(tmp_path_factory, env):
     (folder/'stdout').write_bytes(done.stdout)
     return folder
 
-def test_everything_is_written_and_nothing_is_left_over(walked):
+def test_all_files_are_written_and_no_temporary_ones_remain(walked):
     for o in ('data/house-tree/house', 'model/model.onnx', 'report.html', 'site/index.html'): assert (walked/o).exists(), o
     assert len(list((walked/'mine').rglob('*.png'))) == 40
     with open(walked/'answers.csv', encoding='utf8') as f: assert len(list(csv.DictReader(f))) == 40

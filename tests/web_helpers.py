@@ -1,4 +1,4 @@
-"What several tests of the web need: a server that answers as told, images, an engine that finds them"
+"Helpers for the tests of the web: a server with given answers, images, an engine that finds them"
 import json, os, random, socket, threading, time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +13,7 @@ from catdog.dataset.manifest import Photo
 from catdog.web.engines import ENGINES
 
 class Server(ThreadingHTTPServer):
-    "Answers `answer(path, params, headers)`: status, headers, body; `asked` has what was asked"
+    "A server that answers `answer(path, params, headers)`: status, headers, body; `asked` records the requests"
     daemon_threads = True
     def __init__(self, answer=None):
         self.answer,self.asked = answer,[]
@@ -46,14 +46,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(answer):
-    "A `Server`; gives its URL and what was asked"
+    "Start a `Server`; yield its URL and its requests"
     server = Server(answer)
     try: yield server.url, server.asked
     finally: server.close()
 
 @contextmanager
 def resolving(*names):
-    "Lets the hosts `names` be on this machine, and any other be unknown"
+    "Resolve the hosts `names` to this machine, and no others"
     real = socket.getaddrinfo
     def _lookup(host, *args, **kwargs):
         if host not in ('127.0.0.1', 'localhost', *names): raise socket.gaierror(f'{host} is unknown')
@@ -71,7 +71,7 @@ def copies(img):
 @contextmanager
 def serve_images(images, latency=0):
     """A server of `images`: label -> list of bytes, or of statuses, and the engine 'test', which finds them;
-    gives the addresses and what was asked"""
+    yields the URLs and the requests"""
     def answer(path, params, headers):
         label,i = path[1:].split('/')
         o = images[label][int(i)]

@@ -27,7 +27,7 @@ from ..core.images import open_image
 # %% ../../nbs/clean/issues.ipynb #35b45432
 def out_of_sample(
     features:np.ndarray, # Shape (images,channels)
-    labels, # The label of each image; each occurs twice at least
+    labels, # The label of each image; each occurs at least twice
     folds:int=10 # Number of folds; fewer if a label has fewer images
 ) -> np.ndarray: # Shape (images,labels), 0 to 1; labels sorted
     "Predict the probabilities of the `labels`, each by a logistic regression that was not fitted to the image"
@@ -53,7 +53,7 @@ def _label_errors(predicted):
 
 # %% ../../nbs/clean/issues.ipynb #6b9ba251
 def _outliers(predicted, limit=3.5):
-    "Return suspects that are unlike all others"
+    "Return suspects that are unlike all other images"
     t,n = predicted.table,len(predicted.table)
     directions = predicted.features/np.maximum(np.linalg.norm(predicted.features, axis=1, keepdims=True), 1e-9)
     neighbours = min(max(1, min(40, n//5)) + 1, n)   # the first is the image itself
@@ -84,7 +84,7 @@ def _duplicates(predicted, given):
     @lru_cache(None)
     def _pixels(file):
         try: return math.prod(open_image(file).size)
-        except ImageError: return 0   # the file has vanished in the meantime
+        except ImageError: return 0   # the file was removed in the meantime
     for i,j,differ in near_pairs([o['bits'] for o in quality]):
         if quality[i]['colours'] @ quality[j]['colours'] < ALIKE: continue
         conflict = images[i].label != images[j].label

@@ -35,7 +35,7 @@ def _confusion(table, labels):
 def error_sentences(
     table:pd.DataFrame # As from `predictions`
 ) -> list: # Sentences
-    "Say how often the network is wrong: on the images that validated it, on a test set, on new images"
+    "Describe how often the network is wrong: on its validation images, on a test set, on new images"
     rows,sentences = _measured(table),[]
     known = not (table.dataset == 'Unknown').any()
     for some,what in [(rows, 'images that it had not been trained on' if known else
@@ -45,7 +45,7 @@ def error_sentences(
         if not len(some): continue
         error,low,high = error_interval(int((some.label != some.predicted).sum()), len(some))
         sentences.append(f'{error:.1%} ({low:.1%} to {high:.1%}) of {len(some):,} {what} were given the wrong label.')
-    if not len(rows): return ['None of the images that validated the network is here: its error cannot be measured '
+    if not len(rows): return ['None of the validation images of the network is here: its error cannot be measured '
                               'again.', *sentences]
     counts = _confusion(table, sorted({*table.label.astype(str), *table.predicted.astype(str)}))
     if are_uneven(counts): sentences.insert(1, f'{balanced_error(counts):.1%} balanced error: each label counts once, '
@@ -60,7 +60,7 @@ def report(
     learn:Learner, # Trained, or from `saved_learner`
     out:str|os.PathLike='report.html' # File to write
 ) -> Path: # `out`
-    "Write `out`, one HTML file on how good `learn` is and which of its images look wrong"
+    "Write a report on the errors of `learn` and the images that look wrong to `out`, one HTML file"
     out = check_new_file(out)
     predicted,labels,split = prediction_table(learn),list(map(str, learn.dls.vocab)),vars(learn.dls).get('split')
     table,df = predicted.table,find_issues(predicted)

@@ -13,14 +13,14 @@ from PIL import Image
 def perceptual_hash(
     img:Image.Image # An RGB image
 ) -> str: # 36 hex digits
-    "The perceptual hash of `img`, of 144 bits"
+    "Return the perceptual hash of `img`, of 144 bits"
     from imagehash import phash
     return str(phash(img, hash_size=12))
 
 def phash_bits(
     phash:str # From `perceptual_hash`
 ) -> np.ndarray: # bool, shape (144,)
-    "The bits of `phash`"
+    "Return the bits of `phash`"
     return np.unpackbits(np.frombuffer(bytes.fromhex(phash), 'uint8')).astype(bool)
 
 # %% ../../nbs/core/duplicates.ipynb #eb15e263
@@ -36,13 +36,13 @@ def colour_signature(
 CLOSE,ALIKE = 44,.9   # copies differ in at most 44 of 144 bits, and their colours correlate by at least 0.9
 
 def _words(bits):
-    "Hashes, shape (n,144), as 64-bit words, shape (3,n)"
+    "Return hashes, shape (n,144), as 64-bit words, shape (3,n)"
     packed = np.zeros((len(bits), 24), 'uint8')
     if len(bits): packed[:, :18] = np.packbits(np.asarray(bits, bool), axis=1)
     return np.ascontiguousarray(packed.view('uint64').T)
 
 def _near(words, word):
-    "Indices of the hashes in `words` that differ from `word` in at most `CLOSE` bits, and in how many"
+    "Return indices of the hashes in `words` that differ from `word` in at most `CLOSE` bits, and the numbers of bits"
     far = np.bitwise_count(words[0] ^ word[0])
     far += np.bitwise_count(words[1] ^ word[1])
     near = np.flatnonzero(far <= CLOSE)   # few: only there the third word is needed
@@ -53,7 +53,7 @@ def _near(words, word):
 def near_pairs(
     bits # Hashes of images, from `phash_bits`: array or list of shape (n,144)
 ): # Yields (i, j, bits that differ), i < j
-    "Pairs of images whose hashes differ in at most `CLOSE` bits; compare their colours as well"
+    "Yield pairs of images whose hashes differ in at most `CLOSE` bits; compare their colours as well"
     words = _words(bits)
     for i in range(len(bits)):
         for j,differ in zip(*_near(words[:, i + 1:], words[:, i])): yield i,int(j) + i + 1,int(differ)
@@ -75,11 +75,11 @@ def group_copies(
 
 # %% ../../nbs/core/duplicates.ipynb #000607bd
 class DuplicateIndex:
-    "Images by hash and colours, to find a copy of another one"
+    "An index of images by hash and colours, to find copies"
     def __init__(self,
         colours_of # Function of a key that was added without colours; returns its `colour_signature`, or None
     ):
-        "An empty index, which calls `colours_of` once for each key, when needed"
+        "Create an empty index, which calls `colours_of` at most once per key"
         self.colours_of,self.keys,self.colours,self.words = colours_of,[],[],np.empty((3, 1024), 'uint64')
 
     def __len__(self): return len(self.keys)
@@ -100,7 +100,7 @@ class DuplicateIndex:
         phash:str, # From `perceptual_hash`
         colours:np.ndarray # From `colour_signature`
     ): # A key, or None
-        "The nearest copy of the image with `phash` and `colours`"
+        "Return the key of the nearest copy of the image with `phash` and `colours`"
         near,far = _near(self.words[:, :len(self)], _words([phash_bits(phash)])[:, 0])
         for k in np.argsort(far, kind='stable'):
             i = near[k]

@@ -1,10 +1,10 @@
 """The errors that catdog raises, and the decorator that makes a function a command
 
-    CatdogError             something the user can fix; its text is a sentence that says what to do
+    CatdogError             an error the user can fix; its text says what is wrong and what to do
     ├── ImageError          bytes that are not an image we can use
     ├── FetchError          a request that failed: `reason` says why in one word
-    │   └── SearchError     a search engine that could not answer
-    ├── DataError           a data set on disk that cannot be used as it is
+    │   └── SearchError     a search that failed
+    ├── DataError           a data set on disk that cannot be used
     └── ModelError          a file that is not a model we can use
 """
 
@@ -17,7 +17,7 @@ class CatdogError(ValueError):
     "An error that the user can fix; its text says what is wrong and what to do"
 
 class DataError(CatdogError):
-    "A data set that cannot be used as it is"
+    "A data set that cannot be used"
 
 class ModelError(CatdogError):
     "A file that is not a model we can use"
@@ -25,8 +25,8 @@ class ModelError(CatdogError):
 class ImageError(CatdogError):
     "Bytes that are not an image we can use"
     def __init__(self,
-        reason:str, # What is wrong, for a person
-        status:str='not-an-image' # One word for tables: 'not-an-image', 'truncated', 'too-large', 'too-small', 'missing'
+        reason:str, # What is wrong, as text for the user
+        status:str='not-an-image' # For tables: 'not-an-image', 'truncated', 'too-large', 'too-small', 'missing'
     ):
         super().__init__(reason)
         self.reason,self.status = reason,status
@@ -34,14 +34,14 @@ class ImageError(CatdogError):
 class FetchError(CatdogError):
     "A request that failed"
     def __init__(self,
-        text:str, # What happened, for a person
+        text:str, # What happened, as text for the user
         reason:str='unreachable' # 'timeout', 'refused', 'not-found', 'unreachable', 'busy' or 'invalid'
     ):
         super().__init__(text)
         self.text,self.reason = text,reason
 
 class SearchError(FetchError):
-    "A search engine that could not answer"
+    "A search that failed"
     def __init__(self,
         engine:str, # Name of the engine
         text:str, # What happened and what to do
@@ -59,11 +59,11 @@ def _escape(e):
 codecs.register_error('catdog-escape', _escape)
 
 def _escape_output():
-    "Let stdout escape what its encoding lacks, as stderr does, so that a name in Cyrillic does not end a command half-way"
+    "Let stdout escape characters that its encoding lacks, as stderr does, instead of raising an error"
     if getattr(sys.stdout, 'errors', None) in ('strict', 'surrogateescape') and hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='catdog-escape')
 
-_escape_output()   # for functions that are no commands
+_escape_output()   # for functions that are not commands
 
 _PLACE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT   # not the program's fault
 
@@ -73,7 +73,7 @@ def command(
     "Make `func` a command with fastcore's `call_parse`; one sentence on a `CatdogError` or a full disk, and exit status 2"
     @wraps(func)
     def _f(*args, **kwargs):
-        _escape_output()   # stdout may be another one now
+        _escape_output()   # stdout may have been replaced
         try: return func(*args, **kwargs)
         except (CatdogError, OSError) as e:
             place = isinstance(e, OSError) and (e.errno in _PLACE or 'temporary directory' in str(e))

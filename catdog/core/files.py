@@ -1,7 +1,7 @@
 """Files on disk: atomic writes, locks, image formats, walking folders, file names, and work done ahead by threads"""
 
 import errno, hashlib, os, secrets, tempfile
-from collections import deque, namedtuple
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +19,11 @@ IMAGE_FORMATS = {
 def is_image_name(
     file:str|os.PathLike # A path or a file name
 ) -> bool:
-    "Whether `file` has the suffix of an image"
+    "Return whether `file` has the suffix of an image"
     return os.path.splitext(file)[1].lower() in sum(IMAGE_FORMATS.values(), ())
 
-# Folders that file servers, systems and programs put among a person's files, in small letters. They hold thumbnails
-# and deleted files, not data. Most such folders begin with a dot and are skipped for that. Sources: Synology DSM and
+# Folders that file servers, operating systems and programs add to a user's files, in lower case. They hold thumbnails
+# and deleted files, not data. Names that begin with a dot are skipped in any case. Sources: Synology DSM and
 # QNAP QTS (@, #), Windows (recycle bins, restore points, chkdsk), ext4, macOS on file servers and in archives, NetApp.
 SYSTEM_FOLDERS = frozenset((
     '@eadir', '@tmp', '@sharebin', '@recycle', '@recently-snapshot', '@qmap', '@__thumb', '@downloads', '#recycle',
@@ -50,14 +50,6 @@ def walk_files(
             if o.name.lower() not in SYSTEM_FOLDERS: yield from walk_files(o.path, onerror, onskip, (*_above, here))
             elif onskip: onskip(Path(o.path))
         elif o.is_file() or not os.path.exists(o.path): yield Path(o.path)   # a dead link is reported when opened
-
-def find_images(
-    paths # Files and folders
-): # Yields paths
-    "The files among `paths` as they are, and all images below the folders"
-    for path in map(Path, paths):
-        if path.is_dir(): yield from filter(is_image_name, walk_files(path))
-        else: yield path
 
 def write_atomic(
     path:str|os.PathLike, # The file to write
@@ -103,35 +95,25 @@ def content_id(
     return hashlib.sha256(data if isinstance(data, bytes) else Path(data).read_bytes()).hexdigest()[:16]
 
 @contextmanager
-def file_lock(
-    file:str|os.PathLike, # The lock file, in a folder that exists; it is not deleted
-    where:str, # What it locks, for messages: 'in data', 'on answers.csv'
+def folder_lock(
+    path:str|os.PathLike, # A folder that exists
     wait:float=float('inf') # Seconds to wait for another process
-):
-    "Hold an exclusive lock on `file`; raise `CatdogError` on timeout"
+): # A context manager
+    "Hold an exclusive lock on the folder `path`, its file `.lock`; raise `CatdogError` on timeout"
     from filelock import FileLock, Timeout   # its import takes 50 ms
-    lock,busy = FileLock(file),f'another catdog process is working {where}'
+    lock,busy = FileLock(Path(path)/'.lock'),f'another catdog process is working in {path}'
     try:
-        os.stat(Path(file).parent)   # filelock would make a missing folder
+        os.stat(path)   # filelock would create a missing folder
         try: lock.acquire(timeout=min(wait, .1))
         except Timeout:
             if wait == float('inf'): print(f'{busy}: waiting for it to finish.', flush=True)
             lock.acquire(timeout=-1 if wait == float('inf') else wait)
     except Timeout: raise CatdogError(f'{busy}: try again when it has finished') from None
     except OSError as e:
-        if e.errno not in (errno.ENOLCK, errno.ENOTSUP):   # a file system without locks is used without
-            raise CatdogError(f'{Path(file).parent} cannot be written to ({e.strerror}): give another folder') from None
+        if e.errno not in (errno.ENOLCK, errno.ENOTSUP):   # on a file system without locks, go on without one
+            raise CatdogError(f'{path} cannot be written to ({e.strerror}): give another folder') from None
     try: yield
     finally: lock.release()
-
-def folder_lock(
-    path:str|os.PathLike, # A folder that exists
-    wait:float=float('inf') # Seconds to wait for another process
-): # A context manager
-    "Hold an exclusive lock on the folder `path`; raise `CatdogError` on timeout"
-    return file_lock(Path(path)/'.lock', f'in {path}', wait)
-
-Moved = namedtuple('Moved', 'file to reason')
 
 def free_name(
     file:Path, # The wanted path

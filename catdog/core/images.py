@@ -18,7 +18,7 @@ from .files import IMAGE_FORMATS
 # %% ../../nbs/core/images.ipynb #8cb16523
 @lru_cache(maxsize=32)
 def _transform(profile, mode):
-    "LittleCMS' transform from `profile` (bytes; b'': plain Lab) to sRGB; None if it is broken or changes nothing"
+    "Return LittleCMS' transform from `profile` (bytes; b'': Lab) to sRGB; None if it is broken or changes nothing"
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
     if mode in ('L', 'LAB'): flags |= ImageCms.Flags.NOOPTIMIZE   # exact, and rarely needed
     try:
@@ -34,7 +34,7 @@ def _transform(profile, mode):
 
 # %% ../../nbs/core/images.ipynb #5eb7c4fd
 def _to_srgb(img, profile):
-    "`img`, of mode RGB, L, CMYK or LAB, as `profile` (bytes) means it; a profile for other colours is ignored"
+    "Convert `img`, of mode RGB, L, CMYK or LAB, to sRGB by `profile` (bytes); ignore a profile for another mode"
     if img.mode == 'L' and profile[16:20] == b'RGB ': img = img.convert('RGB')
     transform = _transform(profile, img.mode) if profile else None
     if img.mode == 'LAB': transform = transform or _transform(b'', 'LAB')
@@ -42,7 +42,7 @@ def _to_srgb(img, profile):
 
 # %% ../../nbs/core/images.ipynb #ea648204
 def _scaled(a):
-    "The array `a` as floats from 0 (black) to 1 (white)"
+    "Return the array `a` as floats from 0 (black) to 1 (white)"
     a = np.asarray(a, 'float32')
     known = a if np.isfinite(a).all() else a[np.isfinite(a)]
     low,top = (float(known.min()), float(known.max())) if known.size else (0., 1.)
@@ -52,17 +52,17 @@ def _scaled(a):
     return np.nan_to_num(a, copy=False, nan=0, posinf=1, neginf=0).clip(0, 1, out=a)
 
 def _grey8(img):
-    "`img`, of 16 or 32 bits or floats, as 8-bit grey"
+    "Convert `img`, of 16 or 32 bits or floats, to 8-bit grey"
     a,tags = np.asarray(img),getattr(img, 'tag_v2', {})
     if img.mode == 'I' and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,): a = a.view('uint32')   # unsigned
     deep = img.mode.startswith('I;16')
     a = np.minimum(a/np.float32(2**tags.get(258, (16,))[0] - 1), 1) if deep else _scaled(a)   # TIFF knows 12 bits
-    if tags.get(262) == 0: a = 1 - a   # Pillow reads, but does not turn, a deep TIFF file in which 0 is white
+    if tags.get(262) == 0: a = 1 - a   # Pillow does not invert a deep TIFF file in which 0 is white
     return Image.fromarray((a*255).round().astype('uint8'))
 
 # %% ../../nbs/core/images.ipynb #7547b130
 def _transparent_colour(img):
-    "The transparent colour of `img`, in the depth that its pixels have after loading; to be called before that"
+    "Return the transparent colour of `img`, not loaded yet, in the depth that its pixels have after loading"
     key,stored = img.info.get('transparency'),[o[3] for o in getattr(img, 'tile', ())]
     if img.mode == 'L' and isinstance(key, int): return key*{'L;2': 85, 'L;4': 17}.get(stored[0] if stored else '', 1)
     if img.mode == 'RGB' and isinstance(key, tuple) and ('RGB;16B' in stored or max(key) > 255):
@@ -70,7 +70,7 @@ def _transparent_colour(img):
     return key
 
 def _opacity(img, key):
-    "The alpha channel of `img`, whose transparent colour is `key`; None if it is opaque"
+    "Return the alpha channel of `img`, whose transparent colour is `key`; None if it is opaque"
     if img.mode[:1] in ('I', 'F'):
         return None if key is None else Image.fromarray(np.where(np.asarray(img) == key, 0, 255).astype('uint8'))
     if key is not None:
@@ -82,7 +82,7 @@ def _opacity(img, key):
     return None if low == 255 or (high == 0 and img.format in ('BMP', 'TIFF')) else alpha   # some programs write 0
 
 def _to_rgb(img, key):
-    "The loaded `img`, with the transparent colour `key`, as sRGB on white; `img` itself if it is that already"
+    "Convert the loaded `img`, with the transparent colour `key`, to sRGB on white, if needed"
     if img.mode in ('La', 'RGBa'): img = img.convert(img.mode.upper())
     alpha,profile = _opacity(img, key),img.info.get('icc_profile') or b''
     if 'transparency' in img.info:   # Pillow would warn that it gets lost
@@ -99,7 +99,7 @@ _TRANSPOSE = dict(enumerate('''FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSP
                                ROTATE_90'''.split(), 2))   # EXIF orientation: method
 
 def _upright(img, orientation, min_side):
-    "The RGB image `img`, rotated as its EXIF `orientation` says and reduced as far as `min_side` allows"
+    "Rotate the RGB image `img` as its EXIF `orientation` says, and reduce it as far as `min_side` allows"
     by = next((o for o in (8, 4, 2) if min_side and min(img.size)//o >= min_side), 1)
     first = by > 1 and img.width%by == img.height%by == 0   # fewer pixels to rotate, and the blocks are the same
     if first: img = img.reduce(by)
@@ -108,7 +108,7 @@ def _upright(img, orientation, min_side):
 
 # %% ../../nbs/core/images.ipynb #645bfc4d
 def _start_large():
-    "Two threads for images above 16 megapixels (4 bytes a pixel): glibc also keeps freed memory for each thread"
+    "Start two threads for images above 16 megapixels (4 bytes a pixel): glibc keeps freed memory for each thread"
     global _large
     _large = ThreadPoolExecutor(2, 'large-image')
 
@@ -116,7 +116,7 @@ _start_large()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_start_large)   # a fork has no threads
 
 def _converted(img, max_side, min_side, as_stored, is_ours):
-    "`img` as `open_image` returns it; unless it `is_ours` it is left unchanged"
+    "Convert `img` to what `open_image` returns; leave it unchanged unless it `is_ours`"
     key = _transparent_colour(img)
     if is_ours and max_side and not min_side and img.format != 'HEIF': img.draft('RGB', (max_side, max_side))
     img.load()
@@ -134,7 +134,7 @@ def _converted(img, max_side, min_side, as_stored, is_ours):
     return res
 
 def _checked(img, max_side, max_pixels, min_side, as_stored, is_ours=True):
-    "`_converted` if `img` has at most `max_pixels`; two large images at a time"
+    "Return `_converted` if `img` has at most `max_pixels`; convert at most two large images at a time"
     (w,h),args = img.size,(img, max_side, min_side, as_stored, is_ours)
     if min(w, h) < 1: raise ImageError('an image without pixels')
     if w*h > max_pixels: raise ImageError(f'{w} x {h} pixels: more than the {max_pixels:,} that we open', 'too-large')
@@ -142,7 +142,7 @@ def _checked(img, max_side, max_pixels, min_side, as_stored, is_ours=True):
 
 # %% ../../nbs/core/images.ipynb #d9131068
 def _completed_jpeg(data):
-    "The JPEG file `data` with an end, or None if more than 1/16 of its area is missing"
+    "Return the JPEG file `data` with an end marker, or None if more than 1/16 of its area is missing"
     data,halves = data.rstrip(b'\xff'),[]
     scan = data[data.rfind(b'\xff\xda') + 4:]   # n, n components of two bytes, first and last coefficient, bits
     n,component,(_,last,bits) = scan[0],scan[1],scan[1 + 2*scan[0]:4 + 2*scan[0]]
@@ -159,7 +159,7 @@ def _completed_jpeg(data):
     return data + b'\xff\xd9' if not differ.any() or (h - top)*w - 8*left <= h*w/16 else None
 
 def _plain_png(data, profile):
-    "The PNG file `data` without text and other extras, and without its colour profile unless `profile`"
+    "Return the PNG file `data` without optional chunks; keep its colour profile if `profile`"
     pos,out = 8,[data[:8]]
     while pos + 12 <= len(data):
         n,name = struct.unpack_from('>I4s', data, pos)
@@ -188,7 +188,7 @@ _HTML = '''a b body br center div font form h1 h2 h3 head header html iframe img
            span strong style table title ul'''.split()
 
 def _looks_like(data):
-    "What `data` is, for a person, when Pillow does not know it"
+    "Describe `data`, which Pillow does not recognise"
     if not data: return 'the file is empty'
     if data[4:8] in (b'ftyp', b'moov', b'mdat', b'wide') or data[:4] == b'RIFF':   # HEIC, AVIF, MP4; WebP, AVI
         if re.search(b'avi[fs]|hei[cx]|hevc|m[is][af]|WEBP', data[8:20]): return _DAMAGED
@@ -208,7 +208,7 @@ def _looks_like(data):
 # %% ../../nbs/core/images.ipynb #968506de
 @lru_cache
 def _register_heif():
-    "Let Pillow open HEIC files; called when the first one comes, as the import takes time"
+    "Let Pillow open HEIC files; called for the first one, as the import takes time"
     from pillow_heif import register_heif_opener
     register_heif_opener()
 
@@ -222,7 +222,7 @@ def _decode(data, *sizes):
         return _checked(img, *sizes)
 
 def _as_image_error(e, data):
-    "The exception `e` that the decoder of `data` raised, as an `ImageError`"
+    "Return the exception `e` that the decoder of `data` raised as an `ImageError`"
     if isinstance(e, ImageError): return e
     if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return ImageError('more pixels than we open', 'too-large')
@@ -234,7 +234,7 @@ def _as_image_error(e, data):
 
 # %% ../../nbs/core/images.ipynb #68e9b6c3
 def _read(src):
-    "The bytes of `src`: bytes, a path or a binary file"
+    "Return the bytes of `src`: bytes, a path or a binary file"
     if isinstance(src, (bytes, bytearray, memoryview)): return bytes(src)
     if hasattr(src, 'read'): return src.read()
     try: return Path(src).read_bytes()
@@ -243,7 +243,7 @@ def _read(src):
     except (OSError, ValueError) as e: raise ImageError(f'{src}: cannot be read ({e})', 'missing') from None
 
 def _from_array(a):
-    "An image from an array of shape (h,w), (h,w,1), (h,w,3) or (h,w,4): uint8, or floats from 0 to 1 or to 255"
+    "Make an image of an array of shape (h,w), (h,w,1), (h,w,3) or (h,w,4): uint8, or floats from 0 to 1 or to 255"
     if a.dtype.kind == 'f' and a.size:
         is_share = np.nan_to_num(a, posinf=0).max() <= 2   # rounding and sharpening exceed 1 a little
         a = ((np.nan_to_num(a).clip(0, 1) if is_share else _scaled(a))*255).round().astype('uint8')
@@ -290,25 +290,25 @@ def data_url(
     img:Image.Image|bytes, # An RGB image, or a JPEG file
     quality:int=85 # JPEG quality, 1 to 95, if `img` is an image
 ) -> str: # 'data:image/jpeg;base64,...'
-    "`img` as a URL that holds all of it, for a page without files beside it"
+    "Return `img` as a `data:` URL, for a page without other files"
     data = jpeg_bytes(img, quality) if isinstance(img, Image.Image) else bytes(img)
     return 'data:image/jpeg;base64,' + base64.b64encode(data).decode()
 
 # %% ../../nbs/core/images.ipynb #469fb7ac
 @lru_cache(maxsize=4000)
 def _thumbnail(file, changed, height, width):
-    "`thumbnail` of `file` as it was at the time `changed`"
+    "Return the `thumbnail` of `file`; `changed`, its modification time, is part of the cache key"
     try: img = open_image(file, max_side=max(height, width))
     except ImageError: img = Image.new('RGB', (width, height), '#b33')
     img.thumbnail((width, height), Image.Resampling.LANCZOS)
     return jpeg_bytes(img, 80)
 
 def thumbnail(
-    file:str|os.PathLike,
+    file:str|os.PathLike, # Path of an image
     height:int, # Maximum, in pixels
     width:int # Maximum, in pixels
 ) -> bytes: # A JPEG file
-    "A JPEG of `file`, at most `width` by `height` pixels; a red one if it cannot be opened"
+    "Return a JPEG of `file`, at most `width` by `height` pixels; a red one if it cannot be opened"
     try: changed = os.stat(file).st_mtime_ns
     except OSError: changed = None
     return _thumbnail(str(file), changed, height, width)
@@ -318,6 +318,6 @@ def thumbnails(
     height:int, # Maximum, in pixels
     width:int # Maximum, in pixels
 ) -> list: # JPEG files, in the order of `files`
-    "`thumbnail` of each of `files`, in threads"
+    "Return the `thumbnail` of each of `files`, made in threads"
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda f: thumbnail(f, height, width), files))

@@ -1,15 +1,19 @@
-"""Model files: open one that may come from anybody, check its metadata, and prepare images as it expects them
+"""Model files: open one from an untrusted source, check its metadata, and prepare images as it expects them
 
-Training, validation, `Classifier` and the page in the browser prepare images alike, by the metadata of the model: `size`
+Training, validation, `Classifier` and the page in the browser prepare images alike, by a model's metadata: `size`
 and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `resize` (`method`, `pad_mode`).
 """
 
-import json, os
+import gc, json, os
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image
+
+# A session that is deleted in a forked process waits forever for threads that only the parent has (ONNX Runtime 1.32).
+# So garbage of the parent, such as a session in a reference cycle, is never collected in a child.
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=gc.freeze)
 
 from .errors import ModelError
 from .images import open_image
@@ -32,7 +36,7 @@ def open_as(
     return open_image(src, max_side, min_side=meta.get('min_side'), as_stored=meta.get('opened') == 'as stored')
 
 def _square_box(w, h, size, method):
-    "(left, top, side) of the part of an image of `w` by `h` pixels that becomes `size`; to pad it begins outside"
+    "Return (left, top, side) of the square to resize to `size`; for padding it extends beyond the image of `w` by `h`"
     scale = (min if method == 'crop' else max)(w/size, h/size)
     side = int(scale*size)   # rounded as fastai does, or one image in a thousand would be a pixel off
     return int(.5*(w - side)),int(.5*(h - side)),side
@@ -77,14 +81,14 @@ _MAX_BYTES = 1_000_000_000
 def model_file(
     path:str|os.PathLike # A model folder, or its `model.onnx`
 ) -> Path:
-    "The ONNX file of the model at `path`; raise `ModelError` if there is none"
+    "Return the ONNX file of the model at `path`; raise `ModelError` if there is none"
     path = Path(path)
     file = path/'model.onnx' if path.is_dir() else path
     if not path.exists(): raise ModelError(f'{path}: there is no such model folder; make one with catdog-build')
     if not file.is_file():
-        raise ModelError(f'{path}: is no model folder, there is no model.onnx in it; make one with catdog-build')
-    if file.suffix != '.onnx': raise ModelError(f'{path}: is no model; give the folder that catdog-build made')
-    if file.stat().st_size > _MAX_BYTES: raise ModelError(f'{file}: is larger than {_MAX_BYTES/1e9:.0f} GB')
+        raise ModelError(f'{path}: not a model folder, as it has no model.onnx; make one with catdog-build')
+    if file.suffix != '.onnx': raise ModelError(f'{path}: not a model; give a folder that catdog-build made')
+    if file.stat().st_size > _MAX_BYTES: raise ModelError(f'{file}: larger than {_MAX_BYTES/1e9:.0f} GB')
     return file
 
 def open_session(
@@ -108,7 +112,7 @@ NOTHING_SURE = dict(probability=1.0, distance=0.0)   # thresholds that no answer
 def answer_limits(
     meta:dict # Metadata of a model
 ) -> dict: # `probability`: the lowest, 0 to 1; `distance`: the largest, or infinity
-    "The thresholds within which an answer of the model of `meta` can be relied on"
+    "Return the thresholds beyond which an answer of the model of `meta` is 'not sure'"
     return dict(probability=0, distance=np.inf) | meta.get('neither', {})
 
 def _is_between(o, low, high): return isinstance(o, (int, float)) and low <= o <= high
@@ -146,7 +150,7 @@ def read_meta(
     inputs = {o.name: (o.type, o.shape[1:]) for o in session.get_inputs()}
     outputs = {o.name: o.shape[1:] for o in session.get_outputs()}
     if limits['distance'] < np.inf and outputs.get('distance') != []:
-        raise ModelError(f'{file}: has a limit for the distance, but does not give it')
+        raise ModelError(f'{file}: has a limit for the distance, but no such output')
     if inputs != {'pixels': ('tensor(uint8)', [meta['size']]*2 + [3])} or outputs.get('logits') != [len(labels)]:
         raise ModelError(f'{file}: its inputs {inputs} and outputs {outputs} do not fit its {len(labels)} labels')
     return meta
@@ -161,4 +165,4 @@ def check_answers(
     except Exception as e:
         raise ModelError(f'{file}: fails at the first image ({str(e).splitlines()[0][:150]})') from None
     if logits.shape != (1, len(meta['labels'])) or not np.isfinite(logits).all():
-        raise ModelError(f'{file}: its scores for a black image are no numbers; it is damaged')
+        raise ModelError(f'{file}: its scores for a black image are not finite; it is damaged')

@@ -12,17 +12,17 @@ from ..core.errors import DataError, ImageError
 from ..core.files import SYSTEM_FOLDERS, content_id, is_image_name, walk_files, write_atomic
 from ..core.images import open_image
 
-# device names of Windows, which no file may have: learn.microsoft.com/windows/win32/fileio/naming-a-file
+# device names of Windows, which no file can have: learn.microsoft.com/windows/win32/fileio/naming-a-file
 _DEVICES = {'con', 'prn', 'aux', 'nul', 'conin$', 'conout$', *(f'{o}{i}' for o in ('com', 'lpt') for i in range(1, 10))}
 _OURS = 'manifest.jsonl','credits.txt'
 
 def _key(label):
-    "`label` without case, Unicode form, invisible characters and repeated blanks: the same for all its spellings"
+    "Return `label` without case, Unicode form, invisible characters and repeated blanks: equal for all its spellings"
     text = normalize('NFKC', normalize('NFKC', label).casefold())
     return ' '.join(''.join(o for o in text if category(o) != 'Cf' and not '\ufe00' <= o <= '\ufe0f').split())
 
 def _fault(label):
-    "Why `label` cannot be the name of a folder, or None"
+    "Return why `label` cannot be the name of a folder, or None"
     try: size = len(label.encode('utf8')) if os.fsencode(label) else 0
     except UnicodeError: return 'it has characters that cannot be written here'
     if label.startswith('.'): return 'a name that begins with a dot is hidden'
@@ -32,7 +32,7 @@ def _fault(label):
     if len(label) > 100 or size > 255: return f'{len(label)} characters, {size} bytes: at most 100 and 255'
     if _key(label).partition('.')[0].strip() in _DEVICES: return 'Windows reserves it for a device'
     if _key(label) in _OURS: return 'catdog has a file of that name'
-    if _key(label) in SYSTEM_FOLDERS: return 'systems have folders of that name, which are skipped'
+    if _key(label) in SYSTEM_FOLDERS: return 'operating systems use it for folders that catdog skips'
 
 def parse_labels(
     words:str|list, # A word to search for, such as 'cat', 't-shirt' or 'black bear', or several
@@ -51,7 +51,7 @@ def parse_labels(
     return labels if path is None else [_name_in(Path(path), o, known) for o in labels]
 
 def _name_in(path, label, known):
-    "What `label` is called in the data set `path`, where its spelling may be another"
+    "Return the name of `label` in the data set `path`, where it may be spelled differently"
     there = [o.name for o in path.iterdir() if o.is_dir() and not o.name.startswith('.')] if path.is_dir() else []
     same = {o for o in (*there, *known) if _key(o) == _key(label)}
     exact = [o for o in same if normalize('NFC', o) == label]
@@ -65,7 +65,7 @@ def _name_in(path, label, known):
 
 def default_folder(
     labels:str|list, # A label or several, in the order they were typed
-    parent:str|os.PathLike='data' # Folder it lies in: 'data' or 'models'
+    parent:str|os.PathLike='data' # Parent folder: 'data' or 'models'
 ) -> Path: # Such as data/cat-dog
     "Return the folder in `parent` named after `labels`, a different one for different labels"
     labels = [labels] if isinstance(labels, str) else labels
@@ -75,7 +75,7 @@ def default_folder(
     return Path(parent)/(name if clear else f'{short}-{content_id(os.fsencode(chr(0).join(labels)))[:8]}')
 
 def label_name(
-    folder:str|os.PathLike # A folder, or text typed by a person
+    folder:str|os.PathLike # A folder, or text typed by the user
 ) -> str: # In Unicode form NFC
     "Return the label that the last part of `folder` stands for"
     return normalize('NFC', os.path.basename(folder))
@@ -85,7 +85,7 @@ _PARTS = dict(train='train', training='train', trainset='train', valid='valid', 
               testset='test')
 
 def _part(name):
-    "Which part of a split the folder `name` is, such as 'train', 'Test Set' or 'val2017'; None: it may be a label"
+    "Return which part of a split the folder `name` is, such as 'Test Set' or 'val2017'; None: it may be a label"
     found = re.fullmatch(r'([a-z]+?)[-_ ]*(set|data|dataset|split|images|imgs|photos)?[-_ ]*\d*', name.lower())
     return found and _PARTS.get(found[1])
 
@@ -116,7 +116,7 @@ class ImageFolder:
         path:str|os.PathLike, # The folder
         labels:str|list=None # Labels to use; default: every sub-folder
     ):
-        "Read the folder; raise `DataError` if it is none, cannot be read or lacks one of `labels`"
+        "Read the folder; raise `DataError` if it is missing, unreadable or lacks one of `labels`"
         labels = None if labels is None else [labels] if isinstance(labels, str) else labels
         self.path,self.asked = Path(path),labels and sorted({normalize('NFC', o) for o in labels})
         if not self.path.is_dir():
@@ -161,7 +161,7 @@ class ImageFolder:
         _,rest = self._below(folder.relative_to(self.path).parts)
         if not (self.asked and rest and label_name(rest[0]) not in self.asked and not _part(rest[0])):
             raise DataError(f'{folder}: cannot be read ({e.strerror}): fix its permissions or move it elsewhere')
-        print(f'{folder}: cannot be read ({e.strerror}); skipped, as it is none of the labels')
+        print(f'{folder}: cannot be read ({e.strerror}); skipped, as it is not one of the labels')
         self.skipped.append(folder)
 
     def _choose_labels(self):
@@ -186,7 +186,7 @@ class ImageFolder:
         elif image and label not in self.others: self.ignored.append((file, f'no label in train ({label})'))
 
     def _place(self, file):
-        "Return what `_below` does of the path of `file`; raise `DataError` if it lies outside any label"
+        "Return `_below` of the path of `file`; raise `DataError` if it lies outside any label"
         try: names = Path(file).relative_to(self.path).parts
         except ValueError:
             try: names = Path(os.path.abspath(file)).relative_to(os.path.abspath(self.path)).parts
@@ -198,13 +198,13 @@ class ImageFolder:
     def label(self,
         file:str|os.PathLike # A file below the folder; it need not exist
     ) -> str: # In Unicode form NFC
-        "Return the label of `file`; raise `DataError` if it lies outside any"
+        "Return the label of `file`; raise `DataError` if it has none"
         return label_name(self._place(file)[1][0])
 
     def split(self,
         file:str|os.PathLike # A file below the folder
     ) -> str|None: # 'train', 'valid' or 'test'; None: the folder does not say
-        "Return what `file` is meant for"
+        "Return which part of the split `file` belongs to"
         return self.splits.get(self._place(file)[0])
 
     def place(self,
@@ -216,7 +216,7 @@ class ImageFolder:
         return self.path.joinpath(above, self.folders.get((above, normalize('NFC', label)), label), *rest)
 
     def by_label(self) -> dict: # Label -> paths, sorted
-        "Return the images of each label, also of labels without images"
+        "Return the images of each label, including labels without images"
         res = {o: [] for o in self.labels}
         for o in self.files: res[self.label(o)].append(o)
         return res
@@ -237,7 +237,7 @@ def contact_sheet(
     columns:int=10, # Number of images in a row
     side:int=96 # Side of the square that each image is fitted into, in pixels
 ) -> Image.Image:
-    "Draw the first `n` images of each label in `path`, with a red square for each that cannot be opened"
+    "Draw the first `n` images of each label in `path`, with a red square for an image that cannot be opened"
     files,head = ImageFolder(path).by_label(),24
     if not files: raise DataError(f'{path} has no folders with images in it: give one that catdog-scrape made')
     rows = {o: max(1, -(-min(n, len(k))//columns)) for o,k in files.items()}
@@ -256,7 +256,7 @@ def contact_sheet(
 def save_contact_sheet(
     path:Path # A folder with a sub-folder for each label
 ) -> Path: # The file, `<path>_contact_sheet.png`
-    "Write the contact sheet of `path` beside it: inside, it would be an image without a label"
+    "Write the contact sheet of `path` beside the folder; inside, it would be an image without a label"
     f = io.BytesIO()
     contact_sheet(path).save(f, 'PNG')
     return write_atomic(path.with_name(f'{path.name}_contact_sheet.png'), f.getvalue())

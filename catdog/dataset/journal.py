@@ -1,4 +1,4 @@
-"""Moves images of a data set to other labels or out of it; a journal makes every move reversible
+"""Move images of a data set to other labels or out of it, and undo that: a journal records every move
 
 The journal, `.removed/journal.jsonl` in the folder of the data set, gets a line for each event. A batch of moves is
 `planned`, which is on the disk before any file moves; each of its moves is `done` or `skipped`; then the batch is
@@ -6,22 +6,25 @@ The journal, `.removed/journal.jsonl` in the folder of the data set, gets a line
 is undone by another batch with the same moves in reverse."""
 
 import errno, filecmp, io, json, os, shutil
+from collections import namedtuple
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from ..core.errors import CatdogError, DataError, ImageError
-from ..core.files import Moved, folder_lock, free_name, map_ahead
+from ..core.files import folder_lock, free_name, map_ahead
 from ..core.images import open_image
 from .folder import ImageFolder, label_name
 from .manifest import read_rows, write_rows
 
-REMOVED = '.removed'   # folder of the images that were taken out, in that of the data set
+REMOVED = '.removed'   # sub-folder of the data set for removed images
 _GONE = 'it is no longer there'
-_PATIENCE = 10   # seconds to wait for another program that works in the folder
+_LOCK_SECONDS = 10   # how long to wait for another process that works in the folder
+
+Moved = namedtuple('Moved', 'file to reason')
 
 class Journal:
-    """The batches of moves in a data set, from its journal
+    """The batches of moves in the journal of a data set
 
     `batches`: number -> dict with `number`, `undoes` (the number of the batch it undoes, or None), `finished` and
     `moves`, dicts with `file` and `to` (paths in the data set), `choice`, `row` (of `file` in the manifest, or None)
@@ -36,7 +39,7 @@ class Journal:
         if lines[-1]: f.write(b'\n')   # a crash cut the last line off: start a new one
         for line in lines:
             try: self._add(**json.loads(line))
-            except (ValueError, TypeError, KeyError, IndexError): pass   # cut off: what it announced has not begun
+            except (ValueError, TypeError, KeyError, IndexError): pass   # cut off: its moves have not begun
 
     def _add(self, event, batch, moves=(), move=None, undoes=None, **_):
         if event == 'planned':
@@ -66,13 +69,13 @@ class Journal:
 
     @property
     def applied(self) -> list: # Batches, in order
-        "The batches that nobody has undone or begun to undo"
+        "The batches that have not been undone, not even in part"
         undone = {o['undoes'] for o in self.batches.values()}
         return [o for k,o in self.batches.items() if o['undoes'] is None and k not in undone]
 
     @property
     def unfinished(self) -> dict|None:
-        "The last batch if a crash interrupted it"
+        "The last batch if it was interrupted, or None"
         last = self.batches[max(self.batches)] if self.batches else None
         return last and (None if last['finished'] else last)
 
@@ -87,7 +90,7 @@ def read_journal(
 def _open_journal(path):
     "Lock the data set `path` and open its journal"
     try:
-        with folder_lock(path, _PATIENCE):
+        with folder_lock(path, _LOCK_SECONDS):
             (path/REMOVED).mkdir(exist_ok=True)
             with (path/REMOVED/'journal.jsonl').open('a+b', buffering=0) as f: yield Journal(path, f)
     except OSError as e:
@@ -95,7 +98,7 @@ def _open_journal(path):
                           'or undo') from e
 
 def _copy(file, to):
-    "Copy `file` to `to` on another disk, so that a crash leaves no half of it under that name"
+    "Copy `file` to `to` on another disk, so that a crash leaves no incomplete file under that name"
     part = to.with_name(f'.{to.name[-60:]}.00000000.part')   # the same name next time; `Manifest` removes old ones
     with file.open('rb') as a, part.open('wb') as b:
         shutil.copyfileobj(a, b, 2**20)
@@ -109,7 +112,7 @@ def _copy(file, to):
     finally: os.close(folder)
 
 def _move(file, to):
-    "Move `file` to `to`, which does not exist; a relative link still leads to its image, another disk gets a copy first"
+    "Move `file` to `to`, which does not exist; keep relative links valid, and copy first if `to` is on another disk"
     to.parent.mkdir(parents=True, exist_ok=True)
     if file.is_symlink():
         target = os.readlink(file)
@@ -124,7 +127,7 @@ def _move(file, to):
         file.unlink()
 
 def _was_made(file, to):
-    "Whether a planned move was made before a crash; if only the original is still to be removed, remove it"
+    "Return whether a planned move was made before a crash; remove the original if only that was left to do"
     if not os.path.lexists(to) or not os.path.lexists(file): return os.path.lexists(to)
     if file.is_symlink() or to.is_symlink(): same = file.is_symlink() and to.is_symlink() and file.resolve() == to.resolve()
     else: same = not file.samefile(to) and filecmp.cmp(file, to, shallow=False)
@@ -132,7 +135,7 @@ def _was_made(file, to):
     return same
 
 def _places(path, choices):
-    "Return each file that moves by `choices` -> its place in the data set `path`, whether that is free or not"
+    "Return file -> its wanted place in the data set `path`, free or not, for the files that `choices` moves"
     folder,places = None,{}
     for file,choice in choices.items():
         if choice == '<Keep>': continue
@@ -146,20 +149,20 @@ def _places(path, choices):
     return places
 
 def _update_manifest(path, batch):
-    "Write where the files of `batch` are now into the manifest of the data set `path`"
+    "Update the manifest of the data set `path` with the new places of the files of `batch`"
     moved = {o['file']: o for o in batch['moves'] if o['state'] == 'done' and o['row']}
     rows = read_rows(path)
     changed = {k: moved[o['file']] for k,o in rows.items() if o['file'] in moved}
     for k,o in changed.items():
         out,row = o['to'].startswith(REMOVED + '/'),dict(o['row'], file=o['to'])
-        if not batch['undoes']:   # else the row is as it was before the batch that is undone
-            row['reason'] = 'taken out in review' if out else f'moved here from {o["file"]} in review'
+        if not batch['undoes']:   # an undo restores the row from before the batch
+            row['reason'] = 'removed in review' if out else f'moved here from {o["file"]} in review'
             if out: row['status'] = 'removed'
         rows[k] = row
     if changed: write_rows(path, rows.values())
 
 def _finish(journal, batch):
-    "Make the moves of `batch` that are not made yet; return a list of `Moved`"
+    "Make the pending moves of `batch`; return a list of `Moved`"
     path,moved = journal.path,[]
     for i,o in enumerate(batch['moves']):
         if o['state'] != 'planned': continue
@@ -190,14 +193,14 @@ def _undo(journal, batch):
 def can_undo(
     path:str|os.PathLike # Folder of the data set
 ) -> bool:
-    "Whether `undo_choices` has something to do in `path`, perhaps to finish"
+    "Return whether `undo_choices` has anything to undo, or to finish, in `path`"
     journal = read_journal(path)
     return bool(journal.applied or journal.unfinished)
 
 def unfinished_moves(
     path:str|os.PathLike # Folder of the data set
 ) -> int: # 0 unless an application was interrupted
-    "Return how many moves the last batch in `path` still has to make"
+    "Return the number of pending moves of the last batch in `path`"
     batch = read_journal(path).unfinished
     return 0 if not batch or batch['undoes'] else sum(o['state'] == 'planned' for o in batch['moves'])
 
@@ -205,7 +208,7 @@ def apply_choices(
     path:str|os.PathLike, # Folder of the data set, with a sub-folder for each label
     choices:dict # File below `path` -> '<Keep>', '<Delete>' or the label where it belongs
 ) -> list[Moved]: # file, to (None: it was not moved), reason (why not)
-    "Move files by `choices`, after finishing what was interrupted before; raise `CatdogError` if something prevents it"
+    "Finish an interrupted batch, then move files by `choices`; raise `CatdogError` if that is impossible"
     path,choices = Path(path),{Path(f): o for f,o in choices.items()}
     if not path.is_dir(): raise DataError(f'{path}: there is no such folder')
     places = _places(path, choices)
@@ -213,7 +216,7 @@ def apply_choices(
     with _open_journal(path) as journal:
         moved,done = [],set()
         if batch := journal.unfinished:
-            for i,o in enumerate(batch['moves']):   # another choice, made since then, counts
+            for i,o in enumerate(batch['moves']):   # a choice made since then takes precedence
                 file = path/o['file']
                 other = choices.get(file, o['choice']) != o['choice']
                 if o['state'] == 'planned' and other and not _was_made(file, path/o['to']):
@@ -232,9 +235,9 @@ def apply_choices(
 
 def undo_choices(
     path:str|os.PathLike, # Folder of the data set
-    everything:bool=False # All batches instead of the last?
+    everything:bool=False # Whether to undo all batches instead of the last
 ) -> list[Moved]: # file (where it was), to (where it is again; None: that failed), reason (why)
-    "Undo what `apply_choices` did last in `path`, or all that it ever did"
+    "Undo the last `apply_choices` in `path`, or all of them"
     if not can_undo(path): return []
     with _open_journal(Path(path)) as journal:
         moved,batch = [],journal.unfinished
@@ -245,13 +248,13 @@ def undo_choices(
     return moved
 
 def _fault(file):
-    "Why `file` is not an image, or None; a file that cannot be read at all is left alone"
+    "Return why `file` is not an image, or None; also None if it cannot be read at all"
     try: open_image(file, max_side=64)
     except ImageError as e: return None if e.status == 'missing' else str(e)
 
 def set_aside(
     path:str|os.PathLike # Folder with a sub-folder for each label
-) -> list[Moved]: # file, to, and reason: what is wrong with it
+) -> list[Moved]: # file, to, and reason: why it cannot be opened
     "Move the files in `path` that cannot be opened as images to `path/.removed`; `undo_choices` moves them back"
     folder = ImageFolder(path)
     files = sorted([*folder.files, *(f for f,_ in folder.ignored)])

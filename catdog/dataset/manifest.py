@@ -10,7 +10,7 @@ from ..core.files import walk_files, write_atomic
 
 @dataclass
 class Photo:
-    "An image found by a search and not fetched yet"
+    "An image found by a search, not downloaded yet"
     url:str              # URL of the image itself
     title:str=''         # Title that the page or the service gives it
     page_url:str=''      # URL of the page that shows it
@@ -25,8 +25,8 @@ class Photo:
 class Outcome:
     "What became of a `Photo`"
     photo:Photo          # The photo
-    status:str           # 'ok', or in one word why not, such as 'duplicate', 'not-found', 'missing' or 'not-an-image'
-    reason:str=''        # Why it was not kept, as text for a person
+    status:str           # 'ok', or the kind of problem: 'duplicate', 'not-found', 'missing', 'not-an-image', ...
+    reason:str=''        # Why it was not kept, as text for the user
     file:Path=None       # The file if it was kept, or set aside because of a conflict
 
 _COLUMNS = ['label', 'file', 'status', 'reason', *(f.name for f in fields(Photo)), 'phash', 'area', 'copy_of']
@@ -34,7 +34,7 @@ _COLUMNS = ['label', 'file', 'status', 'reason', *(f.name for f in fields(Photo)
 def read_rows(
     path:str|os.PathLike # Folder of a data set
 ) -> dict: # (label, URL) -> row, a dict with a value for each column; empty if there is no manifest
-    "Read the manifest of `path`: the last row of each label and URL; torn and foreign lines are dropped"
+    "Read the manifest of `path`: the last row of each label and URL; skip incomplete and invalid lines"
     file,rows,empty = Path(path)/'manifest.jsonl',{},dict.fromkeys(_COLUMNS)
     if not file.exists(): return rows
     for line in file.read_text(encoding='utf8', errors='replace').split('\n'):
@@ -50,11 +50,11 @@ def write_rows(
     path:str|os.PathLike, # Folder of a data set
     rows # Rows, as in `read_rows`
 ):
-    "Replace the manifest of `path` by `rows`"
+    "Replace the manifest of `path` with `rows`"
     write_atomic(Path(path)/'manifest.jsonl', _lines(rows).encode())
 
 def _remove_unfinished(path):
-    "Remove the temporary files that killed processes left under `path`, unless one was written to a minute ago"
+    "Remove the temporary files of killed processes under `path`, but none that was written to within the last minute"
     for pattern in ('.*.part', '*/.*.part', '.removed/*/.*.part'):
         for o in path.glob(pattern):
             try:
@@ -64,9 +64,9 @@ def _remove_unfinished(path):
 class Manifest:
     "The rows of `path/manifest.jsonl`, which grows while images are fetched: (label, URL) -> row"
     def __init__(self,
-        path:Path # Folder of the data set; made if missing
+        path:Path # Folder of the data set; created if missing
     ):
-        "Read the manifest; repair a torn one and remove what a killed process left"
+        "Read the manifest; repair an incomplete one and remove temporary files of killed processes"
         self.path,self.file = path,path/'manifest.jsonl'
         path.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(path)
@@ -81,7 +81,7 @@ class Manifest:
     def of(self,
         label:str, # The label
         *statuses:str # Such as 'ok'; default: all
-    ) -> list: # In the order in which their URLs were met
+    ) -> list: # In the order in which their URLs were added
         "Return the rows of `label`, or those with one of `statuses`"
         return [o for (l,_),o in self.rows.items() if l == label and (not statuses or o['status'] in statuses)]
 
@@ -96,7 +96,7 @@ def as_found(
     path:Path, # Folder of the data set
     rows # Rows of its manifest
 ) -> list: # A row for each of `rows`
-    "Return `rows` with each file where it is now and the status that follows: 'missing' if it is nowhere"
+    "Return `rows` with the present path of each file, and the status that follows: 'missing' if it is nowhere"
     places = defaultdict(list)   # name -> paths in the manifest's form; those in .removed come last
     for folder in (path, path/'.removed'):
         for o in walk_files(folder): places[o.name].append(o.relative_to(path).as_posix())
@@ -112,9 +112,9 @@ def as_found(
     return [_row(o) for o in rows]
 
 def read_manifest(
-    path:str|os.PathLike # The folder that `scrape` made
+    path:str|os.PathLike # A folder that `scrape` made
 ): # `pandas.DataFrame` with a row for each URL: label, file, status, reason, and the fields of `Photo`
-    "Return the manifest of the data set in `path`, as its files are now; raise `DataError` if there is none"
+    "Return the manifest of the data set in `path`, updated to where its files are; raise `DataError` if there is none"
     import pandas as pd
     if not (Path(path)/'manifest.jsonl').exists():
         raise DataError(f'{path} has no manifest.jsonl: give a folder that catdog-scrape made')
@@ -125,7 +125,7 @@ def read_manifest(
 def count_outcomes(
     manifest # From `scrape` or `read_manifest`
 ): # `pandas.DataFrame` with a row for each status and a column for each label
-    "Count how the URLs of each label ended"
+    "Count the statuses of the URLs of each label"
     import pandas as pd
     return pd.crosstab(manifest.status, manifest.label, margins=True, margins_name='all')
 

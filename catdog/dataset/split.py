@@ -67,7 +67,7 @@ def _check_images(
 
 # %% ../../nbs/dataset/split.ipynb #3beb357c
 def _group(checked):
-    "Return a group number for each of `checked`: the same for copies; a file that cannot be opened is alone"
+    "Return a group number for each of `checked`, equal for copies; a file that cannot be opened is its own group"
     good = [i for i,o in enumerate(checked) if not o.fault]
     groups = np.arange(len(checked)) + len(checked)
     if good:
@@ -125,7 +125,7 @@ class LeftOut(Sequence):
     def __init__(self,
         pairs=() # (file, reason) pairs known so far
     ):
-        "Begin with `pairs`"
+        "Start with `pairs`"
         self.pairs,self._file = list(pairs),Path(tempfile.mkdtemp(prefix='catdog-'))/'left_out'
         finalize(self, shutil.rmtree, self._file.parent, ignore_errors=True)
 
@@ -165,11 +165,11 @@ class Split:
     valid:list           # Files for validation
     test:list            # Files for testing, sorted
     left_out:LeftOut     # Images that cannot be opened
-    content_ids:dict     # File -> 16 hex digits, of all that can be opened
+    content_ids:dict     # File -> 16 hex digits, for all that can be opened
     unvalidated:list     # Labels without an image for validation
-    new:list=()          # Of a saved model: files it was neither trained, validated nor tested with
-    known:bool=True      # Of a saved model: whether it is known which images it was trained on
-    note:str=''          # Of a saved model: what an error on `valid` is measured on, in sentences
+    new:list=()          # For a saved model: files that it was neither trained, validated nor tested with
+    known:bool=True      # For a saved model: whether it is known which images it was trained on
+    note:str=''          # For a saved model: sentences about the images that its error is measured on
 
 def check_number(
     n:int|None # Maximum number of images of each label; None: no limit
@@ -218,7 +218,7 @@ def split_files(
     _check_counts(path, {o: counts[o] for o in folder.labels}, 'good images')
     train,valid = ([files[i] for i in side]
                    for side in _sides(folder, files, [good[f] for f in files], valid_pct, seed))
-    if not valid: raise DataError(f'{path}: nearly all images are copies of one; fetch others with catdog-scrape')
+    if not valid: raise DataError(f'{path}: nearly all images are copies of one image; fetch others with catdog-scrape')
     if lacking := _missing(folder, train): raise DataError(f'{path}: has no image of {lacking[0]!r} to train with')
     ids = {f: o.content_id for f,o in good.items()}
     return Split(folder, train, valid, test, LeftOut(left_out), ids, _missing(folder, valid))
@@ -262,8 +262,8 @@ def saved_split(
     path:str|os.PathLike, # Folder with a sub-folder for each label
     model:str|os.PathLike, # Model folder, or its `model.onnx`
     labels:list # Labels of the model
-) -> Split: # With `new`, `known` and `note`; if it is not known what the model was trained on, all images are in `valid`
-    "Sort the images below `path` by what they were to `model`"
+) -> Split: # With `new`, `known` and `note`; if the model's training images are unknown, all images are in `valid`
+    "Split the images below `path` into those that `model` was trained, validated and tested with, and new ones"
     folder,recorded = ImageFolder(path, labels),_recorded_images(model)
     unknown = f'The model does not know {", ".join(folder.others)}: left out' if folder.others else ''
     if recorded is None:
@@ -275,7 +275,7 @@ def saved_split(
     contents = dict(zip(folder.files, map_ahead(_content, folder.files)))
     bad = [(f, f'cannot be read ({o.strerror})') for f,o in contents.items() if isinstance(o, OSError)]
     ids = {f: o for f,o in contents.items() if isinstance(o, str)}
-    part = {o: k for k in reversed(_PARTS) for o in recorded[k]}   # what was used for training has been, whatever else
+    part = {o: k for k in reversed(_PARTS) for o in recorded[k]}   # an image in several parts counts as trained on
     train,valid,test,new = ([f for f,o in ids.items() if part.get(o, 'new') == k] for k in (*_PARTS, 'new'))
     copied = []   # new files that show the same as training images: smaller, or in another format
     if new:
@@ -299,7 +299,7 @@ def saved_folders(
     path:str|os.PathLike=None, # Folder of images; default: the one in `data` with the name of `model`
     model:str|os.PathLike=None # Model folder; default: the one in `models` with the name of `path`, or the newest
 ) -> tuple: # (path, model)
-    "Return the folder of images and the model folder where one or both are not given"
+    "Fill in the default folders of images and model"
     if model is None:
         there = sorted(Path('models').glob('*/model.onnx'), key=lambda o: o.stat().st_mtime)
         if not there: raise DataError('there is no model in models; make one with catdog-build, or give its folder')

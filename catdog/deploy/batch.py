@@ -19,8 +19,8 @@ from .predictor import Classifier
 
 # %% ../../nbs/deploy/batch.ipynb #c89a1bc0
 def _row(path, answer):
-    "Return `answer` about the image at `path`, a `Prediction` or an `ImageError`, as a flat dict"
-    if isinstance(answer, ImageError):   # whose reason may name the file before and after
+    "Return `answer`, a `Prediction` or an `ImageError`, about the image at `path` as a flat dict"
+    if isinstance(answer, ImageError):   # the reason may contain the file name
         return dict(file=str(path), error=answer.reason.removeprefix(f'{path}: ').replace(f': {str(path)!r}', ''))
     probabilities = {f'p_{label}': round(p, 6) for label,p in answer.probabilities.items()}
     return dict(file=str(path), label=answer.label, probability=round(answer.probability, 6), sure=answer.sure,
@@ -29,7 +29,7 @@ def _row(path, answer):
 def answer_rows(
     classifier:Classifier, # What predicts
     paths, # Any iterable of paths, or of what `read` takes
-    bs:int=32, # Images that are opened ahead
+    bs:int=32, # Number of images opened ahead
     read=lambda path: path # Returns what `Classifier.predict` takes for each of `paths`; may raise `ImageError`
 ): # Yields dicts, in order: file, label, probability, sure, doubt, text, p_ and each label; or file and error
     "Predict each of `paths`, while threads open the next ones"
@@ -43,8 +43,8 @@ def answer_rows(
 # %% ../../nbs/deploy/batch.ipynb #b16bc464
 def found_files(
     paths # Images, and folders of images
-): # Yields paths: images in an order that stays the same, and folders that cannot be read
-    "Find the images of `paths`"
+): # Yields paths: images in a stable order, and folders that cannot be read
+    "Yield the images among `paths` and in the folders among them"
     for path in map(Path, paths):
         unread = []
         if os.path.isdir(path): yield from filter(is_image_name, walk_files(path, unread.append))
@@ -57,7 +57,7 @@ def check_paths(
     "Raise `CatdogError` if one of `paths` is a URL, or if there are no images"
     for o in map(str, paths):
         if re.match('[a-z][a-z0-9+.-]+:/', o, re.I) and not os.path.exists(o):
-            raise CatdogError(f'{o}: is a URL, and only files are read; download it first, and give the file')
+            raise CatdogError(f'{o}: is a URL, but only files can be read: download it first, then give the file')
     if not any(True for _ in found_files(paths)):
         raise CatdogError('no images: give some files, or a folder with images in it')
 
@@ -85,12 +85,12 @@ def check_out_file(
     return check_new_file(out)
 
 def _check_utf8(path):
-    "Return `path` as text; raises `CatdogError` if Parquet cannot hold it"
+    "Return `path` as text; raise `CatdogError` if Parquet cannot hold it"
     name = str(path)
     try: name.encode()
     except UnicodeEncodeError:
         shown = os.fsencode(name).decode(errors='backslashreplace')
-        raise CatdogError(f'{shown}: this name is not in UTF-8, and Parquet holds no other; '
+        raise CatdogError(f'{shown}: this name is not in UTF-8, as Parquet requires: '
                           'rename the file, or write a file that ends in .csv') from None
     return name
 
@@ -118,7 +118,7 @@ def _write_parquet(file, columns, rows):
             writer.write_table(pa.table([pa.array(o, t) for o,t in zip(zip(*some), schema.types)], schema=schema))
 
 def _write(out, columns, rows):
-    "Write `rows` to `out` by way of a temporary file"
+    "Write `rows` to a temporary file, then rename it to `out`"
     new = out.with_name(f'.{out.name}.new')
     try:
         (_write_parquet if out.suffix == '.parquet' else _write_csv)(new, columns, rows)
@@ -127,13 +127,13 @@ def _write(out, columns, rows):
 
 # %% ../../nbs/deploy/batch.ipynb #4b1acb5d
 def _stamp(path):
-    "Size and time of change of the file at `path`; '' if there is none"
+    "Return the size and modification time of the file at `path`; '' if there is none"
     try: s = os.stat(path)
     except (OSError, ValueError): return ''
     return f'{s.st_size} {s.st_mtime_ns}'
 
 def _open_db(part):
-    "Open the database `part`, which only this process may use until it is closed"
+    "Open the database `part`, locked for other processes until it is closed"
     db = sqlite3.connect(part, timeout=0)
     try:
         db.execute('PRAGMA locking_mode = EXCLUSIVE')
@@ -144,13 +144,13 @@ def _open_db(part):
     except sqlite3.Error as e:
         db.close()
         if isinstance(e, sqlite3.OperationalError): raise
-        part.unlink()   # it is not a database: something else wrote it
+        part.unlink()   # it is not a database
         return _open_db(part)
     return db
 
 @contextmanager
 def _answers_db(out):
-    "The database of predictions for `out`, removed at the end unless something went wrong; errors become `CatdogError`"
+    "Yield the database of predictions for `out`; remove it unless there is an error, raised as `CatdogError`"
     part = out.with_name(f'.{out.name}.part')
     try:
         with closing(_open_db(part)) as db: yield db
@@ -158,7 +158,7 @@ def _answers_db(out):
     except (OSError, sqlite3.Error) as e:
         if 'locked' in str(e): raise CatdogError(f'another process is writing {out}: try again when it has finished') from e
         reason = getattr(e, 'strerror', None) or e
-        raise CatdogError(f'{out}: cannot be written ({reason}); make that possible and run the same command again: '
+        raise CatdogError(f'{out}: cannot be written ({reason}): fix that, then run the same command again; '
                           'it continues from the predictions so far') from e
 
 def _unanswered(db):
@@ -175,7 +175,7 @@ def write_file(
     out:Path, # From `check_out_file`
     print_errors:bool=False # Whether to print why an image has no prediction
 ) -> int: # Rows with an error
-    "Write predictions for `paths` to `out`, with a progress bar; continue where a stopped run ended"
+    "Write predictions for `paths` to `out`, with a progress bar; resume an interrupted run"
     model,columns,bad = content_id(classifier.file),_columns(classifier.labels),0
     def all_rows(db):
         nonlocal bad
@@ -205,7 +205,7 @@ def write_file(
 
 # %% ../../nbs/deploy/batch.ipynb #e79d1f02
 def _read_url(url):
-    "Return the bytes at `url`, which fsspec can open; raises `ImageError` if it cannot"
+    "Return the bytes at `url`, which fsspec can open; raise `ImageError` if it cannot"
     import fsspec
     try:
         with fsspec.open(url) as f: return f.read()
@@ -231,11 +231,11 @@ _TASK_SIZE = 500   # images that a worker gets at a time
 
 def predict_bucket(
     folder:str, # Folder or bucket of images, as fsspec writes it: 'images', 's3://bucket/images'
-    out:str, # Folder or bucket for the Parquet files, likewise
-    model:str=None # Model folder on this machine; the default is the one that `Classifier()` takes
+    out:str, # Folder or bucket for the Parquet files, in the same form
+    model:str=None # Model folder on this machine; default: that of `Classifier()`
 ) -> str: # `out`
     "Predict each image in `folder` with the workers of Dask, and write Parquet files to `out`"
-    if not find_spec('dask'): raise CatdogError("many machines need Dask: in a clone, pip install '.[cluster]'")
+    if not find_spec('dask'): raise CatdogError("Dask is not installed: in a clone, pip install '.[cluster]'")
     import dask
     from dask import dataframe
     classifier,urls = Classifier(model),[_check_utf8(o) for o in _urls(folder)]

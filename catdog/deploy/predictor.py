@@ -24,8 +24,8 @@ from ..core.model_file import (NOTHING_SURE, answer_limits, check_answers, model
 # %% ../../nbs/deploy/predictor.ipynb #fdcb3e6f
 def percent(
     p:float # A probability, 0 to 1
-) -> str: # With one decimal; beyond 99.9 and below 0.1 only that
-    "Format `p` for people"
+) -> str: # With one decimal; '>99.9 %' and '<0.1 %' beyond
+    "Format `p` as a percentage"
     if p > .999: return '>99.9 %'
     if p < .001: return '<0.1 %'
     return f'{int(1000*p + .5)/10:.1f} %'   # halves go up, as in the page's script
@@ -35,7 +35,7 @@ _MANY = 4   # more labels than these are not listed
 
 def one_of(
     labels:list # At least two
-) -> str: # Such as 'a cat, a dog or an owl'; of many labels their number
+) -> str: # Such as 'a cat, a dog or an owl'; the number of labels if there are many
     "List `labels` in words"
     if len(labels) > _MANY: return f'any of the {len(labels)} things that this model knows'
     *others,last = (f'{"an" if _an.match(o) else "a"} {o}' for o in labels)
@@ -50,12 +50,12 @@ def question(
 # %% ../../nbs/deploy/predictor.ipynb #be6f8903
 @dataclass(frozen=True)
 class Prediction:
-    "The answer of a `Classifier` about one image; printed, it is a sentence without a full stop"
+    "The answer of a `Classifier` about one image; `str` gives it in words, without a full stop"
     label:str # The most probable label
     probability:float # Its probability, 0 to 1
     probabilities:dict = field(repr=False) # Label -> probability, in the order of the labels; they sum to 1
     sure:bool = True # False: do not rely on it, this may well be something else
-    doubt:str = '' # Why it is not sure: 'between' the labels, or 'unlike' what the model was trained on; '' if it is
+    doubt:str = '' # Why it is not sure: 'between' the labels, or 'unlike' the training images; '' if it is sure
     def __post_init__(self):
         if self.doubt not in ('', 'between', 'unlike'): raise ValueError(f"{self.doubt!r} is not '', 'between' or 'unlike'")
         if self.doubt: object.__setattr__(self, 'sure', False)
@@ -69,23 +69,23 @@ class Prediction:
         return f'Not sure, between {self.label} and {rival} ({self.label} {best})'
 
 def shown_probabilities(
-    pred:Prediction # Or anything with its attributes
-) -> list: # (label, probability) pairs: all, or the five largest of more than six; none if they mean nothing
+    pred:Prediction # Or any object with its attributes
+) -> list: # (label, probability) pairs: all, or the five largest of more than six; none if they are meaningless
     "Return the probabilities to show with `pred`"
     if pred.doubt == 'unlike': return []
     pairs = list(pred.probabilities.items())
     return pairs if len(pairs) <= 6 else sorted(pairs, key=lambda o: -o[1])[:5]
 
 def forced_choice(
-    pred:Prediction # Or anything with its attributes
+    pred:Prediction # Or any object with its attributes
 ) -> str: # '' if there are probabilities
-    "Return the sentence to show instead of probabilities that mean nothing"
+    "Return the sentence to show instead of meaningless probabilities"
     return f'If it had to be one of them: {pred.label}.' if pred.doubt == 'unlike' else ''
 
 def tally(
-    pred:Prediction # Or anything with its attributes
+    pred:Prediction # Or any object with its attributes
 ) -> str: # Its label, 'not sure' or 'like none of them'
-    "Return what `pred` counts as where many are counted"
+    "Return the category of `pred` when answers are counted"
     return pred.label if pred.sure else 'like none of them' if pred.doubt == 'unlike' else 'not sure'
 
 # %% ../../nbs/deploy/predictor.ipynb #5132bbb4
@@ -97,9 +97,9 @@ class Classifier:
     "Tells images apart with an exported model; safe to call from several threads"
     def __init__(self,
         path:str|os.PathLike=None, # Model folder, or its `model.onnx`; None: the first of `find_models`
-        threads:int=None # Cores that work on one answer; None: all. With many visitors 1 is faster
+        threads:int=None # Cores per answer; None: all. With many visitors 1 is faster
     ):
-        "Open and check the model at `path`; raises `ModelError`"
+        "Open and check the model at `path`; raise `ModelError`"
         file = model_file(next(iter(find_models().values())) if path is None else path)
         self._open(file, file.read_bytes(), threads)
 
@@ -126,7 +126,7 @@ class Classifier:
     def pixels(self,
         img # What `predict` takes
     ) -> np.ndarray: # uint8, shape (size,size,3)
-        "Prepare `img` for the network; raises `ImageError`"
+        "Prepare `img` for the network; raise `ImageError`"
         return pixels_of(img, self.meta)
 
     def answers(self,
@@ -134,7 +134,7 @@ class Classifier:
     ) -> list: # A `Prediction` each
         "Predict prepared images"
         names = ['logits', 'distance'][:1 + (self.limits['distance'] < np.inf)]
-        # Four at a time: what lies between the layers then still fits into the processor's cache
+        # Four at a time, so that activations fit into the processor's cache
         runs = [self.session.run(names, {'pixels': np.stack(pixels[i:i+4])}) for i in range(0, len(pixels), 4)]
         if not runs: return []
         logits,*distances = (np.concatenate(o) for o in zip(*runs))
@@ -153,14 +153,14 @@ class Classifier:
     def predict(self,
         img # A path, bytes, a binary file, an array (h,w,3) or an image
     ) -> Prediction:
-        "Predict `img`; raises `ImageError`"
+        "Predict `img`; raise `ImageError`"
         return self.answers([self.pixels(img)])[0]
 
     def predict_batch(self,
         imgs, # Iterable of what `predict` takes
-        bs:int=32 # Images that are opened ahead
+        bs:int=32 # Number of images opened ahead
     ) -> list: # A `Prediction` each
-        "Predict each of `imgs`, while threads open the next; raises `ImageError`, which names the image or its index"
+        "Predict each of `imgs`, while threads open the next; raise `ImageError`, which names the image or its index"
         def _opened(o):
             i,img = o
             try: return self.pixels(img)
@@ -173,9 +173,9 @@ class Classifier:
         img, # What `predict` takes
         label:str=None # The label to explain; None: the most probable
     ) -> np.ndarray: # float32, shape (h,w) of the network's last feature map, 0 to 1
-        "Return how much each place of `img` spoke for `label` and against the strongest other label"
+        "Return how much each position of `img` speaks for `label` and against the strongest other label"
         if 'activation' not in [o.name for o in self.session.get_outputs()]:
-            raise ModelError(f'{self.file}: cannot say why; this network has no feature maps')
+            raise ModelError(f'{self.file}: cannot explain its answers, as its network has no feature maps')
         if label not in (None, *self.labels): raise CatdogError(f'{label!r} is none of {", ".join(self.labels)}')
         logits,places = (o[0] for o in self.session.run(['logits', 'activation'], {'pixels': self.pixels(img)[None]}))
         i = self.labels.index(label) if label else logits.argmax()
@@ -190,7 +190,7 @@ class Classifier:
     ) -> Image.Image: # Bright where the image speaks for `label`, dark and grey elsewhere
         "Show what `explain` returns on `img`"
         img = open_as(img, {**self.meta, 'min_side': None}, max_side=4*self.meta['resize_to'])   # a file is read once
-        # The root, as light is stored: a place that gave a quarter of what the first one gave is half as bright
+        # the square root, as in image files: a quarter of the light looks half as bright
         return overlay_heatmap(open_image(img, max_side=max_side), np.sqrt(self.explain(img, label)), self.meta)
 
 # %% ../../nbs/deploy/predictor.ipynb #03838a4a
@@ -199,7 +199,7 @@ def _open_or_warn(path):
     except ModelError as e: warnings.warn(f'left out: {e}')
 
 def find_models() -> dict: # Name -> folder, the one to start with first
-    "`$CATDOG_MODEL`, models below `models/`, newest first, and the one that ships; those trained on drawings come last"
+    "Find `$CATDOG_MODEL`, models below `models/`, newest first, and the one that ships; models of drawings come last"
     here,shipped = (Path(), Path('..')),shipped_model()   # notebooks look from the folder `nbs`
     chosen = [next((o.resolve() for o in (p/model for p in here) if o.exists()), Path(model).resolve())
               for model in [os.environ.get('CATDOG_MODEL')] if model]

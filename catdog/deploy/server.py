@@ -17,9 +17,9 @@ from .page import MAX_BODY, MAX_FILES, error_answer, render_answer, secure, want
 from .predictor import Classifier
 
 MAX_FIELDS = 64   # form fields in a request
-MAX_WAITING = 32   # requests with images that are answered or wait for it at a time
+MAX_WAITING = 32   # requests with images that may run or wait at a time
 
-# The description for programs
+# The OpenAPI description
 
 _text,_number = dict(type='string'),dict(type='number', minimum=0, maximum=1)
 
@@ -30,7 +30,7 @@ def _content(schema): return {'application/json': {'schema': schema}, 'text/html
 def _refused(why): return dict(description=why, content=_content(_schema(['error'], error=_text)))
 
 def _predict_operation():
-    "`POST /predict`: the form, and the responses by status"
+    "Describe `POST /predict`: the form, and the responses by status"
     file = dict(type='array', items=dict(type='string', format='binary'), minItems=1, maxItems=MAX_FILES)
     image = {**_text, 'description': 'Not empty: answer with the upright image, too, at most 640 pixels wide and high'}
     why = {**_text, 'description': 'Not empty: answer with the image with all but what spoke for its label darkened'}
@@ -39,7 +39,7 @@ def _predict_operation():
     doubt = dict(type='string', enum=['', 'between', 'unlike'],
                  description="Why it is not sure: 'between' the labels, or 'unlike' all that the model was trained on, "
                              'so that label and probabilities mean nothing')
-    url = {**_text, 'format': 'uri', 'description': 'A `data:` URL, if asked for'}
+    url = {**_text, 'format': 'uri', 'description': 'A `data:` URL, if requested'}
     pred = dict(label=_text, probability=_number, probabilities=dict(type='object', additionalProperties=_number),
                 sure=dict(type='boolean'), doubt=doubt, text={**_text, 'description': 'The answer in words'},
                 image=url, why=url, why_not={**_text, 'description': 'The reason if there is no `why`'})
@@ -54,7 +54,7 @@ def _predict_operation():
         '503': {**_refused('Too many requests at the moment'), 'headers': retry}})
 
 def _openapi():
-    "Describe the server's addresses as an OpenAPI 3.0 document"
+    "Describe the server's routes as an OpenAPI 3.0 document"
     def get(what, kind, schema):
         return dict(get=dict(summary=what, responses={
             '200': dict(description=what, content={kind: {'schema': schema}})}))
@@ -70,12 +70,12 @@ def _openapi():
 # From uploads to predictions
 
 class _Request(flask.Request):
-    "A request whose uploads stay in memory: Werkzeug would write large ones to a temporary file"
+    "A request whose uploads stay in memory; Werkzeug would write large ones to a temporary file"
     def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
         return io.BytesIO()
 
 def _uploaded_files():
-    "The non-empty list of files in the field `file`; raises an `HTTPException` with the reason if there are none"
+    "Return the files in the field `file`; raise an `HTTPException` with the reason if there are none"
     if flask.request.mimetype != 'multipart/form-data':
         flask.abort(415, "Send the image as multipart/form-data, in a field called 'file'.")
     files = [o for o in flask.request.files.getlist('file') if o.filename]
@@ -87,7 +87,7 @@ def _uploaded_files():
 _statuses = {'too-large': 413, 'truncated': 400, 'empty': 400}   # of every other `ImageError`: 415
 
 def _predict_upload(classifier, upload, image, why):
-    "What `render_answer` shows about the file `upload`, with `image` and `why` as `data:` URLs if asked for"
+    "Return the result for the file `upload`, as for `render_answer`; `image` and `why` add `data:` URLs"
     name,data = re.split(r'[\\/]', upload.filename)[-1][:100],upload.read()
     try:
         if not data: raise ImageError('the file is empty', 'empty')
@@ -106,14 +106,14 @@ class UploadPredictor:
     "Predicts uploads in a few threads; more than `limit` requests at a time are refused"
     def __init__(self,
         classifier:Classifier, # What predicts
-        limit:int=MAX_WAITING # Requests that are answered or wait for it at a time
+        limit:int=MAX_WAITING # Requests that may run or wait at a time
     ):
         self.classifier,self.slots = classifier,threading.BoundedSemaphore(limit)
-        # A thread for each core: more would only hold more open images in memory
+        # one thread per core: more would only keep more decoded images in memory
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def answer(self) -> tuple: # A page, or a dict for JSON; and the status
-        "Answer the current request; raises an `HTTPException` if it has no files or too many requests wait"
+        "Answer the current request; raise an `HTTPException` if it has no files or too many requests wait"
         files,form = _uploaded_files(),flask.request.form
         image,why = wants_page() or bool(form.get('image')),bool(form.get('why'))
         if not self.slots.acquire(blocking=False):
@@ -145,11 +145,11 @@ def _parse_origin(text):
 def read_origins(
     cors:str|None # Origins such as 'https://example.org', separated by commas; '*' is every one; None is none
 ) -> list: # Of origins
-    "Parse `cors`; raises `CatdogError` if one of them is not an origin"
+    "Parse `cors`; raise `CatdogError` if one of them is not an origin"
     return [_parse_origin(o.strip()) for o in (cors or '').split(',') if o.strip()]
 
 def _allow_origins(app, origins):
-    "Let pages of `origins` read the responses of the API of `app`"
+    "Let pages of `origins` read the API's responses"
     @app.after_request
     def allow(response):
         origin = '*' if '*' in origins else flask.request.headers.get('Origin', '')
@@ -164,7 +164,7 @@ def _allow_origins(app, origins):
         return response
 
 def _add_metrics(app):
-    "Count the responses of `app`, time those of `/predict`, and show both to Prometheus at `/metrics`"
+    "Count the responses of `app`, time those of `/predict`, and expose both to Prometheus at `/metrics`"
     registry = prometheus_client.CollectorRegistry()
     count = prometheus_client.Counter('catdog_requests', 'Requests, by path and status', ['path', 'status'],
                                       registry=registry)
@@ -190,7 +190,7 @@ def _add_metrics(app):
 _ours = re.compile(r'(.*?)(/(?:predict|healthz|openapi\.json|static/[^/]+)?)')
 
 def _below_any_prefix(app):
-    "Let the WSGI app `app` answer below any path that a proxy did not strip; `/metrics`, which it may block, only at /"
+    "Let the WSGI app `app` work below any path prefix; `/metrics`, which a proxy may block, only without one"
     def _app(environ, start_response):
         if found := _ours.fullmatch(environ['PATH_INFO']):
             environ['SCRIPT_NAME'],environ['PATH_INFO'] = environ['SCRIPT_NAME'] + found[1],found[2]
@@ -202,7 +202,7 @@ def configure(
     classifier:Classifier, # The model it serves
     origins:list=() # Origins whose pages may read the API's responses, from `read_origins`
 ) -> flask.Flask: # `app`
-    "Give `app` our limits, headers and error answers, and the addresses `/healthz`, `/metrics` and `/openapi.json`"
+    "Add our limits, headers, error responses, `/healthz`, `/metrics` and `/openapi.json` to `app`"
     app.wsgi_app = _below_any_prefix(app.wsgi_app)
     app.request_class = _Request
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY, MAX_FORM_PARTS=MAX_FIELDS)
@@ -226,7 +226,7 @@ def listen(
     host:str, # A name or an address, IPv4 or IPv6; '::' and '' are every address of both families
     port:int # The port; 0 takes a free one
 ) -> tuple: # Sockets; the URL that opens in a browser on this machine
-    "Listen on `port` of every address of `host`; raises `CatdogError` if that is impossible"
+    "Listen on `port` of every address of `host`; raise `CatdogError` if that fails"
     name,sockets,missing = host.strip('[]') if ':' in host else host.strip('*'),[],None
     try:
         for family,*_,(address, _, *scope) in socket.getaddrinfo(name or None, 0, type=socket.SOCK_STREAM,
@@ -249,10 +249,10 @@ def listen(
     return sockets,f'http://[{name}]:{port}/' if ':' in name else f'http://{name}:{port}/'
 
 _MAX_MEMORY = 256*2**20   # bytes of uploads that may be held at a time
-_SILENCE = 30   # seconds after which a silent connection is closed
+_IDLE_SECONDS = 30   # after which an idle connection is closed
 
 class _Channel(HTTPChannel):
-    "A connection. While all uploads together exceed `_MAX_MEMORY`, the unfinished one that is silent longest is closed"
+    "A connection; while all uploads together exceed `_MAX_MEMORY`, the one that has been idle longest is closed"
     def received(self, data):
         res,channels = super().received(data),list(self.server.active_channels.values())
         if sum(r.body_bytes_received for o in channels for r in (o.request, *o.requests) if r) > _MAX_MEMORY:
@@ -261,27 +261,28 @@ class _Channel(HTTPChannel):
         return res
 
 def _max_connections():
-    "How many connections may be open: 1000, or fewer if the system allows fewer open files"
+    "Return how many connections may be open: 1000, or fewer if the system allows fewer open files"
     try: import resource
     except ImportError: return 400   # Windows: its `select` takes at most 512 sockets
     soft,_ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1000 if soft == resource.RLIM_INFINITY else max(50, min(1000, soft - 60))
 
 class Server:
-    "waitress, listening for a WSGI app. It reads a whole request, in memory, before a thread sees it"
+    "waitress, serving a WSGI app; it reads a whole request into memory before a thread handles it"
     def __init__(self,
         app, # The WSGI app
         host:str='127.0.0.1', # A name or an address, IPv4 or IPv6; every address of a name is listened on
         port:int=0 # 0 takes a free one
     ):
-        "Listen on `host` and `port`; raises `CatdogError` if that is impossible"
+        "Listen on `host` and `port`; raise `CatdogError` if that fails"
         sockets,self.url = listen(host, port)
         self.stopping,self._map = False,{}
         logging.getLogger('waitress.queue').setLevel(logging.ERROR)   # it would warn whenever a request has to wait
-        most = 4*MAX_BODY   # a body of up to this is read, so that its client gets to read why it is refused
+        most = 4*MAX_BODY   # larger bodies than allowed are read up to here, so that the client receives the refusal
         self._server = create_server(
             app, map=self._map, sockets=sockets, threads=MAX_WAITING + 8, connection_limit=_max_connections(),
-            channel_timeout=_SILENCE, cleanup_interval=min(5, _SILENCE), asyncore_use_poll=True, recv_bytes=2**16,
+            channel_timeout=_IDLE_SECONDS, cleanup_interval=min(5, _IDLE_SECONDS), asyncore_use_poll=True,
+            recv_bytes=2**16,
             max_request_body_size=most, inbuf_overflow=most, expose_tracebacks=False)
         for o in self._listening(): o.channel_class = _Channel
 
@@ -291,13 +292,13 @@ class Server:
         return any(o.requests or o.total_outbufs_len for o in self._map.values() if isinstance(o, HTTPChannel))
 
     def stop(self, *_):
-        "Let `run` return within a second; safe to call from a signal handler or another thread"
+        "Make `run` return within a second; safe to call from a signal handler or another thread"
         self.stopping = True
 
     def run(self,
-        grace:float=20 # Seconds that requests which have arrived get to be answered after `stop`
+        grace:float=20 # Seconds to finish running requests after `stop`
     ):
-        "Serve until `stop` is called or, in the main thread, Ctrl-C or SIGTERM comes; then finish running requests"
+        "Serve until `stop` or, in the main thread, Ctrl-C or SIGTERM; then finish running requests"
         main = threading.current_thread() is threading.main_thread()
         before = {o: signal.signal(o, self.stop) for o in (signal.SIGINT, signal.SIGTERM) if main}
         try:

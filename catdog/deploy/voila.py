@@ -1,4 +1,4 @@
-"""Voilà's server for the widget app: its settings, kernels that end when nobody uses them, and the command's process
+"""Voilà's server for the widget app: its settings, the culling of unused kernels, and the command's process
 
 Importing it imports Jupyter's server, so `catdog.app` does it only when it serves: each visitor's kernel imports that.
 `voila.json` in the project's folder has the same settings, for starting `voila nbs/07_app.ipynb` by hand.
@@ -22,26 +22,30 @@ from .server import listen
 from .widgets import MAX_MESSAGE
 
 class VisitorKernels(AsyncMappingKernelManager):
-    """Jupyter's kernels, which also end when no browser connects to them
+    """Jupyter's kernels; those that no browser connects to are ended, too
 
     Each page that Voilà serves has a kernel, a process of 130 MB, to which a visitor's browser connects. Crawlers and
     monitors fetch the page and never connect. The page asks for its kernel every few seconds (`static/app.js`), so a
-    kernel that nobody has asked for in `unvisited_timeout` seconds is ended before its first connection, too. The one
-    that is kept ready for the next visitor is spared.
+    kernel that has not been asked for in `unvisited_timeout` seconds is ended even before its first connection. The one
+    that is kept ready for the next visitor is exempt.
     """
     unvisited_timeout = Integer(60, config=True, help='Seconds until a kernel that no browser connects to is ended')
 
     async def start_kernel(self, **kwargs):
-        "Start a kernel that does not warn about its TCP connections, which do not leave this machine"
+        "Start a kernel that does not warn about its TCP connections, which are local"
         return await super().start_kernel(extra_arguments=['--IPKernelApp.log_level=ERROR'], **kwargs)
 
-    def kernel_model(self, kernel_id):
-        "Return what `GET api/kernels/<id>` answers, and note that the page asked"
+    def kernel_model(self,
+        kernel_id:str # ID of the kernel
+    ) -> dict: # As in Jupyter's REST API
+        "Return the answer to `GET api/kernels/<id>`, and record that the page asked"
         self._kernels[kernel_id].asked = time.monotonic()
         return super().kernel_model(kernel_id)
 
-    def notify_connect(self, kernel_id):
-        "Note that a browser has connected; the kernel's idle time begins now, however long it was kept ready"
+    def notify_connect(self,
+        kernel_id:str # ID of the kernel
+    ):
+        "Record that a browser has connected; the kernel's idle time begins now, however long it was kept ready"
         kernel = self._kernels[kernel_id]
         kernel.visited,kernel.last_activity = True,datetime.now(timezone.utc)
         super().notify_connect(kernel_id)
@@ -52,8 +56,10 @@ class VisitorKernels(AsyncMappingKernelManager):
         tasks = [o for pool in getattr(self, '_pools', {}).values() for o in pool]
         return {o.result()['kernel_id'] for o in tasks if o.done() and not o.cancelled() and not o.exception()}
 
-    async def cull_kernel_if_idle(self, kernel_id):
-        "End the kernel if nobody uses it; Jupyter calls this for each, every `cull_interval` seconds"
+    async def cull_kernel_if_idle(self,
+        kernel_id:str # ID of the kernel
+    ):
+        "End the kernel if it is unused; Jupyter calls this for each, every `cull_interval` seconds"
         kernel,now = self._kernels[kernel_id],time.monotonic()
         alive = kernel.execution_state != 'dead'
         if alive and kernel_id in self.ready: return
@@ -82,7 +88,7 @@ class Voila(voila.app.Voila):   # its options are called after the class
         "Return tornado's handlers"
         path = self.prefix.strip('/')
         self.server_url = f'(?:/{re.escape(path)})?' if path else '/'
-        # relative addresses in the page need the slash
+        # relative URLs in the page need the slash
         slash = [(f'/{re.escape(path)}', RedirectHandler, dict(url=f'/{path}/', permanent=False))] if path else []
         return slash + [(pattern, _PageHandler if handler is TornadoVoilaHandler else handler, *more)
                         for pattern,handler,*more in super().init_handlers()]
@@ -108,9 +114,9 @@ VOILA_CONFIG = {
                                                    '@voila-dashboards/widgets-manager8']},
     'RegexRemovePreprocessor': {'patterns': ['(?!# The app: )']},   # all cells but the one with the app
     'MappingKernelManager': {'cull_idle_timeout': 1800, 'cull_interval': 20, 'cull_connected': True},
-    'KernelRestarter': {'restart_limit': 0},   # a new kernel under the old name would know nothing of the app
+    'KernelRestarter': {'restart_limit': 0},   # a restarted kernel would not have the app
     'Voila': {'tornado_settings': {
-        # Without a login there is nothing that the token against cross-site requests protects, and Voilà's page forgets
+        # Without a login the token against cross-site requests protects nothing, and Voilà's page forgets
         # it when it ends its kernel (voila#1458)
         'websocket_max_message_size': MAX_MESSAGE, 'disable_check_xsrf': True,
         'ws_ping_timeout': 30_000,   # what tornado makes of Jupyter's own, with a warning
@@ -125,7 +131,7 @@ App()'''
 def app_notebook(
     folder:str|os.PathLike # Where a notebook may be written
 ) -> Path: # nbs/07_app.ipynb, or catdog.ipynb in `folder`
-    "Return the chapter with the app if we are in the project's folder, else write a notebook of one cell"
+    "Return the chapter with the app if this is the project's folder, else write a notebook of one cell"
     here,file = Path('nbs/07_app.ipynb'),Path(folder)/'catdog.ipynb'
     if here.exists(): return here.resolve()
     from nbformat import v4, write
@@ -135,13 +141,13 @@ def app_notebook(
     return file
 
 def run_voila(
-    folder:str|os.PathLike, # A temporary one: for the notebook, and for what Jupyter writes while it runs
+    folder:str|os.PathLike, # Temporary folder for the notebook and the files of Jupyter
     host:str, # The address to listen on
     port:int, # The port to listen on
     browser:bool=False, # Whether to open the app in a browser
     prefix:str='/' # A path that a proxy leaves in each request, such as /catdog/
 ):
-    "Serve the app until a signal comes; raises `CatdogError` if that is impossible"
+    "Serve the app until a signal comes; raise `CatdogError` if that fails"
     sockets,url = listen(host, port)
     os.environ['JUPYTER_RUNTIME_DIR'] = str(Path(folder)/'runtime')
     def opened():

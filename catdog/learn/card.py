@@ -1,8 +1,8 @@
 """The metadata of a model, and the model card made from it
 
 `model_metadata` collects what is known about a trained `Learner` and what was measured on its exported network. The
-result is plain JSON, stored in `model.onnx`. `model_card` renders it as Markdown, section by section. To report one
-more measurement, give it a key in the metadata and a line in the section that it belongs to.
+result is plain JSON, stored in `model.onnx`. `model_card` renders it as Markdown, section by section. To report
+another measurement, add a key to the metadata and a line to its section.
 """
 
 import re
@@ -20,7 +20,7 @@ from .calibration import (are_uneven, balanced_error, calibration_error, confusi
 from .loaders import preprocessing, provenance
 
 def _errors(logits, truth):
-    "Return how often `logits` are wrong about `truth`, with the balanced error if the labels differ much in size"
+    "Return the errors of `logits`, with the balanced error if the labels differ much in size"
     counts = confusion_counts(logits, truth)
     n,wrong = len(truth),int(len(truth) - np.trace(counts))
     error,low,high = error_interval(wrong, n)
@@ -60,7 +60,7 @@ def model_metadata(
     test:tuple=None, # Logits and labels of the test images, if there are any
     int8:bool=False # Whether the exported network computes with 8-bit integers
 ) -> dict: # JSON types only
-    "Return the labels, preprocessing, data and architecture of `learn`, and what was measured"
+    "Return the labels, preprocessing, training data, architecture and measurements of `learn`"
     arch = getattr(learn, 'arch_name', None) or getattr(learn, 'arch', 'unknown')
     extra = dict(n_missing=n_missing) if n_missing else {}
     if test: extra['test'] = _errors(*test)

@@ -46,7 +46,7 @@ def check_exportable(
     "Return the preprocessing of `learn`; raise `CatdogError` if it cannot be exported"
     prepared,model,n,was_training = preprocessing(learn),learn.model,len(learn.dls.vocab),learn.model.training
     def _need(what): return CatdogError(f'a model can be exported if it has {what}')
-    if not has_plain_head(learn): raise _need('a head that vision_learner makes by itself')
+    if not has_plain_head(learn): raise _need('a head as vision_learner makes it by default')
     activation,z = getattr(learn.loss_func, 'activation', None),torch.linspace(-2, 2, 6).reshape(2, 3)
     if activation is not None and not torch.allclose(torch.as_tensor(activation(z)), z.softmax(1)):
         raise _need(f'the cross entropy as its loss, for one label among several, not {type(learn.loss_func).__name__}')
@@ -65,7 +65,7 @@ def _name(learn): return getattr(learn, 'arch_name', 'the network')
 # %% ../../nbs/learn/export.ipynb #6ab52312
 @contextmanager
 def _staged(path, advice='give another folder'):
-    "Yield a temporary folder in `path` whose files replace those of `path` in the end, `model.onnx` last"
+    "Yield a temporary folder in `path` whose files then replace those of `path`, `model.onnx` last"
     missing = [o for o in (path, *path.parents) if not os.path.exists(o)]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def _bytes(model, **meta):
 
 # %% ../../nbs/learn/export.ipynb #5491714b
 class _Reader(CalibrationDataReader):
-    "Give ONNX Runtime one image of `pixels` after the other"
+    "Gives ONNX Runtime the images of `pixels` one by one"
     def __init__(self, pixels): self.images = iter(pixels)
     def get_next(self): return next(({'pixels': o[None]} for o in self.images), None)
 
@@ -168,7 +168,7 @@ def _quantize(model, pixels):
 
 # %% ../../nbs/learn/export.ipynb #4148b75d
 def _rounding_fault(exact, rounded):
-    "Return why the logits `rounded` are too far from `exact`, or ''"
+    "Return why the logits `rounded` differ too much from `exact`, or ''"
     n,answers = len(exact),exact.argmax(1)
     if not n: return 'there are no images to compare the answers on'
     changed = int((rounded.argmax(1) != answers).sum())
@@ -240,7 +240,7 @@ def _write_pickle(learn, file):
 def _is_there(source): return not isinstance(source, (str, os.PathLike)) or os.path.exists(source)
 
 def _in_8_bits(model, answers, ask, images, prepared, n=200):
-    "Return `model` in 8 bits, with the ranges of `n` of `images`, and its answers, or both as they are, with a warning"
+    "Quantize `model` with the ranges of `n` of `images`; return it and its answers, or both unchanged, with a warning"
     fault,some = 'there are no images to measure ranges on',images[::max(1, -(-len(images)//n))]
     if pixels := [o for o in map_ahead(lambda o: _pixels(o, prepared), some) if o is not None]:
         rounded = ask(quantized := _quantize(model, pixels))
@@ -272,7 +272,7 @@ def _write_model(learn, prepared, folder, int8):
 def export(
     learn:Learner, # Trained
     path:str|os.PathLike=None, # Folder for the model; default: in models, named as the folder of the images
-    int8:bool=False # Whether `model.onnx` computes with 8-bit integers, if its answers stay nearly the same
+    int8:bool=False # Whether to quantize `model.onnx` to 8-bit integers, if its answers stay nearly the same
 ) -> Path: # `path`
     "Write `learn` to `path`: `model.onnx`, checked against it, `export.pkl`, `model_card.md` and `images.json`"
     path = Path(path or Path('models')/Path(learn.dls.path).absolute().name)
@@ -324,7 +324,7 @@ def _read_network(model):
         network = nn.Sequential(body, _read_head(data, body(x[:1]).shape[1]))
         logits, = session.run(['logits'], {'pixels': _as_pixels(x)})
         with torch.no_grad(): off = (network(x) - torch.from_numpy(logits)).abs().max().item()
-    except Exception as e:   # a file from elsewhere can raise nearly anything
+    except Exception as e:   # an untrusted file can raise nearly anything
         why = str(e).splitlines()[0][:150] if str(e) else type(e).__name__
         raise ModelError(f'{file}: not a model that catdog-build made ({why})') from None
     if not off < 1e-2: raise ModelError(f'{file}: its head is not one that catdog-build makes')

@@ -10,7 +10,7 @@ __all__ = ['validation_batches', 'as_maps', 'Pool', 'body_session', 'image_stamp
 import hashlib, os
 from pathlib import Path
 
-import onnxruntime, torch
+import torch
 import numpy as np
 from fastai.learner import Learner
 from fastai.torch_core import no_random
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core.errors import ImageError
 from ..core.files import map_ahead, write_atomic
+from ..core.model_file import open_session
 
 # %% ../../nbs/learn/features.ipynb #9f281750
 def validation_batches(
@@ -81,7 +82,7 @@ def _body_digest(body):
 def body_session(
     learn:Learner, # Any `vision_learner`, on the CPU
     size:int # Side of the images, in pixels
-) -> onnxruntime.InferenceSession: # From `images` (n,3,size,size) to `features` (n,2*channels)
+): # An ONNX Runtime session from `images` (n,3,size,size) to `features` (n,2*channels)
     "Return an ONNX Runtime session for the body of `learn` and `Pool`; its graph is kept in torch's cache"
     name = f'{getattr(learn, "arch_name", "body")}-{size}-{_body_digest(learn.model[0])}.onnx'
     file = Path(torch.hub.get_dir())/'catdog'/name
@@ -91,9 +92,9 @@ def body_session(
                                   dynamic_shapes=({0: torch.export.Dim('batch')},))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, graph.model_proto.SerializeToString())
-    return onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    return open_session(file, file.read_bytes())
 
-_ENOUGH = 300   # images for which writing the graph pays
+_MIN_FOR_GRAPH = 300   # number of images from which writing the graph pays off
 
 def _runtime(learn, x):
     "Return a function from batches such as `x` to features: the body of `learn` in ONNX Runtime or in PyTorch"
@@ -101,7 +102,7 @@ def _runtime(learn, x):
     def _torch(x):
         with torch.inference_mode(): return body(x.to(memory_format=torch.channels_last)).float().cpu().numpy()
     n = len(learn.dls.train_ds) + len(learn.dls.valid_ds)
-    if x.device.type != 'cpu' or n < _ENOUGH or not list(body.parameters()): return _torch
+    if x.device.type != 'cpu' or n < _MIN_FOR_GRAPH or not list(body.parameters()): return _torch
     try: session = body_session(learn, x.shape[-1])
     except (torch.onnx.errors.OnnxExporterError, OSError): return _torch   # no graph of it, or no room for one
     return lambda x: session.run(None, {'images': x.numpy()})[0]
@@ -153,7 +154,7 @@ def image_features(
 def are_files(
     items # Of a data set
 ) -> bool: # Whether all are paths
-    "Whether features of `items` can be cached"
+    "Return whether features of `items` can be cached"
     return not hasattr(items, 'iloc') and all(isinstance(o, (str, os.PathLike)) for o in items)
 
 def labelled_features(

@@ -62,14 +62,14 @@ def recipe_tfms(
     recipe:str, # One of `RECIPES`
     size:int # Side of the square that the network is given, in pixels
 ) -> dict: # For `get_dls`; empty for its defaults
-    "Return the transforms of `recipe`: 'fast' validates on the whole image, squeezed, and augments batches on a GPU only"
+    "Return the transforms of `recipe`: 'fast' validates on the whole image, and augments batches on a GPU only"
     if recipe == 'classic': return {}
     crop = RandomResizedCrop(size, min_scale=0.5, val_xtra=0)
     return dict(item_tfms=crop) if torch.cuda.is_available() else dict(item_tfms=[crop, FlipItem()], batch_tfms=[])
 
 def recipe_learner(
     dls:DataLoaders, # From `get_dls`
-    arch:str, # Name of an architecture in `ARCHS`, or a name of timm
+    arch:str, # Name of an architecture in `ARCHS`, or of a timm model
     recipe:str, # One of `RECIPES`
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # With the head that `recipe` trains
@@ -165,10 +165,10 @@ class _Checkpoint(Callback):
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.file, f.getvalue())
-        except OSError as e: warnings.warn(f'{self.file}: {e.strerror}. Training goes on, but could not be resumed.')
+        except OSError as e: warnings.warn(f'{self.file}: {e.strerror}. Training continues, but cannot be resumed.')
 
     def resume(self, learn, epochs):
-        "Put `learn` in the state that `file` has; raise `CatdogError` if it is missing or damaged"
+        "Restore `learn` from `file`; raise `CatdogError` if it is missing or damaged"
         if not self.file.exists():
             raise CatdogError('there is no unfinished training of these images with these settings to resume')
         try:
@@ -210,18 +210,18 @@ def unfreeze_except_batchnorm(
     learn.create_opt()
 
 def _tune_all_layers(learn, epochs, size, checkpoint):
-    "Fine-tune all layers of `learn` gently; end with the weights that validated best"
+    "Fine-tune all layers of `learn` gently; restore the weights with the lowest validation loss"
     unfreeze_except_batchnorm(learn)
     with _decoded_once(learn), _faster(learn, _GrowingSize(size), checkpoint, BnFreeze()):
         learn.fit_one_cycle(epochs, slice(3e-5, 1e-4), pct_start=.3, div=5., start_epoch=checkpoint.start)
     checkpoint.restore(learn)
 
 def _fast(learn, epochs, size, checkpoint):
-    "Fit the head; then fine-tune all layers for `epochs`, and keep what validates best"
+    "Fit the head; then fine-tune all layers for `epochs`, and keep the weights with the lowest validation loss"
     if checkpoint.best is None:
         fit_head(learn)
         if not epochs: return
-        calibrate(learn)   # or an epoch could win merely by being better calibrated
+        calibrate(learn)   # or an epoch could be better merely because it is better calibrated
         checkpoint.consider(learn, F.cross_entropy(*validation_logits(learn)).item())
     _tune_all_layers(learn, epochs, size, checkpoint)
 
@@ -230,8 +230,8 @@ def _classic(learn, epochs, size, checkpoint):
     with _faster(learn, checkpoint): learn.fine_tune(epochs, start_epoch=checkpoint.start)
 
 def _checkpoint_file(learn, **settings):
-    "Return where the checkpoint of a training with the images of `learn` and `settings` is saved"
-    ids = getattr(learn.dls, 'content_ids', {})   # another image may have got the same name
+    "Return the checkpoint file of a training with the images of `learn` and `settings`"
+    ids = getattr(learn.dls, 'content_ids', {})   # a file may have been replaced
     files = [[(str(f), ids.get(f)) for f in ds.items] for ds in (learn.dls.train_ds, learn.dls.valid_ds)]
     def _name(o): return getattr(o, '__name__', type(o).__name__)   # of a function or a class
     key = hashlib.sha256(json.dumps([os.getcwd(), files, settings], default=_name).encode()).hexdigest()[:16]
@@ -245,7 +245,7 @@ def run_recipe(
     size:int, # Side of the images, in pixels
     bs:int, # Images per batch
     resume:bool=False, # Resume the same training after its last whole epoch?
-    **settings # Whatever else decides the result, such as the seed
+    **settings # Other settings that affect the result, such as the seed
 ):
     "Train `learn` by `recipe`; on Ctrl-C restore the best weights so far and set `learn.stopped`"
     if epochs is None: epochs = 4 if recipe == 'classic' else 0
@@ -260,7 +260,7 @@ def run_recipe(
         checkpoint.restore(learn)
         learn.stopped = True
         print('Stopped. These are the best weights so far'
-              + ('; resume=True goes on after the last whole epoch.' if checkpoint.file.exists() else '.'))
+              + ('; resume=True continues after the last whole epoch.' if checkpoint.file.exists() else '.'))
         return
     if not checkpoint.done: checkpoint.finish(learn, epochs)
     learn.checkpoint_file = checkpoint.file   # `export` deletes it

@@ -28,16 +28,16 @@ def head_parts(
     return Pool(pools and type(head[0]) is AdaptiveConcatPool2d),list(head[2 if pools else 0:])
 
 def has_plain_head(
-    learn:Learner # Any
+    learn:Learner # Any learner
 ) -> bool: # Whether `head_scores` can be used
-    "Whether the model of `learn` is a body with a head that `vision_learner` makes by itself"
+    "Return whether the model of `learn` is a body with a head as `vision_learner` makes it by default"
     model,plain = learn.model,{nn.BatchNorm1d, nn.Dropout, nn.Linear, nn.ReLU}
     return (isinstance(model, nn.Sequential) and len(model) == 2 and isinstance(model[1], nn.Sequential)
             and {type(o) for o in head_parts(model[1])[1]} <= plain)
 
 # %% ../../nbs/learn/head.ipynb #f694db41
 def _head_inputs(learn, features):
-    "Return those of `features`, (n,2*channels), that the head of `learn` starts from"
+    "Return the part of `features`, (n,2*channels), that the head of `learn` uses"
     return features if head_parts(learn.model[1])[0].concat else features[:, features.shape[1]//2:]
 
 def head_scores(
@@ -68,7 +68,7 @@ def image_scores(
 def note_bad(
     learn:Learner # Whose `dls` may have a list `left_out`
 ): # A function of a file and an error, for `image_features`; None if a bad image is an error
-    "Return what `learn` does about images that cannot be opened"
+    "Return a function that records images of `learn` that cannot be opened"
     left_out = getattr(learn.dls, 'left_out', None)
     return None if left_out is None else lambda file,error: left_out.add(file, str(error))
 

@@ -4,7 +4,7 @@ import os, sys, tempfile
 from contextlib import suppress
 from pathlib import Path
 
-# torch and fastai take seconds to import: say what a command is waiting for
+# torch and fastai take seconds to import: a command says so
 if Path(sys.argv[0]).stem in ('catdog-build', 'catdog-review') and not {'-h', '--help'} & {*sys.argv}:
     print('Loading torch and fastai', flush=True)
 
@@ -81,7 +81,7 @@ class _FolderLabel(Transform):
         try: return self.folder.label(file)
         except CatdogError: return label_name(Path(file).parent)
 
-class SkippingDL(TfmdDL):
+class _SkippingDL(TfmdDL):
     "A `TfmdDL` that skips images that cannot be opened, if it has a list `left_out` to note them in"
     left_out = None   # None: a bad image is an error, as in `Learner.predict`
 
@@ -122,7 +122,7 @@ def split_dls(
 ) -> DataLoaders: # With `split`, and its `left_out`, `content_ids`, `test_files` and `unvalidated`
     "Make data loaders of `split`; print what is left out"
     n,path = len(split.train),split.folder.path
-    block = DataBlock(blocks, SkippingDL, get_items=lambda _: split.train + split.valid,
+    block = DataBlock(blocks, _SkippingDL, get_items=lambda _: split.train + split.valid,
                       splitter=lambda files: (range(n), range(n, len(files))), get_y=_FolderLabel(split.folder),
                       item_tfms=item_tfms, batch_tfms=batch_tfms)
     with no_random(seed, reproducible=False): dls = block.dataloaders(path, path=path, **kw)
@@ -136,7 +136,7 @@ def split_dls(
 def print_used(
     dls:DataLoaders # From `split_dls`
 ):
-    "Print how many images of the folder are used, unless `split_dls` did, and which labels are not"
+    "Print how many images of the folder are used, unless `split_dls` did, and which labels are unused"
     folder,sentence = dls.split.folder,used_sentence(dls.split)
     if rank_distrib(): return
     if ';' not in sentence: print(f'{folder.path}: {sentence}')
@@ -151,7 +151,7 @@ def labelled_dl(
     dl.left_out = getattr(dls, 'left_out', None)
     return dl
 
-# What a `Learner` does to a validation image, so that an app can repeat it without fastai
+# How a `Learner` prepares a validation image, so that an app can do the same without fastai
 
 def image_source(
     dset:Datasets, # Such as `dls.valid_ds`
@@ -183,7 +183,7 @@ def _how_opened(opener):
         img.save(files[0], exif=exif)
         img.resize((120, 90)).convert('RGBA').rotate(30).save(files[1])
         for how in (dict(opened=o, min_side=min_side) for o in OPENED):
-            with suppress(Exception):   # a function of the user's may want something else than a path
+            with suppress(Exception):   # the user's function may not take a path
                 if all(np.array_equal(np.asarray(opener(o)), np.asarray(open_as(o, how))) for o in files): return how
     raise CatdogError('the model can be exported when its images are opened, in colours, by PILImage.create or by '
                       f'get_dls; {opener.name} gives others')

@@ -1,4 +1,4 @@
-"""A search engine (Bing v7 protocol) and image host on localhost, which knows the truth about every URL it returns"""
+"""A search engine (Bing v7 protocol) and image host on localhost, with the ground truth for every URL it returns"""
 
 import atexit, io, itertools, json, os, re, sys, threading, time, zlib
 from contextlib import suppress
@@ -24,7 +24,7 @@ def _encode(img, format, **kw):
     return f.getvalue()
 
 def _rotated(img):
-    "`img` as a phone stores it: rotated, with its orientation in the EXIF block"
+    "Encode `img` as a phone does: rotated, with its orientation in the EXIF block"
     exif = Image.Exif()
     exif[0x112] = 6
     return _encode(img.transpose(Image.Transpose.ROTATE_90), 'JPEG', quality=88, exif=exif)
@@ -55,7 +55,7 @@ def _html(text, status=200, type='text/html', more=''):
 def _json(status=200, **kw): return status, {'Content-Type': 'application/json'}, [json.dumps(kw).encode()]
 
 class _Result:
-    "Search result `n` for `label`: `kind` is 'ok' or a fault; it shows `drawn`, from a photo or from the seed `source`"
+    "Search result `n` for `label`: `kind` is 'ok' or a fault; shows `drawn`, a photo or drawn with the seed `source`"
     def __init__(self, web, label, n, kind, drawn, source, original=None):
         self.web,self.label,self.n,self.kind = web,label,n,kind
         self.drawn,self.source,self.original = drawn,source,original   # `original`: the result that this is a copy of
@@ -81,7 +81,7 @@ class _Result:
         self.path = f'/images/{quote(label, safe="")}/{n:05}.{self.suffix}'
 
     @property
-    def url(self): return f'{self.web.url}{self.path}'   # another one after a restart
+    def url(self): return f'{self.web.url}{self.path}'   # changes when the web is restarted
 
     @property
     def truth(self):
@@ -92,7 +92,7 @@ class _Result:
         return open_image(self.source) if self.photo else draw(self.drawn, self.source, size or self.size)
 
     def data(self):
-        "The bytes of the image, before any fault of the transmission"
+        "Return the bytes of the image, before any transmission fault"
         match self.kind:
             case 'duplicate': return self.original.data()
             case 'near-duplicate': return jpeg_bytes(self.original.image().resize(self.size), 60)
@@ -101,7 +101,7 @@ class _Result:
         return _FORMATS[self.format][1](self.image()) if self.format else self.source.read_bytes()
 
     def answer(self, first):
-        "Status, headers and the chunks of the body; a stall promises more than it sends"
+        "Return status, headers and the chunks of the body; a stall announces more than it sends"
         match self.kind:
             case 'not-found': return _html('This page is gone', 404)
             case 'html': return _html('Please accept our cookies', type='image/jpeg')
@@ -116,7 +116,7 @@ class _Result:
         return 200, headers, [data[:len(data)//2] if self.kind in ('truncated', 'stall') else data]
 
     def json(self):
-        "The result as the Bing v7 protocol describes it"
+        "Return the result as in the Bing v7 protocol"
         (w,h),n = self.size,self.n
         page = f'{self.web.url}/pages/{quote(self.label, safe="")}/{n}'
         return dict(name=f'{self.label.title()} number {n}', contentUrl=self.url, hostPageUrl=page,
@@ -169,7 +169,7 @@ def _shares(faults):
     return faults
 
 def _photo_folders(path, seed):
-    "Label -> its images, in an order that `seed` chooses"
+    "Return label -> its images, shuffled by `seed`"
     res = {}
     if not path.is_dir(): raise CatdogError(f'{path} is not a folder: expected one with a folder of photos per label')
     for d in sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith('.')):
@@ -181,7 +181,7 @@ def _photo_folders(path, seed):
 
 _PARAMETERS = set('''aspect cc color count freshness height id imageContent imageType license maxFileSize maxHeight
     maxWidth minFileSize minHeight minWidth mkt offset q safeSearch setLang size width'''.split())
-# Words that say how to search, not what for
+# Words of a search term that are not part of the label
 _FILLERS = set('''a an the of in on at with and photo photos photograph photographs picture pictures image images
     pic pics jpg portrait outdoor outdoors outside indoor indoors inside sun sunny shade close up closeup face animal
     real high quality hd'''.split())
@@ -195,7 +195,7 @@ class SampleWeb:
         seed:int=42, # The same seed gives the same results
         faults:float|dict|str|None='auto', # Share of faults, or one of `FAULTS` -> share; 'auto': 0.2, for photos 0
         latency:tuple=(0, 0), # Shortest and longest delay of an image, in seconds
-        port:int=0 # Where to listen; 0, or a port in use: any free one
+        port:int=0 # Port to listen on; 0, or a port in use: any free one
     ):
         self.photos,self.seed,self.latency,self.port = photos and Path(photos),seed,latency,port
         self.faults = _shares((0 if photos else .2) if faults == 'auto' else faults)
@@ -223,7 +223,7 @@ class SampleWeb:
         return self
 
     def stop(self):
-        "Close all connections; the last one to stop restores the environment"
+        "Close all connections; when the last web stops, restore the environment"
         if not self._server: return
         self._stopping.set()
         self._server.shutdown()
@@ -236,7 +236,7 @@ class SampleWeb:
         if not _running and _saved[0] is not None: os.environ['CATDOG_ALLOW_PRIVATE'] = _saved[0]
 
     def _label(self, query):
-        "The label that `query` asks for; None if there are no photos of it"
+        "Return the label that `query` asks for; None if there are no photos of it"
         text = ' '.join(words_of(query))
         if not self.photos: return ' '.join(w for w in text.split() if w not in _FILLERS) or text
         names = {' '.join(words_of(o)): o for o in self.folders}
@@ -244,7 +244,7 @@ class SampleWeb:
         return names[found[0]] if found else None
 
     def _next(self, label, so_far):
-        "The result that follows the list `so_far` for `label`, or None at the end"
+        "Return the result that follows the list `so_far` for `label`, or None at the end"
         n,original = len(so_far),None
         r = Random(f'{self.seed}/{label}/{n}')
         kind = r.choices([*self.faults, 'ok'], [*self.faults.values(), max(0, 1 - sum(self.faults.values()))])[0]
@@ -268,7 +268,7 @@ class SampleWeb:
         return _Result(self, label, n, kind, drawn, source, original)
 
     def _result(self, label, n):
-        "Result `n` for `label`, or None"
+        "Return result `n` for `label`, or None"
         if self.photos and label not in self.folders: return None
         with self._lock:
             so_far = self._results.setdefault(label, [])
@@ -282,7 +282,7 @@ class SampleWeb:
         return itertools.takewhile(bool, (self._result(label, n) for n in itertools.count()))
 
     def _find(self, path):
-        "The kind of page that `path` leads to and its result; (None, None) if there is none"
+        "Return the kind of page at `path` and its result; (None, None) if there is none"
         match = re.fullmatch(r'/(images|moved|thumbnails|pages)/([^/]+)/(\d{1,5})(?:\.(\w+))?', path)
         o = match and self._result(unquote(match[2]), int(match[3]))
         return (match[1], o) if o and match[4] in (None, o.suffix) else (None, None)
@@ -290,18 +290,18 @@ class SampleWeb:
     def truth(self,
         url:str # A contentUrl of this web
     ) -> dict: # kind, label, drawn (what the image shows), valid (worth keeping), original (the URL it is a copy of)
-        "Return what `url` really is; raises `CatdogError` if it is not a URL of this web"
+        "Return the ground truth for `url`; raise `CatdogError` if it is not a URL of this web"
         o = self._find(urlsplit(url).path)[1] if url.startswith(f'{self.url}/') else None
         if o: return o.truth
         raise CatdogError(f'{url} is not a URL of {self}')
 
     @property
-    def truths(self) -> dict: # URL -> its truth, in the order of the answers
-        "The truth about every URL that a search has returned so far"
+    def truths(self) -> dict: # URL -> its `truth`, in the order of the answers
+        "The ground truth for every URL that a search has returned so far"
         return {o.url: o.truth for o in list(self._returned.values())}
 
     def _search(self, params, key):
-        "An answer of the Bing v7 image search protocol"
+        "Return an answer of the Bing v7 image search protocol"
         def _error(message, parameter=None, status=400, code='InvalidRequest'):
             return _json(status, _type='ErrorResponse', errors=[dict(code=code, message=message, parameter=parameter)])
         if key in ('', 'wrong'): return _error('Authorization is required.', status=401, code='InvalidAuthorization')

@@ -1,7 +1,7 @@
-// What no widget can say or do: whether the app is still there, whether an upload arrives, and taking images that are
-// dropped, pasted or photographed. `most` bytes may come at once, where that is known, and `many` images
+// What widgets cannot do: report a lost connection or upload, and accept images that are dropped, pasted or
+// photographed. At most `most` bytes per upload, if known, and `many` images
 (({icon, most, many}) => {
-  // One for all apps of the page: the last that came, since a saved notebook may have brought an old one
+  // One script for all apps of the page: the last one, since a saved notebook may contain an old version
   window.catdogScript?.abort()
   const {signal} = window.catdogScript = new AbortController(), first = {capture: true, signal}
   const page = document.getElementById('jupyter-config-data')
@@ -10,7 +10,7 @@
   const sleep = seconds => new Promise(done => setTimeout(done, 1000*seconds))
   const mb = bytes => `${Math.ceil(bytes/2**20)} MB`
 
-  // The notice at the top of `place`, an app or the page; without a text there is none
+  // Show `text` as a notice at the top of `place`, an app or the page; remove the notice if it is empty
   const say = (place, text, role = 'alert') => {
     let notice = place.querySelector(':scope > .catdog-notice')
     if (!text) return notice?.remove()
@@ -26,8 +26,8 @@
 
   // The connection
 
-  const GONE = 'The connection to the app is gone. '
-  const BROKEN = 'The connection to the app is interrupted. It goes on by itself once the network is back. '
+  const GONE = 'The connection to the app is lost. '
+  const BROKEN = 'The connection to the app is interrupted. It resumes once the network is back. '
   const REFUSED = 'The page is here, but its live connection to the app (a WebSocket) is refused. '
     + 'For the administrator: let the proxy before the app pass WebSockets on, and keep the Host header. '
 
@@ -37,8 +37,8 @@
     document.querySelectorAll('.catdog').forEach(o => o.inert = Boolean(text))
   }
 
-  let misses = 0, before, connected = false   // misses in a row; one may be a telephone that changes its network
-  // Look once; false if the kernel has ended
+  let misses = 0, before, connected = false   // misses in a row; one may be a phone that changes its network
+  // Check once; false if the kernel has ended
   const look = async () => {
     const options = {cache: 'no-store', signal: AbortSignal.timeout(9000)}
     const answer = await fetch(`${baseUrl}api/kernels/${kernelId}`, options).catch(() => null)
@@ -47,7 +47,7 @@
     const alive = connections > 0 && status == 'connected'
     misses = alive ? 0 : misses + 1
     connected ||= alive
-    // Jupyter tries again less and less often, and then no more; now there is a server again
+    // Jupyter retries less and less often, then gives up; now the server is back
     if (!alive && answer?.ok && (status == 'disconnected' || before == false)) kernel?.reconnect().catch(() => {})
     before = Boolean(answer?.ok)
     if (answer?.status == 404) return showConnection(GONE), false
@@ -61,7 +61,7 @@
     document.querySelector('link[rel=icon]').href = 'data:image/svg+xml,' + encodeURIComponent(icon)
     watch()
   }
-  const roles = setInterval(() => {   // for those who hear the page; and what it asks is its title
+  const roles = setInterval(() => {   // for screen readers; the question becomes the page's title
     document.querySelectorAll('.catdog-status').forEach(o => o.setAttribute('role', 'status'))
     if (!alone) return
     document.querySelector('.catdog')?.setAttribute('role', 'main')
@@ -73,11 +73,11 @@
 
   const counts = app => ({...app.querySelector('[data-uploads]')?.dataset})
 
-  // Jupyter closes the connection on a message that is too large, and opens another. But what is asked after an upload
-  // is answered after it: an answer without the upload says that it is lost
+  // Jupyter closes the connection on a message that is too large, and opens another. A probe sent after the upload is
+  // answered after it: if the probe is answered and the upload has not arrived, it is lost
   const follow = async (app, button, bytes) => {
     const start = counts(app)
-    // the button counts on as the upload is sent
+    // the button's counter increases when the upload is sent
     await new Promise(sent => new MutationObserver((_, observer) => {
       observer.disconnect()
       sent()
@@ -103,7 +103,7 @@
     say(app, `${mb(bytes)} are too much at once: choose fewer images, ${mb(most)} together.`)
   }
 
-  // The field of an upload button does not stand in the page; a click on the button is where we meet it
+  // The input of an upload button is not in the page; we get hold of it when the button is clicked
   const met = new WeakSet()
   let meeting = false
   const fieldOf = button => {
@@ -175,7 +175,7 @@
     event.stopPropagation()
     if (app.inert) return
     say(app, '')
-    // what was dropped is there only until we wait for something
+    // the dropped data is gone after the first await
     const entries = [...event.dataTransfer.items].filter(o => o.kind == 'file').map(o => o.webkitGetAsEntry?.())
     const files = [...event.dataTransfer.files].filter((_, i) => !entries[i]?.isDirectory)
     const folders = entries.filter(o => o?.isDirectory)

@@ -101,7 +101,7 @@ async function predictChosen() {
 function choose(files, leftOut = 0) {
   turn++;
   chosen = [...files];
-  note = leftOut ? `; left out, by their names no images: ${leftOut}` : '';
+  note = leftOut ? `; left out, as their names are not those of images: ${leftOut}` : '';
   if (!button) return predictChosen();
   preview.replaceChildren(...chosen.slice(0, 16).map(file => {
     const img = make('img', {alt: '', src: URL.createObjectURL(file)});
@@ -132,7 +132,7 @@ async function readFolder(entry, found) {
 async function drop({items, files}) {
   const entries = [...items].map(o => o.webkitGetAsEntry?.()).filter(Boolean), found = {images: [], others: []};
   if (!entries.some(o => o.isDirectory))
-    return files.length ? choose(files) : report('That was no file: save the image first, then drop its file here.');
+    return files.length ? choose(files) : report('That was not a file: save the image first, then drop its file here.');
   report('Reading the folder …');
   try { for (const o of entries) await readFolder(o, found); }
   catch { return report('The folder cannot be read: choose the images in it.', true); }

@@ -20,13 +20,13 @@ from ..core.errors import CatdogError, FetchError, ImageError
 
 PER_HOST = 8             # connections to one host; browsers open six
 TRIES = 3                # requests for one image while its server fails
-MAX_REFUSALS = 6         # refusals (429, or 503 with Retry-After) of one image before it is given up
-GIVE_UP = 3              # refusals or unanswered requests in a row before a host is given up
-MAX_WAIT = 30            # seconds; a server that asks for a longer pause is given up
+_MAX_REFUSALS = 6         # refusals (429, or 503 with Retry-After) of one image before it is given up
+GIVE_UP = 3              # refusals or unanswered requests in a row before no more are sent to a host
+MAX_WAIT = 30            # seconds; the longest pause that a server may ask for
 BUSY = (429, 500, 502, 503, 504)   # statuses after which a request may succeed later
 MAX_BYTES = 30_000_000   # of one image; a photo straight from a camera has 5 to 20 million
-MAX_REDIRECTS = 5
-ANSWER_SECONDS,ANSWER_BYTES = 30,20_000_000   # limits of one answer of a search engine
+_MAX_REDIRECTS = 5
+_ANSWER_SECONDS,_ANSWER_BYTES = 30,20_000_000   # limits of one answer of a search engine
 
 _CONTROLS = ''.join(map(chr, range(33)))
 
@@ -59,7 +59,7 @@ def clean_url(
         raise FetchError(f'{url[:200]!r} is not an http(s) URL', 'invalid') from None
 
 def _is_private(address):
-    "Whether the IP `address` belongs to this machine or its network"
+    "Return whether the IP `address` belongs to this machine or its network"
     ip = ipaddress.ip_address(address)
     if ip.version == 6:
         if ip in ipaddress.ip_network('64:ff9b::/96'): ip = ipaddress.IPv4Address(int(ip) & 0xffffffff)   # NAT64
@@ -84,7 +84,7 @@ def check_host(
 OPT_OUTS = ('noai', 'noimageai', 'noml', 'noindex', 'noimageindex', 'none', 'unavailable_after', 'tdm-reservation')
 
 def _has_passed(text):
-    "Whether the date in `text` is over"
+    "Return whether the date in `text` has passed"
     from dateutil.parser import parse
     try: when = parse(text.upper(), ignoretz=True)
     except (ValueError, OverflowError): return False
@@ -158,13 +158,13 @@ def _no_proxy():
     return ','.join(filter(None, [mine, 'localhost,127.0.0.1,::1']))
 
 def proxy_for(
-    url:str # What is to be requested
+    url:str # URL to request
 ) -> str|None: # Its URL
     "Return the proxy for `url` in `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, or None"
     return select_proxy(url, get_environ_proxies(url, no_proxy=_no_proxy()))
 
 class _Session(requests.Session):
-    "A session for `workers` threads that says who we are, and sends no passwords and no cookies"
+    "A session for `workers` threads that identifies itself and sends neither passwords nor cookies"
     def __init__(self, public=True, workers=1):   # public: refuse private addresses
         super().__init__()
         self.headers['User-Agent'] = user_agent()
@@ -239,13 +239,13 @@ def ask(
     headers:dict=None # Such as a key; they do not follow a redirect to another host
 ) -> tuple[int,bytes,float|None]: # Status, body, and the seconds that `Retry-After` asks to wait
     "Return the answer of a service after redirects; raise `FetchError`, or `ImageError` if the answer is too large"
-    end = time.monotonic() + ANSWER_SECONDS
+    end = time.monotonic() + _ANSWER_SECONDS
     try:
         with _Session(public=False) as session:
-            for _ in range(MAX_REDIRECTS + 1):
+            for _ in range(_MAX_REDIRECTS + 1):
                 with session.open(url, (3.05, 20), params=params, headers=headers) as r:
                     if not r.is_redirect:
-                        with _read_body(r, end, ANSWER_BYTES) as f: return r.status_code,f.read(),_retry_after(r)
+                        with _read_body(r, end, _ANSWER_BYTES) as f: return r.status_code,f.read(),_retry_after(r)
                     url,params = clean_url(session.get_redirect_target(r), r.url),None
                     if session.should_strip_auth(r.url, url): headers = None
         raise FetchError('too many redirects', 'refused')
@@ -266,18 +266,18 @@ def _site_of(host):
 class _Site:
     limit:int              # Connections at once
     active:int=0           # Requests under way
-    until:float=0          # No request may start before
-    paused:float=0         # When it asked for the last pause
-    refusals:int=0         # Pauses that it asked for since it last answered
-    unanswered:int=0       # Requests in a row that it did not answer
-    error:tuple=None       # Why it was given up: text and reason of a `FetchError`
+    until:float=0          # No request may start before this time
+    paused:float=0         # Time of the last refusal
+    refusals:int=0         # Refusals in a row
+    unanswered:int=0       # Unanswered requests in a row
+    error:tuple=None       # If no more requests are sent to it, why: text and reason of a `FetchError`
 
 class Fetcher:
     "Fetches images, from any thread: one session, limits per host, retries, and a deadline for each request"
     def __init__(self,
         workers:int, # Threads that fetch at once
         timeout:float, # Seconds to wait for the next bytes; one request may take three times as long
-        ignore_robots=None # Rules of `OPT_OUTS` to ignore, if you may
+        ignore_robots=None # Rules of `OPT_OUTS` to ignore where you have permission
     ):
         self.ignored,self.timeout,self.workers = _check_ignored(ignore_robots),timeout,workers
         self.session = _Session(workers=workers)
@@ -311,7 +311,7 @@ class Fetcher:
                 self.changed.notify_all()
 
     def _note(self, host, site, started, error):
-        "Note how a request that `started` then ended; pause or give up `site` if it was refused or not answered"
+        "Record how a request that `started` then ended; pause or give up `site` if it was refused or not answered"
         with self.changed:
             if getattr(error, 'refused', False):
                 if started > site.paused: site.refusals,site.paused = site.refusals + 1,time.monotonic()
@@ -349,7 +349,7 @@ class Fetcher:
 
     def _follow(self, url, end):
         "Return the body at `url`, after redirects"
-        for _ in range(MAX_REDIRECTS + 1):
+        for _ in range(_MAX_REDIRECTS + 1):
             host = check_host(url)
             name,limit = _site_of(host)
             site,error = self.sites.setdefault(name, _Site(limit)),None
@@ -365,12 +365,12 @@ class Fetcher:
         url:str, # What to fetch, as a search engine gave it
         end:float=float('inf') # When it is too late to start a request, in `time.monotonic()`
     ): # A binary file at its beginning, to be closed
-        "Return the body at `url`; raise `FetchError` if it cannot be had, `ImageError` if it is too large"
+        "Return the body at `url`; raise `FetchError` if the request fails, `ImageError` if the body is too large"
         url,failures = clean_url(url),0
         while True:
             try: return self._follow(url, end)
             except _TryAgain as e:
                 seconds = 0 if e.refused else retry_delay(e.retry_after, failures)   # `_slot` waits after a refusal
                 failures += 1
-                if failures >= (MAX_REFUSALS if e.refused else TRIES) or seconds > MAX_WAIT: raise
+                if failures >= (_MAX_REFUSALS if e.refused else TRIES) or seconds > MAX_WAIT: raise
                 if self.stopped.wait(seconds): raise

@@ -1,4 +1,6 @@
-"""The list of search engines, `auto`, which asks several in turn, and searches with several terms"""
+"""Search with one engine or with `auto`, which asks several in turn, and with several terms
+
+The engines themselves, and the list `ENGINES`, are in `engines`."""
 
 import inspect, os, socket, threading, time
 from itertools import zip_longest
@@ -15,7 +17,7 @@ SAFE = 'strict', 'moderate', 'off'
 
 _PROBED = {}   # (host, port) -> (when it was probed, whether it could be reached)
 
-def _address(engine):
+def _endpoint(engine):
     "Return the URL of `engine`, and its host and port; None if its settings are missing"
     url = AUTO[engine]
     if engine == 'bing': url = os.environ.get('AZURE_SEARCH_KEY') and os.environ.get('CATDOG_BING_ENDPOINT')
@@ -23,14 +25,14 @@ def _address(engine):
     return o.hostname and (url, (o.hostname, o.port or (80 if o.scheme == 'http' else 443)))
 
 def _probe(host, port):
-    "Note in `_PROBED` that `host` can be reached, if so"
+    "Record in `_PROBED` if `host` can be reached"
     try: socket.create_connection((host, port), timeout=3).close()
     except (OSError, UnicodeError): return
     _PROBED[host, port] = time.monotonic(),True
 
 def _reachable(safe='moderate'):
-    "Return the names of the live engines that can be reached and have what they need"
-    found = {o: _address(o) for o in AUTO if (safe != 'strict' or _has_safe_search(o)) and _address(o)}
+    "Return the names of the live engines that are configured and can be reached"
+    found = {o: _endpoint(o) for o in AUTO if (safe != 'strict' or _has_safe_search(o)) and _endpoint(o)}
     direct = {address for url,address in found.values() if not proxy_for(url)}   # a proxy can reach any
     old = [o for o in direct if time.monotonic() - _PROBED.get(o, (-1e9,))[0] > 300]
     _PROBED.update((o, (time.monotonic(), False)) for o in old)
@@ -43,21 +45,21 @@ def _reachable(safe='moderate'):
 def _has_safe_search(engine): return 'safe' in inspect.signature(ENGINES[engine]).parameters
 
 def _search(engine, term, n, safe):
-    "Return what `engine` finds; raise `SearchError` if it lacks the safe search that is asked for"
+    "Return photos from `engine`; raise `SearchError` if it lacks the safe search that is asked for"
     if _has_safe_search(engine): return ENGINES[engine](term, n, safe=safe)
     if safe == 'strict':
         raise SearchError(engine, 'it has no safe search: use another engine, or safe search "moderate"')
     return ENGINES[engine](term, n)
 
 def _search_auto(term, n, safe):
-    "Return photos of the live engines in turn, or of the sample web if none of them can be reached"
+    "Return photos from the live engines in turn, or from the sample web if none of them can be reached"
     photos,errors,answered,end = {},[],False,time.monotonic() + SEARCH_SECONDS
     for name in _reachable(safe):
         if time.monotonic() > end: break
         try: found = _search(name, term, n, safe)
         except SearchError as e:
             errors.append(e)
-            if e.offline: _PROBED[_address(name)[1]] = time.monotonic(),False
+            if e.offline: _PROBED[_endpoint(name)[1]] = time.monotonic(),False
             continue
         answered = True
         for p in found: photos.setdefault(p.url, p)
@@ -80,17 +82,17 @@ def check_search(
     queries:list=None, # Terms with {} in place of the label
     engine:str='auto', # As for `search_images`
     safe:str='moderate' # As for `search_images`
-) -> list: # The labels as words that can be names of folders
-    "Return `labels`; raise `CatdogError` if they, `n`, `queries`, `engine` or `safe` cannot be used"
+) -> list: # The labels, as valid folder names
+    "Validate the arguments of a search; raise `CatdogError` on any that cannot work"
     labels = parse_labels(labels)
     _check_engine(engine, safe)
     if n < 1: raise CatdogError(f'n is {n}: give a number of images, such as 150')
     if queries and not all('{}' in q for q in queries):
-        raise CatdogError('a query has no {} in it, which stands for the label: write such as "{} outdoors"')
+        raise CatdogError('a query has no {}, which stands for the label: write, for example, "{} outdoors"')
     return labels
 
 def _check_engine(engine, safe):
-    "Return `engine`, or what `CATDOG_ENGINE` replaces 'auto' by"
+    "Return `engine`, with 'auto' replaced by `CATDOG_ENGINE` if that is set"
     if safe not in SAFE: raise CatdogError(f'there is no safe search {safe!r}: use one of {", ".join(SAFE)}')
     if engine == 'auto': engine = os.environ.get('CATDOG_ENGINE') or 'auto'
     if engine in ('auto', *ENGINES): return engine
@@ -106,18 +108,18 @@ def search_images(
     engine = _check_engine(engine, safe)
     return _search_auto(term, n, safe) if engine == 'auto' else _search(engine, term, n, safe)
 
-VARIANTS = ('{}', '{} photo', '{} outdoors', '{} indoors', '{} close up')
+_VARIANTS = ('{}', '{} photo', '{} outdoors', '{} indoors', '{} close up')
 
 def search_terms(
     label:str, # What the images should show
     n:int=150, # Photos at most
     engine:str='auto', # As for `search_images`
-    queries:list=None, # Terms with {} in place of the label, such as '{} outdoors'; default: some of `VARIANTS`
+    queries:list=None, # Terms with {} in place of the label, such as '{} outdoors'; default: variants of `label`
     safe:str='moderate' # As for `search_images`
 ) -> list[Photo]: # Without duplicates
     "Return up to `n` photos for `label`, found with several terms"
     lists,urls,error,end = [],set(),None,time.monotonic() + SEARCH_SECONDS
-    for q in queries or VARIANTS:
+    for q in queries or _VARIANTS:
         few = n if queries else min(n, 2*(n - len(urls)))   # variants find many of the same photos
         try: lists.append(search_images(q.replace('{}', label), few, engine, safe))
         except SearchError as e:
@@ -153,7 +155,7 @@ def save_urls(
             break
         for p in found:
             try: rows.append((clean_url(p.url), label))
-            except FetchError: pass   # nobody could request it
+            except FetchError: pass   # it cannot be requested
     if error and not rows: raise error
     df = pd.DataFrame(rows, columns=['url', 'caption'], dtype='str')
     write_atomic(file, df.to_parquet(index=False))

@@ -26,7 +26,7 @@ Cleaner(learn, suspects=wrong, max_n=6)'''
 APP = 'from catdog.app import App\nApp()'
 
 def write_images(folder):
-    "Eighty drawings of each animal, of which three lie in the wrong folder"
+    "Draw eighty images of each animal, three of them in the wrong folder"
     for label,other,wrong in (('cat', 'dog', 1), ('dog', 'cat', 2)):
         (folder/label).mkdir(parents=True)
         for i in range(80):
@@ -35,7 +35,7 @@ def write_images(folder):
 
 @contextlib.contextmanager
 def voila(folder, code):
-    "Serve a notebook whose only cell is `code`, from `folder`, and yield its address"
+    "Serve a notebook whose only cell is `code`, from `folder`, and yield its URL"
     with socket.create_server(('127.0.0.1', 0)) as sock: port = sock.getsockname()[1]
     kernel = dict(name='python3', display_name='Python 3')
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=dict(kernelspec=kernel))
@@ -67,7 +67,7 @@ def main():
         tmp = Path(tmp)
         write_images(tmp/'data')
         files = [tmp/'a_cat.jpg', tmp/'a_dog.jpg']
-        # two of those that the app offers, which the model that ships is sure of
+        # two of the app's drawings, which the shipped model is sure of
         for file,label,seed in zip(files, ('cat', 'dog'), (242, 1447)):
             file.write_bytes(jpeg_bytes(draw(label, seed, (320, 320))))
         browser = play.chromium.launch(executable_path=chromium, args=['--no-sandbox'])

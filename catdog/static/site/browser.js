@@ -14,7 +14,7 @@ async function load(url, integrity = '') {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// From here on the browser refuses to send or fetch anything: no image can leave
+// From here on the browser refuses to send or fetch anything: no image can leave the device
 function lock() {
   const content = "default-src 'none'; script-src 'wasm-unsafe-eval'; style-src 'self'; img-src blob: data:; "
                 + "manifest-src 'self'; worker-src 'self'; form-action 'none'; base-uri 'none'";
@@ -57,18 +57,18 @@ const KINDS = [[/^(PK\x03\x04|\x1f\x8b)/, 'an archive: unpack it first'],
   [/^(II\*\0|MM\0\*)/, `a TIFF image, ${convert}`], [/^(\xff\x0a|\0\0\0\x0cJXL )/, `a JPEG XL image, ${convert}`],
   [/^(\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|BM|....ftypavi[fs])/s, DAMAGED]];
 
-// What a file is that this browser does not open as an image
+// Describe a file that this browser does not open as an image
 async function guess(file) {
   const bytes = new Uint8Array(await file.slice(0, 1024).arrayBuffer()), start = String.fromCharCode(...bytes);
   const low = start.replace(/^\xef\xbb\xbf/, '').trimStart().toLowerCase();
   if (!bytes.length) return 'the file is empty';
   const found = TEXTS.find(o => o[0].test(low)) ?? KINDS.find(o => o[0].test(start));
   if (found) return found[1];
-  try {   // the last character may be cut in two
+  try {   // the last character may be incomplete
     if (!start.includes('\0') && new TextDecoder('utf-8', {fatal: true}).decode(bytes, {stream: true}))
       return 'a text file, not an image';
   } catch {}
-  return 'no image in a format that this browser opens';
+  return 'not an image in a format that this browser opens';
 }
 
 // `file` with its EXIF block made invalid, so that the browser does not rotate it
