@@ -18,6 +18,7 @@ from .clean.interpret import gradcam, gradcam_overlays, plot_confusion, predicti
 from .clean.issues import suspects
 from .clean.report import error_sentences, report
 from .core.errors import DataError, command
+from .core.files import check_new_file
 from .learn.calibration import error_interval
 from .dataset.folder import ImageFolder
 from .dataset.journal import apply_choices, can_undo, undo_choices
@@ -51,6 +52,7 @@ def write_report(
 ) -> Path: # `out`
     "Write a report on the network in `model` and the images in `path`, one HTML file"
     path,model = saved_folders(path, model)
+    check_new_file(out)
     learn = saved_learner(path, model)
     print(f'The network in {model}, and the images in {path}. {learn.note}')
     out = report(learn, out)

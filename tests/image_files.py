@@ -56,6 +56,12 @@ def chunk(name, body):
     "A chunk of a PNG file"
     return struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
 
+def packed(a, depth):
+    "The rows of the array `a`, (h,w,channels), as bytes of numbers of `depth` bits"
+    if depth >= 8: return [o.astype('>u2' if depth > 8 else 'u1').tobytes() for o in a]
+    bits = (a[..., None] >> np.arange(depth - 1, -1, -1)) & 1
+    return [np.packbits(o.ravel().astype(bool)).tobytes() for o in bits]
+
 def png(rows, width, depth, kind, *before, interlaced=0):
     "A PNG file of `rows` (packed bytes each), with the chunks `before` its pixels"
     head = struct.pack('>IIBBBBB', width, len(rows), depth, kind, 0, 0, interlaced)

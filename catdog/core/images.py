@@ -10,6 +10,7 @@ import base64, io, os, re, struct, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 from .errors import ImageError
@@ -33,10 +34,17 @@ def _transform(profile, mode):
     return None if same or np.ptp(out) < 64 else transform
 
 # %% ../../nbs/core/images.ipynb #5eb7c4fd
-def _to_srgb(img, profile):
-    "Convert `img`, of mode RGB, L, CMYK or LAB, to sRGB by `profile` (bytes); ignore a profile for another mode"
+def _to_srgb(img, profile, is_deep=False):
+    """Convert `img`, of mode RGB, L, CMYK or LAB, to sRGB by `profile` (bytes); ignore a profile for another mode
+
+    `is_deep`: its file has 16 bits a channel"""
     if img.mode == 'L' and profile[16:20] == b'RGB ': img = img.convert('RGB')
-    transform = _transform(profile, img.mode) if profile else None
+    fits = profile[16:20] == {'L': b'GRAY', 'LAB': b'Lab '}.get(img.mode, img.mode.ljust(4).encode())
+    transform = _transform(profile, img.mode) if fits else None
+    if is_deep and transform:   # 256 steps are too few where dark ones are far apart
+        darkest = Image.new(img.mode, (1, 1), (1,)*len(img.getbands()))
+        if max(ImageCms.applyTransform(darkest, transform).getpixel((0, 0))) > 3:
+            raise ImageError('an image of 16 bits in linear light: save it as JPEG first')
     if img.mode == 'LAB': transform = transform or _transform(b'', 'LAB')
     return ImageCms.applyTransform(img, transform) if transform else img if img.mode == 'RGB' else img.convert('RGB')
 
@@ -65,34 +73,185 @@ def _transparent_colour(img):
     "Return the transparent colour of `img`, not loaded yet, in the depth that its pixels have after loading"
     key,stored = img.info.get('transparency'),[o[3] for o in getattr(img, 'tile', ())]
     if img.mode == 'L' and isinstance(key, int): return key*{'L;2': 85, 'L;4': 17}.get(stored[0] if stored else '', 1)
-    if img.mode == 'RGB' and isinstance(key, tuple) and ('RGB;16B' in stored or max(key) > 255):
-        return tuple(o >> 8 for o in key)
+    if img.mode == 'RGB' and isinstance(key, tuple):
+        return tuple(o >> 8 if 'RGB;16B' in stored or not stored and max(key) > 255 else o & 255 for o in key)
     return key
 
-def _opacity(img, key):
-    "Return the alpha channel of `img`, whose transparent colour is `key`; None if it is opaque"
+def _opacity(img, facts):
+    "Return the alpha channel of `img`, about whose file `facts` are known; None if it is opaque"
+    key,alpha = facts.key,None
     if img.mode[:1] in ('I', 'F'):
-        return None if key is None else Image.fromarray(np.where(np.asarray(img) == key, 0, 255).astype('uint8'))
-    if key is not None:
-        img = img.copy()
-        img.info['transparency'] = key
-    elif not img.has_transparency_data: return None
-    alpha = (img if 'A' in img.getbands() else img.convert('RGBA')).getchannel('A')
+        if key is not None: alpha = Image.fromarray(np.where(np.asarray(img) == key, 0, 255).astype('uint8'))
+    elif key is not None or img.has_transparency_data:
+        if key is not None:
+            img = img.copy()
+            img.info['transparency'] = key
+        alpha = (img if 'A' in img.getbands() else img.convert('RGBA')).getchannel('A')
+    if facts.other is not None: alpha.paste(255, mask=facts.other)
+    if facts.box:
+        inside = Image.new('L', img.size)
+        inside.paste(255 if alpha is None else alpha.crop(facts.box), facts.box)
+        alpha = inside
+    if alpha is None: return None
     low,high = alpha.getextrema()
     return None if low == 255 or (high == 0 and img.format in ('BMP', 'TIFF')) else alpha   # some programs write 0
 
-def _to_rgb(img, key):
-    "Convert the loaded `img`, with the transparent colour `key`, to sRGB on white, if needed"
+def _to_rgb(img, facts):
+    "Convert the loaded `img`, about whose file `facts` are known, to sRGB on white, if needed"
     if img.mode in ('La', 'RGBa'): img = img.convert(img.mode.upper())
-    alpha,profile = _opacity(img, key),img.info.get('icc_profile') or b''
+    alpha = _opacity(img, facts)
     if 'transparency' in img.info:   # Pillow would warn that it gets lost
         img = img.copy()
         del img.info['transparency']
     if img.mode[:1] in ('I', 'F'): img = _grey8(img)
     elif img.mode in ('1', 'LA'): img = img.convert('L')
+    elif facts.grey: img = img.getchannel('R')
     elif img.mode not in ('L', 'RGB', 'CMYK', 'LAB'): img = img.convert('RGB')
-    img = _to_srgb(img, profile)
+    img = _to_srgb(img, facts.profile, facts.is_deep)
     return Image.composite(img, Image.new('RGB', img.size, 'white'), alpha) if alpha else img
+
+# %% ../../nbs/core/images.ipynb #2c9e4f70
+_SRGB,_P3 = (((.3127, .329), (.64, .33), (.3, .6), (.15, .06)), ((.3127, .329), (.68, .32), (.265, .69), (.15, .06)))
+_BRADFORD = np.array([[.8951, .2664, -.1614], [-.7502, 1.7135, .0367], [.0389, -.0685, 1.0296]])   # adapts to a white
+
+def _screen_profile(xy, gamma=None):
+    "Return the ICC profile of a screen with white, red, green and blue at `xy`; default `gamma`: that of sRGB"
+    white,*rgb = ([x/y, 1, (1 - x - y)/y] for x,y in xy)
+    d50,rgb = (.9642, 1, .8249),np.array(rgb).T
+    adapted = np.diag(_BRADFORD @ d50/(_BRADFORD @ white)) @ _BRADFORD @ (rgb*np.linalg.solve(rgb, white))
+    def _fixed(*o): return struct.pack(f'>{len(o)}i', *(round(v*65_536) for v in o))
+    curve = b'\0\0\0\0' + _fixed(gamma) if gamma else b'\0\3\0\0' + _fixed(2.4, 1/1.055, .055/1.055, 1/12.92, .04045)
+    columns = zip(b'rgb', np.linalg.solve(_BRADFORD, adapted).T)
+    points = {b'wtpt': d50, **{bytes([o]) + b'XYZ': v for o,v in columns}}
+    tags = {**{k: b'XYZ \0\0\0\0' + _fixed(*v) for k,v in points.items()},
+            **{bytes([o]) + b'TRC': b'para\0\0\0\0' + curve for o in b'rgb'}}
+    table,body = struct.pack('>I', len(tags)),b''
+    for name,o in tags.items():
+        table += name + struct.pack('>II', 132 + 12*len(tags) + len(body), len(o))
+        body += o
+    head = struct.pack('>I4xI4s4s4s12x4s28x', 128 + len(table + body), 0x4200000, b'mntr', b'RGB ', b'XYZ ', b'acsp')
+    return head + _fixed(*d50) + bytes(48) + table + body
+
+def _png_profile(info, cicp):
+    "Return the ICC profile that `info` and `cicp` of a PNG file amount to (PNG 3, 4.3); b'' for sRGB"
+    icc = info.get('icc_profile') or b''
+    if cicp not in (b'', b'\1\x0d\0\1', b'\x0c\x0d\0\1') or not cicp and icc[16:20] in (b'Lab ', b'XYZ '):
+        raise ImageError('an image for HDR screens, or in rare colours: save it as JPEG first')
+    if cicp: return _screen_profile(_SRGB if cicp[0] == 1 else _P3)
+    try:
+        if icc and ImageCms.ImageCmsProfile(io.BytesIO(icc)): return icc
+    except Exception: pass   # a broken one
+    gamma,xy = info.get('gamma'),info.get('chromaticity')
+    if not gamma or info.get('srgb', 4) < 4 or not xy and abs(gamma*2.2 - 1) < .05: return b''
+    if not .1 <= gamma <= 10: raise ImageError(f'a PNG image of an extreme gamma ({gamma}): save it as JPEG first')
+    try: return _screen_profile([*zip(xy[::2], xy[1::2])] if xy else _SRGB, 1/gamma)
+    except (ZeroDivisionError, np.linalg.LinAlgError): return b''   # points that are no colours
+
+
+# %% ../../nbs/core/images.ipynb #8a47d3c5
+def _chunks(data):
+    "Yield the chunks of the PNG file `data`: name, length, body, and whether the checksum is right"
+    pos = 8
+    while pos + 12 <= len(data):
+        n,name = struct.unpack_from('>I4s', data, pos)
+        body = data[pos + 8:pos + 8 + n]
+        yield name,n,body,data[pos + 8 + n:pos + 12 + n] == struct.pack('>I', zlib.crc32(name + body))
+        pos += 12 + n
+
+def _has_all_rows(data):
+    "Whether the pixels of the PNG file `data` unpack to as many bytes as its header requires"
+    w,h,depth,kind,interlaced = struct.unpack_from('>IIBB2xB', data, 16)
+    bits,inflate = depth*{2: 3, 4: 2, 6: 4}.get(kind, 1),zlib.decompressobj()
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    sizes = [(-(-(w - x)//dx), -(-(h - y)//dy)) for x,y,dx,dy in (passes if interlaced else [(0, 0, 1, 1)])]
+    left = sum(rows*(1 + -(-columns*bits//8)) for columns,rows in sizes if columns > 0)
+    for name,_,body,_ in _chunks(data):
+        while name == b'IDAT' and body and left > 0 and not inflate.eof:
+            left -= len(inflate.decompress(body, 2**20))
+            body = inflate.unconsumed_tail
+    return left <= 0
+
+
+# %% ../../nbs/core/images.ipynb #f1b862ad
+def _orientation(exif):
+    "Return the orientation in the EXIF block `exif` as browsers read it: one 16-bit number in its first directory"
+    try:
+        order = {b'II': '<', b'MM': '>'}[exif[:2]]
+        at, = struct.unpack_from(order + 'I', exif, 4)
+        for i in range(*struct.unpack_from(order + 'H', exif, at)):
+            *found,number = struct.unpack_from(order + 'HHIH2x', exif, at + 2 + 12*i)
+            if found == [ExifTags.Base.Orientation, 3, 1]: return number
+    except (KeyError, struct.error): pass   # a broken block, or none
+
+def _jpeg_profile(segments):
+    "Return the ICC profile in the numbered APP2 `segments` of a JPEG file; b'' if a part is missing"
+    parts = {o[12]: o for o in reversed(segments) if len(o) > 13}
+    parts = [parts.get(i + 1, b'') for i in range(parts[1][13] if 1 in parts else 0)]
+    return b''.join(o[14:] for o in parts) if all(parts) else b''
+
+def _png_facts(img, data, facts):
+    "Add to `facts` what the PNG file `data` says; its `img` must not be loaded yet"
+    before = []
+    for name,n,body,is_right in _chunks(data):
+        if name == b'IDAT': break
+        before += [(name, body)]*is_right
+    chunks,names = dict(before),[o for o,_ in before]
+    if any(o[:1].isupper() for o in {*names} - {b'IHDR', b'PLTE'}):
+        raise ImageError('a PNG image of a kind that we do not know')
+    if any(names.count(o) > 1 for o in _KEPT): raise ImageError('a damaged image: a part of its header is there twice')
+    facts.profile,stored = _png_profile(img.info, chunks.get(b'cICP', b'')),[o[3] for o in img.tile]
+    facts.grey,facts.is_deep = 'LA;16B' in stored,any('16' in o for o in stored)
+    if data: facts.orientation = _orientation(chunks.get(b'eXIf', b''))
+    if b'tRNS' in names and b'PLTE' in names[names.index(b'tRNS'):]:
+        raise ImageError('a damaged image: transparency before the palette')
+    facts.n_colours = len(chunks.get(b'PLTE', b''))//3
+    if data and facts.key is not None and 'RGB;16B' in stored:   # Pillow drops the lower byte
+        with Image.open(io.BytesIO(data)) as low:
+            low.tile = [o._replace(args='RGB;16L') for o in low.tile]
+            other = np.asarray(low) != [o & 255 for o in img.info['transparency']]
+        facts.other = Image.fromarray(other.any(2))
+    if data and img.default_image:
+        img.seek(1)   # browsers show the animation, not the image for programs without animations
+        if (box := tuple(img.dispose_extent)) != (0, 0, *img.size): facts.box = box
+
+def _facts(img, data):
+    "Return what the file `data` of `img`, not loaded yet, says about its pixels"
+    info = img.info
+    facts = SimpleNamespace(
+        key=_transparent_colour(img), other=None,   # the transparent colour; where it is another one after all
+        profile=info.get('icc_profile') or b'', grey=False, is_deep=False,   # grey opened as RGB; 16 bits a channel
+        orientation=_orientation((info.get('exif') or b'').removeprefix(b'Exif\0\0')),
+        box=None, n_colours=None)   # the part of the canvas that has pixels; colours in the palette
+    if img.format == 'PNG': _png_facts(img, data, facts)
+    elif img.format in ('JPEG', 'MPO'):
+        exifs,profiles = ([o for name,o in img.applist if name == kind and o.startswith(start)]
+                          for kind,start in (('APP1', b'Exif\0'), ('APP2', b'ICC_PROFILE\0')))
+        facts.orientation,facts.profile = _orientation(exifs[0][6:]) if exifs else None,_jpeg_profile(profiles)
+    elif img.format == 'WEBP':   # browsers neither turn these nor change the colours of an animation
+        facts.orientation,facts.profile = None,b'' if img.is_animated else facts.profile
+        if data[12:16] == b'VP8X' and not data[20] & 16 and img.mode == 'RGBA':
+            raise ImageError('a damaged image: it denies its own transparency')
+    elif img.format == 'TIFF':   # what Pillow 13 reads wrongly
+        tags = img.tag_v2
+        bits,signs,palette = (tags.get(o) or (0,) for o in (258, 339, 320))
+        planes = bits[0] == 16 and tags.get(284) == 2 and tags.get(277, 1) > 1
+        if planes or bits[0] == 8 and 2 in signs or 0 < max(palette) < 256:
+            raise ImageError('a TIFF image of a rare kind: save it as JPEG first')
+    elif img.format == 'GIF' and img.tile:
+        box,at = img.tile[0][1:3]
+        if tuple(box) != (0, 0, *img.size): facts.box = tuple(box)   # the first frame; around it there is nothing
+        if data and data[10] < 128 and data[at - 11:at - 10] == b',' and data[at - 2] < 128:
+            raise ImageError('a damaged image: it has no palette')
+    return facts
+
+def _check_loaded(img, data, facts):
+    "Raise `ImageError` if the loaded `img` lacks pixels or colours"
+    if facts.n_colours and img.mode == 'P' and img.getextrema()[1] >= facts.n_colours:
+        raise ImageError('a damaged image: a colour outside its palette')
+    if img.format == 'PNG' and data and not img.default_image and \
+       not np.asarray(img.crop((0, max(0, img.height - 2), *img.size))).any() and not _has_all_rows(data):
+        raise ImageError('a damaged image: rows are missing', 'truncated')
+
 
 # %% ../../nbs/core/images.ipynb #e45257b8
 _TRANSPOSE = dict(enumerate('''FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE
@@ -115,16 +274,14 @@ def _start_large():
 _start_large()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_start_large)   # a fork has no threads
 
-def _converted(img, max_side, min_side, as_stored, is_ours):
-    "Convert `img` to what `open_image` returns; leave it unchanged unless it `is_ours`"
-    key = _transparent_colour(img)
+def _converted(img, max_side, min_side, as_stored, data):
+    "Convert `img`, opened from `data`, to what `open_image` returns; leave it unchanged if `data` is None"
+    is_ours,facts = data is not None,_facts(img, data or b'')
     if is_ours and max_side and not min_side and img.format != 'HEIF': img.draft('RGB', (max_side, max_side))
     img.load()
+    _check_loaded(img, data, facts)
     if as_stored: res = img.convert('RGB')
-    else:
-        try: orientation = img.getexif().get(ExifTags.Base.Orientation)
-        except Exception: orientation = None   # a broken EXIF block
-        res = _upright(_to_rgb(img, key), orientation, min_side)
+    else: res = _upright(_to_rgb(img, facts), None if img.format == 'TIFF' else facts.orientation, min_side)
     if res is img and not is_ours: res = img.copy()
     if max_side and max(res.size) > max_side:
         res.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3)
@@ -133,9 +290,9 @@ def _converted(img, max_side, min_side, as_stored, is_ours):
     res.info = {}
     return res
 
-def _checked(img, max_side, max_pixels, min_side, as_stored, is_ours=True):
+def _checked(img, max_side, max_pixels, min_side, as_stored, data=None):
     "Return `_converted` if `img` has at most `max_pixels`; convert at most two large images at a time"
-    (w,h),args = img.size,(img, max_side, min_side, as_stored, is_ours)
+    (w,h),args = img.size,(img, max_side, min_side, as_stored, data)
     if min(w, h) < 1: raise ImageError('an image without pixels')
     if w*h > max_pixels: raise ImageError(f'{w} x {h} pixels: more than the {max_pixels:,} that we open', 'too-large')
     return _converted(*args) if w*h <= 16_000_000 else _large.submit(_converted, *args).result()
@@ -158,17 +315,15 @@ def _completed_jpeg(data):
     left = differ[top:top + 8].any(0).argmax()   # blocks are up to 8 pixels high here
     return data + b'\xff\xd9' if not differ.any() or (h - top)*w - 8*left <= h*w/16 else None
 
+_KEPT = {b'PLTE': None, b'tRNS': None, b'eXIf': None, b'gAMA': 4, b'cHRM': 32, b'sRGB': 1, b'cICP': 4, b'acTL': 8,
+         b'fcTL': 26, b'fdAT': None}   # chunk of a PNG file: its length
+
 def _plain_png(data, profile):
     "Return the PNG file `data` without optional chunks; keep its colour profile if `profile`"
-    pos,out = 8,[data[:8]]
-    while pos + 12 <= len(data):
-        n,name = struct.unpack_from('>I4s', data, pos)
-        body = data[pos + 4:pos + 8 + n]
-        check = struct.pack('>I', zlib.crc32(body))
-        is_right = data[pos + 8 + n:pos + 12 + n] == check
-        if name in (b'IDAT', b'IEND') or is_right and name in (b'IHDR', b'PLTE', b'tRNS', b'eXIf', *[b'iCCP']*profile):
-            out += [data[pos:pos + 4], body, check]
-        pos += 12 + n
+    kept,out = _KEPT | ({b'iCCP': None} if profile else {}),[data[:8]]
+    for name,n,body,is_right in _chunks(data):
+        if name[:1].isupper() or is_right and kept.get(name, 0) in (None, n):   # unknown ones in capitals are refused
+            out += [struct.pack('>I', n), name, body, struct.pack('>I', zlib.crc32(name + body))]
     return b''.join(out)
 
 # %% ../../nbs/core/images.ipynb #7ed93bf0
@@ -219,7 +374,7 @@ def _decode(data, *sizes):
         # A RAW file is often a TIFF file whose first image is a thumbnail
         if img.format == 'TIFF' and (50706 in img.tag_v2 or img.tag_v2.get(254, 0) & 1 or data[8:10] == b'CR'):
             raise ImageError(_RAW)
-        return _checked(img, *sizes)
+        return _checked(img, *sizes, data)
 
 def _as_image_error(e, data):
     "Return the exception `e` that the decoder of `data` raised as an `ImageError`"
@@ -262,10 +417,11 @@ def open_image(
     sizes = max_side,max_pixels,min_side,as_stored
     if isinstance(src, np.ndarray): src = _from_array(src)
     if isinstance(src, Image.Image):
-        try: return _checked(src, *sizes, is_ours=False)
+        try: return _checked(src, *sizes)
         except Exception as e: raise _as_image_error(e, b'') from None
     data = _read(src)
     try: return _decode(data, *sizes)
+    except ImageError: raise
     except Exception as e: error = _as_image_error(e, data)   # hostile bytes make a decoder raise nearly anything
     if error.status == 'too-large': raise error
     repairs = []

@@ -48,24 +48,33 @@ const ready = start().catch(e => {
 
 // ---- Images
 
-const MAX_PIXELS = 50e6, PREVIEW = 480, DAMAGED = 'a damaged image, or one too large for this browser';
-const TEXTS = [[/^(<!doctype html|<html|<head|<body)/, 'a web page, not an image'],
-               [/<svg/, 'an SVG drawing: save it as PNG or JPEG first'], [/^%pdf/, 'a PDF document, not an image']];
+const MAX_PIXELS = 70e6, PREVIEW = 480, DAMAGED = 'a damaged image, or one too large for this browser';
+// Formats that some browsers show and the server does not open; the sentences of catdog/core/images.py
+const REFUSED = [[/^(\xff\x0a|\0\0\0\x0cJXL )/, 'a JPEG XL image: save it as JPEG first'],
+  [/^(\0\0\0\x0cjP {2}|\xff\x4f\xff\x51)/, 'a JPEG 2000 image: save it as JPEG first'],
+  [/^\0\0\x01\0/, 'an icon: save it as PNG first'],
+  [/^(\xef\xbb\xbf)?(\s|<!--.*?-->|<\?.*?\?>)*<(!doctype )?(\w+:)?svg\b/is, 'an SVG drawing: save it as PNG or JPEG first']];
 const convert = 'which this browser cannot open: save it as JPEG first';
-const KINDS = [[/^(PK\x03\x04|\x1f\x8b)/, 'an archive: unpack it first'],
+const KINDS = [[/^(PK\x03\x04|\x1f\x8b)/, 'an archive: unpack it first'], [/^%PDF/, 'a PDF document, not an image'],
+  [/^(\xef\xbb\xbf)?\s*(<!doctype html|<html|<head|<body)/i, 'a web page, not an image'],
   [/^....ftyp(hei|hev|mif1|msf1)/s, `a HEIC photo, ${convert}, or open this page in Safari`],
-  [/^(II\*\0|MM\0\*)/, `a TIFF image, ${convert}`], [/^(\xff\x0a|\0\0\0\x0cJXL )/, `a JPEG XL image, ${convert}`],
+  [/^(II\*\0|MM\0\*)/, `a TIFF image, ${convert}`],
   [/^(\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|BM|....ftypavi[fs])/s, DAMAGED]];
 
-// Describe a file that this browser does not open as an image
-async function guess(file) {
-  const bytes = new Uint8Array(await file.slice(0, 1024).arrayBuffer()), start = String.fromCharCode(...bytes);
-  const low = start.replace(/^\xef\xbb\xbf/, '').trimStart().toLowerCase();
+async function startOf(file) {
+  try { return new Uint8Array(await file.slice(0, 1024).arrayBuffer()); }
+  catch { throw new ImageError('cannot be read'); }
+}
+
+const kindOf = (kinds, bytes) => kinds.find(o => o[0].test(String.fromCharCode(...bytes)))?.[1];
+
+// Describe a file that begins with `bytes` and that this browser does not open as an image
+function guess(bytes) {
   if (!bytes.length) return 'the file is empty';
-  const found = TEXTS.find(o => o[0].test(low)) ?? KINDS.find(o => o[0].test(start));
-  if (found) return found[1];
+  const found = kindOf(KINDS, bytes);
+  if (found) return found;
   try {   // the last character may be incomplete
-    if (!start.includes('\0') && new TextDecoder('utf-8', {fatal: true}).decode(bytes, {stream: true}))
+    if (!bytes.includes(0) && new TextDecoder('utf-8', {fatal: true}).decode(bytes, {stream: true}))
       return 'a text file, not an image';
   } catch {}
   return 'not an image in a format that this browser opens';
@@ -81,16 +90,19 @@ async function unturned(file) {
 
 // Open the image in `file`: upright and in sRGB, or as it is stored for models that were trained so
 async function opened(file, {opened: how} = {}) {
+  const start = await startOf(file), refused = kindOf(REFUSED, start);
+  if (refused) throw new ImageError(refused);
   const img = make('img', {src: URL.createObjectURL(file)});
   // An <img> knows its size before it decodes the pixels
   try { await new Promise((done, failed) => Object.assign(img, {onload: done, onerror: failed})); }
-  catch { throw new ImageError(await guess(file).catch(() => 'cannot be read')); }
+  catch { throw new ImageError(guess(start)); }
   finally { URL.revokeObjectURL(img.src); }
   const {naturalWidth: width, naturalHeight: height} = img;
   if (width*height > MAX_PIXELS)
     throw new ImageError(`${width} x ${height} pixels: more than the ${MAX_PIXELS/1e6} million that we open`);
   try {
-    if (how !== 'as stored') return await createImageBitmap(file);
+    // The colours of what is half transparent are exact only if they are not multiplied by it beforehand
+    if (how !== 'as stored') return await createImageBitmap(file, {premultiplyAlpha: 'none'});
     return await createImageBitmap(await unturned(file), {colorSpaceConversion: 'none'});
   } catch { throw new ImageError(DAMAGED); }
 }
