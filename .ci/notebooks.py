@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
 
 def is_noise(output):
-    "Whether `output` is a progress bar, or a warning of a library about itself"
+    "Whether `output` is a progress bar or what clears one, or a warning of a library about itself"
     text = output.get('text', '') + output.get('data', {}).get('text/plain', '')
-    return bool(re.search(r'\d%\|', text) or output.get('name') == 'stderr' and '/site-packages/' in text)
+    return bool(re.search(r'\d%\|', text) or
+                output.get('name') == 'stderr' and ('/site-packages/' in text or not text.strip()))
 
 def joined(outputs):
     "Return `outputs` without noise, with consecutive printed outputs joined"

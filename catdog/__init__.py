@@ -8,6 +8,9 @@
 
 __version__ = "0.1.0"
 
-import warnings
+import logging, os, warnings
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report its use, and keep a file in the home folder
 # fastai's, about itself, while it is imported: nothing that who uses it can do anything about
 warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning)
+# matplotlib's, where it cannot write to the home folder; it uses a temporary one
+logging.getLogger('matplotlib').addFilter(lambda o: 'cache directory' not in o.msg and 'mkdir -p' not in o.msg)

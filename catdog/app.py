@@ -9,6 +9,7 @@ __all__ = ['serve_app', 'App']
 import os, tempfile
 
 from .core.errors import command
+from .core.files import can_write_home
 from .deploy.predictor import Classifier
 from .deploy.widgets import App
 
@@ -27,5 +28,7 @@ def serve_app(
     model = model or os.environ.get('CATDOG_MODEL')
     print(f'Model: {Classifier(model).summary}', flush=True)
     if model: os.environ['CATDOG_MODEL'] = os.path.abspath(model)   # the app runs in the notebook's folder
-    from catdog.deploy.voila import run_voila   # imports Jupyter's server
-    with tempfile.TemporaryDirectory() as folder: run_voila(folder, host, port, browser, prefix)
+    with tempfile.TemporaryDirectory() as folder:
+        if not can_write_home(): os.environ['HOME'] = folder   # where Jupyter and the kernels write
+        from catdog.deploy.voila import run_voila   # imports Jupyter's server
+        run_voila(folder, host, port, browser, prefix)

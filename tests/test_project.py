@@ -301,6 +301,18 @@ def test_chapters_open_and_install_in_colab(tmp_path):
             assert "isdir('/content')" in before and not re.search(r'\b(from|import) catdog|fastai', before)
     assert 'some/where/blob/main/nbs/00_start.ipynb' in make_readme(tmp_path, tmp_path/'README.md')
 
+def test_links_and_modules_in_notebooks_exist():
+    "Relative links and attachments of every notebook, and the files of the project that it names"
+    for file in (ROOT/'nbs').rglob('*.ipynb'):
+        if '.ipynb_checkpoints' in file.parts: continue
+        for cell in json.loads(file.read_text(encoding='utf8'))['cells']:
+            if cell['cell_type'] != 'markdown': continue
+            text = ''.join(cell['source'])
+            for o in re.findall(r'\]\((?!https?:|#|mailto:)([^)\s]+)\)', text):
+                attached = o.removeprefix('attachment:') in cell.get('attachments', ())
+                assert attached or (file.parent/o.split('#')[0]).exists(), f'{file}: {o}'
+            for o in re.findall(r'\b((?:catdog|bench|tests|nbs)/[\w/]+\.\w+)', text): assert (ROOT/o).exists(), f'{file}: {o}'
+
 def test_readme_links_and_commands_exist():
     text = read('README.md')
     for o in re.findall(r'\]\((?!https?:|#|mailto:)([^)]+)\)', text): assert (ROOT/o.split('#')[0]).exists(), o

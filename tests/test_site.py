@@ -275,7 +275,7 @@ def peak():
 def test_large_images(page, url, classifier):
     open_page(page, url)
     small = draw('cat', 13, (800, 600))
-    large = saved(small.resize((8000, 6000)), quality=80)
+    large = saved(small.resize((8192, 6144)), quality=80)
     before = memory()
     with peak() as most: card, = ask(page, {'large.jpg': large})
     pred = classifier.predict(small)

@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from .interpret import gradcam_overlays, precision_recall, prediction_table
 from .issues import find_issues
 from ..core.errors import CatdogError
-from ..core.files import write_atomic
+from ..core.files import check_new_file, write_atomic
 from ..core.images import data_url, thumbnail
 from ..learn.calibration import are_uneven, balanced_error, error_interval
 from ..dataset.split import used_sentence
@@ -61,10 +61,7 @@ def report(
     out:str|os.PathLike='report.html' # File to write
 ) -> Path: # `out`
     "Write a report on the errors of `learn` and the images that look wrong to `out`, one HTML file"
-    out,hint = Path(out),'give another file to write'
-    if out.is_dir(): raise CatdogError(f'{out}: is a folder; {hint}')
-    if not out.parent.is_dir(): raise CatdogError(f'{out.parent}: there is no such folder; {hint}')
-    if not os.access(out.parent, os.W_OK): raise CatdogError(f'{out.parent}: cannot be written to; {hint}')
+    out = check_new_file(out)
     predicted,labels,split = prediction_table(learn),list(map(str, learn.dls.vocab)),vars(learn.dls).get('split')
     table,df = predicted.table,find_issues(predicted)
     used = used_sentence(split) if split else ''
@@ -87,4 +84,4 @@ def report(
         n_suspects=len(df), kinds=', '.join(f'{v} {k}' for k,v in df.kind.value_counts().items()),
         suspects=[(o, _image(o.file)) for o in df.head(24).itertuples()])
     try: return write_atomic(out, page.encode(errors='backslashreplace'))   # the name of a file may not be UTF-8
-    except OSError as e: raise CatdogError(f'{out}: {e.strerror}; {hint}') from e
+    except OSError as e: raise CatdogError(f'{out}: {e.strerror}; give another file to write') from e

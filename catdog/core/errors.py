@@ -8,7 +8,7 @@
     └── ModelError          a file that is not a model we can use
 """
 
-import os, sys
+import codecs, errno, os, sys
 from functools import wraps
 
 from fastcore.script import call_parse, is_cli
@@ -51,24 +51,35 @@ class SearchError(FetchError):
         super().__init__(f'{engine}: {text}', 'unreachable' if offline else 'refused')
         self.engine,self.text,self.offline,self.term = engine,text,offline,term
 
+def _escape(e):
+    "Handle a `UnicodeEncodeError`: the bytes of a file name that is not UTF-8 stay as they are, the rest is escaped"
+    try: return codecs.lookup_error('surrogateescape')(e)
+    except UnicodeEncodeError: return codecs.lookup_error('backslashreplace')(e)
+
+codecs.register_error('catdog-escape', _escape)
+
 def _escape_output():
     "Let stdout escape characters that its encoding lacks, as stderr does, instead of raising an error"
     if getattr(sys.stdout, 'errors', None) in ('strict', 'surrogateescape') and hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='backslashreplace')
+        sys.stdout.reconfigure(errors='catdog-escape')
 
 _escape_output()   # for functions that are not commands
+
+_PLACE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT   # not the program's fault
 
 def command(
     func # A function with docments, which become the command's help
 ): # `func` for Python, and an entry point for console scripts
-    "Make `func` a command with fastcore's `call_parse`; print a `CatdogError` as one sentence and exit with status 2"
+    "Make `func` a command with fastcore's `call_parse`; one sentence on a `CatdogError` or a full disk, and exit status 2"
     @wraps(func)
     def _f(*args, **kwargs):
         _escape_output()   # stdout may have been replaced
         try: return func(*args, **kwargs)
-        except CatdogError as e:
-            if not is_cli(main): raise
-            print(f'{os.path.basename(sys.argv[0])}: {e}', file=sys.stderr)
+        except (CatdogError, OSError) as e:
+            place = isinstance(e, OSError) and (e.errno in _PLACE or 'temporary directory' in str(e))
+            if not is_cli(main) or not (place or isinstance(e, CatdogError)): raise
+            text = f'{e.filename or "a file"}: cannot be written or read ({e.strerror})' if place else e
+            print(f'{os.path.basename(sys.argv[0])}: {text}', file=sys.stderr)
             raise SystemExit(2) from None
     main = call_parse(_f)
     return main

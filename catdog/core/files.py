@@ -1,6 +1,6 @@
 """Files on disk: atomic writes, locks, image formats, walking folders, file names, and work done ahead by threads"""
 
-import errno, hashlib, os, secrets
+import errno, hashlib, os, secrets, tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -63,6 +63,30 @@ def write_atomic(
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
     return path
+
+def check_writable(
+    path:str|os.PathLike # A file or a folder; may be missing
+):
+    "Raise `CatdogError` if no file can be made in the folder `path`, or in the nearest folder above; leave nothing behind"
+    above = Path(path).absolute()
+    try: tempfile.TemporaryFile(dir=next(o for o in (above, *above.parents) if os.path.isdir(o))).close()
+    except OSError as e: raise CatdogError(f'{path}: cannot be written ({e.strerror}); give another place') from None
+
+def check_new_file(
+    file:str|os.PathLike # A file that is to be written, or to be replaced
+) -> Path: # `file`
+    "Raise `CatdogError` if `file` cannot be written, before the work for it is done"
+    file = Path(file)
+    if file.is_dir(): raise CatdogError(f'{file}: is a folder; give another file to write')
+    if not file.parent.is_dir(): raise CatdogError(f'{file.parent}: there is no such folder; give another file to write')
+    check_writable(file)
+    return file
+
+def can_write_home() -> bool:
+    "Whether files can be made in the home folder; a container may run as any user, which has none"
+    try: tempfile.TemporaryFile(dir=os.path.expanduser('~')).close()
+    except OSError: return False
+    return True
 
 def content_id(
     data:bytes|str|os.PathLike # Bytes, or the path of a file

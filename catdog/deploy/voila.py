@@ -4,7 +4,7 @@ Importing it imports Jupyter's server, so `catdog.app` does it only when it serv
 `voila.json` in the project's folder has the same settings, for starting `voila nbs/07_app.ipynb` by hand.
 """
 
-import os, re, tempfile, time, webbrowser
+import os, re, time, webbrowser
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -149,11 +149,7 @@ def run_voila(
 ):
     "Serve the app until a signal comes; raise `CatdogError` if that fails"
     sockets,url = listen(host, port)
-    # Jupyter writes below the home folder, which a container's user may not be able to
-    names = dict(JUPYTER_RUNTIME_DIR='runtime')
-    try: tempfile.TemporaryFile(dir=Path.home()).close()
-    except OSError: names.update(JUPYTER_DATA_DIR='data', IPYTHONDIR='ipython')
-    os.environ.update({k: str(Path(folder)/v) for k,v in names.items()})
+    os.environ['JUPYTER_RUNTIME_DIR'] = str(Path(folder)/'runtime')
     def opened():
         print(f'{url} is open: Ctrl+C closes it.', flush=True)
         if browser: webbrowser.open(url)

@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-import catdog.core.model_file, numpy as np, onnx, torch   # model_file first: it configures ONNX Runtime
+import numpy as np, onnx, torch
 from PIL import Image
 from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.transforms import IntToFloatTensor, Normalize

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 from ..core.duplicates import DuplicateIndex, colour_signature, perceptual_hash
 from ..core.errors import CatdogError, FetchError, ImageError, SearchError
-from ..core.files import content_id, folder_lock, progress_bar, write_atomic
+from ..core.files import check_writable, content_id, folder_lock, progress_bar, write_atomic
 from ..core.images import jpeg_bytes, open_image
 from ..dataset.folder import parse_labels
 from ..dataset.manifest import Manifest, Outcome, Photo, as_found
@@ -283,6 +283,7 @@ def collect(
     safe:str='moderate' # As for `search_images`
 ):
     "Search for each of `labels`, and download the photos that `path` lacks of `n`"
+    check_writable(path)
     with _Downloads(Fetcher(WORKERS, TIMEOUT, ignore_robots), n*len(labels), signature=True) as downloads:
         try:
             path.mkdir(parents=True, exist_ok=True)

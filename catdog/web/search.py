@@ -4,11 +4,10 @@ The engines themselves, and the list `ENGINES`, are in `engines`."""
 
 import inspect, os, socket, threading, time
 from itertools import zip_longest
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..core.errors import CatdogError, FetchError, SearchError
-from ..core.files import write_atomic
+from ..core.files import check_new_file, write_atomic
 from ..dataset.folder import parse_labels
 from ..dataset.manifest import Photo
 from .engines import AUTO, ENGINES, SEARCH_SECONDS
@@ -147,9 +146,8 @@ def save_urls(
 ): # A `pandas.DataFrame` with the columns url and caption
     "Search for `labels` and write the URLs to `file`, each with its label as caption; download nothing"
     import pandas as pd
-    file,rows,error = Path(file),[],None
+    file,rows,error = check_new_file(file),[],None
     if file.suffix != '.parquet': raise CatdogError(f'{file} is not a .parquet file: give a name such as urls.parquet')
-    if not file.parent.is_dir(): raise CatdogError(f'there is no folder {file.parent}: create it first')
     for label in parse_labels(labels):
         try: found = search_terms(label, n, engine, queries, safe)
         except SearchError as e:
