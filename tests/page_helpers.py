@@ -36,9 +36,9 @@ class Files(SimpleHTTPRequestHandler):
     def log_message(self, *args): self.server.log.append(self.path)
 
 @contextmanager
-def hosted(folder, tls=None):
+def hosted(folder, tls=None, host=Files):
     "(URL, paths that were requested) of a static host of `folder`; `tls` is an SSL context"
-    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Files, directory=str(folder)))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(host, directory=str(folder)))
     server.log = []
     if tls: server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np, onnx, psutil, pytest, yaml
 from PIL import Image, ImageCms
-from page_helpers import (CAT, ask, as_files, cards, catdog_site, classifier, hosted, open_page, saved, script,   # noqa: F401
+from page_helpers import (CAT, Files, ask, as_files, cards, catdog_site, classifier, hosted, open_page, saved, script,   # noqa: F401
     site)
 from playwright.sync_api import Error, expect
 
@@ -321,6 +321,25 @@ def test_in_a_sandboxed_frame(page, site, tmp_path, sandbox):
         frame.locator('#file').set_input_files(as_files({'cat.jpg': CAT}))
         expect(frame.get_by_role('heading', level=2)).to_contain_text('cat, ')
 
+class Plain(Files):
+    "A host that knows few endings, and sends no or one type"
+    known,kind = {'', '.html', '.js', '.css', '.png', '.bin', '.webmanifest'},None
+    def guess_type(self, path): return self.kind
+    def send_header(self, name, value):
+        if value is not None: super().send_header(name, value)
+    def do_GET(self):
+        return super().do_GET() if Path(self.path.split('?')[0]).suffix in self.known else self.send_error(404)
+
+class Binary(Plain):
+    def guess_type(self, path): return 'text/html' if path.endswith('.html') else 'application/octet-stream'
+
+@pytest.mark.parametrize('host', [Plain, Binary])
+def test_on_a_host_that_knows_few_endings_and_types(page, site, host):
+    "Without a type for the scripts, too: a module runs only with that of JavaScript"
+    with hosted(site, host=host) as (url,_):
+        open_page(page, f'{url}index.html')
+        assert ask(page, dict(cat=CAT))[0]['words'].startswith('cat, ')
+
 def test_opened_as_a_file_the_page_explains_what_to_do(site, page):
     page.goto((site/'index.html').as_uri())
     status(page).to_contain_text('python -m http.server')
@@ -397,7 +416,7 @@ def test_local_page_contacts_no_other_host_and_can_be_installed(site, playwright
             manifest = json.loads(devtools.send('Page.getAppManifest')['data'])
             assert manifest['name'] == 'Is it a cat or a dog?' and manifest['display'] == 'standalone'
     found = requests_of_pages(log)
-    assert {f'{url}{o}' for o in ('model.onnx', 'sw.js', 'runtime/ort-wasm-simd-threaded.bin')} <= found
+    assert {f'{url}{o}' for o in ('model.bin', 'sw.js', 'runtime/ort-wasm-simd-threaded.bin')} <= found
     assert {o for o in found if not o.startswith(url)} == set()
 
 # Offline, and the next version
@@ -415,9 +434,9 @@ def test_offline_after_the_first_load(site, page, context, classifier):
 @pytest.mark.parametrize('cut', [0, 100])
 def test_missing_or_wrong_model_file(site, page, cut):
     "Missing, or with another hash than the page has"
-    data = (site/'model.onnx').read_bytes()[cut:]
+    data = (site/'model.bin').read_bytes()[cut:]
     with hosted(site) as (url,_):
-        page.route('**/model.onnx', lambda o: o.fulfill(body=data) if cut else o.abort())
+        page.route('**/model.bin', lambda o: o.fulfill(body=data) if cut else o.abort())
         page.goto(url)
         status(page).to_contain_text('The model cannot be loaded')
         status(page).to_contain_text('Load the page again when there is a connection.')
@@ -541,7 +560,7 @@ def test_readme_and_workflow_of_the_site(tmp_path):
     res = catdog_site(shipped_model(), '--out', 'my page', '--github-pages', cwd=tmp_path)
     assert res.returncode == 0 and "-d 'my page', then http://127.0.0.1:8000" in res.stdout
     out = tmp_path/'my page'
-    assert (out/'model.onnx').read_bytes() == (shipped_model()/'model.onnx').read_bytes()
+    assert (out/'model.bin').read_bytes() == (shipped_model()/'model.onnx').read_bytes()
     front = yaml.safe_load((out/'README.md').read_text().split('---')[1])
     assert front['sdk'] == 'static' and front['title'] == 'Is it a cat or a dog?'
     workflow = yaml.safe_load((out/'.github'/'workflows'/'pages.yml').read_text())

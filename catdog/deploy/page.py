@@ -140,10 +140,10 @@ def _page_files(
     manifest = _render('manifest.webmanifest', title=question(classifier.labels), icons=icons)
     files |= {o: (_static/o).read_bytes() for o in ('page.js', 'page.css')}
     files |= {o: (_static/'site'/o).read_bytes() for o in ('browser.js', 'icon-192.png')}
-    files |= {'model.onnx': classifier.file.read_bytes(), 'manifest.webmanifest': manifest.encode()}
+    files |= {'model.bin': classifier.file.read_bytes(), 'manifest.webmanifest': manifest.encode()}
     hashes = dict(zip([script, wasm], _RUNTIME.values())) | {k: _integrity(v) for k,v in files.items()}
     allowed = '' if local else f' {_CDN}'
-    policy = (f"default-src 'none'; script-src 'self' 'wasm-unsafe-eval'{allowed}; connect-src 'self'{allowed}; "
+    policy = (f"default-src 'none'; script-src 'self' blob: 'wasm-unsafe-eval'{allowed}; connect-src 'self'{allowed}; "
               "style-src 'self'; img-src 'self' blob: data:; manifest-src 'self'; worker-src 'self'; "
               "form-action 'none'; base-uri 'none'")
     keys = 'labels', 'size', 'resize_to', 'min_side', 'opened', 'resize', 'temperature'
@@ -151,7 +151,7 @@ def _page_files(
     model = {k: classifier.meta[k] for k in keys if k in classifier.meta}
     model |= dict(limits=limits, one_of=one_of(classifier.labels))
     site = dict(policy=policy, runtime=script, runtime_integrity=hashes[script], wasm=wasm, model=model,
-                wasm_integrity=hashes[wasm], model_integrity=hashes['model.onnx'])
+                wasm_integrity=hashes[wasm], model_integrity=hashes['model.bin'])
     files['index.html'] = _page(classifier, site=site, icon=_data_url('svg+xml', _static/'icon.svg')).encode()
     version = hashlib.sha256(json.dumps(hashes).encode() + files['index.html']).hexdigest()[:12]
     files['sw.js'] = _render('sw.js', files={'./': '', **hashes}, version=version).encode()
