@@ -192,14 +192,14 @@ def test_truncated_file_is_left_out_and_reported(tmp_path, capsys):
         for i in range(30): draw(label, i, (160, 120)).save(path/label/f'{i}.jpg')
     bad = path/'cat'/'7.jpg'
     truncate(bad)
-    for o in ('cat/notes.txt', 'dog/Thumbs.db', 'dog/1.heic'): (path/o).write_bytes(b'no image')
+    for o in ('cat/notes.txt', 'dog/Thumbs.db', 'dog/1.psd'): (path/o).write_bytes(b'no image')
     before = contents(path)
     dls = get_dls(path, 64, num_workers=0)
     assert [f for f,_ in dls.left_out] == [bad] and dls.left_out[0][1]
     assert bad not in dls.train_ds.items + dls.valid_ds.items and len(dls.content_ids) == 59
     said = capsys.readouterr().out
     assert 'used 59 of 63 images; left out 1 that cannot be opened (cat/7.jpg: ' in said
-    for o in ('1 as not an image (.txt)', '1 as not an image (.db)', '1 as not an image (.heic)'): assert o in said
+    for o in ('1 as not an image (.txt)', '1 as not an image (.db)', '1 as not an image (.psd)'): assert o in said
     learn = make_learner(dls)
     with learn.no_bar(): learn.fit(1)
     assert contents(path) == before

@@ -80,7 +80,7 @@ def test_int8_gives_the_same_answers_from_a_smaller_file(built, tmp_path, monkey
     exact,rounded = (Classifier(o) for o in (model, small))
     given = [(a.label, b.label, abs(a.probability - b.probability))
              for a,b in zip(exact.predict_batch(files), rounded.predict_batch(files))]
-    assert sum(a != b for a,b,_ in given) <= 1 and np.mean([o for *_,o in given]) < .1
+    assert sum(a != b for a,b,_ in given) <= .05*len(files) and np.mean([o for *_,o in given]) < .1
     why = [o.explain(files[0], given[0][0]) for o in (exact, rounded)]
     assert np.corrcoef(*[o.ravel() for o in why])[0, 1] > .9
     assert rounded.meta['int8'] and rounded.meta['neither'] != exact.meta['neither']   # measured anew

@@ -192,13 +192,13 @@ def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
     (dict(labels=['cat', 'cat'], photos='mine'), 'two labels or more'),
     *[(dict(size=o), '32 to 2048') for o in (8, -5, 0, 31, 10**6)], (dict(epochs=-1), '0 or more'),
     (dict(recipe='best'), "'fast' or 'classic'"), (dict(arch='resnet19'), 'unknown architecture'),
-    (dict(n=0), 'n is 0'), (dict(photos='nowhere'), 'no such folder'), (dict(photos='mine', path='data/x'), 'not both'),
+    (dict(n=0), 'n is 0'), (dict(photos='nowhere'), 'no such folder'), (dict(photos='mine', path='data/x'), 'give either photos'),
     (dict(photos='mine', labels=['cat', 'cow']), "no folder 'cow'"),
     (dict(labels=['cat', 'a/b']), 'cannot be the name'), (dict(engine='altavista'), 'no engine'),
     (dict(n=4), 'n is 4: a label needs 5'), (dict(photos='mine', n=1), 'n is 1: a label needs 5'),
     (dict(photos='mine', out='mine'), 'inside the folder of images'), (dict(photos='./mine/', out='mine/cat/m'),
         'inside the folder of images'),
-    (dict(path='data/x', out='data/../data/x/m'), 'among the images')])
+    (dict(path='data/x', out='data/../data/x/m'), 'inside the folder of images')])
 def test_wrong_arguments_of_a_build(args, words, tmp_path, monkeypatch):
     from catdog.train import build
     monkeypatch.chdir(tmp_path)
