@@ -17,7 +17,7 @@ VARIES = {
     '03_train': ['ways =', 'finder.lr_find'],
     '04_review': ['again_asked'],
     '05_predict': ['cost('],
-    '06_serve': ['visitors(url, n)', 'catdog_requests_total'],
+    '06_serve': ['visitors(url, n', 'catdog_requests_total'],
 }
 
 FOREIGN = [(r'data:image/[^"\')\s]+', 'IMAGE'), (r'<(style|script)\b.*?</\1>', ''), (r'<[^>]*>', ' '),
