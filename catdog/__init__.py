@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 import logging, os, warnings
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report its use, and keep a file in the home folder
-# fastai's, about itself, while it is imported: nothing that who uses it can do anything about
+# A warning of fastai about its own code, which users of catdog cannot act on
 warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning)
-# matplotlib's, where it cannot write to the home folder; it uses a temporary one
+# matplotlib's notice that it uses a temporary folder because the home folder is not writable
 logging.getLogger('matplotlib').addFilter(lambda o: 'cache directory' not in o.msg and 'mkdir -p' not in o.msg)
