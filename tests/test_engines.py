@@ -10,8 +10,7 @@ from catdog.core.errors import SearchError
 from catdog.web import engines
 from catdog.web.download import download_images
 from catdog.web.http import TRIES
-from catdog.web.engines import ENGINES
-from catdog.web.search import search_images, search_terms
+from catdog.web.engines import ENGINES, search_images, search_terms
 from web_helpers import serve
 
 # --- The documented parameters and values of each service

@@ -14,7 +14,7 @@ from ..core.images import jpeg_bytes, open_image
 from ..dataset.folder import parse_labels
 from ..dataset.manifest import Manifest, Outcome, Photo, as_found
 from .http import Fetcher
-from .search import search_terms
+from .engines import search_terms
 
 _MIN_SIDE = 32   # pixels; smaller images are icons
 WORKERS,TIMEOUT = 64,10   # images fetched at once, and seconds to wait for the next bytes of one
