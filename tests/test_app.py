@@ -9,6 +9,7 @@ from PIL import Image
 from catdog.app import App
 from catdog.core.images import jpeg_bytes
 from catdog.deploy.voila import VOILA_CONFIG, app_notebook
+from catdog.deploy.widgets import MAX_MESSAGE
 from catdog.predict import Classifier, shipped_model
 from catdog.sample.draw import draw
 
@@ -454,6 +455,7 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
 
 def test_voila_settings_agree(monkeypatch, tmp_path):
     assert json.loads((ROOT/'voila.json').read_text()) == VOILA_CONFIG
+    assert VOILA_CONFIG['Voila']['tornado_settings']['websocket_max_message_size'] == MAX_MESSAGE
     pattern = re.compile(VOILA_CONFIG['RegexRemovePreprocessor']['patterns'][0])
     chapter = nbformat.read(ROOT/'nbs'/'07_app.ipynb', 4)
     monkeypatch.chdir(tmp_path)
