@@ -4,7 +4,6 @@ deadlines, and the opt-outs that a server sends"""
 import ipaddress, os, random, re, socket, tempfile, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -81,14 +80,7 @@ def check_host(
     _check_address(address)
     return host
 
-OPT_OUTS = ('noai', 'noimageai', 'noml', 'noindex', 'noimageindex', 'none', 'unavailable_after', 'tdm-reservation')
-
-def _has_passed(text):
-    "Return whether the date in `text` has passed"
-    from dateutil.parser import parse
-    try: when = parse(text.upper(), ignoretz=True)
-    except (ValueError, OverflowError): return False
-    return when.replace(tzinfo=timezone.utc) < datetime.now(timezone.utc)
+OPT_OUTS = ('noai', 'noimageai', 'noml', 'noindex', 'noimageindex', 'none', 'tdm-reservation')
 
 def opt_out(
     headers, # Of an answer, with a `getlist` method, as in urllib3
@@ -101,13 +93,11 @@ def opt_out(
     if headers.get('TDM-Reservation', '').strip() == '1' and 'tdm-reservation' not in ignored: return 'tdm-reservation'
     for tag in headers.getlist('X-Robots-Tag'):
         for_us = True
-        # a date may have a comma after its weekday
-        for rule in re.split('[,;]', re.sub(r'\b((?:mon|tue|wed|thu|fri|sat|sun)[a-z]*),', r'\1', tag.lower())):
+        for rule in re.split('[,;]', tag.lower()):
             name,_,value = map(str.strip, rule.partition(':'))
-            if value and not re.fullmatch('max-[a-z-]+|unavailable_after', name):   # the name of a crawler
-                for_us,(name,_,value) = name in ('catdog', '*'),map(str.strip, value.partition(':'))
-            if not for_us or name not in OPT_OUTS or name in ignored: continue
-            if name != 'unavailable_after' or _has_passed(value): return name
+            if value and re.fullmatch(r'(?!max-|unavailable_after$)[a-z*][\w.-]*', name):   # the name of a crawler
+                for_us,name = name in ('catdog', '*'),value
+            if for_us and name in OPT_OUTS and name not in ignored: return name
 
 def _check_ignored(words):
     "Return `words`, rules of `OPT_OUTS` or one of them, as a tuple; raise `CatdogError` if there is no such rule"
