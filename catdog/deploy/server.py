@@ -88,8 +88,10 @@ def _parse_origin(text):
     scheme,host,default = scheme.lower(),host.lower(),dict(http='80', https='443').get(scheme.lower())
     try:
         if host[:1] == '[': host = f'[{ip_address(host[1:-1])}]'
+        elif default and re.fullmatch(r'(.*\.)?(\d+|0x[\da-f]*)\.?', host):   # 127.1
+            host = socket.inet_ntoa(socket.inet_aton(host.rstrip('.')))
         elif default and not host.isascii(): host = idna.encode(host, uts46=True).decode()
-    except ValueError: raise CatdogError(error) from None   # idna's errors, too
+    except (ValueError, OSError): raise CatdogError(error) from None   # idna's errors, too
     if not host and scheme != 'file' or int(port or 0) > 65535 or path and not slash: raise CatdogError(error)
     origin = f'{scheme}://{host}' + (f':{int(port)}' if port and port.lstrip('0') != default else '')
     if path: raise CatdogError(f'{text} has a path, and an origin has none: give {origin}')
@@ -183,7 +185,7 @@ def listen(
     port:int # The port; 0 takes a free one
 ) -> tuple: # Sockets; the URL that opens in a browser on this machine
     "Listen on `port` of every address of `host`; raise `CatdogError` if that fails"
-    name,sockets,missing = host.strip('[]') if ':' in host else host.strip('*'),[],None
+    name,sockets,missing = (host.strip('[] ') if ':' in host else host.strip('* ')),[],None
     try:
         for family,*_,(address, _, *scope) in socket.getaddrinfo(name or None, 0, type=socket.SOCK_STREAM,
                                                                  flags=socket.AI_PASSIVE):
@@ -194,6 +196,8 @@ def listen(
                 if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT): raise
                 missing = e
             else: port = port or sockets[0].getsockname()[1]
+            if ip_address(address.partition('%')[0]).is_multicast or address == '255.255.255.255':
+                raise socket.gaierror(errno.EADDRNOTAVAIL, 'no machine has this address')
         if not sockets: raise missing
     except (OSError, OverflowError, UnicodeError) as e:
         for o in sockets: o.close()
