@@ -246,7 +246,7 @@ def test_openverse_retry_after_is_respected(engine_at, monkeypatch, capfd):
     with serve(answer) as (url, asked):
         start = time.monotonic()
         assert len(engine_at('openverse', url)('cat', 60)) == 60 and time.monotonic() - start > 2
-    assert 'openverse allows 20 requests in 60 s: waiting' in capfd.readouterr().err   # the bar
+    assert 'openverse allows 20 requests in 60 s: waiting 2 s' in capfd.readouterr().out
 
 @pytest.mark.parametrize('name', ['bing', 'openverse', 'commons', 'ddg'])
 def test_service_that_repeats_itself_is_not_asked_forever(name, search):

@@ -100,10 +100,9 @@ def parse_answer(
 
 # %% ../../nbs/web/engines.ipynb #000bf44d
 def _wait(seconds, why):
-    "Sleep, with a progress bar that says `why` if it takes longer than a second"
-    from tqdm.auto import tqdm
-    steps = tqdm(range(int(seconds//.2) + 1), why, bar_format='{desc} {bar} {remaining}', delay=1, leave=False)
-    for _ in steps: time.sleep(seconds/steps.total)
+    "Sleep, and print `why` if it takes longer than a second"
+    if seconds > 1: print(f'{why} {seconds:.0f} s', flush=True)
+    time.sleep(max(0, seconds))
 
 class _Pace:
     "At most `n` requests to `engine` in any `seconds`"
@@ -115,7 +114,7 @@ class _Pace:
         "Wait until one more request is allowed, `seconds` at least, and count it"
         if len(self.times) == self.times.maxlen:   # 5% more: a request counts from when it arrives
             seconds = max(seconds, self.times[0] + 1.05*self.seconds - time.monotonic())
-        if seconds > 0: _wait(seconds, self.why)
+        _wait(seconds, self.why)
         self.times.append(time.monotonic())
 
 _ADVICE = {400: 'try another term', 401: 'check the key', 403: 'check the key, or try another engine',
@@ -137,7 +136,7 @@ def _get_json(engine, url, params, headers=None, pace=None):
         seconds = 0
         for attempt in range(TRIES):
             if pace: pace.wait(seconds)
-            elif seconds: _wait(seconds, f'{engine} is busy: waiting')
+            else: _wait(seconds, f'{engine} is busy: waiting')
             status,body,asked = ask(url, params, headers)
             seconds = retry_delay(asked, attempt)
             if status not in BUSY or seconds > (pace.seconds + 5 if pace else MAX_WAIT): break

@@ -99,13 +99,6 @@ def opt_out(
                 for_us,name = name in ('catdog', '*'),value
             if for_us and name in OPT_OUTS and name not in ignored: return name
 
-def _check_ignored(words):
-    "Return `words`, rules of `OPT_OUTS` or one of them, as a tuple; raise `CatdogError` if there is no such rule"
-    words = tuple(o.lower() for o in ([words] if isinstance(words, str) else words or ()))
-    if unknown := [o for o in words if o not in OPT_OUTS]:
-        raise CatdogError(f'{unknown[0]!r} is not an opt-out that catdog knows: use {", ".join(OPT_OUTS)}')
-    return words
-
 class _Timed:
     "A urllib3 connection whose answer must have all its headers within the read timeout"
     def getresponse(self, *args, **kwargs):
@@ -269,7 +262,10 @@ class Fetcher:
         timeout:float, # Seconds to wait for the next bytes; one request may take three times as long
         ignore_robots=None # Rules of `OPT_OUTS` to ignore where you have permission
     ):
-        self.ignored,self.timeout,self.workers = _check_ignored(ignore_robots),timeout,workers
+        words = [ignore_robots] if isinstance(ignore_robots, str) else ignore_robots or []
+        self.ignored,self.timeout,self.workers = [o.lower() for o in words],timeout,workers
+        if unknown := set(self.ignored) - set(OPT_OUTS):
+            raise CatdogError(f'{min(unknown)!r} is not an opt-out that catdog knows: use {", ".join(OPT_OUTS)}')
         self.session = _Session(workers=workers)
         self.session.headers.update({'Accept': 'image/*', 'Accept-Encoding': 'identity'})
         self.sites,self.changed,self.stopped = {},threading.Condition(),threading.Event()
