@@ -130,6 +130,26 @@ def pngs():
             chunk(b'IDAT', zlib.compress(rows(np.tile(plain, (2, 1, 1)), 8)))),
         'an unknown chunk': png(2, 8, chunk(b'ABCD', b'?')),
         'pixels that are not square': png(2, 8, chunk(b'pHYs', struct.pack('>IIB', 1000, 3000, 1)))}.items()
+    header,pixels,end = (chunk(o, body) for o,body in (
+        (b'IHDR', struct.pack('>IIBBBBB', W, H, 8, 2, 0, 0, 0)), (b'IDAT', zlib.compress(rows(plain, 8))),
+        (b'IEND', b'')))
+    def _of(*chunks): return b'\x89PNG\r\n\x1a\n' + b''.join(chunks)
+    def _wrong(data): return data[:-1] + bytes([data[-1] ^ 255])   # its check sum
+    halves = chunk(b'IDAT', pixels[8:99]),chunk(b'IDAT', pixels[99:-4])
+    yield from {
+        'two parts': _of(header, *halves, end),
+        'text between the parts': _of(header, halves[0], chunk(b'tEXt', b'a\0b'), halves[1], end),
+        'check sum of the palette': png(3, 8).replace(lists, _wrong(lists)),
+        'check sum of the header': _of(_wrong(header), pixels, end),
+        'check sum of the pixels': _of(header, _wrong(pixels), end),
+        'check sum of the end': _of(header, pixels, _wrong(end)), 'more behind': _of(header, pixels, end, b'more'),
+        'another compression': _of(chunk(b'IHDR', header[8:18] + b'\1\0\0'), pixels, end),
+        'for iPhones': _of(chunk(b'CgBI', b'\x50\0\x20\2'), header, pixels, end),
+        'a key behind the pixels': png(0, 8, after=[key(int(stored(0, 8)[3, 5, 0]))]),
+        'a profile without a name': png(2, 8, chunk(b'iCCP', b'\0\0' + zlib.compress(P3))),
+        'two profiles': png(2, 8, iccp(P3), iccp(ADOBE)), 'a long sRGB': png(2, 8, chunk(b'sRGB', b'\0\0'), _linear),
+        **{f'points off by {k}': png(2, 8, gamma(45_455), points(.3127 + k, .329, .64, .33, .3, .6, .15, .06))
+           for k in (.0001, .0005, .0022, .0041)}}.items()
     two,one = chunk(b'acTL', struct.pack('>II', 2, 0)),chunk(b'acTL', struct.pack('>II', 1, 0))
     yield from {
         'animation': png(2, 8, two, frame(0), after=[frame(1), following(2, 255 - plain)]),
@@ -193,7 +213,9 @@ def jpegs():
     two = icc(P3, 2)
     for name,o in {'two': two, 'swapped': two[::-1], 'the first': two[:1], 'the second': two[1:],
                    'of two': icc(P3, count=2), 'from 0': icc(P3, first=0),
-                   'another': icc(P3) + icc(ADOBE)}.items(): yield f'parts of a profile: {name}',with_segments(base, *o)
+                   'another': icc(P3) + icc(ADOBE), 'the first twice': [two[0], *two],
+                   'the second twice': [*two, two[1]]}.items():
+        yield f'parts of a profile: {name}',with_segments(base, *o)
     for i in range(10):
         for order in '<>': yield f'EXIF {i} {order}',with_segments(base,
             exif(exif_block((0x112, 3, 1, struct.pack(order + 'HH', i, 0)), order=order)))
@@ -203,10 +225,13 @@ def jpegs():
             'two': (0x112, 3, 2, b'\6\0\3\0'), 'none': (0x112, 3, 0, SIDEWAYS)}
     for name,o in tags.items(): yield f'EXIF, {name}',with_segments(base, exif(exif_block(o)))
     for name,o in {'twice': [exif(TURN), exif(other)], 'after JFIF': [jfif, exif(TURN)],
-                   'of another name': [exif(TURN, b'Exif\0\1')], 'in capitals': [exif(TURN, b'EXIF\0\0')],
-                   'cut': [exif(TURN[:20])], 'after XMP': [exif(XMP, b'http://ns.adobe.com/xap/1.0/\0'), exif(other)],
+                   'of another name': [exif(TURN, b'Exif\0\1')], 'of no TIFF': [exif(b'II\0\0' + TURN[4:])],
+                   'in capitals': [exif(TURN, b'EXIF\0\0')],
+                   'of no TIFF': [exif(b'II\0\0' + TURN[4:])], 'cut': [exif(TURN[:20])],
+                   'after XMP': [exif(XMP, b'http://ns.adobe.com/xap/1.0/\0'), exif(other)],
                    'two tags': [exif(exif_block((0x112, 3, 1, SIDEWAYS),
-                       (0x112, 3, 1, b'\3\0\0\0')))]}.items(): yield f'EXIF {name}',with_segments(base, *o)
+                       (0x112, 3, 1, b'\3\0\0\0')))]}.items():
+        yield f'EXIF {name}',with_segments(base, *o)
     yield 'XMP',with_segments(base, exif(XMP, b'http://ns.adobe.com/xap/1.0/\0'))
     frame,scan = base.index(b'\xff\xc0'),base.index(b'\xff\xda')
     odd = bytearray(grey)
@@ -316,6 +341,8 @@ def gifs():
 def bmps():
     for name,alpha in {'opaque': 255, 'alpha': np.arange(96)*2}.items(): yield name,bmp(IMG, alpha)
     for mode in ('1', 'L', 'P', 'RGB', 'RGBA'): yield mode,saved(IMG.convert(mode), 'BMP')
+    data = saved(IMG, 'BMP')
+    yield 'pixels nowhere',data[:10] + bytes(4) + data[14:]
 
 DRAW = '''async ([all, background]) => {
     const pixels = o => {
@@ -334,16 +361,19 @@ DRAW = '''async ([all, background]) => {
 
 # Parts of the names of files that may be refused although Chromium shows them
 REFUSED = {
-    'PNG': ['cICP (', 'cICP of P3', 'cICP, gamma', 'gamma, P3', 'gamma, wide', 'profile Lab', 'profile XYZ',
-            'gamma 2147483647', 'a short palette', 'no palette', 'a key before the palette', 'a short key', 'two gammas',
-            'rows missing', 'an unknown chunk', 'animation without frames', 'animation too late', 'behind another image',
+    'PNG': ['off by', 'check sum of', 'text between', 'without a name', 'two profiles', 'a long sRGB', 'cICP (',
+            'cICP of P3', 'cICP, gamma', 'gamma, P3', 'gamma, wide', 'profile Lab', 'profile XYZ',
+            'gamma 2147483647', 'a short palette', 'no palette', 'a key before the palette', 'a short key',
+            'two gammas',
+            'rows missing', 'an unknown chunk', 'animation without frames', 'animation too late',
+            'behind another image',
             'of Pillow, RGBA, True', 'of Pillow, LA, True', 'of Pillow, P, True', 'a key in the low byte',
             '2 of 16 bits, 0 1', '2 of 16 bits, 1 1', 'a key nearby', *(
             f'{o} of 16 bits, {c}' for o in (0, 2, 4, 6) for c in (
             'gamma 100000', 'gamma 300000', 'broken profile, gamma', 'no profile, gamma', 'profile linear',
             'sRGB of no intent'))],
     'JPEG': ['more before', '12 bits', 'arithmetic', 'lossless', 'height later'], 'WebP': ['hidden alpha'],
-    'GIF': ['no palette', 'small without palette', 'five rows', 'no pixels'], 'BMP': []}
+    'GIF': ['no palette', 'small without palette', 'five rows', 'no pixels'], 'BMP': ['pixels nowhere']}
 
 def opened(data):
     "The pixels of `open_image`, or the sentence with which it refuses `data`"

@@ -283,10 +283,12 @@ def test_command_errors(command, tmp_path):
     (tmp_path/'model.onnx').write_bytes(b'no model')
     with socket.create_server(('127.0.0.1', 0)) as busy:
         taken = busy.getsockname()[1]
-        cases = [(['--model', tmp_path/'nothing'], 'no such model folder'), (['--model', tmp_path], 'cannot open it'),
-                 (['--port', taken], 'give another --port'), (['--port', 70000], 'give another --port'),
-                 *((['--host', o], 'give another --host') for o in ('nowhere.invalid', '224.0.0.1', '127.0.0.1:80'))]
-        if command == 'catdog-serve': cases.append((['--cors', 'a.org'], 'a.org is not an origin'))
+        cases = [(['--model', tmp_path], 'cannot open it'), (['--port', taken], 'give another --port'),
+                 (['--host', 'nowhere.invalid'], 'give another --host')]
+        if command == 'catdog-serve':   # the app starts in three seconds, and listens in the same way
+            cases += [(['--model', tmp_path/'nothing'], 'no such model folder'), (['--port', 70000], 'give another --port'),
+                      (['--host', '224.0.0.1'], 'give another --host'), (['--host', '127.0.0.1:80'], 'another --host'),
+                      (['--cors', 'a.org'], 'a.org is not an origin')]
         for args,words in cases:
             res = subprocess.run([script(command), *map(str, args)], capture_output=True, text=True,
                                  env=environment(), timeout=60)

@@ -121,23 +121,24 @@ def _png_colours(info, cicp):
     except Exception: pass   # a broken one
     if not gamma or info.get('srgb', 4) < 4 or not xy and abs(gamma*2.2 - 1) < .05: return b'',None
     if xy and not all(xy): return b'',None   # points that are no colours
-    if not .1 <= gamma <= 10 or xy and abs(np.subtract(xy, _PRIMARIES)).max() > .003: raise rare
+    if not .1 <= gamma <= 10 or xy and abs(np.subtract(xy, _PRIMARIES)).max() > .0002: raise rare
     return b'',gamma
 
 def _chunks(data):
-    "Yield the chunks of the PNG file `data`: name, length, body, and whether the checksum is right"
+    "Yield the complete chunks of the PNG file `data`: name, body, and whether the checksum is right"
     pos = 8
     while pos + 12 <= len(data):
         n,name = struct.unpack_from('>I4s', data, pos)
-        body = data[pos + 8:pos + 8 + n]
-        yield name,n,body,data[pos + 8 + n:pos + 12 + n] == struct.pack('>I', zlib.crc32(name + body))
-        pos += 12 + n
+        end = pos + 8 + n
+        if end + 4 > len(data): return
+        yield name,data[pos + 8:end],data[end:end + 4] == struct.pack('>I', zlib.crc32(data[pos + 4:end]))
+        pos = end + 4
 
 def _has_all_rows(data):
     "Whether the pixels of the PNG file `data` unpack to as many bytes as its header requires (an interlaced one: more)"
     w,h,depth,kind = struct.unpack_from('>IIBB', data, 16)
     left,inflate = h*(1 + -(-w*depth*{2: 3, 4: 2, 6: 4}.get(kind, 1)//8)),zlib.decompressobj()
-    for name,_,body,_ in _chunks(data):
+    for name,body,_ in _chunks(data):
         while name == b'IDAT' and body and left > 0 and not inflate.eof:
             left -= len(inflate.decompress(body, 2**20))
             body = inflate.unconsumed_tail
@@ -146,7 +147,7 @@ def _has_all_rows(data):
 def _orientation(exif):
     "Return the orientation in the EXIF block `exif` as browsers read it: one 16-bit number in its first directory"
     try:
-        order = {b'II': '<', b'MM': '>'}[exif[:2]]
+        order = {b'II*\0': '<', b'MM\0*': '>'}[exif[:4]]
         at, = struct.unpack_from(order + 'I', exif, 4)
         for i in range(*struct.unpack_from(order + 'H', exif, at)):
             *found,number = struct.unpack_from(order + 'HHIH2x', exif, at + 2 + 12*i)
@@ -154,21 +155,28 @@ def _orientation(exif):
     except (KeyError, struct.error): pass   # a broken block, or none
 
 def _jpeg_profile(segments):
-    "Return the ICC profile in the numbered APP2 `segments` of a JPEG file; b'' if a part is missing"
-    parts = {o[12]: o for o in reversed(segments) if len(o) > 13}
-    parts = [parts.get(i + 1, b'') for i in range(parts[1][13] if 1 in parts else 0)]
-    return b''.join(o[14:] for o in parts) if all(parts) else b''
+    "Return the ICC profile in the numbered APP2 `segments` of a JPEG file; b'' if a part is missing or there twice"
+    segments = [o for o in segments if len(o) > 13]
+    n = segments[0][13] if segments else 0
+    parts = {o[12]: o[14:] for o in segments[:n]}
+    return b''.join(parts[i + 1] for i in range(n)) if parts.keys() == {*range(1, n + 1)} else b''
 
 def _png_facts(img, data, facts):
     "Add to `facts` what the PNG file `data` says; its `img` must not be loaded yet"
-    before = []
-    for name,n,body,is_right in _chunks(data):
-        if name == b'IDAT': break
-        before += [(name, body)]*is_right
-    chunks,names = dict(before),[o for o,_ in before]
-    if any(o[:1].isupper() for o in {*names} - {b'IHDR', b'PLTE'}):
+    names,chunks = [],{}
+    for name,body,is_right in _chunks(data):
+        if name[:1].isupper() and not is_right: raise ImageError('a damaged image: a checksum is wrong')
+        if is_right and b'IDAT' not in names: chunks[name] = body
+        names += [name]*is_right
+    k = names.count(b'IDAT')
+    first = names.index(b'IDAT') if k else len(names)
+    if data[26:28] not in (b'', b'\0\0') or names[first:first + k] != [b'IDAT']*k or \
+       any(o[:1].isupper() for o in {*names} - {b'IHDR', b'PLTE', b'IDAT', b'IEND'}):
         raise ImageError('a PNG image of a kind that we do not know')
-    if any(names.count(o) > 1 for o in _KEPT): raise ImageError('a damaged image: a part of its header is there twice')
+    names = names[:first]
+    if any(names.count(o) > 1 for o in (*_KEPT, b'iCCP')) or chunks.get(b'iCCP', b'x')[:1] == b'\0' or \
+       any(_KEPT.get(name) not in (None, len(o)) for name,o in chunks.items()):
+        raise ImageError('a damaged image: its header is wrong')
     (facts.profile,facts.gamma),stored = _png_colours(img.info, chunks.get(b'cICP', b'')),[o[3] for o in img.tile]
     facts.grey,facts.is_deep = 'LA;16B' in stored,any('16' in o for o in stored)
     if data: facts.orientation = _orientation(chunks.get(b'eXIf', b''))
@@ -200,6 +208,8 @@ def _facts(img, data):
         planes = bits[0] == 16 and tags.get(284) == 2 and tags.get(277, 1) > 1
         if planes or bits[0] == 8 and 2 in signs or 0 < max(palette) < 256:
             raise ImageError('a TIFF image of a rare kind: save it as JPEG first')
+    elif img.format == 'BMP' and data and int.from_bytes(data[10:14], 'little') < 26:
+        raise ImageError('a damaged image: it does not say where its pixels are')
     elif img.format == 'GIF' and img.tile:
         box,at = img.tile[0][1:3]
         if tuple(box) != (0, 0, *img.size): facts.box = tuple(box)   # the first frame; around it there is nothing
@@ -239,6 +249,7 @@ def _converted(img, max_side, min_side, as_stored, data):
     is_ours,facts = data is not None,_facts(img, data or b'')
     if is_ours and max_side and not min_side and img.format != 'HEIF': img.draft('RGB', (max_side, max_side))
     img.load()
+    if is_ours and facts.key is None: img.info.pop('transparency', None)   # it came behind the pixels
     _check_loaded(img, data, facts)
     if as_stored: res = img.convert('RGB')
     else: res = _upright(_to_rgb(img, facts), None if img.format == 'TIFF' else facts.orientation, min_side)
@@ -275,9 +286,9 @@ _KEPT = {b'PLTE': None, b'tRNS': None, b'eXIf': None, b'gAMA': 4, b'cHRM': 32, b
 def _plain_png(data, profile):
     "Return the PNG file `data` without optional chunks; keep its colour profile if `profile`"
     kept,out = _KEPT | ({b'iCCP': None} if profile else {}),[data[:8]]
-    for name,n,body,is_right in _chunks(data):
-        if name[:1].isupper() or is_right and kept.get(name, 0) in (None, n):   # unknown ones in capitals are refused
-            out += [struct.pack('>I', n), name, body, struct.pack('>I', zlib.crc32(name + body))]
+    for name,body,is_right in _chunks(data):
+        if is_right and (name[:1].isupper() or kept.get(name, 0) in (None, len(body))):   # capitals: not optional
+            out += [struct.pack('>I', len(body)), name, body, struct.pack('>I', zlib.crc32(name + body))]
     return b''.join(out)
 
 _RAW,_DAMAGED = "a camera's RAW file: save it as JPEG first",'a damaged image, or one of a rare kind'

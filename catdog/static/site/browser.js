@@ -107,7 +107,7 @@ function hasRareColours(bytes) {
   if (at.iCCP || at.sRGB || !at.gAMA) return false;
   const [gamma] = numbers('gAMA', 1), points = at.cHRM ? numbers('cHRM', 8) : primaries;
   if (!gamma || !points.every(Boolean)) return false;
-  return gamma < .1 || gamma > 10 || points.some((o, i) => Math.abs(o - primaries[i]) > .003);
+  return gamma < .1 || gamma > 10 || points.some((o, i) => Math.abs(o - primaries[i]) > .0002);
 }
 
 // Open the image in `file`: upright and in sRGB, or as it is stored for models that were trained so
