@@ -4,13 +4,13 @@ Importing it imports Jupyter's server, so `catdog.app` does it only when it serv
 `voila.json` in the project's folder is a copy of its settings, for starting `voila nbs/07_app.ipynb` by hand.
 """
 
-import json, os, re, time, webbrowser
+import json, os, re, shutil, time, webbrowser
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.resources import files as package_files
 from pathlib import Path
 
-import voila.app
+import psutil, voila.app
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
@@ -101,6 +101,13 @@ class Voila(voila.app.Voila):   # its options are called after the class
         self.ioloop.add_callback(lambda: self.on_open())
         with suppress(KeyboardInterrupt): self.ioloop.start()
         self.stop()
+
+    def stop(self):
+        "End the kernels; Voilà would interrupt those that are just starting, which print a traceback, or miss them"
+        for o in psutil.Process().children():
+            with suppress(psutil.Error):
+                if 'ipykernel_launcher' in o.cmdline(): o.kill()
+        shutil.rmtree(self.connection_dir, ignore_errors=True)
 
 # Only the cell with the app is run; a kernel that ends is not restarted, as a new one would not have the app. Without
 # a login the token against cross-site requests protects nothing, and Voilà's page forgets it when it ends its kernel
