@@ -271,8 +271,7 @@ def _search_commons(term, n=150):
 def _search_sample(term, n=150, safe='moderate'):
     "Search the sample web of this process; start one if there is none"
     from catdog.sample.server import sample_web
-    web = sample_web()
-    return bing_pages(term, n, web.endpoint, 'sample', 'photos' if web.photos else 'sample', safe)
+    return bing_pages(term, n, sample_web().endpoint, 'sample', 'sample', safe)
 
 # Engine -> a function of a term, a number and, if it has safe search, `safe`; it returns `Photo`s, best first
 ENGINES = dict(bing=_search_bing, ddg=_search_ddg, openverse=_search_openverse, commons=_search_commons,
@@ -339,9 +338,7 @@ def _search_auto(term, n, safe):
         raise SearchError('auto', text, term=all(e.term for e in said))
     elif not answered:
         photos = {p.url: p for p in ENGINES['sample'](term, n)}
-        drawn = any(p.engine == 'sample' for p in photos.values())
-        print('No search engine on the web can be reached: using '
-              + ('the sample web, which draws images.' if drawn else 'the folder that the sample web serves.'))
+        print('No search engine on the web can be reached: using the sample web, which draws images.')
     return list(photos.values())[:n]
 
 def check_search(
