@@ -20,11 +20,7 @@ from ..dataset.manifest import Photo
 from .http import BUSY, MAX_WAIT, TRIES, ask, clean_url, proxy_for, retry_delay
 
 # %% ../../nbs/web/engines.ipynb #723c12b9
-_HIDDEN = re.compile(r'''(?x) display\s*:\s*none | visibility\s*:\s*(hidden|collapse)
-                        | (?<![\w-])(font-size|opacity)\s*:\s*0*\.?0*\s*([a-z%]+\s*)?(;|!|$)''')
-_NOT_SHOWN = '''head title svg iframe object video audio canvas datalist select rp noscript noframes noembed
-    [hidden]'''.split()
-_BLOCKS = 'br p div ul ol li dl dt dd table th td tr'.split()
+_NOT_SHOWN = 'head style script title svg iframe object video audio canvas datalist select rp noscript noframes noembed'
 
 def _plain_text(o):
     "Return the HTML text `o` as one line of plain text, without what a browser hides; '' if it is not text"
@@ -32,9 +28,9 @@ def _plain_text(o):
     o = o.encode('utf8', 'replace').decode()   # JSON may hold half a character, a file may not
     if re.search(r'<[a-zA-Z/!]|&#?\w+;', o):
         soup = BeautifulSoup(o, 'lxml')   # html.parser does not end a paragraph where the next one starts
-        styled = (e for e in soup.select('[style]') if _HIDDEN.search(re.sub(r'/\*.*?\*/', '', e['style'].lower())))
-        for e in (*styled, *soup.select(','.join(_NOT_SHOWN))): e.extract()
-        for e in soup(_BLOCKS): e.insert_before(' '), e.insert_after(' ')
+        hidden = [e for e in soup.select('[style]') if re.search(r'display\s*:(\s|/\*.*?\*/)*none', e['style'].lower())]
+        for e in (*hidden, *soup.select('[hidden]'), *soup(_NOT_SHOWN.split())): e.extract()
+        for e in soup('br p div ul ol li dl dt dd table th td tr'.split()): e.insert_before(' '), e.insert_after(' ')
         o = soup.get_text()
     return ' '.join(o.split())
 
