@@ -26,13 +26,6 @@ _all_ = ['Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'search_images',
          'read_manifest', 'count_outcomes', 'write_credits', 'save_urls', 'contact_sheet', 'set_aside', 'SampleWeb',
          'sample_web']
 
-# %% ../nbs/01_scrape.ipynb #163da2a8
-def _folder(labels, path):
-    "Return `path`; default: a folder named after `labels`"
-    if path: return Path(path)
-    print(f'Images of {", ".join(labels)} go to {default_folder(labels)}')
-    return default_folder(labels)
-
 # %% ../nbs/01_scrape.ipynb #dbf86d9b
 @command
 def scrape(
@@ -50,7 +43,8 @@ def scrape(
     "Search for each of `labels`, download up to `n` images of each into a folder in `path`, and keep a record"
     labels = check_search(labels, n, queries, engine, safe)
     if urls_only: return save_urls(labels, urls_only, n, engine, queries, safe)
-    path = _folder(labels, path)
+    if not path: print(f'Images of {", ".join(labels)} go to {default_folder(labels)}')
+    path = Path(path or default_folder(labels))
     try: collect(labels, path, n, engine, queries, retry, ignore_robots, safe)
     except KeyboardInterrupt:
         print(f'\nStopped. Run the same command again to continue; {path} keeps what was downloaded.')
