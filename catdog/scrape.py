@@ -10,9 +10,7 @@ __all__ = ['scrape', 'Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'sea
 # %% ../nbs/01_scrape.ipynb #a9461f25
 from pathlib import Path
 from typing import Annotated
-
 from fastcore.script import is_cli
-
 from .core.errors import SearchError, command
 from .web.download import collect, download_images
 from .web.engines import ENGINES
@@ -21,7 +19,6 @@ from .dataset.journal import Moved, set_aside
 from .dataset.manifest import Outcome, Photo, count_outcomes, read_manifest, write_credits
 from .sample.server import SampleWeb, sample_web
 from .web.search import check_search, save_urls, search_images, search_terms
-
 _all_ = ['Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'search_images', 'search_terms', 'download_images',
          'read_manifest', 'count_outcomes', 'write_credits', 'save_urls', 'contact_sheet', 'set_aside', 'SampleWeb',
          'sample_web']

@@ -9,9 +9,7 @@ __all__ = ['SEARCH_SECONDS', 'ENGINES', 'AUTO', 'parse_answer', 'bing_pages']
 import itertools, json, os, re, time
 from collections import deque
 from urllib.parse import urlsplit
-
 from bs4 import BeautifulSoup
-
 from ..core.errors import FetchError, ImageError, SearchError
 from ..dataset.manifest import Photo
 from .http import BUSY, MAX_WAIT, TRIES, ask, proxy_for, retry_delay
