@@ -265,14 +265,13 @@ def _search_commons(term, n=150):
     "Search Wikimedia Commons, which has no safe search"
     return _all_pages('commons', n, _commons_pages(term))
 
-# %% ../../nbs/web/engines.ipynb #74542bb7
+# %% ../../nbs/web/engines.ipynb #8ed2c40f
 def _search_sample(term, n=150, safe='moderate'):
     "Search the sample web of this process; start one if there is none"
     from catdog.sample.server import sample_web
     web = sample_web()
     return bing_pages(term, n, web.endpoint, 'sample', 'photos' if web.photos else 'sample', safe)
 
-# %% ../../nbs/web/engines.ipynb #8ed2c40f
 # Engine -> a function of a term, a number and, if it has safe search, `safe`; it returns `Photo`s, best first
 ENGINES = dict(bing=_search_bing, ddg=_search_ddg, openverse=_search_openverse, commons=_search_commons,
                sample=_search_sample)
