@@ -9,7 +9,7 @@ growth: what one more image costs beside 1,000, 10,000 and 100,000: its signatur
   others and add it (random hashes, so nearly no copies); all pairs of 10,000; opening a manifest of 100,000 lines.
 fuzz: 10,000 hostile inputs for each parser of an answer, for URLs and for `open_image`.
 `--photos` is a folder with sub-folders cat and dog; without it the sample web draws, which is slow."""
-import json, os, random, resource, subprocess, sys, tempfile, time, timeit
+import json, os, random, re, subprocess, sys, tempfile, time, timeit
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +63,8 @@ def _run_contender(who, workers, folder):
     dest.mkdir()
     urls = json.loads((folder/'urls.json').read_text())
     seconds,kept = dict(fastai=_fetch_fastai, ours=_fetch_ours)[who](urls, dest, workers)
-    print(json.dumps([seconds, kept, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024]))
+    peak = int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])/1024   # ru_maxrss counts the parent's
+    print(json.dumps([seconds, kept, peak]))
 
 def _measure(name, who, workers, photos, n, hosts):
     from catdog.scrape import SampleWeb

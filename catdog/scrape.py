@@ -13,12 +13,11 @@ from typing import Annotated
 from fastcore.script import is_cli
 from .core.errors import SearchError, command
 from .web.download import collect, download_images
-from .web.engines import ENGINES
+from .web.engines import ENGINES, check_search, save_urls, search_images, search_terms
 from .dataset.folder import contact_sheet, default_folder, save_contact_sheet
 from .dataset.journal import Moved, set_aside
 from .dataset.manifest import Outcome, Photo, count_outcomes, read_manifest, write_credits
 from .sample.server import SampleWeb, sample_web
-from .web.search import check_search, save_urls, search_images, search_terms
 _all_ = ['Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'search_images', 'search_terms', 'download_images',
          'read_manifest', 'count_outcomes', 'write_credits', 'save_urls', 'contact_sheet', 'set_aside', 'SampleWeb',
          'sample_web']

@@ -10,8 +10,7 @@ from catdog.core.errors import SearchError
 from catdog.web import engines
 from catdog.web.download import download_images
 from catdog.web.http import TRIES
-from catdog.web.engines import ENGINES
-from catdog.web.search import search_images, search_terms
+from catdog.web.engines import ENGINES, search_images, search_terms
 from web_helpers import serve
 
 # --- The documented parameters and values of each service
@@ -247,7 +246,7 @@ def test_openverse_retry_after_is_respected(engine_at, monkeypatch, capfd):
     with serve(answer) as (url, asked):
         start = time.monotonic()
         assert len(engine_at('openverse', url)('cat', 60)) == 60 and time.monotonic() - start > 2
-    assert 'openverse allows 20 requests in 60 s: waiting' in capfd.readouterr().err   # the bar
+    assert 'openverse allows 20 requests in 60 s: waiting 2 s' in capfd.readouterr().out
 
 @pytest.mark.parametrize('name', ['bing', 'openverse', 'commons', 'ddg'])
 def test_service_that_repeats_itself_is_not_asked_forever(name, search):

@@ -55,8 +55,7 @@ print(zlib.crc32(pixels(0)))"""
 # --- The search protocol
 
 @pytest.mark.parametrize('params, name', [
-    (dict(q=''), 'q'), (dict(count='many'), 'count'), (dict(offset='-1'), 'offset'), (dict(minWidth='1.5'), 'minWidth'),
-    *((dict.fromkeys([o], 128), o) for o in ('min_width', 'minwidth', 'page', 'safe_search'))])
+    (dict(q=''), 'q'), (dict(count='many'), 'count'), (dict(offset='-1'), 'offset'), (dict(minWidth='1.5'), 'minWidth')])
 def test_wrong_parameters_are_refused(web, params, name):
     res = ask(web, **params)
     assert res.status_code == 400 and res.json()['errors'][0]['parameter'] == name

@@ -6,9 +6,8 @@ import pytest
 from catdog.core.errors import CatdogError, SearchError
 from catdog.dataset.manifest import Photo
 from catdog.sample.server import SampleWeb
-from catdog.web import search
-from catdog.web.engines import ENGINES
-from catdog.web.search import search_images
+from catdog.web import engines as search
+from catdog.web.engines import ENGINES, search_images
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch):

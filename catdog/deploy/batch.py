@@ -1,16 +1,21 @@
-"""Predictions for many images: rows for Python, lines for a terminal, a resumable CSV or Parquet file, and a bucket on Dask
+"""Predictions for many images: rows for Python, lines for a terminal, a resumable CSV or Parquet file, a bucket on Dask
 
 A million images take hours, and the run may be stopped. So each batch of predictions is committed to a small SQLite
-database beside the file, and the next run continues from there. A prediction counts as long as the model, and the size
-and the time of change of the image, are the same. SQLite's lock refuses a second run, and ends with its process.
+database beside the file, and the next run of the same command continues from there. A prediction counts as long as the
+model, and the size and modification time of the image, are the same. SQLite's lock refuses a second run.
+
+A bucket with a hundred million images is work for many machines: Dask distributes it, and fsspec reads and writes
+folders, `s3://`, `gs://` and many others. In a clone, `pip install '.[cluster]'` installs both.
 """
 
-import csv, json, os, re, sqlite3, sys
+import csv, itertools, json, os, re, sqlite3, sys
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
 from fastcore.basics import chunked
-from ..core.errors import CatdogError, ImageError
+
+from ..core.errors import CatdogError, DataError, ImageError
 from ..core.files import batches_ahead, check_new_file, content_id, is_image_name, progress_bar, walk_files
 from .predictor import Classifier
 
@@ -54,7 +59,7 @@ def check_paths(
         if re.match('[a-z][a-z0-9+.-]+:/', o, re.I) and not os.path.exists(o):
             raise CatdogError(f'{o}: is a URL, but only files can be read: download it first, then give the file')
     if not any(True for _ in found_files(paths)):
-        raise CatdogError('no images: give some files, or a folder with images in it')
+        raise DataError('no images: give some files, or a folder with images in it')
 
 def print_rows(
     rows # From `answer_rows`
@@ -63,8 +68,7 @@ def print_rows(
     bad = 0
     for row in rows:
         bad += 'error' in row
-        if 'error' in row: print(f'{row["file"]}: {row["error"]}', file=sys.stderr)
-        else: print(f'{row["file"]}: {row["text"]}')
+        print(f'{row["file"]}: {row.get("error") or row["text"]}', file=sys.stderr if 'error' in row else sys.stdout)
     return bad
 
 def check_out_file(
@@ -87,23 +91,23 @@ def _check_utf8(path):
                           'rename the file, or write a file that ends in .csv') from None
     return name
 
-_texts = ('file', 'label', 'doubt', 'text', 'error')   # columns that hold text
+_TYPES = dict(file='string', label='string', probability='float64', sure='boolean', doubt='string', text='string')
+
 def _columns(labels):
-    return ['file', 'label', 'probability', 'sure', 'doubt', 'text', *(f'p_{o}' for o in labels), 'error']
+    "Return the columns of the file or bucket, and their types in pandas"
+    return {**_TYPES, **{f'p_{o}': 'float64' for o in labels}, 'error': 'string'}
 
 def _write_csv(file, columns, rows):
     "Write `rows`, lists of values, under `columns` as CSV"
     with open(file, 'w', newline='', encoding='utf8', errors='surrogateescape') as f:
-        writer = csv.writer(f)
-        writer.writerow(columns)
-        writer.writerows(rows)
+        csv.writer(f).writerows(itertools.chain([columns], rows))
 
 def _write_parquet(file, columns, rows):
     "Write `rows`, lists of values, under `columns` as Parquet, in row groups of 20,000"
     import pyarrow as pa
     from pyarrow import parquet
-    types = {**dict.fromkeys(_texts, pa.string()), 'sure': pa.bool_()}
-    schema = pa.schema([(o, types.get(o, pa.float64())) for o in columns])
+    types = dict(string=pa.string(), boolean=pa.bool_(), float64=pa.float64())
+    schema = pa.schema([(name, types[kind]) for name,kind in columns.items()])
     with parquet.ParquetWriter(file, schema) as writer:
         for some in chunked(rows, 20_000):
             writer.write_table(pa.table([pa.array(o, t) for o,t in zip(zip(*some), schema.types)], schema=schema))
@@ -116,11 +120,12 @@ def _write(out, columns, rows):
         os.replace(new, out)
     finally: new.unlink(missing_ok=True)
 
-def _stamp(path):
-    "Return the size and modification time of the file at `path`; '' if there is none"
-    try: s = os.stat(path)
-    except (OSError, ValueError): return ''
-    return f'{s.st_size} {s.st_mtime_ns}'
+def _wanted(model, paths):
+    "Yield the path of each image in bytes, and what tells whether it or the `model` (an ID) has changed since"
+    for path in found_files(paths):
+        try: stamp = f'{os.stat(path).st_size} {os.stat(path).st_mtime_ns}'
+        except (OSError, ValueError): stamp = ''
+        yield os.fsencode(path),f'{model} {stamp}'
 
 def _open_db(part):
     "Open the database `part`, locked for other processes until it is closed"
@@ -130,7 +135,7 @@ def _open_db(part):
         db.execute('DROP TABLE IF EXISTS wanted')
         db.execute('CREATE TABLE wanted (n INTEGER PRIMARY KEY, file BLOB, stamp TEXT)')   # the images of this run
         db.execute('CREATE INDEX by_file ON wanted (file)')
-        db.execute('CREATE TABLE IF NOT EXISTS answers (file BLOB PRIMARY KEY, stamp TEXT, row TEXT)')   # and of earlier ones
+        db.execute('CREATE TABLE IF NOT EXISTS answers (file BLOB PRIMARY KEY, stamp TEXT, row TEXT)')   # of any run
     except sqlite3.Error as e:
         db.close()
         if isinstance(e, sqlite3.OperationalError): raise
@@ -146,7 +151,8 @@ def _answers_db(out):
         with closing(_open_db(part)) as db: yield db
         part.unlink()
     except (OSError, sqlite3.Error) as e:
-        if 'locked' in str(e): raise CatdogError(f'another process is writing {out}: try again when it has finished') from e
+        if 'locked' in str(e):
+            raise CatdogError(f'another process is writing {out}: try again when it has finished') from e
         reason = getattr(e, 'strerror', None) or e
         raise CatdogError(f'{out}: cannot be written ({reason}): fix that, then run the same command again; '
                           'it continues from the predictions so far') from e
@@ -166,7 +172,7 @@ def write_file(
     print_errors:bool=False # Whether to print why an image has no prediction
 ) -> int: # Rows with an error
     "Write predictions for `paths` to `out`, with a progress bar; resume an interrupted run"
-    model,columns,bad = content_id(classifier.file),_columns(classifier.labels),0
+    columns,bad = _columns(classifier.labels),0
     def all_rows(db):
         nonlocal bad
         for file,row in db.execute('SELECT file, row FROM wanted JOIN answers USING (file, stamp) ORDER BY n'):
@@ -176,8 +182,8 @@ def write_file(
     if out.suffix == '.parquet':
         for o in found_files(paths): _check_utf8(o)
     with _answers_db(out) as db:
-        with db: db.executemany('INSERT INTO wanted (file, stamp) VALUES (?, ?)', (
-            (os.fsencode(o), f'{model} {_stamp(o)}') for o in found_files(paths)))
+        with db: db.executemany('INSERT INTO wanted (file, stamp) VALUES (?, ?)',
+                                _wanted(content_id(classifier.file), paths))
         (n,),(known,) = (db.execute(f'SELECT count(*) FROM wanted {o}').fetchone()
                          for o in ('', 'JOIN answers USING (file, stamp)'))
         if known: print(f'{known:,} of {n:,} images are predicted already: continuing from there.', file=sys.stderr)
@@ -187,7 +193,7 @@ def write_file(
                 # the stamp is from before the image was read: if it changes meanwhile, the next run predicts it again
                 with db: db.executemany(
                     'INSERT OR REPLACE INTO answers SELECT file, stamp, ? FROM wanted WHERE file = ? LIMIT 1',
-                    ((json.dumps([row.get(o) for o in columns[1:]]), os.fsencode(row['file'])) for row in rows))
+                    ((json.dumps([row.get(o) for o in [*columns][1:]]), os.fsencode(row['file'])) for row in rows))
                 if print_errors: print_rows(o for o in rows if 'error' in o)
                 bar.update(len(rows))
         _write(out, columns, all_rows(db))
@@ -212,11 +218,10 @@ def _frame(classifier, urls):
     "Return the rows about the images at `urls` as a data frame"
     import pandas as pd
     columns = _columns(classifier.labels)
-    known = dict(sure='boolean', **{o: 'string' for o in _texts})
-    types = {o: known.get(o, 'float64') for o in columns}
-    return pd.DataFrame(list(answer_rows(classifier, urls, read=_read_url)), columns=columns).astype(types)
+    return pd.DataFrame(list(answer_rows(classifier, urls, read=_read_url)), columns=[*columns]).astype(columns)
 
 _TASK_SIZE = 500   # images that a worker gets at a time
+
 def predict_bucket(
     folder:str, # Folder or bucket of images, as fsspec writes it: 'images', 's3://bucket/images'
     out:str, # Folder or bucket for the Parquet files, in the same form
@@ -227,7 +232,7 @@ def predict_bucket(
     import dask
     from dask import dataframe
     classifier,urls = Classifier(model),[_check_utf8(o) for o in _urls(folder)]
-    if not urls: raise CatdogError(f'{folder}: there are no images in it')
+    if not urls: raise DataError(f'{folder}: there are no images in it')
     sent = dask.delayed(classifier)   # once to each worker, not once with each task
     parts = [dask.delayed(_frame)(sent, urls[i:i+_TASK_SIZE]) for i in range(0, len(urls), _TASK_SIZE)]
     dataframe.from_delayed(parts, meta=_frame(classifier, [])).to_parquet(str(out), write_index=False)

@@ -333,91 +333,39 @@ def _animal(img, r, words, head, tail, thick):
 def _cat(img, r, words): _animal(img, r, words, _cat_head, _cat_tail, .85)
 def _dog(img, r, words): _animal(img, r, words, _dog_head, _dog_tail, 1.1)
 
-def _house(img, r, words):
-    p = _stage(img, r, (-1.5, -1.8, 1.5, 1.2), .03)
-    p.shadow(0, 1.1, 1.4)
-    wall = _hsv(r.random(), r.uniform(.1, .5), r.uniform(.6, .95))
-    roof = _hsv(r.uniform(-.05, .1), r.uniform(.3, .7), r.uniform(.35, .75))
-    w,top,cream = r.uniform(.8, 1.25),r.uniform(-1.7, -1.1),(246, 242, 232)
-    if r.random() < .6: p.rect(w*.4, top*.9, w*.65, -.4, _darker(roof))   # chimney
-    p.rect(-w, -.5, w, 1.1, wall)
-    p.rect(w*.55, -.5, w, 1.1, _darker(wall, .08))
-    p.polygon([(-w-.2, -.45), (0, top), (w+.2, -.45)], roof)
-    p.rect(-.2, .2, .2, 1.1, _darker(roof))
-    p.ellipse(.12, .68, .035, .035, (240, 220, 150))
-    for x in (-w*.6, w*.6):
-        p.rect(x-.24, -.15, x+.24, .35, cream)
-        p.rect(x-.19, -.1, x+.19, .3, r.choice([(150, 190, 216), (250, 222, 130), (92, 116, 140)]))
-        p.line([(x, -.1), (x, .3)], cream, .04)
-        p.line([(x-.19, .1), (x+.19, .1)], cream, .04)
+# A box (left, top, right, bottom), then shapes: a colour, and an ellipse (x, y, rx, ry) or the points of an outline
+_THINGS = dict(
+    house=((-1.5, -1.7, 1.5, 1.2), ('other', [(.4, -1.6), (.7, -1.6), (.7, -.5), (.4, -.5)]),
+           ('main', [(-1, -.5), (1, -.5), (1, 1.1), (-1, 1.1)]), ('other', [(-1.3, -.45), (0, -1.5), (1.3, -.45)]),
+           ('dark', [(-.2, .2), (.2, .2), (.2, 1.1), (-.2, 1.1)]),
+           *(('glass', [(x-.2, -.1), (x+.2, -.1), (x+.2, .3), (x-.2, .3)]) for x in (-.6, .6))),
+    tree=((-1.3, -1.6, 1.3, 1.5), ('brown', [(-.2, 1.5), (-.12, -.6), (.12, -.6), (.2, 1.5)]),
+          *(('green', (x, y, .6, .5)) for x,y in ((-.55, -.3), (.55, -.3), (-.4, -.8), (.4, -.8), (0, -1.1), (0, -.5))),
+          *(('other', (x, y, .09, .09)) for x,y in ((-.6, -.2), (-.2, -.9), (.1, -.4), (.5, -.7), (.7, -.2)))),
+    car=((-2, -1.1, 2, 1.1), ('main', [(-.95, 0), (-.65, -.95), (.45, -.95), (.9, 0)]),
+         ('glass', [(-.75, -.08), (-.55, -.8), (.4, -.8), (.7, -.08)]),
+         ('main', [(-1.85, .6), (-1.8, .1), (-1.2, -.1), (1.1, -.1), (1.8, .1), (1.85, .6)]),
+         *((colour, (x, .66, size, size)) for x in (-1.1, 1.1) for colour,size in (('black', .4), ('white', .2)))),
+    flower=((-1.2, -1.2, 1.2, 2.2), ('green', [(-.06, 0), (.06, 0), (.1, 2.2), (-.1, 2.2)]),
+            ('green', (-.5, 1.4, .45, .15)), ('green', (.5, 1.6, .45, .15)),
+            *(('main' if k%2 else 'other', (.65*np.cos(k*.785), .65*np.sin(k*.785), .4, .4)) for k in range(8)),
+            ('yellow', (0, 0, .35, .35))),
+    fish=((-1.6, -1, 1.9, 1), ('other', [(.9, 0), (1.8, -.7), (1.5, 0), (1.8, .7)]),
+          ('other', [(-.5, -.5), (.1, -1), (.7, -.4)]), ('main', (-.2, 0, 1.35, .65)), ('light', (-.3, .25, .9, .3)),
+          ('other', [(-.3, .1), (.25, 0), (.2, .4)]), ('white', (-1, -.15, .16, .16)), ('black', (-1, -.15, .08, .08))))
 
-def _tree(img, r, words):
-    p = _stage(img, r, (-1.3, -1.8, 1.3, 1.5), .04)
-    p.shadow(0, 1.5, .8)
-    bark = r.choice([(112, 82, 58), (92, 70, 56), (136, 108, 84)])
-    leaf = _hsv(r.choice([.28, .3, .33, .1, .05, .92]), r.uniform(.4, .7), r.uniform(.35, .75))
-    p.taper([(0, 1.5), (r.uniform(-.1, .1), .6), (0, -.6)], bark, .4, .2)
-    if r.random() < .4:   # a fir
-        for k in range(4):
-            p.polygon([(-1.15+.2*k, .7-.6*k), (0, -.35-.5*k), (1.15-.2*k, .7-.6*k)], _mix(leaf, _lighter(leaf), k/4))
-        return
-    for s in (-1, 1): p.taper([(0, .3), (s*.4, -.2), (s*.6, -.5)], bark, .16, .08)
-    for _ in range(16):
-        a,d = r.uniform(0, 6.28),r.uniform(0, .75)
-        p.ellipse(np.cos(a)*d, -.75+np.sin(a)*d*.8, r.uniform(.3, .45), r.uniform(.28, .4),
-                  _mix(_darker(leaf, .25), _lighter(leaf, .25), .5-.5*np.sin(a)*d))
-    if r.random() < .4:
-        fruit = _hsv(r.choice([0, .08, .15]), .75, .85)
-        for _ in range(9): p.ellipse(r.uniform(-.8, .8), r.uniform(-1.3, -.3), .08, .08, fruit)
-
-def _car(img, r, words):
-    p = _stage(img, r, (-2., -1.1, 2., 1.0), .04)
-    paint,glass = _hsv(r.random(), r.uniform(.2, .85), r.uniform(.4, .95)),r.choice([(170, 205, 224), (86, 106, 124)])
-    front,roof = r.uniform(.7, 1.1),r.uniform(-1.05, -.75)
-    p.shadow(0, 1., 1.95)
-    p.blob([(-.95, 0), (-.65, roof), (.45, roof), (front, 0)], paint)
-    p.polygon([(-.78, -.08), (-.56, roof+.14), (-.1, roof+.14), (-.1, -.08)], glass)
-    p.polygon([(0, -.08), (0, roof+.14), (.42, roof+.16), (front-.2, -.08)], glass)
-    p.blob([(-1.8, .1), (-1.2, -.12), (1.1, -.12), (1.8, .12), (1.88, .6), (1.3, .72), (-1.3, .72), (-1.88, .6)], paint)
-    p.line([(-1.7, .35), (1.75, .35)], _darker(paint, .2), .04)
-    p.line([(-.02, -.05), (-.04, .6)], _darker(paint, .25), .03)
-    p.ellipse(1.74, .22, .12, .12, (252, 240, 190))
-    p.ellipse(-1.78, .22, .08, .13, (206, 60, 52))
-    for x in (-1.1, 1.12):
-        for radius,grey in ((.4, (40, 40, 44)), (.22, (190, 192, 198)), (.07, (90, 90, 96))):
-            p.ellipse(x, .66, radius, radius, grey)
-
-def _flower(img, r, words):
-    p = _stage(img, r, (-1.2, -1.2, 1.2, 2.2), .12)
-    petal = _hsv(r.choice([0, .08, .14, .6, .75, .85, .95]), r.uniform(.25, .85), r.uniform(.7, 1))
-    n,rings,stem = r.randint(5, 13),1 + (r.random() < .5),_hsv(r.uniform(.25, .36), .6, r.uniform(.35, .6))
-    p.taper([(0, 0), (r.uniform(-.2, .2), 1.2), (0, 2.3)], stem, .12, .16)
-    for s in (-1, 1): p.blob([(0, 1.8), (s*.4, 1.3), (s*.95, 1.2), (s*.5, 1.65)], _lighter(stem, .12))
-    for ring in range(rings):
-        for k in range(n):
-            a,d = 6.283*(k+ring/2)/n,.62-.14*ring
-            p.ellipse(np.cos(a)*d, np.sin(a)*d, .46-.1*ring, max(.14, 1.5/n),
-                      _mix(petal, (255, 255, 255), .25*ring + .12*(k%2)), a)
-    heart = r.choice([(244, 200, 70), (112, 72, 44), (250, 230, 140)])
-    p.ellipse(0, 0, .32, .32, heart)
-    for k in range(12): p.ellipse(np.cos(k*2.4)*.07*k**.5, np.sin(k*2.4)*.07*k**.5, .03, .03, _darker(heart))
-
-def _fish(img, r, words):
-    p = _stage(img, r, (-1.6, -1., 1.9, 1.), .12)
-    skin = _hsv(r.random(), r.uniform(.3, .85), r.uniform(.55, .95))
-    fin,h = _hsv(r.random(), r.uniform(.3, .8), r.uniform(.5, .9)),r.uniform(.5, .8)
-    for o in ([(1., 0), (1.75, -.65), (1.6, 0), (1.75, .65)], [(-.5, -h*.8), (.1, -h-.35), (.7, -h*.6), (.4, -.2)],
-              [(-.1, h*.8), (.3, h+.25), (.6, h*.6)]): p.blob(o, fin)
-    p.blob([(-1.5, .02), (-.9, -h*.8), (0, -h), (.8, -h*.45), (1.2, 0), (.8, h*.45), (0, h), (-.9, h*.8)], skin)
-    p.blob([(-1.4, .15), (-.6, h*.35), (.4, h*.3), (.9, .15), (.3, h*.85), (-.7, h*.8)], _lighter(skin, .45))
-    for k in range(r.randint(0, 4)):
-        p.taper([(-.3+.35*k, -h*.75), (-.2+.35*k, 0), (-.3+.35*k, h*.55)], fin, .13, .06)
-    p.blob([(-.35, .1), (.2, .0), (.3, .3), (-.1, .38)], fin)
-    p.line([(-.62, -.32), (-.5, 0), (-.62, .34)], _darker(skin), .05)
-    p.ellipse(-1.0, -.14, .16, .16, (250, 250, 246))
-    p.ellipse(-1.03, -.14, .09, .09, (20, 20, 26))
-    p.line([(-1.46, .12), (-1.28, .2), (-1.12, .18)], _darker(skin, .4), .05)
-    for k in range(r.randint(0, 4)): p.ellipse(-1.5-.1*k, -.4-.3*k, .05+.02*k, .05+.02*k, (224, 240, 250))
+def _thing(img, r, words):
+    "One of `_THINGS`, in random colours and proportions"
+    box,*shapes = _THINGS[drawable(' '.join(words))]
+    main,other = (_hsv(r.random(), r.uniform(.2, .85), r.uniform(.4, .95)) for _ in range(2))
+    green = _hsv(r.uniform(.22, .4), r.uniform(.4, .7), r.uniform(.35, .75))
+    colours = dict(main=main, other=other, dark=_darker(other), light=_lighter(main, .45), green=green, white=(240, 240, 236),
+                   brown=(112, 82, 58), black=(34, 34, 38), glass=(160, 196, 216), yellow=(244, 200, 70))
+    p,stretch = _stage(img, r, box, .08),(r.uniform(.8, 1), r.uniform(.8, 1))
+    p.shadow(0, box[3], box[2]*.8)
+    for colour,o in shapes:
+        if isinstance(o, list): p.polygon(np.array(o)*stretch, colours[colour])
+        else: p.ellipse(*np.array(o)*(*stretch, *stretch), colours[colour])
 
 # %% ../../nbs/sample/draw.ipynb #198f10c4
 def _emblem(img, r, words):
@@ -439,7 +387,7 @@ def _emblem(img, r, words):
         for size,colour in ((1, other), (.5, _lighter(other, .4))): q.polygon(small*size, colour)
 
 # %% ../../nbs/sample/draw.ipynb #a7a6b18d
-DRAWABLE = dict(cat=_cat, dog=_dog, house=_house, tree=_tree, car=_car, flower=_flower, fish=_fish)
+DRAWABLE = dict(cat=_cat, dog=_dog, **dict.fromkeys(_THINGS, _thing))
 
 def words_of(
     text:str # A label or search term

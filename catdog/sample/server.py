@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from PIL import Image
 
-from ..core.errors import CatdogError
+from ..core.errors import CatdogError, DataError
 from ..core.files import is_image_name
 from ..core.images import jpeg_bytes, open_image
 from .draw import DRAWABLE, draw, drawable, random_size, words_of
@@ -171,16 +171,14 @@ def _shares(faults):
 def _photo_folders(path, seed):
     "Return label -> its images, shuffled by `seed`"
     res = {}
-    if not path.is_dir(): raise CatdogError(f'{path} is not a folder: expected one with a folder of photos per label')
+    if not path.is_dir(): raise DataError(f'{path} is not a folder: expected one with a folder of photos per label')
     for d in sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith('.')):
         files = sorted(o for o in d.iterdir() if is_image_name(o) and not o.name.startswith('.'))
         Random(f'{seed}/{d.name}').shuffle(files)
         if files: res[d.name] = files
-    if not res: raise CatdogError(f'{path} has no folders with images: expected one per label, like {path/"cat"}')
+    if not res: raise DataError(f'{path} has no folders with images: expected one per label, like {path/"cat"}')
     return res
 
-_PARAMETERS = set('''aspect cc color count freshness height id imageContent imageType license maxFileSize maxHeight
-    maxWidth minFileSize minHeight minWidth mkt offset q safeSearch setLang size width'''.split())
 # Words of a search term that are not part of the label
 _FILLERS = set('''a an the of in on at with and photo photos photograph photographs picture pictures image images
     pic pics jpg portrait outdoor outdoors outside indoor indoors inside sun sunny shade close up closeup face animal
@@ -305,7 +303,6 @@ class SampleWeb:
         def _error(message, parameter=None, status=400, code='InvalidRequest'):
             return _json(status, _type='ErrorResponse', errors=[dict(code=code, message=message, parameter=parameter)])
         if key in ('', 'wrong'): return _error('Authorization is required.', status=401, code='InvalidAuthorization')
-        for o in sorted(set(params) - _PARAMETERS): return _error(f'There is no parameter {o}.', o)
         q = params.get('q', '').strip()
         if not q: return _error('Required parameter is missing.', 'q')
         numbers = {o: params.get(o, d) for o,d in dict(count='35', offset='0', minHeight='0', minWidth='0').items()}
