@@ -7,6 +7,7 @@ __all__ = ['DRAWABLE', 'PHOTOS', 'words_of', 'drawable', 'random_size', 'draw']
 
 # %% ../../nbs/sample/draw.ipynb #9a3568b4
 import colorsys, re
+from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
 from random import Random
@@ -330,9 +331,6 @@ def _animal(img, r, words, head, tail, thick):
     if r.random() < .35: p.taper([(-.58, .76), (0, 1.04), (.58, .76)], _hsv(r.random(), .7, .8), .18, .18)   # a collar
     head(p.inner(0, 0, 1, r.gauss(0, .12)), r, coat)
 
-def _cat(img, r, words): _animal(img, r, words, _cat_head, _cat_tail, .85)
-def _dog(img, r, words): _animal(img, r, words, _dog_head, _dog_tail, 1.1)
-
 # A box (left, top, right, bottom), then shapes: a colour, and an ellipse (x, y, rx, ry) or the points of an outline
 _THINGS = dict(
     house=((-1.5, -1.7, 1.5, 1.2), ('other', [(.4, -1.6), (.7, -1.6), (.7, -.5), (.4, -.5)]),
@@ -359,15 +357,15 @@ def _thing(img, r, words):
     box,*shapes = _THINGS[drawable(' '.join(words))]
     main,other = (_hsv(r.random(), r.uniform(.2, .85), r.uniform(.4, .95)) for _ in range(2))
     green = _hsv(r.uniform(.22, .4), r.uniform(.4, .7), r.uniform(.35, .75))
-    colours = dict(main=main, other=other, dark=_darker(other), light=_lighter(main, .45), green=green, white=(240, 240, 236),
-                   brown=(112, 82, 58), black=(34, 34, 38), glass=(160, 196, 216), yellow=(244, 200, 70))
+    colours = dict(main=main, other=other, dark=_darker(other), light=_lighter(main, .45), green=green,
+                   white=(240, 240, 236), brown=(112, 82, 58), black=(34, 34, 38), glass=(160, 196, 216),
+                   yellow=(244, 200, 70))
     p,stretch = _stage(img, r, box, .08),(r.uniform(.8, 1), r.uniform(.8, 1))
     p.shadow(0, box[3], box[2]*.8)
     for colour,o in shapes:
         if isinstance(o, list): p.polygon(np.array(o)*stretch, colours[colour])
         else: p.ellipse(*np.array(o)*(*stretch, *stretch), colours[colour])
 
-# %% ../../nbs/sample/draw.ipynb #198f10c4
 def _emblem(img, r, words):
     "A large star amid small ones: the `words` determine their shapes, colours and arrangement, and `r` varies them"
     t = Random(' '.join(words))
@@ -387,7 +385,8 @@ def _emblem(img, r, words):
         for size,colour in ((1, other), (.5, _lighter(other, .4))): q.polygon(small*size, colour)
 
 # %% ../../nbs/sample/draw.ipynb #a7a6b18d
-DRAWABLE = dict(cat=_cat, dog=_dog, **dict.fromkeys(_THINGS, _thing))
+DRAWABLE = dict(cat=partial(_animal, head=_cat_head, tail=_cat_tail, thick=.85),
+                dog=partial(_animal, head=_dog_head, tail=_dog_tail, thick=1.1), **dict.fromkeys(_THINGS, _thing))
 
 def words_of(
     text:str # A label or search term

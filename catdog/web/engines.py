@@ -20,11 +20,7 @@ from ..dataset.manifest import Photo
 from .http import BUSY, MAX_WAIT, TRIES, ask, clean_url, proxy_for, retry_delay
 
 # %% ../../nbs/web/engines.ipynb #723c12b9
-_HIDDEN = re.compile(r'''(?x) display\s*:\s*none | visibility\s*:\s*(hidden|collapse)
-                        | (?<![\w-])(font-size|opacity)\s*:\s*0*\.?0*\s*([a-z%]+\s*)?(;|!|$)''')
-_NOT_SHOWN = '''head title svg iframe object video audio canvas datalist select rp noscript noframes noembed
-    [hidden]'''.split()
-_BLOCKS = 'br p div ul ol li dl dt dd table th td tr'.split()
+_NOT_SHOWN = 'head style script title svg iframe object video audio canvas datalist select rp noscript noframes noembed'
 
 def _plain_text(o):
     "Return the HTML text `o` as one line of plain text, without what a browser hides; '' if it is not text"
@@ -32,9 +28,9 @@ def _plain_text(o):
     o = o.encode('utf8', 'replace').decode()   # JSON may hold half a character, a file may not
     if re.search(r'<[a-zA-Z/!]|&#?\w+;', o):
         soup = BeautifulSoup(o, 'lxml')   # html.parser does not end a paragraph where the next one starts
-        styled = (e for e in soup.select('[style]') if _HIDDEN.search(re.sub(r'/\*.*?\*/', '', e['style'].lower())))
-        for e in (*styled, *soup.select(','.join(_NOT_SHOWN))): e.extract()
-        for e in soup(_BLOCKS): e.insert_before(' '), e.insert_after(' ')
+        hidden = [e for e in soup.select('[style]') if re.search(r'display\s*:(\s|/\*.*?\*/)*none', e['style'].lower())]
+        for e in (*hidden, *soup.select('[hidden]'), *soup(_NOT_SHOWN.split())): e.extract()
+        for e in soup('br p div ul ol li dl dt dd table th td tr'.split()): e.insert_before(' '), e.insert_after(' ')
         o = soup.get_text()
     return ' '.join(o.split())
 
@@ -271,8 +267,7 @@ def _search_commons(term, n=150):
 def _search_sample(term, n=150, safe='moderate'):
     "Search the sample web of this process; start one if there is none"
     from catdog.sample.server import sample_web
-    web = sample_web()
-    return bing_pages(term, n, web.endpoint, 'sample', 'photos' if web.photos else 'sample', safe)
+    return bing_pages(term, n, sample_web().endpoint, 'sample', 'sample', safe)
 
 # Engine -> a function of a term, a number and, if it has safe search, `safe`; it returns `Photo`s, best first
 ENGINES = dict(bing=_search_bing, ddg=_search_ddg, openverse=_search_openverse, commons=_search_commons,
@@ -339,9 +334,7 @@ def _search_auto(term, n, safe):
         raise SearchError('auto', text, term=all(e.term for e in said))
     elif not answered:
         photos = {p.url: p for p in ENGINES['sample'](term, n)}
-        drawn = any(p.engine == 'sample' for p in photos.values())
-        print('No search engine on the web can be reached: using '
-              + ('the sample web, which draws images.' if drawn else 'the folder that the sample web serves.'))
+        print('No search engine on the web can be reached: using the sample web, which draws images.')
     return list(photos.values())[:n]
 
 def check_search(

@@ -238,13 +238,6 @@ def ask(
 _WIKIMEDIA = '''wikimedia wikipedia wikidata wiktionary wikibooks wikisource wikivoyage wikiquote wikinews wikiversity
     wikifunctions mediawiki wmfusercontent wmcloud wmflabs toolforge'''.split()
 
-def _site_of(host):
-    "Return the name under which `host` shares its limit with others, and that limit"
-    name = host.rstrip('.')
-    # https://wikitech.wikimedia.org/wiki/Robot_policy: two connections to all of Wikimedia
-    if name.endswith('.org') and name.split('.')[-2] in _WIKIMEDIA: return 'wikimedia.org',2
-    return name,PER_HOST
-
 @dataclass
 class _Site:
     limit:int              # Connections at once
@@ -311,23 +304,19 @@ class Fetcher:
                     site.error = f'{error}, like the {site.unanswered} requests before it',error.reason
             else: site.refusals = site.unanswered = 0
 
-    def _check(self, r):
-        "Raise `FetchError` if the answer `r` has no image that we may use"
-        status,text = r.status_code,f'its server answered {r.status_code}'
-        if status in BUSY:
-            seconds = _retry_after(r)
-            raise _TryAgain(text, 'busy', seconds, status == 429 or status == 503 and seconds is not None)
-        if not r.ok: raise FetchError(text, 'not-found' if status in (404, 410) else 'refused')
-        if rule := opt_out(r.raw.headers, self.ignored):
-            raise FetchError(f'its server forbids this use ({rule})', 'refused')
-
     def _request(self, url):
-        "Return the body at `url`, or the URL that it redirects to"
+        "Return the body at `url`, or the URL that it redirects to; raise `FetchError` if it may not be used"
         end = time.monotonic() + 3*self.timeout
         try:
             with self.session.open(url, (min(self.timeout, 5), self.timeout)) as r:
                 if r.is_redirect: return clean_url(self.session.get_redirect_target(r), url)
-                self._check(r)
+                text,seconds = f'its server answered {r.status_code}',_retry_after(r)
+                if r.status_code in BUSY:
+                    is_refused = r.status_code == 429 or r.status_code == 503 and seconds is not None
+                    raise _TryAgain(text, 'busy', seconds, is_refused)
+                if not r.ok: raise FetchError(text, 'not-found' if r.status_code in (404, 410) else 'refused')
+                if rule := opt_out(r.raw.headers, self.ignored):
+                    raise FetchError(f'its server forbids this use ({rule})', 'refused')
                 return _read_body(r, end, MAX_BYTES)
         except ImageError: raise
         # requests, urllib3, http.client, ssl and idna raise a dozen types each for what a server may do
@@ -337,8 +326,11 @@ class Fetcher:
         "Return the body at `url`, after redirects"
         for _ in range(_MAX_REDIRECTS + 1):
             host = check_host(url)
-            name,limit = _site_of(host)
-            site,error = self.sites.setdefault(name, _Site(limit)),None
+            name,error = host.rstrip('.'),None
+            # https://wikitech.wikimedia.org/wiki/Robot_policy: two connections to all of Wikimedia
+            is_wikimedia = name.endswith('.org') and name.split('.')[-2] in _WIKIMEDIA
+            if is_wikimedia: name = 'wikimedia.org'
+            site = self.sites.setdefault(name, _Site(2 if is_wikimedia else PER_HOST))
             with self._slot(site, end) as started:
                 try: res = self._request(url)
                 except FetchError as e: error = e; raise
