@@ -349,6 +349,20 @@ def test_workflows():
     release = workflow('release')
     assert release[True]['push']['tags'] and 'build' in json.dumps(release['jobs'])   # YAML 1.1 reads `on` as true
 
+# Findings
+
+FINDINGS = sorted((ROOT/'findings').glob('*.sh'))
+
+def test_findings_are_listed_and_name_versions():
+    assert re.findall(r'^\| `(\S+\.sh)`', read('findings/README.md'), re.M) == [o.name for o in FINDINGS] != []
+    for o in FINDINGS:
+        installed, = re.findall(r'pip" install -q --disable-pip-version-check (.*)', o.read_text(encoding='utf8'))
+        assert os.access(o, os.X_OK) and all('==' in p for p in installed.split()), o
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('path', FINDINGS, ids=lambda o: o.stem)
+def test_findings_hold(path): subprocess.run([path], check=True, timeout=300)
+
 # Imports and hooks
 
 @pytest.mark.parametrize('module', ['catdog.train', 'catdog.learn.finetune'])
