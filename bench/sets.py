@@ -49,7 +49,8 @@ def main(
     rows = {}
     for seed in range(seeds):
         for name in sets.split(','):
-            for recipe in recipes.split(','): rows.setdefault((name, recipe), []).append(measure(name, recipe, seed, minutes))
+            for recipe in recipes.split(','):
+                rows.setdefault((name, recipe), []).append(measure(name, recipe, seed, minutes))
     for (name,recipe),o in rows.items():
         error,loss,took = map(mean, zip(*o))
         print(f'{name:12} {recipe:10} {error:6.2%} error, loss {loss:.3f}, {took:5.1f} minutes (mean of {len(o)})')

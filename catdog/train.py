@@ -80,7 +80,7 @@ def _check_build(words, path, out, n, engine, photos, safe, **recipe):
 
 @command
 def build(
-    labels:Annotated[list, dict(nargs='*', type=str)]=(), # Two words or more; default: all labels of `photos`
+    labels:Annotated[list, dict(nargs='*', type=str)], # Two words or more; none: all labels of `photos`
     path:str=None, # Folder for the images; default: named after the words, in data/
     out:str=None, # Folder for the model; default: named after the words, in models/
     n:int=None, # Images per label; default: 150 from the web, all of your own photos

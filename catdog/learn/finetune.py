@@ -70,7 +70,7 @@ def recipe_tfms(
     recipe:str, # One of `RECIPES`
     size:int # Side of the square that the network is given, in pixels
 ) -> dict: # For `get_dls`; empty for its defaults
-    "Return the transforms of `recipe`: all but 'classic' validate on the whole image, squeezed, and augment batches on a GPU only"
+    "Return the transforms of `recipe`: but for 'classic', whole images, squeezed, in validation; batches augmented on a GPU"
     if recipe == 'classic': return {}
     crop = RandomResizedCrop(size, min_scale=0.5, val_xtra=0)
     return dict(item_tfms=crop) if torch.cuda.is_available() else dict(item_tfms=[crop, FlipItem()], batch_tfms=[])
@@ -223,7 +223,7 @@ def unfreeze_except_batchnorm(
     learn.create_opt()
 
 # %% ../../nbs/learn/finetune.ipynb #7a10c5e3
-_EPOCHS,_VIEWS = 12,4   # of the last stages
+_EPOCHS,_VIEWS = 10,4   # of the last stages
 
 def _cut_body(body):
     "Return (early, last), the stages of `body` up to feature maps and from there on; None if we do not know its stages"
@@ -282,7 +282,7 @@ def _scaled_loss(logits, truth):
     return F.cross_entropy(logits/best_temperature(logits, truth), truth).item()
 
 def _fit_best_head(learn):
-    "Fit the head with as little regularisation as clearly lowers the validation loss; return validation logits and labels"
+    "Fit the head, less regularised where that clearly lowers the validation loss; return validation logits and labels"
     best = np.inf
     for C in (.003, .03, .3):
         logits,truth = validation_logits(fit_head(learn, C))
@@ -315,16 +315,18 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
     learn.model[1][-2].p = .2   # dropout
     try:
         train,valid = (_Maps(learn, early, *o, end) for o in ((learn.dls.train_ds, _VIEWS), (learn.dls.valid_ds, 1)))
-        dls = DataLoaders(DataLoader(train, 64, shuffle=True, drop_last=True), DataLoader(valid, 64), device=learn.dls.device)
+        loaders = DataLoader(train, 64, shuffle=True, drop_last=len(train) > 64),DataLoader(valid, 64)
+        dls = DataLoaders(*loaders, device=learn.dls.device)
         def loss(p, y): return F.cross_entropy(p, y, label_smoothing=.1*inner.training)
-        inner = Learner(dls, _LastStages(last, learn.model[1]), loss, metrics=[AccumMetric(_scaled_loss, flatten=False), error_rate],
-                        splitter=lambda m: [params(m.last), params(m.head)], path=learn.path)
+        inner = Learner(dls, _LastStages(last, learn.model[1]), loss, path=learn.path,
+                        metrics=[AccumMetric(_scaled_loss, flatten=False), error_rate],
+                        splitter=lambda m: [params(m.last), params(m.head)])
         inner.logger = learn.logger
         if not hasattr(learn, 'progress'): inner.remove_cb(ProgressCallback)
         checkpoint.owner,checkpoint.which = learn,2
-        epochs = _epochs_in_time(inner, epochs, end - time.monotonic())
+        if not (epochs := _epochs_in_time(inner, epochs, end - time.monotonic())): raise CancelFitException
         with _faster(inner, checkpoint, BnFreeze(), _Deadline(end)):
-            inner.fit_one_cycle(epochs, slice(5e-4, 2e-4), pct_start=.3, start_epoch=checkpoint.start)
+            inner.fit_one_cycle(epochs, slice(4e-4, 2e-4), pct_start=.3, start_epoch=checkpoint.start)
     except CancelFitException: pass
     checkpoint.restore(learn)
     learn.freeze()
@@ -332,10 +334,11 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
     if checkpoint.lowest >= head['bound']:
         print(f'last stages: no better than the head ({head["error"]:.1%} error), not kept, {took}')
         return
-    for o in (train, valid):
-        with torch.inference_mode(): rows = [Pool()(last.eval()(x.float().to(learn.dls.device))) for x in o.maps[:o.n, 0].split(64)]
-        keep_features(learn, o.files, torch.cat(rows).cpu().numpy())
-    wrong = (head_scores(learn, torch.cat(rows).cpu().numpy()).argmax(1) != valid.y).float().mean()
+    net = nn.Sequential(last, Pool()).eval()
+    for o in (train, valid):   # what follows a training need not compute features again
+        with torch.inference_mode(): rows = [net(x.float().to(learn.dls.device)) for x in o.maps[:o.n, 0].split(64)]
+        keep_features(learn, o.files, features := torch.cat(rows).cpu().numpy())
+    wrong = (head_scores(learn, features).argmax(1) != valid.y).float().mean()
     print(f'last stages: {head["error"]:.1%} → {wrong:.1%} error, {took}')
 
 
