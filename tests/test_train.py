@@ -219,7 +219,8 @@ def test_auto_trains_the_last_stages_and_they_are_exported(polygons, tmp_path, c
     features._features.clear()
     exact = labelled_features(learn)[0]
     assert np.abs(kept - exact).max() < .01*np.abs(exact).max()
-    classifier,p = Classifier(export(learn, tmp_path/'model')),learn.get_preds(inner=True)[0]
+    classifier = Classifier(export(learn, tmp_path/'model'))
+    with learn.no_bar(): p = learn.get_preds()[0]
     answers = classifier.predict_batch(learn.dls.valid_ds.items)
     assert all(abs(o.probabilities[o.label] - row.max()) < .01 for o,row in zip(answers, p.numpy()))
 
