@@ -209,6 +209,7 @@ def test_auto_trains_the_last_stages_and_they_are_exported(polygons, tmp_path, c
     from catdog.train import export, get_learner, train
     learn = train(polygons, size=64, epochs=5)
     assert re.search(r'last stages: [\d.]+% → [\d.]+% error, \d+ s', capsys.readouterr().out)
+    assert learn.tuned == 'last stages'
     first,now = (o.model[0].model for o in (get_learner(learn.dls), learn))
     for part,moved in (('conv_stem', False), ('blocks.4', False), ('blocks.6', True), ('conv_head', True)):
         a,b = (next(o.get_submodule(part).parameters()) for o in (first, now))
@@ -231,7 +232,32 @@ def test_auto_leaves_to_the_head_what_the_head_knows(drawings, polygons, tmp_pat
     for kw in (dict(path=drawings), dict(path=polygons), dict(path=polygons, epochs=5, minutes=1e-6),
                dict(path=polygons, epochs=0)): train(size=64, **kw)
     out = capsys.readouterr().out
-    assert out.count('validation images') == 4 and '→' not in out
+    assert out.count('validation images') == 4 and out.count('last stages: not trained') == 1 and '→' not in out
+
+def test_minutes_end_the_last_stages(polygons, tmp_path, monkeypatch):
+    from catdog.train import train
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    learn = train(polygons, size=64, epochs=10**4, minutes=.2)
+    assert time.monotonic() - start < 20 and learn.tuned == 'last stages'
+
+@pytest.mark.parametrize('losses,arch,size', [((1., .8), 'efficientnet_lite2', 80), ((1., .95), 'efficientnet_lite0', 64)])
+def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, polygons, tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+    from catdog.learn import finetune
+    from catdog.train import export, train
+    monkeypatch.chdir(tmp_path)
+    find,fit,left = finetune.find_arch,finetune._fit_best_head,[*losses]
+    monkeypatch.setattr(finetune, 'find_arch', lambda name: replace(find(name), size=80 if '2' in name else 64))
+    monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (left.pop(0), .25))[1])
+    learn = train(polygons)
+    assert (learn.arch_name, left) == (arch, [])
+    assert ('efficientnet_lite2: 25.0% → 25.0%' in (out := capsys.readouterr().out)) == (size == 80), out
+    classifier = Classifier(export(learn, 'model'))
+    assert (classifier.meta['size'], classifier.meta['arch']) == (size, arch)
+    with learn.no_bar(): p = learn.get_preds()[0]
+    answers = classifier.predict_batch(learn.dls.valid_ds.items)
+    assert all(abs(o.probabilities[o.label] - row.max()) < .01 for o,row in zip(answers, p))
 
 # Wrong arguments are reported before anything is searched or written
 
