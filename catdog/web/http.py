@@ -102,14 +102,17 @@ def opt_out(
 class _Timed:
     "A urllib3 connection whose answer must have all its headers within the read timeout"
     def getresponse(self, *args, **kwargs):
-        # the socket's own timeout starts again with every byte; this way to shut it down works for an SSL socket, too
-        timer = threading.Timer(self.timeout, socket.socket.shutdown, (self.sock, socket.SHUT_RDWR))
-        timer.daemon,end = True,time.monotonic() + self.timeout
+        sock,late = self.sock,threading.Event()
+        def _cut():
+            late.set()
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)   # of an SSL socket, too
+        timer = threading.Timer(self.timeout, _cut)   # the socket's own timeout starts again with every byte
+        timer.daemon = True
         timer.start()
         try: return super().getresponse(*args, **kwargs)
         finally:
             timer.cancel()
-            if time.monotonic() >= end: raise TimeoutError('the headers took too long')
+            if late.is_set(): raise TimeoutError('the headers took too long')
 
 class _Public(_Timed):
     "A `_Timed` connection that refuses private addresses after DNS, whatever the name resolved to before"
