@@ -14,8 +14,7 @@ from .learn.export import saved_learner   # first: it says that torch and fastai
 import pandas as pd
 
 from .clean.cleaner import Cleaner
-from .clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores
-from .clean.issues import suspects
+from .clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores, suspects
 from .clean.report import error_sentences, report
 from .core.errors import DataError, command
 from .core.files import check_new_file

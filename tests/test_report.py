@@ -6,8 +6,7 @@ import pandas as pd
 import pytest
 from fastai.vision.augment import Resize, ResizeMethod
 
-from catdog.clean.interpret import plot_confusion, precision_recall, predictions
-from catdog.clean.issues import suspects
+from catdog.clean.interpret import plot_confusion, precision_recall, predictions, suspects
 from catdog.clean.report import error_sentences, report
 from catdog.core.errors import CatdogError
 from catdog.data import get_dls

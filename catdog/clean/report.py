@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 from fastai.learner import Learner
 
-from .interpret import gradcam_overlays, precision_recall, prediction_table
-from .issues import find_issues
+from .interpret import find_issues, gradcam_overlays, precision_recall, prediction_table
 from ..core.errors import CatdogError
 from ..core.files import check_new_file, write_atomic
 from ..core.images import data_url, thumbnail

@@ -136,11 +136,12 @@ def split_dls(
 def print_used(
     dls:DataLoaders # From `split_dls`
 ):
-    "Print how many images of the folder are used, unless `split_dls` did, and which labels are unused"
+    "Print how many images of the folder are used, unless `split_dls` did, which labels are not, and how it was split"
     folder,sentence = dls.split.folder,used_sentence(dls.split)
     if rank_distrib(): return
     if ';' not in sentence: print(f'{folder.path}: {sentence}')
     if others := ', '.join(folder.others): print(f'{folder.path} also has images of {others}, which are not used')
+    if dls.split.note: print(dls.split.note)
 
 def labelled_dl(
     dls:DataLoaders, # From `split_dls`, or any others
