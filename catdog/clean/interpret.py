@@ -19,6 +19,7 @@ import pandas as pd
 from fastai.learner import Learner
 from fastai.layers import NoneReduce
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
@@ -44,12 +45,9 @@ def plot_confusion(
     rates = counts/np.maximum(counts.sum(1, keepdims=True), 1)
     side = 1.6 + .6*len(labels)
     fig,axes = plt.subplots(1, 2, figsize=(2*side + .4, side), layout='constrained')
-    for ax,title,text in zip(axes, ('counts', 'rates'), (counts.astype(str), np.vectorize('{:.0%}'.format)(rates))):
-        ax.imshow(rates, cmap='Blues', vmin=0, vmax=1)
-        for (i,j),rate in np.ndenumerate(rates):
-            ax.text(j, i, text[i, j], ha='center', va='center', color='white' if rate > .5 else 'black')
-        ax.set(title=title, xlabel='network', ylabel='folder', xticks=range(len(labels)), yticks=range(len(labels)),
-               xticklabels=labels, yticklabels=labels)
+    for ax,title,values,form in zip(axes, ('counts', 'rates'), (counts, rates), ('d', '.0%')):
+        ConfusionMatrixDisplay(values, display_labels=labels).plot(ax=ax, cmap='Blues', values_format=form, colorbar=False)
+        ax.set(title=title, xlabel='network', ylabel='folder')
         for o in ax.get_xticklabels() + ax.get_yticklabels(): o.set_parse_math(False)   # a label may contain $
     return axes
 

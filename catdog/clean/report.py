@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 from fastai.learner import Learner
+from matplotlib import pyplot as plt
 
 from .interpret import find_issues, gradcam_overlays, precision_recall, prediction_table
 from ..core.errors import CatdogError
@@ -56,14 +57,6 @@ def error_sentences(
 _templates = jinja2.Environment(loader=jinja2.PackageLoader('catdog'), autoescape=True)
 _SETS = dict(Train='for training', Valid='for validation', Test='for testing', New='new', Unknown='images')
 
-def _drawn(curve):
-    "Return the figure of a learning curve as an image"
-    from matplotlib import pyplot as plt
-    figure = plot_learning_curve(curve).figure
-    figure.savefig(f := io.BytesIO(), dpi=120)
-    plt.close(figure)
-    return data_url(open_image(f.getvalue()))
-
 def report(
     learn:Learner, # Trained, or from `saved_learner`
     out:str|os.PathLike='report.html' # File to write
@@ -76,7 +69,11 @@ def report(
     found = dict(getattr(learn, 'insights', {}))
     sources = image_sources(split.folder, table.file) if split else {}
     found['shortcuts'] = shortcuts(image_traits(table.file, predicted.quality, sources), table.label)
-    notes = [getattr(learn, 'note', '') or getattr(split, 'note', ''), f'{used[0].upper()}{used[1:]}.' if ';' in used else '']
+    drawn = io.BytesIO()
+    if 'curve' in found: plot_learning_curve(found['curve']).figure.savefig(drawn, dpi=120)
+    plt.close()
+    notes = [getattr(learn, 'note', '') or getattr(split, 'note', ''),
+             f'{used[0].upper()}{used[1:]}.' if ';' in used else '']
     n = table.groupby([table.label.astype(str), 'dataset']).size().unstack(fill_value=0)
     n = n.reindex(index=labels, columns=[o for o in _SETS if o in n.columns], fill_value=0)
     counts = _confusion(table, labels)
@@ -95,7 +92,7 @@ def report(
         scores=list(precision_recall(counts, labels).itertuples()),
         pairs=[(*o, [(row, _image(row.file)) for row in _confused(*o[:2]).itertuples()])
                for o in confused_pairs(counts, labels)],
-        help=insight_sentences(found), curve=_drawn(found['curve']) if 'curve' in found else '',
+        help=insight_sentences(found), curve=data_url(open_image(drawn.getvalue())) if 'curve' in found else '',
         losses=[(o, _image(o.file), data_url(overlay, 80))
                 for o,overlay in zip(worst.itertuples(), overlays)],
         n_suspects=len(df), kinds=', '.join(f'{v} {k}' for k,v in df.kind.value_counts().items()),

@@ -52,15 +52,12 @@ def _check_image(file):
     except ImageError as e: return _Checked(None, None, e.reason)
     return _Checked(content_id(data), image_quality(img), None)
 
-def _check_images(
-    files # Paths of images
-) -> list: # For each file a tuple: content_id, quality (from `image_quality`), fault (why it cannot be opened, or None)
-    "Open all `files`, several at a time"
+def _check_images(files):
+    "Open all `files`, several at a time; return `_Checked` for each"
     return list(tqdm(map_ahead(_check_image, files), 'opening images', len(files), leave=False, delay=2))
 
 def _group(checked, labels):
-    """Return a group number for each of `checked`, equal for copies, and whether the images are alike by nature
-    A file that cannot be opened is its own group."""
+    "Return a group number for each of `checked`, equal for copies, and whether the images are alike by nature"
     good = [i for i,o in enumerate(checked) if not o.fault]
     groups = np.arange(len(checked)) + len(checked)
     bits,colours = ([checked[i].quality[k] for i in good] for k in ('bits', 'colours'))
@@ -87,13 +84,6 @@ def image_sources(
     folders = [None if label_name(f.parent.name) == folder.label(f) else str(f.parent) for f in map(Path, files)]
     return dict(host=[urlsplit(o.get('url') or '').hostname for o in found], folder=folders,
                 author=[o.get('creator') or None for o in found], engine=[o.get('engine') or None for o in found])
-
-def _join(groups, keys):
-    "Return `groups` with those joined that have images with the same key, unless it is None"
-    groups,first = np.array(groups),{}
-    for i,key in enumerate(keys):
-        if key is not None: groups[groups == groups[i]] = groups[first.setdefault(key, i)]
-    return groups
 
 def stratify(
     labels, # Label of each image
@@ -125,7 +115,9 @@ def _sides(folder, files, checked, valid_pct, seed, group_by=None):
     if alike: note = 'Many images are nearly alike, as from a fixed camera: only the same shot counts as a copy.'
     if group_by:
         keys = image_sources(folder, [files[i] for i in train])[group_by]
-        groups,n = _join(groups, keys),len({*keys} - {None})
+        for i,key in enumerate(keys):
+            if key is not None: groups[groups == groups[i]] = groups[keys.index(key)]
+        n = len({*keys} - {None})
         if n < 2: raise DataError(f'{folder.path}: its images do not come from several {group_by}s: leave out group_by')
         note = f'{note} Images of one {group_by} are on one side of the split ({n} {group_by}s).'.strip()
     return *([train[i] for i in side] for side in stratify(labels, groups, valid_pct, seed)),note

@@ -69,7 +69,8 @@ def model_metadata(
     if int8: extra['int8'] = True
     return dict(format=1, labels=list(map(str, learn.dls.vocab)), **preprocessing(learn),
                 arch=getattr(arch, '__name__', str(arch)), **_training_data(learn.dls, len(truth)),
-                **_validation(learn, logits, truth, distances), **extra, insights=getattr(learn, 'insights', {}), date=date.today().isoformat(),
+                **_validation(learn, logits, truth, distances), **extra, insights=getattr(learn, 'insights', {}),
+                date=date.today().isoformat(),
                 versions={o: version(o) for o in ('catdog', 'fastai', 'torch', 'torchvision')})
 
 def _escape(text): return re.sub(r'([\\`*_\[\]{}<>|#~$&!])', r'\\\1', ' '.join(str(text).split()))
@@ -98,8 +99,8 @@ def _errors_of(labels, errors, of):
     counts = np.array(errors['confusion'])
     lines = error_lines(counts, [_escape(o) for o in labels], of, most=0)
     if counts.sum() < 100: lines.append('- With so few images the interval is wide.')
-    recall = [error_interval(int(counts[i, i]), n) if (n := int(counts[i].sum())) else None for i in range(len(labels))]
-    rows = [[o, *row, f'{r[0]:.1%} ({r[1]:.1%} to {r[2]:.1%})' if r else '-'] for o,row,r in zip(labels, counts, recall)]
+    def _recall(right, n): return '{:.1%} ({:.1%} to {:.1%})'.format(*error_interval(right, n)) if n else 'unknown'
+    rows = [[o, *row, _recall(int(row[i]), int(row.sum()))] for i,(o,row) in enumerate(zip(labels, counts))]
     table = markdown_table(rows, ['truth \\ answer', *labels, 'recall (95% interval)'])
     return '\n'.join([lines[0] + '.', '', *lines[1:], *[''][:len(lines) - 1], table])
 

@@ -7,12 +7,14 @@ __all__ = ['learning_curve', 'plot_learning_curve', 'image_traits', 'shortcuts',
            'insight_sentences']
 
 # %% ../../nbs/learn/insights.ipynb #5da2e234
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from fastai.learner import Learner
-from pathlib import Path
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from ..dataset.split import SOURCES, image_sources
@@ -28,7 +30,7 @@ def _rotated(x):
     u,s,_ = np.linalg.svd(z, full_matrices=False)
     return u*s
 
-def _head(z, y): return LogisticRegression(C=.003, max_iter=1000, tol=.01).fit(z, y)
+_HEAD = LogisticRegression(C=.003, max_iter=1000, tol=.01)
 
 def _count_errors(z, y):
     "Return numbers of training images, and the wrong answers about all of `z` after training on so many"
@@ -43,7 +45,7 @@ def _count_errors(z, y):
             for i,share in enumerate(shares):
                 some = order[:round(share*len(order))]
                 sizes[i] += len(some)/5/repeats
-                wrong[i] += (_head(z[some], y[some]).predict(z[test]) != y[test]).sum()/repeats
+                wrong[i] += (_HEAD.fit(z[some], y[some]).predict(z[test]) != y[test]).sum()/repeats
     return sizes,wrong
 
 def learning_curve(
@@ -64,8 +66,8 @@ def learning_curve(
         return [float(values.ravel()[order[i]]) for i in np.searchsorted(total, np.array([.025, .5, .975])*total[-1])]
     more = now*2.**np.arange(-3, 4)
     low,middle,high = map(list, zip(*(_interval(_at(m)) for m in more)))
-    return dict(sizes=sizes.round(1).tolist(), errors=(wrong/n).tolist(), n=n, more=more.tolist(), low=low, middle=middle,
-                high=high, gain=_interval(_at(now) - _at(2*now)))
+    return dict(sizes=sizes.round(1).tolist(), errors=(wrong/n).tolist(), n=n, more=more.tolist(), low=low,
+                middle=middle, high=high, gain=_interval(_at(now) - _at(2*now)))
 
 # %% ../../nbs/learn/insights.ipynb #95af2e4a
 def plot_learning_curve(
@@ -114,13 +116,6 @@ def _accuracy(values, has):
     right = (1 + np.sign(for_it.round(9)))/2
     return np.mean([right[has == i].mean() for i in (0, 1)]),np.sqrt((.25/n).sum())/2
 
-def _example(values, has):
-    "Return in words how `values` of images that have a label differ from those of others"
-    if values.dtype.kind in 'fi': return f'median {values[has].median():.3g} beside {values[~has].median():.3g}'
-    a,b = (values[o].fillna('unknown').value_counts(normalize=True) for o in (has, ~has))
-    most = a.sub(b, fill_value=0).abs().idxmax()
-    return f'{most}: {a.get(most, 0):.0%} beside {b.get(most, 0):.0%}'
-
 def shortcuts(
     traits:pd.DataFrame, # From `image_traits`
     labels # The label of each image
@@ -128,13 +123,20 @@ def shortcuts(
     "Return which traits alone tell a label from the others"
     labels,found = pd.Series(list(map(str, labels))),[]
     names = sorted(labels.unique())
+    least = .75 if len(names) == 2 else .85   # of many labels, one may well be darker by its nature
     for label in names if len(names) > 2 else names[1:]:
         has = labels == label
         for trait in traits:
             accuracy,chance = _accuracy(traits[trait], has)
-            if accuracy < max(.75, .5 + 5*chance): continue
+            if accuracy < max(least, .5 + 5*chance): continue
+            a,b,example = traits[trait][has],traits[trait][~has],'median {:.3g} beside {:.3g}'
+            if a.dtype.kind in 'fi': example = example.format(a.median(), b.median())
+            else:   # the value whose shares differ most
+                a,b = (o.fillna('unknown').value_counts(normalize=True) for o in (a, b))
+                most = a.sub(b, fill_value=0).abs().idxmax()
+                example = f'{most}: {a.get(most, 0):.0%} beside {b.get(most, 0):.0%}'
             found.append(dict(trait=trait, label=label, others=names[0] if len(names) == 2 else 'the others',
-                              accuracy=float(accuracy), example=_example(traits[trait], has)))
+                              accuracy=float(accuracy), example=example))
     return sorted(found, key=lambda o: -o['accuracy'])
 
 # %% ../../nbs/learn/insights.ipynb #410f7926
@@ -144,28 +146,28 @@ def grouped_errors(
     sources:dict # From `image_sources`
 ) -> list: # Dicts for each kind that a fifth of the images share: by, groups, error, alone (images left out one by one)
     "Return the errors of a head about images from sources that it has not seen"
-    found,z,n = [],_rotated(x),len(y)
+    found,z = [],_rotated(x)
     for by in SOURCES:
         keys = pd.Series(sources[by], dtype=object)
-        shared,groups = keys.map(keys.value_counts()) > 1,pd.factorize(keys.fillna(pd.Series(range(n))).map(str))[0]
-        parts = min(5, pd.Series(groups).groupby(y).nunique().min())
-        if shared.mean() < .2 or parts < 2: continue
-        kinds = StratifiedKFold(parts, shuffle=True, random_state=0).split(z, y),StratifiedGroupKFold(parts).split(z, y, groups)
-        splits = [[(i, j) for i,j in o if len(np.unique(y[i])) > 1] for o in kinds]
-        alone,error = (np.mean([o for i,j in split for o in _head(z[i], y[i]).predict(z[j]) != y[j]]) for split in splits)
-        found.append(dict(by=by, groups=int(keys.nunique()), error=float(error), alone=float(alone)))
+        groups = keys.fillna(pd.Series(range(len(y)))).map(str)   # an image from nowhere is alone
+        parts = min(5, groups.groupby(y).nunique().min())
+        if keys.duplicated(keep=False)[keys.notna()].sum() < len(y)/5 or parts < 2: continue
+        with suppress(ValueError):   # all training images of a part may have one label
+            alone = StratifiedKFold(parts, shuffle=True, random_state=0).split(z, y)
+            alone,error = ((cross_val_predict(_HEAD, z, y, cv=o) != y).mean()
+                           for o in (alone, StratifiedGroupKFold(parts).split(z, y, groups)))
+            found.append(dict(by=by, groups=int(keys.nunique()), error=float(error), alone=float(alone)))
     return found
 
 # %% ../../nbs/learn/insights.ipynb #7dbf8de5
 def insights(
-    learn:Learner, # From `get_learner`, before its body is trained on its images
-    most:int=2000 # At most so many images, at random
-) -> dict: # curve, from `learning_curve`; shortcuts; groups, from `grouped_errors`: each if it can be measured; JSON types
+    learn:Learner # From `get_learner`, before its body is trained on its images
+) -> dict: # curve, from `learning_curve`; shortcuts; groups, from `grouped_errors`; only what can be measured
     "Find out what would help: more images, or other ones"
     dls,sets = learn.dls,(learn.dls.train_ds, learn.dls.valid_ds)
     parts = [(ds, *labelled_features(learn, ds, on_bad=note_bad(learn))) for ds in sets if len(ds)]
     x,y = np.concatenate([o[1] for o in parts]),np.concatenate([o[2] for o in parts])
-    some = np.random.default_rng(0).permutation(len(y))[:most]
+    some = np.random.default_rng(0).permutation(len(y))[:2000]   # more take long
     some = some[np.bincount(y[some])[y[some]] >= 5]
     if len(np.unique(y[some])) < 2: return {}
     x,y,split,found = x[some, x.shape[1]//2:],y[some],vars(dls).get('split'),{}
