@@ -3,12 +3,12 @@ import json
 from collections import Counter
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import ImageEnhance
 
 from catdog.clean.interpret import prediction_table
 from catdog.clean.report import report
+from catdog.core.duplicates import image_quality
 from catdog.core.errors import CatdogError
 from catdog.core.images import open_image
 from catdog.data import get_dls
@@ -17,7 +17,7 @@ from catdog.dataset.split import image_sources, split_files
 from catdog.learn.card import model_card, model_metadata
 from catdog.learn.finetune import recipe_learner, recipe_tfms
 from catdog.learn.head import fit_head
-from catdog.learn.insights import (grouped_errors, image_traits, insight_sentences, insights, learning_curve, shortcuts)
+from catdog.learn.insights import _grouped_errors, insight_sentences, insights, learning_curve, shortcuts
 from catdog.sample.draw import draw
 from test_duplicates import camera
 
@@ -48,36 +48,35 @@ def test_curve_of_few_and_of_uneven_images():
         assert curve['sizes'][-1] == pytest.approx(.8*len(some)) and json.loads(json.dumps(curve)) == curve
     assert learning_curve(x, y, 400)['more'][3] == 400
 
-def traits(n=120, **columns):
-    rng = np.random.default_rng(0)
-    columns = dict(brightness=rng.normal(120, 30, n), host=rng.choice(['a.example', 'b.example'], n)) | columns
-    return pd.DataFrame(columns),np.array(['cat', 'dog', 'fish']*(n//3))
+def traits(n=120, dark=None, suffix='.jpg', hosts=('a.example', 'b.example', None)):
+    "Arguments of `shortcuts`: cats, dogs and fish at random, but one `dark`, one with a `suffix`, one from one host"
+    rng,which = np.random.default_rng(0),np.arange(n) % 3
+    brightness = rng.normal(140, 25, n) - 80*(which == dark)
+    quality = [dict(size=(int(w), 300), sharpness=90., contrast=o/3, brightness=o)
+               for w,o in zip(rng.integers(200, 500, n), brightness)]
+    files = [f'{i}{suffix if k == 0 else ".jpg"}' for i,k in enumerate(which)]
+    host = [hosts if isinstance(hosts, str) and k == 2 else str(rng.integers(3)) for k in which]
+    return np.array(['cat', 'dog', 'fish'])[which],files,quality,dict(host=host, engine=[None]*n)
 
-dark = np.where(np.arange(120) % 3 == 1, 60, 140) + np.random.default_rng(1).normal(0, 25, 120)
-suffixes = np.where(np.arange(120) % 3 == 0, '.png', '.jpg')
-hosts = np.random.default_rng(1).choice(['a.example', 'b.example', None], 120)
-hosts[2::3] = 'one.example'
-
-@pytest.mark.parametrize('column,values,label,words', [
-    ('brightness', dark, 'dog', 'Brightness alone tells dog from the others: 9'),
-    ('file format', suffixes, 'cat', 'File format alone tells cat from the others: 100% right'),
-    ('host', hosts, 'fish', '(one.example: 100% beside 0%)')])
-def test_planted_shortcuts_are_found(column, values, label, words):
-    table,labels = traits(**{column: values})
-    found = shortcuts(table, labels)
-    assert (found[0]['trait'], found[0]['label']) == (column, label)
+@pytest.mark.parametrize('planted,trait,label,words', [
+    (dict(dark=1), 'brightness', 'dog', 'Brightness alone tells dog from the others: 9'),
+    (dict(suffix='.png'), 'file format', 'cat', 'tells cat from the others: 100% right'),
+    (dict(hosts='one.example'), 'host', 'fish', '(one.example: 100% beside 0%)')])
+def test_planted_shortcuts_are_found(planted, trait, label, words):
+    labels,*rest = traits(**planted)
+    found = shortcuts(labels, *rest)
+    assert (found[0]['trait'], found[0]['label']) == (trait, label)
     assert words in insight_sentences(dict(shortcuts=found))[0]
-    assert shortcuts(*traits()) == shortcuts(table, np.random.default_rng(2).permutation(labels)) == []
-    assert shortcuts(table[:20], labels[:20]) == []   # too few to tell from chance
+    assert shortcuts(*traits()) == shortcuts(np.random.default_rng(2).permutation(labels), *rest) == []
+    assert shortcuts(*traits(12, **planted)) == shortcuts(['cat']*120, *rest) == []   # too few; one label
 
 def test_no_shortcut_in_100_splits_of_photographs(photos):
-    from catdog.core.duplicates import image_quality
     files = [o for label in ('cat', 'dog') for o in sorted((photos/'photos'/'web'/label).iterdir())[:150]]
-    table = image_traits(files, [image_quality(open_image(o, 512)) for o in files], {})
-    labels = [o.parent.name for o in files]
+    quality = [image_quality(open_image(o, 512)) for o in files]
     for seed in range(100):
         some = np.random.default_rng(seed).permutation(len(files))[:30 + 2*seed]
-        assert shortcuts(table.iloc[some].reset_index(drop=True), [labels[i] for i in some]) == []
+        labels = [files[i].parent.name for i in some]
+        assert shortcuts(labels, [files[i] for i in some], [quality[i] for i in some], {}) == []
 
 def fill(folder, n, look=lambda img, label, i: img):
     for label in ('cat', 'dog'):
@@ -125,10 +124,10 @@ def test_error_about_unknown_sources():
     pets = rng.normal(size=(30, 2, 99))[author, y]
     none = [None]*300
     sources = dict(host=none, author=author.tolist(), folder=none)
-    found, = grouped_errors(pets + .1*rng.normal(size=(300, 99)), y, sources)
+    found, = _grouped_errors(pets + .1*rng.normal(size=(300, 99)), y, sources)
     assert found['by'] == 'author' and found['groups'] == 30 and found['alone'] < .1 < .3 < found['error']
     assert 'With whole authors left out (30)' in insight_sentences(dict(groups=[found]))[0]
-    assert grouped_errors(pets, y, dict(host=list(range(300)), author=none, folder=none)) == []   # nothing is shared
+    assert _grouped_errors(pets, y, dict(host=list(range(300)), author=none, folder=none)) == []   # nothing is shared
 
 @pytest.fixture(scope='module')
 def learn(tmp_path_factory):

@@ -22,7 +22,7 @@ from ..core.files import check_new_file, write_atomic
 from ..core.images import data_url, open_image, thumbnail
 from ..dataset.split import image_sources, used_sentence
 from ..learn.calibration import are_uneven, balanced_error, confused_pairs, error_interval
-from ..learn.insights import image_traits, insight_sentences, plot_learning_curve, shortcuts
+from ..learn.insights import insight_sentences, plot_learning_curve, shortcuts
 
 # %% ../../nbs/clean/report.ipynb #8a9f92ec
 def _measured(table): return table[table.dataset.isin(['Valid', 'Unknown'])]
@@ -68,7 +68,7 @@ def report(
     used = used_sentence(split) if split else ''
     found = dict(getattr(learn, 'insights', {}))
     sources = image_sources(split.folder, table.file) if split else {}
-    found['shortcuts'] = shortcuts(image_traits(table.file, predicted.quality, sources), table.label)
+    found['shortcuts'] = shortcuts(table.label, table.file, predicted.quality, sources)
     drawn = io.BytesIO()
     if 'curve' in found: plot_learning_curve(found['curve']).figure.savefig(drawn, dpi=120)
     plt.close()
