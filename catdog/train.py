@@ -25,7 +25,7 @@ from .learn.finetune import RECIPES, check_recipe, recipe_learner, recipe_tfms, 
 from .learn.head import fit_head
 from .learn.loaders import print_used
 from .scrape import scrape
-from .web.search import check_search
+from .web.engines import check_search
 from fastai.learner import Learner
 from fastai.torch_core import no_random
 

@@ -14,6 +14,7 @@ import notebooks
 
 # Patterns of cells whose numbers differ between runs or machines: rates, races between threads, epochs
 VARIES = {
+    '02_data': ['milliseconds('],
     '03_train': ['ways =', 'finder.lr_find'],
     '04_review': ['again_asked'],
     '05_predict': ['cost('],
