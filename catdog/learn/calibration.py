@@ -14,8 +14,8 @@ from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
-from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
+from sklearn.utils.extmath import randomized_svd
 from torch import nn
 from torch.nn import functional as F
 
@@ -193,33 +193,27 @@ def print_confusion(
         print('Trained on drawings: this shows how it works, and knows nothing about photographs.')
 
 # %% ../../nbs/learn/calibration.ipynb #90d4ca7d
-def _prototypes(z, k):
-    "Return at most `k` unit vectors that represent the rows of `z`"
-    if len(z) <= k: return z
-    return normalize(KMeans(k, init='random', n_init=1, max_iter=20, random_state=0).fit(z).cluster_centers_)
-
-class _PrototypeDistance(nn.Module):
-    "From feature maps (n,channels,h,w) to the cosine distance (n,), 0 to 2, of their means from the nearest prototype"
-    def __init__(self, x, y, most=256):
-        "Find at most `most` prototypes for mean features `x` (n,channels) of images with the labels `y` (n,)"
+class _SubspaceDistance(nn.Module):
+    "From feature maps (n,channels,h,w) to the distance (n,), 0 to 1, of the directions of their means from a subspace"
+    def __init__(self, x, most=128):
+        "Find the main directions, at most `most`, of mean features `x` (n,channels)"
         super().__init__()
-        z,labels = normalize(x - x.mean(0)),np.unique(y)
-        rows = np.concatenate([_prototypes(z[y == i], max(1, most//len(labels))) for i in labels])
-        step = np.maximum(np.abs(rows).max(1, keepdims=True), 1e-9)/127
+        rows = randomized_svd(normalize(x - x.mean(0)), max(1, min(most, len(x)//2)), random_state=0)[2]
+        step = np.abs(rows).max(1, keepdims=True)/127
         self.register_buffer('centre', torch.tensor(x.mean(0), dtype=torch.float32))
         self.register_buffer('step', torch.tensor(step, dtype=torch.float32))
         self.register_buffer('rows', torch.tensor((rows/step).round(), dtype=torch.int8))
     def forward(self, features):
         z = F.normalize(features.mean((2, 3)) - self.centre, eps=1e-9)
-        return 1 - (z @ (self.rows.float()*self.step).T).amax(1)
+        return (1 - (z @ (self.rows.float()*self.step).T).square().sum(1)).clamp(min=0).sqrt()
 
 def fit_distance(
     learn:Learner, # Trained
     which:list=None # Indices of the training images to use; default: all
-) -> nn.Module: # From feature maps (n,channels,h,w) to distances (n,), 0 to 2
+) -> nn.Module: # From feature maps (n,channels,h,w) to distances (n,), 0 to 1
     "Return the distance from the training images of `learn`, in the features of its body"
-    x,y,_ = labelled_features(learn, which=which, on_bad=lambda file,error: None)
-    return _PrototypeDistance(x[:, x.shape[1]//2:], y)   # the second half are the means
+    x,_,_ = labelled_features(learn, which=which, on_bad=lambda file,error: None)
+    return _SubspaceDistance(x[:, x.shape[1]//2:])   # the second half are the means
 
 # %% ../../nbs/learn/calibration.ipynb #66eeba11
 def ood_limits(
@@ -227,7 +221,7 @@ def ood_limits(
     distance:np.ndarray, # Of each of these images
     right:np.ndarray=None, # Whether each answer was right; default: all were
     keep:float=0.99, # Share of the images whose answers are to be sure
-    least:float=0.9 # Accuracy that the sure answers must have
+    least:float=0.8 # Accuracy that the sure answers must have
 ) -> dict: # `probability`, the lowest, and `distance`, the highest of a sure answer; or `NOTHING_SURE`
     "Return the loosest limits that keep `keep` of the answers, or fewer if an accuracy of `least` needs that"
     probability,distance = np.asarray(probability, float),np.asarray(distance, float)
@@ -235,7 +229,7 @@ def ood_limits(
     def _down(o): return np.floor(o*1e4)/1e4
     def _sure(p, d): return (probability >= p) & (distance <= d)
     for share in np.linspace(1 - keep, 0, 101):
-        p,d = _down(np.quantile(probability, share)),-_down(-np.quantile(distance, 1 - share))
+        p,d = _down(np.quantile(probability, share/4)),-_down(-np.quantile(distance, 1 - share))
         if _sure(p, d).mean() >= keep: break
     for limit in np.unique(np.maximum(_down(probability), p)):
         sure = _sure(limit, d)
