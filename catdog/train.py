@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
-           'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
+           'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #443371fb
 import os, time
@@ -23,14 +23,15 @@ from .learn.card import model_card
 from .learn.export import check_exportable, check_model_folder, export
 from .learn.finetune import RECIPES, check_recipe, recipe_learner, recipe_tfms, run_recipe
 from .learn.head import fit_head
+from .learn.insights import insight_sentences, insights, plot_learning_curve
 from .learn.loaders import print_used
 from .scrape import scrape
 from .web.engines import check_search
 from fastai.learner import Learner
-from fastai.torch_core import no_random
+from fastai.torch_core import no_random, num_distrib
 
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
-         'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
+         'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #32372eb8
 def train(
@@ -45,6 +46,7 @@ def train(
     resume:bool=False, # Resume the same training after its last whole epoch?
     labels:list=None, # Labels to use; default: every sub-folder
     n:int=None, # At most this many images per label; default: all
+    group_by:str=None, # Keep images of one 'host', 'author' or 'folder' on one side; default: only copies
     minutes:float=None, # Minutes that training may take; default: no limit
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # Trained, without the callbacks that sped it up
@@ -53,11 +55,14 @@ def train(
     larger = not (arch or size)
     arch,size = check_recipe(recipe, arch, size, epochs, minutes, **kw)
     with no_random(seed):
-        dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, **recipe_tfms(recipe, size))
+        dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, group_by=group_by,
+                      **recipe_tfms(recipe, size))
         print_used(dls)
         check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
+        if recipe != 'classic' and num_distrib() < 2: learn.insights = insights(learn)   # its body is not trained yet
         run_recipe(learn, recipe, arch, epochs, size, bs, resume, end, seed, larger, **kw)
         print_validation(learn)
+    for o in insight_sentences(getattr(learn, 'insights', {})): print(o)
     return learn
 
 # %% ../nbs/03_train.ipynb #c9ddeffa
@@ -94,6 +99,7 @@ def build(
     recipe:str='auto', # 'auto': the head, then the last stages if they pay; 'fast': the head; 'classic': fine_tune
     minutes:float=None, # Minutes that training may take; default: no limit
     resume:bool=False, # Resume a training that was stopped, or whose model could not be written
+    group_by:str=None, # Validate on whole sources: host, author (of downloaded images) or folder (cat/indoor)
     int8:bool=False, # Quantize to int8 unless more than 1% of answers change or probabilities shift by over 0.05
     safe:str='moderate' # Safe search: strict, moderate or off
 ) -> Path: # The model folder
@@ -104,7 +110,7 @@ def build(
     if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
     print('[2/4] Training', flush=True)
     learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None,
-                  minutes=minutes)
+                  minutes=minutes, group_by=group_by)
     if getattr(learn, 'stopped', False): raise CatdogError('stopped; run the same command with --resume to continue')
     print('[3/4] How good is it?', flush=True)
     print_confusion(learn)
