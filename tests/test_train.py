@@ -112,7 +112,7 @@ def test_killed_build_is_resumed(tmp_path):
     first = start(script('catdog-build'), *args, *SMALL, cwd=tmp_path)
     wait_for_checkpoint(tmp_path, first)
     first.send_signal(signal.SIGKILL)
-    assert first.communicate()[0].startswith('Loading torch and fastai\n')
+    assert first.communicate()[0].startswith('[1/4] Images of cat, dog: from the web into data/cat-dog\n')
     assert not (tmp_path/'models'/'cat-dog').exists()
     other = build(*args[:-1], 13, '--resume', cwd=tmp_path, ok=False)
     assert 'no unfinished training of these images with these settings' in other.stderr

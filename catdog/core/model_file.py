@@ -1,10 +1,11 @@
-"""Model files: open one from an untrusted source, check its metadata, and prepare images as it expects them
+"""Model files: open one from an untrusted source, check its metadata, prepare images as it expects them, write one
 
 Training, validation, `Classifier` and the page in the browser prepare images alike, by a model's metadata: `size`
 and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `resize` (`method`, `pad_mode`).
 """
 
-import gc, json, os
+import gc, json, os, tempfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from PIL import Image
 # So garbage of the parent, such as a session in a reference cycle, is never collected in a child.
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=gc.freeze)
 
-from .errors import ModelError
+from .errors import CatdogError, ModelError
 from .images import open_image
 
 __all__ = ['OPENED', 'NOTHING_SURE', 'open_as', 'pixels_of', 'overlay_heatmap', 'model_file', 'open_session',
-           'answer_limits', 'read_meta', 'check_answers']
+           'answer_limits', 'read_meta', 'check_answers', 'staged_folder', 'check_model_folder']
 
 # --- Preparing images
 
@@ -166,3 +167,30 @@ def check_answers(
         raise ModelError(f'{file}: fails at the first image ({str(e).splitlines()[0][:150]})') from None
     if logits.shape != (1, len(meta['labels'])) or not np.isfinite(logits).all():
         raise ModelError(f'{file}: its scores for a black image are not finite; it is damaged')
+
+# --- Writing a model
+
+@contextmanager
+def staged_folder(
+    path:Path, # Folder for a model
+    advice:str='give another folder' # For the error if it cannot be written
+): # A context manager
+    "Yield a temporary folder in `path` whose files then replace those of `path`, `model.onnx` last"
+    missing = [o for o in (path, *path.parents) if not os.path.exists(o)]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix='.export-', dir=path) as folder:
+            yield Path(folder).absolute()
+            for o in sorted(Path(folder).iterdir(), key=lambda o: o.name == 'model.onnx'): os.replace(o, path/o.name)
+    except OSError as e:
+        if os.path.isfile(path): raise CatdogError(f'{path} is a file: give a folder for the model') from None
+        raise CatdogError(f'{path}: no model can be written there ({e.strerror}); {advice}') from None
+    finally:
+        for o in missing:
+            with suppress(OSError): o.rmdir()   # if nothing was written
+
+def check_model_folder(
+    path:str|os.PathLike # Folder for a model
+):
+    "Raise `CatdogError` if no model can be written to `path`; leave nothing behind"
+    with staged_folder(Path(path)): pass

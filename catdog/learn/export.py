@@ -2,7 +2,6 @@
 
 import errno, hashlib, json, os, re, tempfile, warnings
 from collections import OrderedDict
-from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import nn
 
 from ..core.errors import CatdogError, ImageError, ModelError
 from ..core.files import batches_ahead, content_id, map_ahead
-from ..core.model_file import model_file, open_session, pixels_of, read_meta
+from ..core.model_file import model_file, open_session, pixels_of, read_meta, staged_folder
 from ..dataset.split import saved_folders, saved_split
 from .calibration import fit_distance
 from .card import model_card, model_metadata
@@ -54,28 +53,6 @@ def check_exportable(
     return prepared
 
 def _name(learn): return getattr(learn, 'arch_name', 'the network')
-
-@contextmanager
-def _staged(path, advice='give another folder'):
-    "Yield a temporary folder in `path` whose files then replace those of `path`, `model.onnx` last"
-    missing = [o for o in (path, *path.parents) if not os.path.exists(o)]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix='.export-', dir=path) as folder:
-            yield Path(folder).absolute()
-            for o in sorted(Path(folder).iterdir(), key=lambda o: o.name == 'model.onnx'): os.replace(o, path/o.name)
-    except OSError as e:
-        if os.path.isfile(path): raise CatdogError(f'{path} is a file: give a folder for the model') from None
-        raise CatdogError(f'{path}: no model can be written there ({e.strerror}); {advice}') from None
-    finally:
-        for o in missing:
-            with suppress(OSError): o.rmdir()   # if nothing was written
-
-def check_model_folder(
-    path:str|os.PathLike # Folder for a model
-):
-    "Raise `CatdogError` if no model can be written to `path`; leave nothing behind"
-    with _staged(Path(path)): pass
 
 class _Body(nn.Module):
     "From pixels, uint8 (n,side,side,3), to feature maps (n,channels,h,w): the body of `learn`, copied to the CPU"
@@ -262,7 +239,7 @@ def export(
     if rank_distrib(): return path   # in distributed training, the first process writes
     prepared,checkpoint = check_exportable(learn),getattr(learn, 'checkpoint_file', None)
     kept = checkpoint and checkpoint.exists()
-    with _staged(path, 'run the same command with --resume' if kept else 'give another folder') as folder:
+    with staged_folder(path, 'run the same command with --resume' if kept else 'give another folder') as folder:
         _write_model(learn, prepared, folder, int8)
         _write_pickle(learn, folder/'export.pkl')
         if not (folder/'images.json').exists(): (path/'images.json').unlink(missing_ok=True)   # of another model
