@@ -227,7 +227,7 @@ class _Maps:
         self.files,self.n,compute = [],0,None
         for files,x in validation_batches(learn, list(dset.items), note_bad(learn), bs=32):
             if compute is None:
-                compute = fast_forward(early, x, len(dset), f'{getattr(learn, "arch_name", "body")}-early')
+                compute = fast_forward(early, x)
                 shape,start = compute(x[:1]).shape[1:],time.monotonic()
                 compute(x)
                 seconds = (time.monotonic() - start)/len(x)*len(dset)   # a view of all images
@@ -235,7 +235,7 @@ class _Maps:
                 self.maps = torch.empty(len(dset), max(1, views), *shape, dtype=torch.float16)
             if not views or time.monotonic() > end: raise CancelFitException   # no time, or no memory
             ways = [x, x.flip(-1), *(_random_crops(x) for _ in range(views - 2))][:views]
-            for k,o in enumerate(ways): self.maps[self.n:self.n + len(x), k] = torch.from_numpy(compute(o))
+            for k,o in enumerate(ways): self.maps[self.n:self.n + len(x), k] = compute(o)
             self.files += files
             self.n += len(x)
         label = dict(zip(dset.items, dset.tls[1]))
