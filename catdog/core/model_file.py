@@ -4,7 +4,7 @@ Training, validation, `Classifier` and the page in the browser prepare images al
 and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `resize` (`method`, `pad_mode`).
 """
 
-import gc, json, os, tempfile
+import ctypes, gc, json, os, tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -104,9 +104,12 @@ def open_session(
     options.add_session_config_entry('session.model_external_initializers_file_folder_path', os.devnull)
     # By default its threads wait in a busy loop, which takes the cores from everything else
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    try: return onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
+    try: session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
     except Exception as e:   # its exceptions have no other common class
         raise ModelError(f'{file}: ONNX Runtime cannot open it ({str(e).splitlines()[0][:150]})') from None
+    session._model_bytes = None   # only `set_providers` reads this copy of the file
+    with suppress(Exception): ctypes.CDLL(None).malloc_trim(0)   # of glibc, which keeps memory that is free now
+    return session
 
 NOTHING_SURE = dict(probability=1.0, distance=0.0)   # thresholds that no answer passes
 
