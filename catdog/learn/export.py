@@ -70,15 +70,16 @@ class _Operations(list):
         self.append(onnx.helper.make_node(kind, names, [out], **attributes))
         return out
 
-def _prepare(op, dls):
-    "Append to `op` the way from `pixels`, uint8 (n,side,side,3), to the `images` that the body of a network takes"
+def _prepare(op, dls, size):
+    "Append to `op` the way from `pixels`, uint8 (n,size,size,3), to the `images` of the body; return their size"
     x = op('Cast', op('Transpose', 'pixels', perm=[0, 3, 1, 2]), to=_FLOAT)
-    for o in batch_resize(dls).buffers(): x = op('MatMul', op('MatMul', o, x), o.T)
+    for o in batch_resize(dls).buffers(): x,size = op('MatMul', op('MatMul', o, x), o.T),len(o)
     norm = first(dls.valid.after_batch.fs, risinstance(Normalize))
     mean,std = (norm.mean.cpu(), norm.std.cpu()) if norm else (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
     # one number is faster than one for each channel
     scale,shift = (o.flatten()[0] if (o == o.flatten()[0]).all() else o for o in (1/(255*std), mean/std))
     op('Sub', op('Mul', x, scale), shift, out='images')
+    return size
 
 def _answer(op, head, shape, distance):
     "Append to `op` what follows from `features` of `shape` (channels,h,w); return the shapes of the outputs"
@@ -119,12 +120,12 @@ def _answer(op, head, shape, distance):
 
 def _onnx_model(learn, size, distance=None):
     "Return the network of `learn` for any number of images of `size` as an ONNX model"
-    try: body = network_graph(deepcopy(learn.model[0]).cpu(), size)
+    op = _Operations()
+    try: body = network_graph(deepcopy(learn.model[0]).cpu(), _prepare(op, learn.dls, size))
     except torch.onnx.errors.OnnxExporterError as e:
         raise CatdogError(f'{_name(learn)}: torch cannot export it to ONNX ({str(e).splitlines()[0][:150]}); '
                           'use another architecture') from None
-    op,shape = _Operations(),[o.dim_value for o in body.graph.output[0].type.tensor_type.shape.dim[1:]]
-    _prepare(op, learn.dls)
+    shape = [o.dim_value for o in body.graph.output[0].type.tensor_type.shape.dim[1:]]
     op += body.graph.node
     if len(shape) == 1:   # it pools by itself
         for node in op: node.output[:] = ['pooled' if o == 'features' else o for o in node.output]
