@@ -35,19 +35,17 @@ def check_exportable(
     learn:Learner # Trained, or not yet
 ) -> dict: # From `preprocessing`: how an app has to prepare its images
     "Return the preprocessing of `learn`; raise `CatdogError` if it cannot be exported"
-    prepared,model,n,was_training = preprocessing(learn),learn.model,len(learn.dls.vocab),learn.model.training
+    prepared,model,n = preprocessing(learn),learn.model,len(learn.dls.vocab)
     def _need(what): return CatdogError(f'a model can be exported if it has {what}')
     if not has_plain_head(learn): raise _need('a head as vision_learner makes it by default')
     activation,z = getattr(learn.loss_func, 'activation', None),torch.linspace(-2, 2, 6).reshape(2, 3)
     if activation is not None and not torch.allclose(torch.as_tensor(activation(z)), z.softmax(1)):
         raise _need(f'the cross entropy as its loss, for one label among several, not {type(learn.loss_func).__name__}')
-    x = batch_resize(learn.dls)(torch.zeros(2, 3, *[prepared['size']]*2)).to(next(model.parameters()).device)
-    try:
-        with torch.no_grad(): shape = tuple(model.eval()(x).shape)
+    x = batch_resize(learn.dls)(torch.zeros(2, 3, *[prepared['size']]*2)).to('meta')   # shapes alone
+    try: shape = tuple(deepcopy(model).to('meta').eval()(x).shape)
     except Exception as e:   # each network fails in its own way
         raise CatdogError(f'{_name(learn)} cannot take RGB images of {prepared["size"]} x {prepared["size"]} '
                           f'({str(e).splitlines()[0][:100]}); use another size or architecture') from None
-    finally: model.train(was_training)
     if shape != (2, n): raise _need(f'a score for each of its {n} labels; its output has the shape {shape}')
     return prepared
 
@@ -198,13 +196,14 @@ def _odd_images(folder):
 
 def _learner_logits(learn, sources):
     "Return the logits of `learn` for `sources`, on the CPU, by its own transforms"
-    dl,model,logits = learn.dls.valid,deepcopy(learn.model).cpu().eval(),[]
+    dl,fast,logits = learn.dls.valid,dict(memory_format=torch.channels_last),[]
+    model = deepcopy(learn.model).cpu().eval().to(**fast)
     for o in (dl.after_item, dl.after_batch): o.split_idx = 1
     opener = dl.dataset.tls[0].tfms.fs[-1]
     with torch.no_grad():
         for i in range(0, len(sources), 32):
             x = torch.stack([dl.after_item((opener(o),))[0] for o in sources[i:i+32]]).to(learn.dls.device)
-            logits.append(model(dl.after_batch((x,))[0].as_subclass(torch.Tensor).cpu()))
+            logits.append(model(dl.after_batch((x,))[0].as_subclass(torch.Tensor).cpu().contiguous(**fast)))
     return torch.cat(logits).numpy()
 
 def _check_answers(learn, model, sources, prepared, n=16):

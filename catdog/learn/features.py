@@ -9,6 +9,7 @@ __all__ = ['validation_batches', 'as_maps', 'Pool', 'network_graph', 'fast_forwa
 # %% ../../nbs/learn/features.ipynb #2acadf32
 import hashlib, os, tempfile
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 
 import onnx, onnxruntime, torch
@@ -108,12 +109,15 @@ def _simplify(model, x):
     for o in [o for o in model.opset_import if o.domain]: model.opset_import.remove(o)   # its own, not used
     return model,session.run(None, {'images': x.numpy()})[0]
 
+_graphs = {}   # (network, size) -> its graph: the last one
+
 def network_graph(
     net:nn.Module, # A body, or a part of one, on the CPU
     size:int # Side of its images, in pixels
 ): # An `onnx.ModelProto` from `images` (n,3,size,size) to `features`; a checked copy of `net`
     "Put the weights of `net` into its ONNX graph, which torch writes once and its cache keeps"
-    weights = {k: v for k,v in net.eval().state_dict().items() if v.is_floating_point()}
+    if (net_id := (_body_digest(net.eval()), size)) in _graphs: return deepcopy(_graphs[net_id])
+    weights = {k: v for k,v in net.state_dict().items() if v.is_floating_point()}
     key = repr((net, size, torch.__version__, [(k, *v.shape) for k,v in weights.items()]))
     file = Path(torch.hub.get_dir())/'catdog'/f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.onnx'
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -126,7 +130,10 @@ def network_graph(
             del model.graph.input[1:]
             model.graph.initializer.extend(onnx.numpy_helper.from_array(weights[o].numpy(), o) for o in names)
             model,found = _simplify(model, x)
-            if np.abs(found - expected).max() < 1e-3*max(1, np.abs(expected).max()): return model
+            if np.abs(found - expected).max() < 1e-3*max(1, np.abs(expected).max()):
+                _graphs.clear()
+                _graphs[net_id] = model
+                return deepcopy(model)
         except Exception:   # a damaged file can raise almost anything
             if not known: raise
     raise torch.onnx.errors.OnnxExporterError('its graph gives other numbers')
