@@ -6,8 +6,8 @@
     python bench/sets.py --minutes 2                     # with a limit for each training
 
 A set is a folder with train, test and perhaps valid above the labels, in sets/ of the shared folder (CATDOG_SHARED, or
-../shared beside the project). Times go from the folder to a calibrated `Learner`. On a machine's first
-run they contain the time that it takes to write graphs for ONNX Runtime.
+../shared beside the project). The recipes alternate. Times go from the folder to a calibrated `Learner`; on a machine's
+first run they include writing the graphs for ONNX Runtime.
 """
 import os, time
 from pathlib import Path
@@ -20,7 +20,7 @@ from fastcore.script import call_parse
 from torch.nn import functional as F
 
 from catdog.learn import features
-from catdog.learn.calibration import error_sentence, validation_logits
+from catdog.learn.calibration import error_interval, validation_logits
 from catdog.learn.loaders import labelled_dl
 from catdog.train import train
 
@@ -33,9 +33,11 @@ def measure(name, recipe, seed, minutes):
     took = (time.perf_counter() - start)/60
     logits,truth = validation_logits(learn, labelled_dl(learn.dls, learn.dls.test_files))
     wrong,loss = int((logits.argmax(1) != truth).sum()),F.cross_entropy(logits.float(), truth).item()
-    print(f'{name}, {recipe}, seed {seed}: {error_sentence(wrong, len(truth), "test images")}, loss {loss:.3f}, '
+    error,low,high = error_interval(wrong, len(truth))
+    print(f'{name}, {recipe} ({learn.arch_name}, tuned: {learn.tuned}), seed {seed}: '
+          f'{error:.2%} ({low:.1%} to {high:.1%}) of {len(truth)} test images wrong, loss {loss:.3f}, '
           f'{took:.1f} minutes', flush=True)
-    return wrong/len(truth),loss,took
+    return error,loss,took
 
 @call_parse
 def main(

@@ -7,7 +7,7 @@ __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'error_interval'
            'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #443371fb
-import os, threading
+import os, threading, time
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -56,13 +56,15 @@ def train(
     **kw # Passed on to fastai's `vision_learner`
 ): # A `Learner`, trained, without the callbacks that sped it up
     "Train `arch` on the images below `path` by `recipe` and print its validation error"
+    end = time.monotonic() + 60*minutes if minutes else float('inf')
+    larger = not (arch or size)
     arch,size = check_recipe(recipe, arch, size, epochs, minutes, **kw)
     _load()
     with no_random(seed):
         dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, **recipe_tfms(recipe, size))
         print_used(dls)
         check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
-        run_recipe(learn, recipe, arch, epochs, size, bs, minutes, resume, seed=seed, **kw)
+        run_recipe(learn, recipe, arch, epochs, size, bs, resume, end, seed, larger, **kw)
         print_validation(learn)
     return learn
 
@@ -72,7 +74,7 @@ def _check_build(words, path, out, n, engine, photos, safe, **recipe):
     from catdog.core.model_file import check_model_folder
     from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
     from catdog.dataset.split import check_number
-    from catdog.web.search import check_search
+    from catdog.web.engines import check_search
     check_recipe(**recipe)
     words = [words] if isinstance(words, str) else list(words)
     check_number(n)

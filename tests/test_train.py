@@ -187,28 +187,24 @@ def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
 # The recipe that chooses
 
 @pytest.fixture(scope='module')
-def polygons(tmp_path_factory):
-    "60 noisy polygons each of three, four and six sides"
-    import numpy as np
-    from PIL import Image, ImageDraw
-    folder,rng = tmp_path_factory.mktemp('polygons'),np.random.default_rng(0)
-    for sides in (3, 4, 6):
-        (folder/f'{sides} sides').mkdir()
-        for n in range(60):
-            back,front = (tuple(map(int, o)) for o in rng.integers(0, 256, (2, 3)))
-            img,circle = Image.new('RGB', (64, 64), back),(*rng.uniform(26, 38, 2), rng.uniform(14, 24))
-            ImageDraw.Draw(img).regular_polygon(circle, sides, rotation=rng.uniform(0, 360), fill=front)
-            x = np.asarray(img) + rng.normal(0, 20, (64, 64, 3))
-            Image.fromarray(x.clip(0, 255).astype('uint8')).save(folder/f'{sides} sides'/f'{n}.png')
+def turned(tmp_path_factory):
+    "60 drawings each that are upright, upside down, and on their side"
+    folder = tmp_path_factory.mktemp('turned')
+    for label,angle in (('upright', 0), ('upside down', 180), ('sideways', 90)):
+        (folder/label).mkdir()
+        for i in range(60):
+            image = draw('cat' if i % 2 else 'dog', f'{label}{i}', (64, 64)).rotate(angle if i % 4 > 1 else -angle)
+            image.save(folder/label/f'{i}.png')
     return folder
 
-def test_auto_trains_the_last_stages_and_they_are_exported(polygons, tmp_path, capsys):
+def test_auto_trains_the_last_stages_and_they_are_exported(turned, tmp_path, capsys):
     import numpy as np, torch
     from catdog.learn import features
     from catdog.learn.features import labelled_features
     from catdog.train import export, get_learner, train
-    learn = train(polygons, size=64, epochs=5)
+    learn = train(turned, size=64, epochs=6)
     assert re.search(r'last stages: [\d.]+% → [\d.]+% error, \d+ s', capsys.readouterr().out)
+    assert learn.tuned == 'last stages'
     first,now = (o.model[0].model for o in (get_learner(learn.dls), learn))
     for part,moved in (('conv_stem', False), ('blocks.4', False), ('blocks.6', True), ('conv_head', True)):
         a,b = (next(o.get_submodule(part).parameters()) for o in (first, now))
@@ -224,14 +220,39 @@ def test_auto_trains_the_last_stages_and_they_are_exported(polygons, tmp_path, c
     answers = classifier.predict_batch(learn.dls.valid_ds.items)
     assert all(abs(o.probabilities[o.label] - row.max()) < .01 for o,row in zip(answers, p.numpy()))
 
-def test_auto_leaves_to_the_head_what_the_head_knows(drawings, polygons, tmp_path, capsys, monkeypatch):
+def test_auto_leaves_to_the_head_what_the_head_knows(drawings, turned, tmp_path, capsys, monkeypatch):
     "Also where there are too few images, or where there is no time for more"
     from catdog.train import train
     monkeypatch.chdir(tmp_path)
-    for kw in (dict(path=drawings), dict(path=polygons), dict(path=polygons, epochs=5, minutes=1e-6),
-               dict(path=polygons, epochs=0)): train(size=64, **kw)
+    for kw in (dict(path=drawings), dict(path=turned), dict(path=turned, epochs=5, minutes=1e-6),
+               dict(path=turned, epochs=0)): train(size=64, **kw)
     out = capsys.readouterr().out
-    assert out.count('validation images') == 4 and '→' not in out
+    assert out.count('validation images') == 4 and out.count('last stages: not trained') == 1 and '→' not in out
+
+def test_minutes_end_the_last_stages(turned, tmp_path, monkeypatch):
+    from catdog.train import train
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    learn = train(turned, size=64, epochs=10**4, minutes=.2)
+    assert time.monotonic() - start < 20 and learn.tuned == 'last stages'
+
+@pytest.mark.parametrize('losses,arch,size', [((1., .8), 'efficientnet_lite2', 80), ((1., .95), 'efficientnet_lite0', 64)])
+def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, turned, tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+    from catdog.learn import finetune
+    from catdog.train import export, train
+    monkeypatch.chdir(tmp_path)
+    find,fit,left = finetune.find_arch,finetune._fit_best_head,[*losses]
+    monkeypatch.setattr(finetune, 'find_arch', lambda name: replace(find(name), size=80 if '2' in name else 64))
+    monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (left.pop(0), .25))[1])
+    learn = train(turned)
+    assert (learn.arch_name, left) == (arch, [])
+    assert ('efficientnet_lite2: 25.0% → 25.0%' in (out := capsys.readouterr().out)) == (size == 80), out
+    classifier = Classifier(export(learn, 'model'))
+    assert (classifier.meta['size'], classifier.meta['arch']) == (size, arch)
+    with learn.no_bar(): p = learn.get_preds()[0]
+    answers = classifier.predict_batch(learn.dls.valid_ds.items)
+    assert all(abs(o.probabilities[o.label] - row.max()) < .01 for o,row in zip(answers, p))
 
 # Wrong arguments are reported before anything is searched or written
 

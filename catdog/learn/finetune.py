@@ -7,40 +7,43 @@ __all__ = ['recipe_tfms', 'recipe_learner', 'unfreeze_except_batchnorm', 'run_re
 
 # %% ../../nbs/learn/finetune.ipynb #8adb962b
 import hashlib, io, json, os, time, warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 import numpy as np
-from PIL import Image
 from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.core import CancelFitException, Callback
+from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.schedule import Learner   # with `fit_one_cycle` and `fine_tune`
-from fastai.callback.training import BnFreeze
+from fastai.callback.schedule import Learner, ParamScheduler   # with `fit_one_cycle` and `fine_tune`
 from fastai.callback.progress import ProgressCallback
+from fastai.callback.training import BnFreeze
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.distributed import DistributedDL
 from fastai.metrics import AccumMetric, error_rate
-from fastai.torch_core import get_model, num_distrib, params, rank_distrib, to_float
+from fastai.torch_core import get_model, num_distrib, params, rank_distrib
 from fastai.vision.augment import FlipItem, RandomResizedCrop
-from fastcore.basics import first, patch, risinstance
+from fastcore.basics import patch, risinstance
 from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.nn import functional as F
+from torchvision import transforms
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from tqdm.auto import tqdm
 
-from ..core.errors import CatdogError, ImageError
-from ..core.files import map_ahead, write_atomic
-from .backbones import get_learner
+from ..core.errors import CatdogError
+from ..core.files import write_atomic
+from .backbones import find_arch, get_learner
 from .calibration import best_temperature, calibrate, validation_logits
 from .features import Pool, are_files, fast_forward, keep_features, validation_batches
 from .head import fit_head, head_scores, last_layer, note_bad
-from .loaders import OpenUpright, UprightImage, preprocessing
+from .loaders import OpenUpright
 
 # %% ../../nbs/learn/finetune.ipynb #4f9b3a9c
+_LARGER = 'efficientnet_lite2'   # tried by 'auto'
+
 def recipe_tfms(
     recipe:str, # One of `RECIPES`
     size:int # Side of the square that the network is given, in pixels
@@ -63,73 +66,33 @@ def recipe_learner(
     return learn
 
 # %% ../../nbs/learn/finetune.ipynb #708bdd5f
-class _Bfloat16(Callback):
-    "Compute in bfloat16 on a CPU, as fastai's `MixedPrecision` does on CUDA"
-    order,autocast = MixedPrecision.order,None
-    def before_batch(self):
-        self.autocast = torch.autocast('cpu', torch.bfloat16)
-        self.autocast.__enter__()
-    def after_pred(self): self.learn.pred = to_float(self.pred)
-    def leave(self):
-        if self.autocast is not None: self.autocast.__exit__(None, None, None)
-        self.autocast = None
-    after_loss = after_cancel_batch = leave
-
-class _GrowingSize(Callback):
-    "Train on crops that grow from two thirds of `size` to `size`, reached after 60% of the epochs"
-    def __init__(self, size): self.size,self.crop = size,None
-    def before_fit(self): self.crop = first(self.dls.train.after_item.fs, risinstance(RandomResizedCrop))
-    def before_train(self): self.resize(self.size_at(self.epoch, self.n_epoch))
-    def leave(self): self.resize(self.size)
-    after_train = leave   # validation is at full size
-    def resize(self, size):
-        if self.crop: self.crop.size = size,size
-    def size_at(self, epoch, n):
-        share = epoch/(.6*(n - 1)) if n > 1 else 1
-        return self.size if share >= 1 else round((2 + share)/3*self.size/16)*16
-
-@contextmanager
-def _decoded_once(learn):
-    "On a CPU, decode the images of `learn` once, to squares of at most 2 GB, and start no worker processes"
-    dls,opener = learn.dls,first(learn.dls.train_ds.tls[0].tfms.fs, risinstance(OpenUpright))
-    files,side = [*dls.train_ds.items, *dls.valid_ds.items],opener and preprocessing(learn)['resize_to']
-    if not opener or dls.device.type == 'cuda' or len(files)*side*side*3 > 2e9: yield; return
-    def _open(file):
-        with suppress(ImageError):   # the data loaders report it
-            img = UprightImage.create(file, opener.min_side)
-            return UprightImage(img.resize((side, side), Image.Resampling.BILINEAR))
-    try:
-        opener.decoded = dict(zip(files, map_ahead(_open, files)))
-        with dls.train.fake_l.no_multiproc(), dls.valid.fake_l.no_multiproc(): yield
-    finally: opener.decoded = {}
-
 @contextmanager
 def _faster(learn, *cbs):
-    "Add `cbs` and the callbacks that make `learn` train faster on this machine; remove them on exit"
-    flags = getattr(torch.cpu, 'get_capabilities', dict)()
-    if next(learn.model.parameters()).is_cuda: cbs = [MixedPrecision(), *cbs]
-    elif flags.get('amx_bf16') or flags.get('avx512_bf16'): cbs = [_Bfloat16(), *cbs]
-    cbs = [ChannelsLast(), *cbs]
+    "Add `cbs` to `learn`, and make it train as fast as this machine can"
+    flags,model = getattr(torch.cpu, 'get_capabilities', dict)(),learn.model
+    if next(model.parameters()).is_cuda: cbs = MixedPrecision(),*cbs
+    elif flags.get('amx_bf16') or flags.get('avx512_bf16'):
+        forward = torch.autocast('cpu', torch.bfloat16)(model.forward)
+        model.forward = lambda x: forward(x).float()
     try:
-        with learn.added_cbs(cbs): yield
-    finally:
-        for cb in cbs:   # fastai calls no callback after a KeyboardInterrupt
-            if hasattr(cb, 'leave'): cb.leave()
+        with learn.added_cbs([ChannelsLast(), *cbs]): yield
+    finally: vars(model).pop('forward', None)
 
 # %% ../../nbs/learn/finetune.ipynb #680fa5af
 class _Checkpoint(Callback):
-    "Keep the weights with the lowest validation loss; after each epoch, save to `file` what resuming needs"
+    "Keep the weights of `owner` with the lowest validation loss; after each epoch, save to `file` what resuming needs"
     order = 60   # after the Recorder, which has the validation loss
-    def __init__(self, file):
-        self.file,self.start,self.lowest,self.best,self.done = Path(file),0,np.inf,None,False
-        self.owner,self.which,self.opt_state = None,1,None   # which: column of the loss in the Recorder's records
-        self.head = {}   # error of the fitted head, and the loss that the last stages have to reach
+    def __init__(self, file, owner):
+        self.file,self.owner,self.start,self.lowest,self.best,self.done = Path(file),owner,0,np.inf,None,False
+        self.column,self.tunes = 1,'all layers'   # column: of the loss in the Recorder's records
+        self.error,self.opt_state = None,None   # error: of the fitted head, for the recipe 'auto'
 
-    def consider(self, learn, loss):
-        "Keep the weights of `learn` if `loss`, their validation loss, is the lowest so far"
-        if loss < self.lowest: self.lowest,self.best = loss,deepcopy(get_model(learn.model).state_dict())
+    def consider(self, loss, tuned=None):
+        "Keep the weights if `loss`, their validation loss, is the lowest so far; `tuned` says what was trained"
+        if loss >= self.lowest: return
+        self.lowest,self.best,self.owner.tuned = loss,deepcopy(get_model(self.owner.model).state_dict()),tuned
 
-    def restore(self, learn): get_model(learn.model).load_state_dict(self.best)
+    def restore(self): get_model(self.owner.model).load_state_dict(self.best)
 
     def before_fit(self):
         if self.opt_state: self.opt.load_state_dict(self.opt_state)
@@ -137,36 +100,39 @@ class _Checkpoint(Callback):
 
     def after_epoch(self):
         if self.epoch < self.start: return   # an epoch of an earlier run, which fastai skips
-        owner = self.owner or self.learn   # the `Learner` of the whole network
-        self.consider(owner, float(self.learn.final_record[self.which]))
+        self.consider(float(self.learn.final_record[self.column]), self.tunes)
         if self.opt.frozen_idx: return
         opt = self.opt.state_dict()   # as plain numbers and tensors, for `weights_only`
         opt = dict(state=[dict(o) for o in opt['state']],
                    hypers=[{k: float(v) for k,v in o.items()} for o in opt['hypers']])
-        self._save(owner, start=self.epoch + 1, best=self.best, opt=opt, head=self.head)
+        self._save(start=self.epoch + 1, best=self.best, opt=opt, error=self.error)
 
-    def finish(self, learn, epochs):
+    def finish(self, epochs):
         "Save the weights of a finished training of `epochs`, until they are exported"
         self.start,self.done = epochs,True
-        self._save(learn, start=epochs, done=True)
+        self._save(start=epochs, done=True)
 
-    def _save(self, learn, **kw):
+    def _save(self, **kw):
         if rank_distrib(): return
-        torch.save(dict(kw, loss=self.lowest, model=get_model(learn.model).state_dict()), f := io.BytesIO())
+        kw.update(loss=self.lowest, model=get_model(self.owner.model).state_dict(), arch=self.owner.arch_name,
+                  tuned=self.owner.tuned)
+        torch.save(kw, f := io.BytesIO())
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.file, f.getvalue())
         except OSError as e: warnings.warn(f'{self.file}: {e.strerror}. Training continues, but cannot be resumed.')
 
-    def resume(self, learn, epochs):
-        "Restore `learn` from `file`; raise `CatdogError` if it is missing or damaged"
+    def resume(self, epochs):
+        "Restore `owner` from `file`; raise `CatdogError` if it is missing or damaged"
         if not self.file.exists():
             raise CatdogError('there is no unfinished training of these images with these settings to resume')
         try:
-            state = torch.load(self.file, map_location=learn.dls.device, weights_only=True)
-            learn.model.load_state_dict(state['model'])
+            state = torch.load(self.file, map_location=self.owner.dls.device, weights_only=True)
+            if state['arch'] != self.owner.arch_name: _change_body(self.owner, state['arch'])
+            self.owner.model.load_state_dict(state['model'])
+            self.owner.tuned = state['tuned']
             self.start,self.lowest,self.done = state['start'],state['loss'],state.get('done', False)
-            if not self.done: self.opt_state,self.best,self.head = state['opt'],state['best'],state['head']
+            if not self.done: self.opt_state,self.best,self.error = state['opt'],state['best'],state['error']
         except Exception as e:   # a damaged file can raise almost anything
             raise CatdogError(f'{self.file}: cannot be used ({str(e).splitlines()[0][:100]}); '
                               'train without resume') from None
@@ -187,7 +153,57 @@ def _distributed(learn):
     else:
         with learn.distrib_ctx(sync_bn=torch.cuda.is_available()): yield
 
-# %% ../../nbs/learn/finetune.ipynb #495d00cc
+# %% ../../nbs/learn/finetune.ipynb #7a10c5e3
+_EPOCHS,_VIEWS = 10,4   # of the last stages
+
+def _cut_body(body):
+    "Return (early, last), the stages of `body` up to feature maps and from there on; None if its stages are unknown"
+    net = getattr(body, 'model', None)
+    if isinstance(net, EfficientNet) and len(net.blocks) == 7:
+        parts = [net.conv_stem, net.bn1, *net.blocks[:5]],[*net.blocks[5:], net.conv_head, net.bn2]
+    elif isinstance(body, nn.Sequential) and len(body) == 8 and isinstance(body[7][0], (BasicBlock, Bottleneck)):
+        parts = body[:7],body[7:]
+    else: return None
+    return [nn.Sequential(*o) for o in parts]
+
+class _Maps:
+    "What `early` computes from views of each image of `dset`: itself, mirrored, random crops; an item is a random view"
+    def __init__(self, learn, early, dset, views, end=np.inf):
+        self.files,self.maps,n = [],None,len(dset)
+        with tqdm(desc='feature maps', total=n, unit=' images', delay=2, leave=False) as bar:
+            for files,x in validation_batches(learn, list(dset.items), note_bad(learn), bs=32):
+                if self.maps is None:
+                    compute,start = fast_forward(early, x),time.monotonic()
+                    shape = compute(x).shape[1:]
+                    seconds = (time.monotonic() - start)/len(x)*n   # one view of all images
+                    views = int(min(views, 1.5e9/(2*np.prod(shape)*n), .4*(end - start)/seconds))
+                    self.maps = torch.empty(n, max(1, views), *shape, dtype=torch.float16)
+                    crop = transforms.Compose([transforms.RandomResizedCrop(x.shape[-1], (.5, 1)),
+                                               transforms.RandomHorizontalFlip()])
+                if not views or time.monotonic() > end: raise CancelFitException   # no time, or no memory
+                ways = [x, x.flip(-1), *(torch.stack([crop(o) for o in x]) for _ in range(views - 2))][:views]
+                rows = slice(len(self.files), len(self.files) + len(x))
+                for k,o in enumerate(ways): self.maps[rows, k] = compute(o)
+                self.files += files
+                bar.update(len(x))
+        label = dict(zip(dset.items, dset.tls[1]))
+        self.y = torch.tensor([int(label[f]) for f in self.files])
+    def __len__(self): return len(self.files)
+    def __getitem__(self, i): return self.maps[i, torch.randint(self.maps.shape[1], ())].float(),self.y[i]
+
+class _Deadline(Callback):
+    "End training at the time `end`; follow the schedule of learning rates by the clock if that is ahead of the epochs"
+    order = ParamScheduler.order - 1
+    def __init__(self, end): self.start,self.end = time.monotonic(),end
+    def before_batch(self):
+        passed = (time.monotonic() - self.start)/(self.end - self.start)
+        if self.training: self.learn.pct_train = max(self.pct_train, min(passed, 1))
+    def after_batch(self):
+        if self.training and time.monotonic() > self.end: raise CancelTrainException
+    def after_epoch(self):
+        if time.monotonic() > self.end: raise CancelFitException
+
+# %% ../../nbs/learn/finetune.ipynb #7a10c5e7
 def unfreeze_except_batchnorm(
     learn:Learner # With a fitted head
 ):
@@ -197,159 +213,100 @@ def unfreeze_except_batchnorm(
         if isinstance(o, nn.modules.batchnorm._BatchNorm): o.requires_grad_(False)   # for fastai's BnFreeze
     learn.create_opt()
 
-# %% ../../nbs/learn/finetune.ipynb #7a10c5e3
-_EPOCHS,_VIEWS = 10,4   # of the last stages
-
-def _cut_body(body):
-    "Return (early, last), the stages of `body` up to feature maps and from there on; None if we do not know its stages"
-    net = getattr(body, 'model', None)
-    if isinstance(net, EfficientNet) and len(net.blocks) == 7:
-        parts = [net.conv_stem, net.bn1, *net.blocks[:5]],[*net.blocks[5:], net.conv_head, net.bn2]
-    elif isinstance(body, nn.Sequential) and len(body) == 8 and isinstance(body[7][0], (BasicBlock, Bottleneck)):
-        parts = body[:7],body[7:]
-    else: return None
-    return [nn.Sequential(*o) for o in parts]
-
-def _random_crops(x):
-    "Cut 50% to 100% of each image of `x`, at random; mirror half of them; resize to the size of `x`"
-    n = len(x)
-    area,ratio,across,down,side = (torch.rand(5, n)*torch.tensor([.5, .58, 2, 2, 1])[:, None]
-                                   + torch.tensor([.5, -.29, -1, -1, 0])[:, None])
-    w,h = ((area*torch.exp(o*ratio)).sqrt().clamp(max=1) for o in (1, -1))
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0],theta[:, 0, 2],theta[:, 1, 1],theta[:, 1, 2] = w*(side - .5).sign(),(1 - w)*across,h,(1 - h)*down
-    grid = F.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
-
-class _Maps:
-    "A data set of what `early` makes of `views` views of each image of `dset`: itself, mirrored, then random crops"
-    def __init__(self, learn, early, dset, views, end=np.inf):
-        self.files,self.n,compute = [],0,None
-        for files,x in validation_batches(learn, list(dset.items), note_bad(learn), bs=32):
-            if compute is None:
-                compute = fast_forward(early, x)
-                shape,start = compute(x[:1]).shape[1:],time.monotonic()
-                compute(x)
-                seconds = (time.monotonic() - start)/len(x)*len(dset)   # a view of all images
-                views = int(min(views, 1.5e9/(2*np.prod(shape)*len(dset)), .4*(end - start)/seconds))
-                self.maps = torch.empty(len(dset), max(1, views), *shape, dtype=torch.float16)
-            if not views or time.monotonic() > end: raise CancelFitException   # no time, or no memory
-            ways = [x, x.flip(-1), *(_random_crops(x) for _ in range(views - 2))][:views]
-            for k,o in enumerate(ways): self.maps[self.n:self.n + len(x), k] = compute(o)
-            self.files += files
-            self.n += len(x)
-        label = dict(zip(dset.items, dset.tls[1]))
-        self.y = torch.tensor([int(label[f]) for f in self.files])
-    def __len__(self): return self.n
-    def __getitem__(self, i): return self.maps[i, torch.randint(self.maps.shape[1], ())],self.y[i]
-
-class _LastStages(nn.Module):
-    "The last stages and the head of a network, from feature maps to scores"
-    def __init__(self, last, head):
-        super().__init__()
-        self.last,self.head = last,head
-    def forward(self, x): return self.head(self.last(x.float().to(memory_format=torch.channels_last)))
-
-# %% ../../nbs/learn/finetune.ipynb #7a10c5e7
 def _scaled_loss(logits, truth):
     "Return the loss after calibration: what is merely better calibrated is not better"
     return F.cross_entropy(logits/best_temperature(logits, truth), truth).item()
 
 def _fit_best_head(learn):
-    "Fit the head, less regularised where that clearly lowers the validation loss; return validation logits and labels"
-    best = np.inf
+    "Fit the head, less regularised where that clearly lowers the validation loss; return this loss and the error"
+    best = np.inf,
     for C in (.003, .03, .3):
         logits,truth = validation_logits(fit_head(learn, C))
-        if (loss := _scaled_loss(logits, truth)) > .95*best: break
-        best,kept,res = loss,deepcopy(learn.model[1].state_dict()),(logits, truth)
-    learn.model[1].load_state_dict(kept)
-    return res
+        if (loss := _scaled_loss(logits, truth)) > .95*best[0]: break
+        best = loss,(logits.argmax(1) != truth).float().mean().item(),deepcopy(learn.model[1].state_dict())
+    learn.model[1].load_state_dict(best[2])
+    return best[:2]
 
-class _Deadline(Callback):
-    "Stop training at the time `end`"
-    def __init__(self, end): self.end = end
-    def after_batch(self):
-        if time.monotonic() > self.end: raise CancelFitException
+def _print_step(name, start, before, after=None):
+    "Print what a step that began at `start` did to the error; `after` is None if it was not kept"
+    what = f'no better than {before:.1%} error, not kept' if after is None else f'{before:.1%} → {after:.1%} error'
+    print(f'{name}: {what}, {time.monotonic() - start:.0f} s', flush=True)
 
-def _epochs_in_time(inner, epochs, seconds):
-    "Return how many of `epochs` of `inner` take less than `seconds`, measured on two batches"
-    if seconds == np.inf: return epochs
-    (x,y),train,valid = inner.dls.train.one_batch(),len(inner.dls.train),len(inner.dls.valid)
-    for _ in range(2):
-        start = time.monotonic()
-        F.cross_entropy(inner.model.eval()(x), y).backward()
-        step = time.monotonic() - start
-    inner.model.zero_grad()
-    return min(epochs, int(.9*seconds/(step*(train + valid/2))))
+def _change_body(learn, arch, model=None, **kw):
+    "Give `learn` the network `arch`, at the image size that it was trained on: `model`, or one with an unfitted head"
+    size = find_arch(arch).size
+    for dl in learn.dls.loaders:
+        for o in dl.after_item.fs.filter(risinstance(RandomResizedCrop)): o.size = size,size
+        for o in dl.dataset.tls[0].tfms.fs.filter(risinstance(OpenUpright)): o.min_side = 2*size
+    learn.model,learn.arch_name = model or recipe_learner(learn.dls, arch, 'auto', **kw).model,arch
+    learn.create_opt()
+
+def _try_larger_body(learn, loss, error, **kw):
+    "Fit the head on a larger body, and keep it if the validation loss is a tenth lower; return loss and error"
+    start,arch,model = time.monotonic(),learn.arch_name,learn.model
+    _change_body(learn, _LARGER, **kw)
+    new = _fit_best_head(learn)
+    kept = new[0] < .9*loss
+    _print_step(_LARGER, start, error, new[1] if kept else None)
+    if kept: return new
+    _change_body(learn, arch, model)
+    return loss,error
 
 def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
-    "Train `last` and the head of `learn` for `epochs` on maps of `early`; end with the weights that validated best"
-    start,head = time.monotonic(),checkpoint.head
+    "Train `last` and the head of `learn` for `epochs` on maps of `early`; restore the weights with the lowest loss"
+    start,net = time.monotonic(),nn.Sequential(last, learn.model[1])
     unfreeze_except_batchnorm(learn)
-    learn.model[1][-2].p = .2   # dropout
+    net[1][-2].p = .2   # dropout
     try:
         train,valid = (_Maps(learn, early, *o, end) for o in ((learn.dls.train_ds, _VIEWS), (learn.dls.valid_ds, 1)))
         loaders = DataLoader(train, 64, shuffle=True, drop_last=len(train) > 64),DataLoader(valid, 64)
-        dls = DataLoaders(*loaders, device=learn.dls.device)
-        def loss(p, y): return F.cross_entropy(p, y, label_smoothing=.1*inner.training)
-        inner = Learner(dls, _LastStages(last, learn.model[1]), loss, path=learn.path,
+        def loss(p, y): return F.cross_entropy(p, y, label_smoothing=.1*net.training)
+        inner = Learner(DataLoaders(*loaders, device=learn.dls.device), net, loss, path=learn.path,
                         metrics=[AccumMetric(_scaled_loss, flatten=False), error_rate],
-                        splitter=lambda m: [params(m.last), params(m.head)])
-        inner.logger = learn.logger
+                        splitter=lambda o: [params(o[0]), params(o[1])])
+        inner.logger,checkpoint.column,checkpoint.tunes = learn.logger,2,'last stages'
         if not hasattr(learn, 'progress'): inner.remove_cb(ProgressCallback)
-        checkpoint.owner,checkpoint.which = learn,2
-        if not (epochs := _epochs_in_time(inner, epochs, end - time.monotonic())): raise CancelFitException
         with _faster(inner, checkpoint, BnFreeze(), _Deadline(end)):
             inner.fit_one_cycle(epochs, slice(4e-4, 2e-4), pct_start=.3, start_epoch=checkpoint.start)
-    except CancelFitException: pass
-    checkpoint.restore(learn)
-    learn.freeze()
-    took = f'{time.monotonic() - start:.0f} s'
-    if checkpoint.lowest >= head['bound']:
-        print(f'last stages: no better than the head ({head["error"]:.1%} error), not kept, {took}')
-        return
-    net = nn.Sequential(last, Pool()).eval()
+    except CancelFitException: return print('last stages: not trained, too little time or memory')
+    finally:
+        checkpoint.restore()
+        learn.freeze()
+    if not learn.tuned: return _print_step('last stages', start, checkpoint.error)
     for o in (train, valid):   # what follows a training need not compute features again
-        with torch.inference_mode(): rows = [net(x.float().to(learn.dls.device)) for x in o.maps[:o.n, 0].split(64)]
+        with torch.inference_mode():
+            rows = [Pool()(last.eval()(x.float().to(learn.dls.device))) for x in o.maps[:len(o), 0].split(64)]
         keep_features(learn, o.files, features := torch.cat(rows).cpu().numpy())
-    wrong = (head_scores(learn, features).argmax(1) != valid.y).float().mean()
-    print(f'last stages: {head["error"]:.1%} → {wrong:.1%} error, {took}')
+    error = (head_scores(learn, features).argmax(1) != valid.y).float().mean().item()
+    _print_step('last stages', start, checkpoint.error, error)
 
-# %% ../../nbs/learn/finetune.ipynb #7a10c5e9
-def _tune_all_layers(learn, epochs, size, checkpoint):
-    "Fine-tune all layers of `learn` gently; restore the weights with the lowest validation loss"
-    unfreeze_except_batchnorm(learn)
-    with _decoded_once(learn), _faster(learn, _GrowingSize(size), checkpoint, BnFreeze()):
-        learn.fit_one_cycle(epochs, slice(3e-5, 1e-4), pct_start=.3, div=5., start_epoch=checkpoint.start)
-    checkpoint.restore(learn)
-
-def _auto(learn, epochs, size, checkpoint, end):
-    "Fit the head; train the last stages where that is likely to pay, or for `epochs`, and keep the weights with the lowest loss"
-    parts,asked = _cut_body(learn.model[0]),epochs is not None
+def _auto(learn, epochs, checkpoint, end, larger=False, **kw):
+    "Fit the head; where it is often wrong, try a larger body, then train the last stages; keep what lowers the loss"
     if checkpoint.best is None:
-        logits,truth = _fit_best_head(learn)
-        wrong = (logits.argmax(1) != truth).float().mean().item()
-        worth = asked or (wrong > .03 and len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab)))
-        if not (worth and epochs != 0 and parts and num_distrib() < 2 and are_files(learn.dls.train_ds.items)): return
-        loss = _scaled_loss(logits, truth)
-        checkpoint.consider(learn, loss)
-        checkpoint.head,checkpoint.lowest = dict(error=wrong, bound=.9*loss),.9*loss   # anything less may be luck
-    _tune_last_stages(learn, *parts, _EPOCHS if epochs is None else epochs, checkpoint, end)
+        start = time.monotonic()
+        loss,error = _fit_best_head(learn)
+        more = epochs != 0 and num_distrib() < 2 and are_files(learn.dls.train_ds.items)
+        if not more or error <= .03 and not epochs: return
+        print(f'head: {error:.1%} error, {time.monotonic() - start:.0f} s', flush=True)
+        if larger: loss,error = _try_larger_body(learn, loss, error, **kw)
+        enough = epochs or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab))
+        if not enough or not _cut_body(learn.model[0]): return
+        checkpoint.consider(loss)
+        checkpoint.error,checkpoint.lowest = error,.9*loss   # anything less may be luck
+    _tune_last_stages(learn, *_cut_body(learn.model[0]), epochs or _EPOCHS, checkpoint, end)
 
-def _fast(learn, epochs, size, checkpoint, end):
-    "Fit the head; then fine-tune all layers for `epochs`, and keep the weights with the lowest validation loss"
+def _tune_all_layers(learn, epochs, checkpoint):
+    "Fit the head; then fine-tune all layers for `epochs`, gently; restore the weights with the lowest validation loss"
     if checkpoint.best is None:
         fit_head(learn)
         if not epochs: return
         calibrate(learn)   # or an epoch could be better merely because it is better calibrated
-        checkpoint.consider(learn, F.cross_entropy(*validation_logits(learn)).item())
-    _tune_all_layers(learn, epochs, size, checkpoint)
+        checkpoint.consider(F.cross_entropy(*validation_logits(learn)).item())
+    unfreeze_except_batchnorm(learn)
+    with _faster(learn, checkpoint, BnFreeze()):
+        learn.fit_one_cycle(epochs, slice(3e-5, 1e-4), pct_start=.3, div=5., start_epoch=checkpoint.start)
+    checkpoint.restore()
 
-def _classic(learn, epochs, size, checkpoint, end):
-    "fastai's `fine_tune`"
-    with _faster(learn, checkpoint): learn.fine_tune(4 if epochs is None else epochs, start_epoch=checkpoint.start)
-
-# %% ../../nbs/learn/finetune.ipynb #7a10c5ea
 def _checkpoint_file(learn, **settings):
     "Return the checkpoint file of a training with the images of `learn` and `settings`"
     ids = getattr(learn.dls, 'content_ids', {})   # a file may have been replaced
@@ -362,29 +319,35 @@ def run_recipe(
     learn:Learner, # From `recipe_learner`
     recipe:str, # One of `RECIPES`
     arch:str, # Name of the architecture
-    epochs:int|None, # Epochs of fine-tuning; None: 4 for 'classic', 0 for 'fast', as many as pay for 'auto'
+    epochs:int|None, # Epochs of fine-tuning; None: as many as pay for 'auto', 0 for 'fast', 4 for 'classic'
     size:int, # Side of the images, in pixels
     bs:int, # Images per batch
-    minutes:float=None, # Minutes that it may take, after which the best weights so far are used; None: no limit
     resume:bool=False, # Resume the same training after its last whole epoch?
-    **settings # Other settings that affect the result, such as the seed
+    end:float=np.inf, # Time, by `time.monotonic`, at which fine-tuning ends with the best weights so far
+    seed:int=None, # Seed of the split, which is part of what identifies the training
+    larger:bool=False, # May 'auto' take a larger body?
+    **kw # As for `recipe_learner`
 ):
-    "Train `learn` by `recipe`; on Ctrl-C restore the best weights so far and set `learn.stopped`"
-    end = time.monotonic() + 60*minutes if minutes else np.inf
-    n = epochs if epochs is not None else dict(auto=_EPOCHS, fast=0, classic=4)[recipe]
-    settings.update(arch=arch, recipe=recipe, epochs=epochs, size=size, bs=bs)
-    checkpoint = _Checkpoint(_checkpoint_file(learn, **settings))
-    if resume: checkpoint.resume(learn, n)
+    "Train `learn` by `recipe`, and note in `learn.tuned` which part of the body; on Ctrl-C set `learn.stopped`"
+    settings = dict(kw, arch=arch, recipe=recipe, epochs=epochs, size=size, bs=bs, seed=seed, larger=larger)
+    checkpoint = _Checkpoint(_checkpoint_file(learn, **settings), learn)
+    if num_distrib() > 1 and end < np.inf: raise CatdogError('leave out minutes, which is for one process')
+    if epochs is None and recipe != 'auto': epochs = dict(fast=0, classic=4)[recipe]
+    n,learn.tuned = _EPOCHS if epochs is None else epochs,None   # tuned: None, 'last stages' or 'all layers'
+    if resume: checkpoint.resume(n)
     try:
         with _distributed(learn), learn.added_cbs(_Deadline(end)):
-            if not checkpoint.done:
-                dict(auto=_auto, fast=_fast, classic=_classic)[recipe](learn, epochs, size, checkpoint, end)
+            if checkpoint.done: pass
+            elif recipe == 'auto': _auto(learn, epochs, checkpoint, end, larger, **kw)
+            elif recipe == 'fast': _tune_all_layers(learn, epochs, checkpoint)
+            else:
+                with _faster(learn, checkpoint): learn.fine_tune(epochs, start_epoch=checkpoint.start)
     except KeyboardInterrupt:
         if checkpoint.best is None or num_distrib() > 1: raise
-        checkpoint.restore(learn)
+        checkpoint.restore()
         learn.stopped = True
         print('Stopped. These are the best weights so far'
               + ('; resume=True continues after the last whole epoch.' if checkpoint.file.exists() else '.'))
         return
-    if not checkpoint.done: checkpoint.finish(learn, n)
+    if not checkpoint.done: checkpoint.finish(n)
     learn.checkpoint_file = checkpoint.file   # `export` deletes it
