@@ -258,7 +258,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'catdog.learn.features._write_graph': ( 'learn/features.html#_write_graph',
                                                                                'catdog/learn/features.py'),
                                        'catdog.learn.features.are_files': ('learn/features.html#are_files', 'catdog/learn/features.py'),
-                                       'catdog.learn.features.as_maps': ('learn/features.html#as_maps', 'catdog/learn/features.py'),
                                        'catdog.learn.features.fast_forward': ( 'learn/features.html#fast_forward',
                                                                                'catdog/learn/features.py'),
                                        'catdog.learn.features.image_features': ( 'learn/features.html#image_features',

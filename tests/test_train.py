@@ -48,6 +48,7 @@ SHARED = '''import json, sys, torch
 from fastai.distributed import DistributedDL
 from fastai.torch_core import rank_distrib
 from catdog import train as t
+t._load()
 from catdog.learn import head
 orders,get_idxs = [],DistributedDL.get_idxs
 def remember_order(self):
@@ -123,6 +124,7 @@ def test_killed_build_is_resumed(tmp_path):
 
 KILLED = '''import os, signal
 from catdog import train as t
+t._load()
 t.export = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 t.build(['cat', 'dog'], engine='sample', n=20, size=64)
 '''
