@@ -25,9 +25,10 @@ def serve_app(
     prefix:str='/' # A path before it that a proxy leaves in each request, such as /catdog/
 ):
     "Serve the widget app with Voilà on `host` and `port`, starting with `model`, also below `prefix`"
-    model = model or os.environ.get('CATDOG_MODEL')
-    print(f'Model: {Classifier(model).summary}', flush=True)
-    if model: os.environ['CATDOG_MODEL'] = os.path.abspath(model)   # the app runs in the notebook's folder
+    classifier = Classifier(model)
+    print(f'Model: {classifier.summary}', flush=True)
+    if model or os.environ.get('CATDOG_MODEL'):   # the app runs in the notebook's folder
+        os.environ['CATDOG_MODEL'] = os.path.abspath(classifier.path)
     with tempfile.TemporaryDirectory() as folder:
         if not can_write_home(): os.environ['HOME'] = folder   # where Jupyter and the kernels write
         from catdog.deploy.voila import run_voila   # imports Jupyter's server
