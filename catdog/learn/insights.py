@@ -29,7 +29,7 @@ def _rotated(x):
     u,s,_ = np.linalg.svd(z, full_matrices=False)
     return u*s
 
-_HEAD = LogisticRegression(C=.003, max_iter=1000, tol=.01)
+_HEAD = LogisticRegression(C=.003, max_iter=1000, tol=.01, class_weight='balanced')
 
 def _count_errors(z, y):
     "Return numbers of training images, and the wrong answers about all of `z` after training on so many"
@@ -55,9 +55,9 @@ def learning_curve(
     "Measure how the error of a head falls with the number of images, and predict it for up to eight times as many"
     sizes,wrong = _count_errors(_rotated(x), y)
     now,n = now or sizes[-1],len(y)
-    e,a,c = np.meshgrid(np.geomspace(1e-4, .95, 120), np.linspace(0, .95, 20), np.linspace(.05, 1, 20), indexing='ij')
+    e,a,c = np.meshgrid(np.geomspace(1e-4, .95, 120), np.linspace(0, .95, 20)**2, np.linspace(.05, 1, 20), indexing='ij')
     def _at(m): return np.minimum(e*(a + (1 - a)*(m/now)**-c), .999)
-    fit = sum(.5*(k*np.log(p) + (n - k)*np.log1p(-p)) for k,p in zip(wrong, map(_at, sizes)))
+    fit = .5*np.log(e) + sum(.5*(k*np.log(p) + (n - k)*np.log1p(-p)) for k,p in zip(wrong, map(_at, sizes)))
     weight = np.exp(fit - fit.max()).ravel()
     def _interval(values):
         order = np.argsort(values.ravel())
