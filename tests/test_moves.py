@@ -330,3 +330,14 @@ def test_nothing_moves_while_another_process_holds_the_lock(tmp_path, monkeypatc
         apply_choices(folder, choices(folder, 4))
     assert state(folder) == start
     assert len(apply_choices(folder, choices(folder, 4))) == 6
+
+@pytest.mark.parametrize('files,to', [
+    (['1.jpg'], 'cat/1.jpg'), (['2026/1.jpg'], 'cat/1.jpg'), (['1.jpg', 'cat/1.jpg'], 'cat/1-2.jpg'),
+    (['valid/1.jpg', 'train/cat/2.jpg', 'valid/cat/3.jpg'], 'valid/cat/1.jpg')])
+def test_image_without_a_label(tmp_path, files, to):
+    "It goes into the folder of its label, and undo takes it back"
+    folder = tree(tmp_path/'data', *files)
+    start = state(folder)
+    assert [o.to.relative_to(folder).as_posix() for o in apply_choices(folder, {folder/files[0]: 'cat'})] == [to]
+    undo_choices(folder)
+    assert state(folder) == start

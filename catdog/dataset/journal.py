@@ -86,6 +86,18 @@ def read_journal(
     file = Path(path)/REMOVED/'journal.jsonl'
     return Journal(Path(path), io.BytesIO(file.read_bytes() if file.exists() else b''))
 
+def present_places(
+    path:str|os.PathLike, # Folder of the data set
+    files:list # Paths of images
+) -> list: # The present path of each; its old one if it is nowhere
+    "Return where `files` are now, by the journal of `path`"
+    moves = (o for b in read_journal(path).batches.values() for o in b['moves'] if o['state'] != 'skipped')
+    moved,places = {Path(path)/o['file']: Path(path)/o['to'] for o in moves},[]
+    for f in files:
+        while not f.exists() and f in moved: f = moved.pop(f)   # each move once: some lead back
+        places.append(f)
+    return places
+
 @contextmanager
 def _open_journal(path):
     "Lock the data set `path` and open its journal"
@@ -145,7 +157,9 @@ def _places(path, choices):
             raise DataError(f'{choice!r} cannot be the name of a folder')
         else:
             folder = folder or ImageFolder(path)
-            if label_name(choice) != folder.label(file): places[file] = folder.place(file, choice)
+            try: there,label = file,folder.label(file)
+            except DataError: there,label = file.parent/choice/file.name,None   # it has no label yet
+            if label_name(choice) != label: places[file] = folder.place(there, choice)
     return places
 
 def _update_manifest(path, batch):
