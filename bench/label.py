@@ -1,19 +1,19 @@
 """How many labels it takes: the order in which `Labeller` asks, beside random order
 
-    python bench/label.py POOL TEST [POOL TEST ...] [--seeds 5] [--most 4000]
+    python bench/label.py ../shared/photos/small ../shared/photos/test [--seeds 5] [--most 4000]
+    python bench/label.py ../shared/sets/clothing/train ../shared/sets/clothing/test
 
-POOL and TEST are folders with a sub-folder per label, such as ../shared/photos/small ../shared/photos/test. A simulated
-person who knows the labels answers page after page; the head is fitted to the answers as `train` does, and judged on
-TEST. Each seed draws `most` images of POOL, nine tenths of it at most. "And the rest": the head is also fitted to the
-labels that the network gives the images it is sure of (95% or more); wrong: the share of these that are wrong.
+Both are folders with a sub-folder per label: one to label, one to judge on. A simulated person who knows the labels
+answers page after page; the head is fitted to the answers as `train` does. Each seed draws `most` images of the first
+folder, nine tenths of it at most. "And the rest": the head is also fitted to the labels that the network gives the
+images that it is sure of (90% or more); wrong: the share of these that are wrong.
 The features of frozen EfficientNet-Lite0 are computed once.
 """
-import os, time
-from pathlib import Path
+import random, time
 
 import numpy as np
 import pandas as pd
-from fastcore.script import Param, call_parse
+from fastcore.script import call_parse
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -26,15 +26,13 @@ from catdog.train import get_learner
 PAGE = 24
 AT = 50, 100, 200, 350, 500, 1000
 
-def read(*folders):
-    "Return (features, index of the label) of the images of each of `folders`, and the number of labels"
-    files = [list(image_files(o)) for o in folders]
-    learn = get_learner(get_dls(folders[0], 224, n=20))
-    learn.dls.train_ds.items = files[0]   # so many that a graph of the body is worth it
-    found,labels = image_features(learn, sum(files, []), on_bad=lambda f,e: None),list(learn.dls.vocab)
-    sets = [[f for f in o if f in found] for o in files]
-    return [(np.stack([found[f] for f in o]), np.array([labels.index(f.relative_to(d).parts[0]) for f in o]))
-            for o,d in zip(sets, folders)],len(labels)
+def read(pool, test, most):
+    "Return (features, index of the label) of at most `most` images of `pool`, and of `test`; and the number of labels"
+    learn = get_learner(get_dls(pool, 224, n=200))
+    labels,sets = list(learn.dls.vocab),[random.Random(0).sample(files := list(image_files(pool)), min(most, len(files))),
+                                         list(image_files(test))]
+    found = image_features(learn, sum(sets, []))
+    return [(np.stack([found[f] for f in o]), np.array([labels.index(f.parent.name) for f in o])) for o in sets],len(labels)
 
 def error(x, y, test):
     "Return the error on `test`, in percent, of a head fitted to the features `x` and labels `y` as `train` fits it"
@@ -57,7 +55,7 @@ def ask(x, y, k, test, order, seed, at):
             given += list(new)
             known[new] = y[new]
         p,_ = propose(z, known, 0, k)
-        sure = np.flatnonzero((known == -1) & (p.max(1) >= .95))
+        sure = np.flatnonzero((known == -1) & (p.max(1) >= .9))
         some = given + sure.tolist()
         yield dict(order=order, labels=n, seed=seed, error=error(x[given], y[given], test), sure=len(sure),
                    wrong=100*(p[sure].argmax(1) != y[sure]).mean() if len(sure) else 0,
@@ -66,17 +64,17 @@ def ask(x, y, k, test, order, seed, at):
 
 @call_parse
 def main(
-    folders:Param('Pairs of folders: to label, and to judge on', nargs='+'),
+    pool:str, # Folder to label
+    test:str, # Folder to judge on
     seeds:int=5, # Number of trials
     most:int=4000 # Maximum number of images to label
 ):
     "Print the error against the number of labels"
-    for pool,test in zip(folders[::2], folders[1::2]):
-        (full,judge),k = read(pool, test)
-        rows = []
-        for seed in range(seeds):
-            some = np.random.default_rng(seed).permutation(len(full[1]))[:min(most, len(full[1])*9//10)]
-            for order in ('random', 'labeller'): rows += ask(full[0][some], full[1][some], k, judge, order, seed, AT)
-        df = pd.DataFrame(rows).drop(columns='seed').groupby(['labels', 'order'], sort=False)
-        print(f'{pool}, {len(some)} of {len(full[1])} images, judged on {len(judge[1])}; mean of {seeds}:')
-        print(df.mean().round(2).to_string(), flush=True)
+    (full,judge),k = read(pool, test, most*5//4)
+    rows = []
+    for seed in range(seeds):
+        some = np.random.default_rng(seed).permutation(len(full[1]))[:min(most, len(full[1])*9//10)]
+        for order in ('random', 'labeller'): rows += ask(full[0][some], full[1][some], k, judge, order, seed, AT)
+    df = pd.DataFrame(rows).drop(columns='seed').groupby(['labels', 'order'], sort=False)
+    print(f'{pool}, {len(some)} of {len(full[1])} images, judged on {len(judge[1])}; mean of {seeds}:')
+    print(df.mean().round(2).to_string())

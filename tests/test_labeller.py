@@ -94,13 +94,13 @@ def test_the_rest_is_labelled_after_a_sample_only(data, monkeypatch):
     labeller.dd_sure.value = .9
     monkeypatch.setattr(labeller, '_p', np.eye(2)[[WORDS.index(truth[o.name]) for o in labeller.files]])   # sure of all
     labeller.bt_rest.click()
-    assert '6 of the 42' in labeller.message.value and labeller.bt_yes.layout.display == 'none'
+    assert '6 of the 42' in labeller.message.value and labeller.bt_rest.description == 'Label the rest'
     sample = {*labeller.shown}
     labeller.choose(labeller.shown[0], next(o for o in WORDS if o != truth[labeller.shown[0].name]))
     labeller.bt_agree.click()
-    assert '1 of the sample were wrong, 16.7%' in labeller.message.value and len(labeller.choices) == 24
-    assert labeller.bt_yes.description == 'Label 36 images' and not labeller.auto
-    labeller.bt_yes.click()
+    assert '1 of these 6 were wrong, 16.7%' in labeller.message.value and len(labeller.choices) == 24
+    assert labeller.bt_rest.description == 'Label 36 images' and not labeller.auto
+    labeller.bt_rest.click()
     assert len(labeller.auto) == 36 and not {*labeller.auto} & {*labeller.choices} and sample <= {*labeller.choices}
     assert len(Labeller(folder, WORDS, max_n=6).auto) == 36   # kept, too
     labeller.bt_rest.click()

@@ -7,7 +7,7 @@ __all__ = ['propose', 'Labeller']
 
 # %% ../../nbs/clean/labeller.ipynb #6b1f0c30
 import json, os
-from collections import Counter
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
@@ -40,18 +40,24 @@ def propose(
 ) -> tuple: # (probabilities, shape (images,labels); indices of at most `n` images that would teach most)
     "Predict the label of each image, and choose those to label next"
     p,rows,left = np.full((len(z), k), 1/k),np.flatnonzero(known >= 0),np.flatnonzero(known == -1)
-    directions = z[:, :64]/np.maximum(np.linalg.norm(z[:, :64], axis=1, keepdims=True), 1e-9)
-    n = min(n, len(left))
+    some,n = left,min(n, len(left))
+    def _fit(C, sure=()):   # also to the answers of the head before, where it was `sure`
+        labels = np.concatenate([known[rows], p[sure].argmax(1)]) if len(sure) else known[rows]
+        model = LogisticRegression(C=C, max_iter=100, tol=.01).fit(z[np.concatenate([rows, sure]).astype(int)], labels)
+        res = np.zeros_like(p)
+        res[:, model.classes_] = model.predict_proba(z)
+        return res
     if len({*known[rows]}) > 1:
-        model = LogisticRegression(C=.003, max_iter=300, tol=.001).fit(z[rows], known[rows])
-        p[:] = 0
-        p[:, model.classes_] = model.predict_proba(z)
+        p = _fit(.01)
+        for i in range(3):
+            sure = np.random.default_rng(0).permutation(left[p[left].max(1) >= .9])[:2000]
+            p = _fit(.1, sure)
+            if i: continue
+            best = np.sort(p[left], axis=1)
+            some = left[np.argsort(best[:, -1] - best[:, -2], kind='stable')[:2*n]]
     if not n: return p,left
-    best = np.sort(p[left], axis=1)
-    margin = best[:, -1] - best[:, -2] if k > 1 else np.zeros(len(left))
-    some = left[np.argsort(margin, kind='stable')[:10*n]] if len({*known[rows]}) > 1 else left
-    clusters = KMeans(n, n_init=1, random_state=0).fit(directions[some])
-    return p,some[np.unique(clusters.transform(directions[some]).argmin(0))]
+    directions = z[some]/np.maximum(np.linalg.norm(z[some], axis=1, keepdims=True), 1e-9)
+    return p,some[np.unique(KMeans(n, n_init=1, random_state=0).fit(directions).transform(directions).argmin(0))]
 
 # %% ../../nbs/clean/labeller.ipynb #6b1f0c34
 def _body(path, files, labels):
@@ -76,33 +82,35 @@ class Labeller(ReviewWidget):
         labels:list, # Labels; more can be added in the widget
         **kwargs # `height` and `width` of a thumbnail in pixels (128, 180), `max_n` images per page (24)
     ):
-        path,files = Path(path),image_files(path)
-        self._file,self._saved = path/REMOVED/'answers.json',{}
-        try: self._saved = json.loads(self._file.read_text(encoding='utf8'))
-        except (OSError, ValueError): pass   # there is none, or it is not ours
-        self.labels = parse_labels([*dict.fromkeys([*labels, *self._saved.get('labels', [])])], path)
-        first,bad = next(filter(_opens, files), None),[]   # fastai opens the first image
+        path,files,bad,saved = Path(path),image_files(path),[],{}
+        self._file = path/REMOVED/'answers.json'
+        with suppress(OSError, ValueError): saved = json.loads(self._file.read_text(encoding='utf8'))
+        self.labels = parse_labels([*dict.fromkeys([*labels, *saved.get('labels', [])])], path)
+        first = next(filter(_opens, files), None)
         if first is None: raise DataError(f'{path}: has no image that can be opened; give a folder of images')
-        features = image_features(_body(path, [first, *(o for o in files if o != first)], self.labels), files,
-                                  on_bad=lambda file,_: bad.append(file.name))
+        learn = _body(path, [first, *(o for o in files if o != first)], self.labels)   # fastai opens the first one
+        features = image_features(learn, files, on_bad=lambda file,_: bad.append(file.name))
         self.files,self._z = list(features),reduced(np.stack([*features.values()]))
         super().__init__(path, self.labels, **kwargs)
-        iw,kept = self.iw,[{path/f: o for f,o in self._saved.get(k, {}).items()} for k in ('choices', 'auto')]
-        iw.choices,self.auto = ({f: o for f,o in part.items() if f in features} for part in kept)
-        # asked: file -> label and probability when it was shown; sure: what a sample of it was shown for
-        iw.slow,self._asked,self._sample,self._sure = len(self.files) > 2000,{},[],{}
+        # auto: labels by the network; sure: those that it would give; sample: those of them that are to be checked
+        self.iw.choices,self.auto = ({path/f: o for f,o in saved.get(k, {}).items() if path/f in features}
+                                     for k in ('choices', 'auto'))
+        self._saved,self._sure,self._sample,self._unanswered,self.iw.slow = saved,{},[],0,len(self.files) > 2000
         self.new,self.keys = widgets.Text(placeholder='another label', layout=dict(width='10em')),widgets.HTML()
         self.dd_sure = self._menu('of which it is sure by', [('90%', .9), ('95%', .95), ('99%', .99)])
-        self.bt_rest,self.bt_yes = self._button('Label the rest', self._show_sample),self._button('', self._label_rest)
+        self.bt_rest = self._button('', self._label_rest)
         self._lay_out(self.new, self._button('Add label', self._add_label), self.bt_rest, self.dd_sure, self.keys)
-        iw.bt_agree.description,iw.bt_agree.tooltip = '✓ Accept this page','Accept its suggestions; show the next page'
-        iw.message.value = f'{len(bad)} cannot be opened: {escape(", ".join(bad[:3]))}.' if bad else ''
+        self.iw.bt_agree.description = '✓ Accept this page'
+        self.iw.message.value = f'{len(bad)} cannot be opened: {escape(", ".join(bad[:3]))}.' if bad else ''
         self._start()
 
     def _start(self):
-        "Show a first page"
-        self._folder = ImageFolder(self.path)
-        self.bt_undo.disabled,self._unfinished,self._unanswered = not can_undo(self.path),unfinished_moves(self.path),0
+        "Note where the images are, and show a first page"
+        folder = ImageFolder(self.path)
+        def _label(file):
+            with suppress(DataError): return label if (label := folder.label(file)) in self.labels else None
+        self._images = {f: (i, f.relative_to(self.path).as_posix(), _label(f)) for i,f in enumerate(self.files)}
+        self.bt_undo.disabled,self._unfinished = not can_undo(self.path),unfinished_moves(self.path)
         self._name_labels()
         self.relearn()
         self.iw.set_fns(self._next)
@@ -111,108 +119,95 @@ class Labeller(ReviewWidget):
         self.iw.opts = ('<Keep>', '<Delete>', *self.labels)
         names = ', '.join(f'<kbd>{i}</kbd> {escape(o)}' for i,o in enumerate(self.labels[:9], 1))
         self.keys.value = f'{names}, <kbd>0</kbd> none, <kbd>Enter</kbd> accepts the page'
-        self.iw.on_change()
 
-    def _label_of(self, file):
-        try: label = self._folder.label(file)
-        except DataError: return None
-        return label if label in self.labels else None
+    def _add_label(self):
+        try: self.labels = parse_labels([*self.labels, self.new.value])
+        except DataError as e:
+            self.iw.message.value = escape(str(e))
+            return
+        self.new.value = ''
+        self._name_labels()
+        for o in self.iw.cards: o.refresh()
+        self._update_tally()
+
+    def _label_of(self, file): return self._images[file][2]   # by its folder, or None
 
     def _options(self, file): return self.iw.opts
 
     def _describe(self, file):
-        text,(label,p) = escape(file.relative_to(self.path).as_posix()),self._asked.get(file, ('', 0))
-        return f'{text}<br>network: <b>{escape(label)}</b> {p:.0%}' if label else text
+        (i,name,_),label = self._images[file],self.iw.suggestions.get(file)
+        return escape(name) if label is None else f'{escape(name)}<br>network: <b>{escape(label)}</b> {self._p[i].max():.0%}'
 
     def relearn(self):
         "Fit a head to the labels as they are now, choose the next page, and show how far it is"
         with self._lock:
             iw,index = self.iw,{o: i for i,o in enumerate(self.labels)}
             done = dict.fromkeys((f for f in self.files if REMOVED in f.parts or f in self.auto), '<Keep>') | iw.choices
-            labels = [done.get(f) or self._label_of(f) for f in self.files]
-            known = np.array([index.get(o, -1 if o is None else -2) for o in labels])
-            p,which = propose(self._z, known, iw.max_n, len(self.labels))
-            best,counts,left = p.argmax(1),np.bincount(known[known >= 0], minlength=len(self.labels)),known == -1
+            given = [done.get(f) or self._label_of(f) for f in self.files]
+            known = np.array([index.get(o, -1 if o is None else -2) for o in given])
+            self._p,which = p,_ = propose(self._z, known, iw.max_n, len(self.labels))
+            best,counts,self._left = p.argmax(1),np.bincount(known[known >= 0], minlength=len(index)),np.flatnonzero(known == -1)
+            right = [iw.choices[f] == o for f,o in iw.suggestions.items() if iw.choices.get(f) in index]
             which = sorted(which, key=lambda i: (best[i], -p[i].max()))   # one label after the other
-            self._next,self._p,self._left = [self.files[i] for i in which],p,np.flatnonzero(left)
-            right = [iw.choices[f] == o for f,(o,_) in self._asked.items() if iw.choices.get(f) in index]
-            if (counts > 2).sum() > 1: self._ask(i for i in which if counts[best[i]] > 2)
+            if (counts > 2).sum() > 1: self._suggest(i for i in which if counts[best[i]] > 2)
+            self._next = [self.files[i] for i in which]
             named = ', '.join(f'{escape(o)} {n:,}' for o,n in zip(self.labels, counts))
-            sure = (p[left].max(1, initial=0) >= self.dd_sure.value).sum()
-            self.learned.value = (f'{counts.sum():,} labelled ({named}); {left.sum():,} left, sure of {sure:,} of them'
+            self.learned.value = (f'{counts.sum():,} labelled ({named}); {len(self._left):,} left, sure of '
+                                  f'{(p[self._left].max(1) >= self.dd_sure.value).sum():,} of them'
                                   + f'; {sum(right)} of {len(right)} suggestions were right'*bool(right))
 
-    def _ask(self, which):
-        new = {self.files[i]: (self.labels[self._p[i].argmax()], self._p[i].max()) for i in which}
-        self._asked.update(new)
-        self.iw.suggestions.update({f: o for f,(o,_) in new.items()})
+    def _suggest(self, which): self.iw.suggestions.update({self.files[i]: self.labels[self._p[i].argmax()] for i in which})
 
     def _more(self): return True
 
     def _reorder(self):
         if self.iw.page < self.iw.n_pages - 1: return
-        if self._sample and all(f in self.iw.choices for f in self._sample): self._offer_rest()
+        if self._sample and not {*self._sample} - {*self.iw.choices}:
+            wrong,n = sum(self.iw.choices[f] != self._sure[f] for f in self._sample),len(self._sample)
+            error,low,high = error_interval(wrong, n)
+            self._sample,self._sure = [],{f: o for f,o in self._sure.items() if f not in self.iw.choices}
+            self.iw.message.value = (f'{wrong} of these {n} were wrong, {error:.1%} (95% interval {low:.1%} to {high:.1%}): '
+                                     'if that is good enough, the network may label the others.')
         self.relearn()
         return self._next
 
-    def _show_sample(self):
-        "Show a random sample of the images that the network is sure of; or take back their labels"
+    def _label_rest(self):
+        "Label what the network is sure of, after a random sample of it was checked; or take that back"
         iw,n = self.iw,self.iw.max_n
-        sure = [i for i in self._left if self._p[i].max() >= self.dd_sure.value]
-        if self.auto: self.auto = {}
-        elif len(sure) <= n: iw.message.value = f'It is sure of {len(sure)}: label these by hand.'
+        if self.auto or self._sure and not self._sample:
+            self.auto,self._sure = {} if self.auto else {f: o for f,o in self._sure.items() if f not in iw.choices},{}
+            iw.message.value = f'{len(self.auto):,} images have a label by the network; Apply moves them, too.'
+        elif len(sure := [i for i in self._left if self._p[i].max() >= self.dd_sure.value]) <= n:
+            iw.message.value = f'It is sure of {len(sure)}: label these by hand.'
         else:
             sample = np.random.default_rng().choice(sure, n, replace=False)
-            self._ask(sample)
-            self._sure,self._sample = {self.files[i]: self.labels[self._p[i].argmax()] for i in sure},[self.files[i] for i in sample]
-            iw.message.value = f'{n} of the {len(sure):,} that it is sure of, at random: correct what is wrong, and accept the page.'
-            iw.view = iw.view[:len(iw.view)//n*n] + self._sample
-            iw.show(iw.n_pages - 1)
-        iw.on_change()
-
-    def _offer_rest(self):
-        "Show how good the checked sample was, and a button to label the others"
-        wrong = sum(self.iw.choices[f] != self._sure[f] for f in self._sample)
-        error,low,high = error_interval(wrong, len(self._sample))
-        self._sure,self._sample = {f: o for f,o in self._sure.items() if f not in self.iw.choices},[]
-        self.bt_yes.description = f'Label {len(self._sure):,} images'
-        self.iw.message.value = f'{wrong} of the sample were wrong, {error:.1%} (95% interval {low:.1%} to {high:.1%}).'
-
-    def _label_rest(self):
-        self.auto,self._sure = {f: o for f,o in self._sure.items() if f not in self.iw.choices},{}
-        self.iw.message.value = f'{len(self.auto):,} images labelled by the network; Apply moves them too.'
-        self.iw.on_change()
-
-    def _add_label(self):
-        "Add what was typed to the labels"
-        try: self.labels = parse_labels([*self.labels, self.new.value])
-        except DataError as e: self.iw.message.value = escape(str(e))
-        else:
-            self.new.value,self._saved = '',{}
-            self._name_labels()
-            for o in self.iw.cards: o.refresh()
+            self._suggest(sure)
+            self._sure,self._sample = {f: iw.suggestions[f] for f in (self.files[i] for i in sure)},[self.files[i] for i in sample]
+            iw.message.value = f'{n} of the {len(sure):,} that it is sure of, at random: correct what is wrong, accept the page.'
+            iw.set_fns(iw.view[:len(iw.view)//n*n] + self._sample, iw.n_pages)
+        self._update_tally()
 
     def _update_tally(self):
         "Show and save what is chosen"
-        self.bt_rest.description = f'Take back the labels of {len(self.auto):,}' if self.auto else 'Label the rest'
-        self.bt_yes.layout.display = '' if self._sure and not self._sample else 'none'
+        self.bt_rest.description = (f'Take back the labels of {len(self.auto):,} images' if self.auto else
+                                    f'Label {len(self._sure):,} images' if self._sure and not self._sample else 'Label the rest')
         self._count(self._wanted())
-        def _named(o): return {f.relative_to(self.path).as_posix(): label for f,label in o.items()}
-        now = dict(labels=self.labels, choices=_named(self.iw.choices), auto=_named(self.auto))
-        if now == self._saved or not now['choices'] and not self._saved: return
+        choices,auto = ({self._images[f][1]: o for f,o in part.items()} for part in (self.iw.choices, self.auto))
+        now = dict(labels=self.labels, choices=choices, auto=auto)
+        if now == self._saved or not choices and not self._saved: return
+        self._saved = now
         try:
             self._file.parent.mkdir(exist_ok=True)
             write_atomic(self._file, json.dumps(now, ensure_ascii=False).encode())
-            self._saved = now
         except OSError as e: self.iw.message.value = f'<b>Answers cannot be kept: {escape(str(e))}</b>'
 
-    def _wanted(self): return {f: o for f,o in (self.auto | self.iw.choices).items() if o not in ('<Keep>', self._label_of(f))}
+    def _wanted(self):
+        return {f: o for f,o in (self.auto | self.iw.choices).items() if o not in ('<Keep>', self._label_of(f))}
 
-    def _moved(self, moves=()):
-        back = {o.to: '<Delete>' if REMOVED in o.file.parts else self._label_of(o.file) for o in moves if o.to}
+    def _moved(self, undone=()):
+        back = {o.to: '<Delete>' if REMOVED in o.file.parts else self._label_of(o.file) for o in undone if o.file in self._images}
         self.files = present_places(self.path, self.files)
         there = {f for f in self.files if REMOVED not in f.parts}
-        self._folder = ImageFolder(self.path)
-        self.iw.choices = {f: o for f,o in self.iw.choices.items() if f in there} | {f: o for f,o in back.items() if o and f in there}
         self.auto = {f: o for f,o in self.auto.items() if f in there}
+        self.iw.choices = {f: o for f,o in (self.iw.choices | back).items() if o and f in there}
         self.iw.background(self._start)

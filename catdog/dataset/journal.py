@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 
 from ..core.errors import CatdogError, DataError, ImageError
-from ..core.files import folder_lock, free_name, map_ahead
+from ..core.files import folder_lock, free_name, map_ahead, write_atomic
 from ..core.images import open_image
 from .folder import ImageFolder, label_name
-from .manifest import read_rows, write_rows
+from .manifest import Manifest, read_rows, write_rows
 
 REMOVED = '.removed'   # sub-folder of the data set for removed images
 _GONE = 'it is no longer there'
@@ -274,3 +274,17 @@ def set_aside(
     files = sorted([*folder.files, *(f for f,_ in folder.ignored)])
     faults = {f: o for f,o in zip(files, map_ahead(_fault, files)) if o}
     return [o._replace(reason=o.reason or faults[o.file]) for o in apply_choices(path, dict.fromkeys(faults, '<Delete>'))]
+
+def add_images(
+    path:str|os.PathLike, # Folder of a data set; may be missing
+    also:str|os.PathLike # Another, such as the one that `catdog-app --keep` fills
+) -> int: # Number of images that were not there yet
+    "Copy the images of the data set `also`, with their rows in the manifest, to their labels in `path`"
+    path,folder,rows = Path(path),ImageFolder(also),{o['file']: o for o in read_rows(also).values()}
+    new = {f: o for f in folder.files if not (o := path/folder.label(f)/f.name).exists()}
+    for f,to in new.items():
+        to.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(to, f.read_bytes())
+    names = {f.relative_to(also).as_posix(): to.relative_to(path).as_posix() for f,to in new.items()}
+    Manifest(path).add(*(dict(o, file=names[k]) for k,o in rows.items() if k in names))
+    return len(new)
