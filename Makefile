@@ -2,15 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# TORCH=cpu: PyTorch without CUDA, from its own index. An existing .venv keeps the variant it was made with.
-MADE_WITH := $(shell cat .venv/installed 2>/dev/null)
-TORCH ?= $(MADE_WITH)
+# TORCH: cpu or cu130 and the like: PyTorch from its own index of that name. pip: what pip has, on Linux with CUDA.
+# Default: that of an existing .venv, else cpu on Linux without a GPU if its index can be reached, else pip.
+TORCH ?=
+MADE_WITH := $(if $(wildcard .venv/installed),$(or $(shell cat .venv/installed),pip))
+TORCH_INDEX := https://download.pytorch.org/whl
+found = $(shell [ "$$(uname)" = Linux ] && ! nvidia-smi >/dev/null 2>&1 && $(PYTHON) -c \
+	'from urllib.request import urlopen; urlopen("$(TORCH_INDEX)/cpu/", timeout=5)' 2>/dev/null && echo cpu || echo pip)
+VARIANT = $(eval VARIANT := $(or $(TORCH),$(MADE_WITH),$(found)))$(VARIANT)
+without_cuda = $(or $(filter cpu,$(VARIANT)),$(if $(filter Linux,$(shell uname)),,$(VARIANT)))
 # WORDS="grizzly 'black bear' teddy": labels of the app. Without them: the model that there is, or one of cats and dogs.
 WORDS ?=
 # Number of test processes; many tests wait for a browser or a deadline, so this may exceed the number of cores
 JOBS ?= 3
 .DEFAULT_GOAL := help
-.PHONY: help app site lab hooks repository screenshot test nightly test-notebooks outputs bench readme clean browser
+.PHONY: help app site lab hooks repository screenshot test nightly outputs bench readme clean browser
 
 help: ## this list
 	@grep -hE '^[a-zA-Z._-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' | expand -t 18
@@ -18,24 +24,16 @@ help: ## this list
 .venv: .venv/installed ## only create the environment
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'catdog needs Python 3.11 or later: make PYTHON=/path/to/python3.11'; exit 2; }
-ifeq ($(TORCH),cpu)
-	@echo 'Making .venv with PyTorch without CUDA: it downloads 0.7 GB and takes 2.6 GB of disk, in about 2 minutes.'
-else
-	@echo 'Making .venv: it downloads 3.4 GB and takes 7.2 GB of disk, in about 3 minutes (on Linux; elsewhere, and by'
-	@echo '"make TORCH=cpu ...", which leaves out CUDA, 0.7 GB and 2.6 GB of disk).'
-endif
+	@echo 'Making .venv with PyTorch from $(if $(filter pip,$(VARIANT)),pip,its index $(VARIANT)), with$(if $(without_cuda),out) CUDA:'
+	@echo 'it downloads $(if $(without_cuda),0.7 GB and takes 2.6,3.4 GB and takes 7.2) GB of disk, in two to three minutes.'
+	@$(if $(without_cuda),:,echo '"make TORCH=cpu ..." would leave CUDA out: 0.7 GB and 2.6 GB of disk.')
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip
-ifneq ($(TORCH),)
-	$(BIN)/python -m pip install -q -c constraints.txt --index-url https://download.pytorch.org/whl/$(TORCH) torch torchvision
-endif
+	$(if $(filter pip,$(VARIANT)),,$(BIN)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX)/$(VARIANT) torch torchvision)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	@echo '$(TORCH)' >$@
-ifneq ($(TORCH),$(MADE_WITH))
-ifneq ($(wildcard .venv/installed),)
-$(error .venv has another variant of PyTorch: move it away (mv .venv .venv.old) to make one with TORCH=$(TORCH))
-endif
-endif
+	@echo '$(VARIANT)' >$@
+$(if $(and $(TORCH),$(MADE_WITH),$(filter-out $(MADE_WITH),$(TORCH))),$(error .venv has another variant of PyTorch: \
+	move it away (mv .venv .venv.old) to make one with TORCH=$(TORCH)))
 
 app: .venv/installed ## build a model if there is none, then serve the app and print its URL
 	@set -- $(WORDS); if [ $$# = 0 ]; then ls models/*/model.onnx >/dev/null 2>&1 || $(BIN)/catdog-build cat dog; \
@@ -53,8 +51,6 @@ test: .venv/installed browser ## pytest, which also runs every notebook and comp
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --durations 15
 nightly: .venv/installed browser ## pytest, with the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal --nightly
-test-notebooks: .venv/installed ## run the notebooks' cells without comparing their outputs
-	OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing --n-workers $(JOBS)
 outputs: .venv/installed ## execute notebooks and save their outputs: all, or FILES="nbs/02_data.ipynb ..."
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/notebooks.py $(FILES)
 

@@ -1,14 +1,16 @@
 """Execute notebooks and save their outputs: python .ci/notebooks.py [NOTEBOOK ...]; default: all of them.
 
-Each runs in its own kernel, forked from a process that has already imported torch and fastai.
+Each runs in an empty folder and in its own kernel, forked from a process that has already imported torch and fastai.
 tests/test_outputs.py executes them in the same way and fails where outputs differ from the saved ones.
 """
-import multiprocessing, os, re, subprocess, sys, time
+import base64, io, multiprocessing, os, re, subprocess, sys, time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in o.parts)
@@ -27,6 +29,18 @@ def joined(outputs):
         if res and o.output_type == 'stream' == res[-1].output_type and o.name == res[-1].name: res[-1].text += o.text
         else: res.append(o)
     return res
+
+def smaller(outputs, source):
+    "Return `outputs` of the cell `source` for saving: figures in 256 colours, and no photographs of unknown licence"
+    for o in outputs:
+        data = o.get('data', {})
+        if re.search('fastbook|image_cat|image_bear', source):
+            for kind in ('image/png', 'image/jpeg'): data.pop(kind, None)
+        if 'image/png' in data:
+            img = Image.open(io.BytesIO(base64.b64decode(data['image/png']))).convert('RGB').quantize(256)
+            img.save(f := io.BytesIO(), 'PNG', optimize=True)
+            data['image/png'] = base64.b64encode(f.getvalue()).decode()
+    return outputs
 
 SERVER = multiprocessing.get_context('forkserver')
 SERVER.set_forkserver_preload(['fastai.vision.all', 'timm', 'sklearn.linear_model', 'ipykernel.kernelapp', 'ipywidgets'])
@@ -66,17 +80,21 @@ def run(path):
     "Execute the notebook at `path` and return it; raise the error of a cell"
     nb = nbformat.read(path, as_version=4)
     env = {**os.environ, 'IN_TEST': '1', 'CATDOG_ENGINE': 'sample'}
-    client = NotebookClient(nb, timeout=600, kernel_name='python3', store_widget_state=False,
-                            extra_arguments=['--IPKernelApp.log_level=ERROR'],
-                            resources={'metadata': {'path': str(path.parent)}})
-    with patch('jupyter_client.provisioning.local_provisioner.launch_kernel', ForkedKernel): client.execute(env=env)
+    with (TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+          patch('jupyter_client.provisioning.local_provisioner.launch_kernel', ForkedKernel)):
+        NotebookClient(nb, timeout=600, kernel_name='python3', store_widget_state=False,
+                       extra_arguments=['--IPKernelApp.log_level=ERROR'],
+                       resources={'metadata': {'path': folder}}).execute(env=env)
     for cell in nb.cells:
         if cell.cell_type == 'code': cell.outputs = joined(cell.outputs)
     return nb
 
 def save(path):
     "Execute the notebook at `path`, and save its outputs in it as `nbdev-clean` leaves them"
-    nbformat.write(run(path), path)
+    nb = run(path)
+    for cell in nb.cells:
+        if cell.cell_type == 'code': cell.outputs = smaller(cell.outputs, cell.source)
+    nbformat.write(nb, path)
     subprocess.run([Path(sys.executable).with_name('nbdev-clean'), '--fname', path], cwd=ROOT, check=True)
 
 if __name__ == '__main__':

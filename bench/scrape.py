@@ -9,7 +9,7 @@ growth: what one more image costs beside 1,000, 10,000 and 100,000: its signatur
   others and add it (random hashes, so nearly no copies); all pairs of 10,000; opening a manifest of 100,000 lines.
 fuzz: 10,000 hostile inputs for each parser of an answer, for URLs and for `open_image`.
 `--photos` is a folder with sub-folders cat and dog; without it the sample web draws, which is slow."""
-import json, os, random, resource, subprocess, sys, tempfile, time, timeit
+import json, os, random, re, subprocess, sys, tempfile, time, timeit
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -63,13 +63,22 @@ def _run_contender(who, workers, folder):
     dest.mkdir()
     urls = json.loads((folder/'urls.json').read_text())
     seconds,kept = dict(fastai=_fetch_fastai, ours=_fetch_ours)[who](urls, dest, workers)
-    print(json.dumps([seconds, kept, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024]))
+    peak = int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])/1024   # ru_maxrss counts the parent's
+    print(json.dumps([seconds, kept, peak]))
+
+def _serve_photographs(folder):
+    "Let the sample web serve photographs in `folder` instead of drawings, which take longer than a download"
+    from catdog.core.images import open_image
+    from catdog.sample import server
+    photos = {o: [open_image(k, 640) for k in sorted((folder/o).iterdir())[:100]] for o in ('cat', 'dog')}
+    server.draw = lambda label, seed, size: random.Random(seed).choice(photos[label]).resize(size)
 
 def _measure(name, who, workers, photos, n, hosts):
     from catdog.scrape import SampleWeb
     from catdog.web.engines import bing_pages
-    with SampleWeb(photos, faults=FAULTS, latency=(.05, .3)) as web:
-        found = {o: [p.url for p in bing_pages(o, n//2, web.endpoint, 'XXX', 'photos')] for o in ('cat', 'dog')}
+    if photos: _serve_photographs(photos)
+    with SampleWeb(faults=FAULTS, latency=(.05, .3)) as web:
+        found = {o: [p.url for p in bing_pages(o, n//2, web.endpoint, 'XXX', 'sample')] for o in ('cat', 'dog')}
         truth = {f'{label}/{Path(u).stem}': web.truth(u) for label,us in found.items() for u in us}
         port = web.url.rpartition(':')[2]
         def _host(i): return f'http://h{i%50}.images.test:{port}' if hosts else web.url

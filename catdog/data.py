@@ -8,14 +8,12 @@ __all__ = ['get_dls', 'image_files', 'check_folder', 'UprightImage', 'OpenUprigh
 
 # %% ../nbs/02_data.ipynb #e374dad2
 import os
-
 from .learn.loaders import OpenUpright, UprightImage, image_files, split_dls   # first: prints what is being loaded
 from .dataset.split import ApartSplitter, check_folder, copies, split_files, stratify
 from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor
 from fastai.vision.augment import RandomResizedCrop, aug_transforms
-
 _all_ = ['image_files', 'check_folder', 'UprightImage', 'OpenUpright', 'copies', 'ApartSplitter', 'split_files',
          'stratify']
 

@@ -10,28 +10,17 @@ __all__ = ['scrape', 'Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'sea
 # %% ../nbs/01_scrape.ipynb #a9461f25
 from pathlib import Path
 from typing import Annotated
-
 from fastcore.script import is_cli
-
 from .core.errors import SearchError, command
 from .web.download import collect, download_images
-from .web.engines import ENGINES
+from .web.engines import ENGINES, check_search, save_urls, search_images, search_terms
 from .dataset.folder import contact_sheet, default_folder, save_contact_sheet
 from .dataset.journal import Moved, set_aside
 from .dataset.manifest import Outcome, Photo, count_outcomes, read_manifest, write_credits
 from .sample.server import SampleWeb, sample_web
-from .web.search import check_search, save_urls, search_images, search_terms
-
 _all_ = ['Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'search_images', 'search_terms', 'download_images',
          'read_manifest', 'count_outcomes', 'write_credits', 'save_urls', 'contact_sheet', 'set_aside', 'SampleWeb',
          'sample_web']
-
-# %% ../nbs/01_scrape.ipynb #163da2a8
-def _folder(labels, path):
-    "Return `path`; default: a folder named after `labels`"
-    if path: return Path(path)
-    print(f'Images of {", ".join(labels)} go to {default_folder(labels)}')
-    return default_folder(labels)
 
 # %% ../nbs/01_scrape.ipynb #dbf86d9b
 @command
@@ -50,7 +39,8 @@ def scrape(
     "Search for each of `labels`, download up to `n` images of each into a folder in `path`, and keep a record"
     labels = check_search(labels, n, queries, engine, safe)
     if urls_only: return save_urls(labels, urls_only, n, engine, queries, safe)
-    path = _folder(labels, path)
+    if not path: print(f'Images of {", ".join(labels)} go to {default_folder(labels)}')
+    path = Path(path or default_folder(labels))
     try: collect(labels, path, n, engine, queries, retry, ignore_robots, safe)
     except KeyboardInterrupt:
         print(f'\nStopped. Run the same command again to continue; {path} keeps what was downloaded.')

@@ -7,7 +7,7 @@ __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'error_interval'
            'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #443371fb
-import os
+import os, time
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +25,7 @@ from .learn.finetune import RECIPES, check_recipe, recipe_learner, recipe_tfms, 
 from .learn.head import fit_head
 from .learn.loaders import print_used
 from .scrape import scrape
-from .web.search import check_search
+from .web.engines import check_search
 from fastai.learner import Learner
 from fastai.torch_core import no_random
 
@@ -36,24 +36,27 @@ _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'cali
 def train(
     path:str|os.PathLike, # A folder with a sub-folder per label, or with train, valid and test above the labels
     arch:str=None, # Name of an architecture in `ARCHS`, or one of timm; default: that of `recipe` in `RECIPES`
-    epochs:int=None, # Epochs of fine-tuning; default: 4 for 'classic', else 0
+    epochs:int=None, # Epochs of fine-tuning; default: as many as pay for 'auto', 0 for 'fast', 4 for 'classic'
     size:int=None, # Side of the square that the network sees, in pixels; default: what `arch` was made for
     bs:int=64, # Images per batch
     valid_pct:float=0.2, # Fraction for validation, if the folder has no valid
     seed:int=42, # Seed of the split and of all other random numbers
-    recipe:str='fast', # 'fast' fits the head at once; 'classic' is fastai's `fine_tune(epochs)`
+    recipe:str='auto', # 'auto': the head, then the last stages if they pay; 'fast': the head; 'classic': `fine_tune`
     resume:bool=False, # Resume the same training after its last whole epoch?
     labels:list=None, # Labels to use; default: every sub-folder
     n:int=None, # At most this many images per label; default: all
+    minutes:float=None, # Minutes that training may take; default: no limit
     **kw # Passed on to fastai's `vision_learner`
 ) -> Learner: # Trained, without the callbacks that sped it up
     "Train `arch` on the images below `path` by `recipe` and print its validation error"
-    arch,size = check_recipe(recipe, arch, size, epochs, **kw)
+    end = time.monotonic() + 60*minutes if minutes else float('inf')
+    larger = not (arch or size)
+    arch,size = check_recipe(recipe, arch, size, epochs, minutes, **kw)
     with no_random(seed):
         dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, **recipe_tfms(recipe, size))
         print_used(dls)
         check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
-        run_recipe(learn, recipe, arch, epochs, size, bs, resume, seed=seed, **kw)
+        run_recipe(learn, recipe, arch, epochs, size, bs, resume, end, seed, larger, **kw)
         print_validation(learn)
     return learn
 
@@ -66,8 +69,10 @@ def _check_build(words, path, out, n, engine, photos, safe, **recipe):
     if photos and path:
         raise CatdogError('give either photos, a folder of your own images, or path, a folder to download to')
     if not photos: words = check_search(words, n or 150, engine=engine, safe=safe)
-    path,out = Path(photos or path or default_folder(words)),Path(out or default_folder(words, 'models'))
-    labels = ImageFolder(photos, words).labels if photos else parse_labels(words, path)
+    labels = ImageFolder(photos, words or None).labels if photos else None
+    path = Path(photos or path or default_folder(words))
+    out = Path(out or default_folder(words or [path.resolve().name], 'models'))
+    labels = labels or parse_labels(words, path)
     if len(labels) < 2:
         raise CatdogError(f'{labels[0]!r} alone: a classifier needs two labels or more, such as: cat dog')
     if path.resolve() in (out.resolve(), *out.resolve().parents):
@@ -77,27 +82,29 @@ def _check_build(words, path, out, n, engine, photos, safe, **recipe):
 
 @command
 def build(
-    labels:Annotated[list, dict(nargs='+', type=str)], # Two words or more
+    labels:Annotated[list, dict(nargs='*', type=str)], # Two words or more; none: all labels of `photos`
     path:str=None, # Folder for the images; default: named after the words, in data/
     out:str=None, # Folder for the model; default: named after the words, in models/
     n:int=None, # Images per label; default: 150 from the web, all of your own photos
     engine:str='auto', # Search engine: auto, bing, ddg, openverse, commons or sample
     photos:str=None, # Your own images instead of the web: a folder with a sub-folder per label, left unchanged
     arch:str=None, # Architecture, of torchvision or timm; default: efficientnet_lite0, or resnet18 for 'classic'
-    epochs:int=None, # Epochs of fine-tuning; default: 4 for 'classic', else 0
+    epochs:int=None, # Epochs of fine-tuning; default: as many as pay for 'auto', 0 for 'fast', 4 for 'classic'
     size:int=None, # Side of the square that the network sees, in pixels, 32 to 2048; default: 224 for most
-    recipe:str='fast', # 'fast' fits the head at once; 'classic' is fastai's fine_tune
+    recipe:str='auto', # 'auto': the head, then the last stages if they pay; 'fast': the head; 'classic': fine_tune
+    minutes:float=None, # Minutes that training may take; default: no limit
     resume:bool=False, # Resume a training that was stopped, or whose model could not be written
     int8:bool=False, # Quantize to int8 unless more than 1% of answers change or probabilities shift by over 0.05
     safe:str='moderate' # Safe search: strict, moderate or off
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
     labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, recipe=recipe, arch=arch, size=size,
-                                   epochs=epochs)
+                                   epochs=epochs, minutes=minutes)
     print(f'[1/4] Images of {", ".join(labels)}: {"your own in" if photos else "from the web into"} {path}', flush=True)
     if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
     print('[2/4] Training', flush=True)
-    learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None)
+    learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None,
+                  minutes=minutes)
     if getattr(learn, 'stopped', False): raise CatdogError('stopped; run the same command with --resume to continue')
     print('[3/4] How good is it?', flush=True)
     print_confusion(learn)

@@ -1,5 +1,5 @@
 "The widget app in a real browser, served by Voilà and in JupyterLab"
-import contextlib, importlib.util, io, json, os, re, shlex, shutil, signal, socket, subprocess, sys, time
+import contextlib, importlib.util, io, json, os, re, shlex, shutil, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 
 import nbformat, numpy as np, psutil, pytest, requests
@@ -11,6 +11,7 @@ from catdog.core.images import jpeg_bytes
 from catdog.dataset.folder import ImageFolder
 from catdog.dataset.manifest import read_rows
 from catdog.deploy.voila import VOILA_CONFIG, app_notebook
+from catdog.deploy.widgets import MAX_MESSAGE
 from catdog.predict import Classifier, shipped_model
 from catdog.sample.draw import draw
 
@@ -494,8 +495,22 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     assert process.wait(30) == 0 and sorted(tmp_path.rglob('*')) == before
     assert [o for o in process.stdout if '404 HEAD' not in o] == []
 
+@pytest.mark.parametrize('seconds', [.05, .2])
+def test_stopped_while_a_page_loads(start, seconds, tmp_path):
+    "Kernels that are just starting end without a word"
+    port = free_port()
+    process = start([script('catdog-app'), '--port', str(port)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    url = until_open(process, port)
+    def _visit():
+        with contextlib.suppress(requests.RequestException): requests.get(url)
+    threads = [threading.Thread(target=_visit, daemon=True) for _ in range(2)]
+    for o in threads: o.start()
+    time.sleep(seconds)
+    assert ended(process) == (0, []) and process.stderr.read() == ''
+
 def test_voila_settings_agree(monkeypatch, tmp_path):
     assert json.loads((ROOT/'voila.json').read_text()) == VOILA_CONFIG
+    assert VOILA_CONFIG['Voila']['tornado_settings']['websocket_max_message_size'] == MAX_MESSAGE
     pattern = re.compile(VOILA_CONFIG['RegexRemovePreprocessor']['patterns'][0])
     chapter = nbformat.read(ROOT/'nbs'/'07_app.ipynb', 4)
     monkeypatch.chdir(tmp_path)

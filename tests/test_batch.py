@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd, pytest
 from clean_helpers import as_nobody, reachable
 
-from catdog.core.errors import CatdogError, ImageError
+from catdog.core.errors import CatdogError, DataError, ImageError
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.deploy import batch
 from catdog.predict import Classifier, predict_bucket, predict_files, shipped_model
@@ -269,6 +269,19 @@ def test_dask_predicts_the_same_when_a_worker_is_killed(tmp_path, monkeypatch):
     assert table.error.notna().sum() == 1
     for row,o in zip(table.to_dict('records'), rows):
         assert row['error'] == o['error'] if 'error' in o else row['p_cat'] == pytest.approx(o['p_cat'], abs=1e-5)
+
+def test_bucket_in_memory(tmp_path):
+    import dask, fsspec
+    album(tmp_path/'album', 4)
+    bucket,classifier = fsspec.filesystem('memory'),Classifier(shipped_model())
+    for o in (tmp_path/'album').iterdir(): bucket.pipe(f'/bucket/{o.name}', o.read_bytes())
+    bucket.pipe('/bucket/.hidden/a.jpg', b'')
+    with dask.config.set(scheduler='threads'): predict_bucket('memory://bucket', tmp_path/'answers', shipped_model())
+    table = pd.read_parquet(tmp_path/'answers')
+    rows = list(batch.answer_rows(classifier, sorted((tmp_path/'album').iterdir())))
+    assert list(table.file) == [f'memory:///bucket/{Path(o["file"]).name}' for o in rows]
+    assert table.p_cat.tolist() == pytest.approx([o['p_cat'] for o in rows], abs=1e-5)
+    with pytest.raises(DataError, match='no images'): predict_bucket('memory://nothing', tmp_path/'answers')
 
 def peak(folder, *args):
     "Return the peak memory in MB of `predict_files` with `args` (Linux)"

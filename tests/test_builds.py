@@ -100,6 +100,12 @@ def test_every_usable_image_of_a_folder_is_used(tmp_path):
     assert f'{stored}/000.jpg' in said and '000.jpg' not in card   # the card goes with the model, and names no file
     assert contents(mine) == before
 
+def test_without_labels_all_of_the_folder_are_used(tmp_path):
+    fill(tmp_path/'mine', cat=6, dog=6, tree=6)
+    assert 'Images of cat, dog, tree' in build('--photos', 'mine', cwd=tmp_path)
+    assert known(tmp_path/'models'/'mine')[0] == ['cat', 'dog', 'tree']
+    assert 'give at least one word' in build(cwd=tmp_path, ok=False)
+
 def test_label_without_a_folder_is_refused_before_any_work(tmp_path):
     fill(tmp_path/'mine', cat=6, dog=6)
     said = build('cat', 'bird', '--photos', 'mine', cwd=tmp_path, ok=False)

@@ -7,7 +7,7 @@ import pytest
 
 from catdog.core.errors import CatdogError, SearchError
 from catdog.core.images import jpeg_bytes, open_image
-from catdog.scrape import ENGINES, Photo, SampleWeb, read_manifest, scrape, search_images, write_credits
+from catdog.scrape import ENGINES, Photo, SampleWeb, read_manifest, scrape, write_credits
 from catdog.web.download import collect
 from catdog.dataset.folder import parse_labels
 from catdog.dataset.manifest import Manifest, count_outcomes
@@ -69,9 +69,6 @@ def test_photographs_and_drawings_are_not_mixed(data, monkeypatch):
     monkeypatch.setitem(ENGINES, 'live', one_closed_port)
     with pytest.raises(CatdogError, match='holds drawings'): scrape('bird', data, engine='live')
     assert not (data/'bird').exists()
-    with SampleWeb(photos=data):   # a sample web that serves a folder gives photographs
-        assert {p.engine for p in search_images('cat', 5, engine='sample')} == {'photos'}
-        with pytest.raises(CatdogError, match='holds drawings'): scrape('cat', data, n=70, engine='sample')
 
 def run(cwd, *args):
     "`catdog-scrape` in a process of its own"

@@ -8,9 +8,9 @@ from clean_helpers import as_nobody
 from hypothesis import given, settings, strategies as st
 
 from catdog.sample.draw import draw
-from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
+from catdog.dataset.folder import ImageFolder, _part, default_folder, parse_labels
 from catdog.core.errors import CatdogError, DataError
-from catdog.core.files import SYSTEM_FOLDERS
+from catdog.core.files import is_system_folder
 
 def touch(folder, *names):
     for o in names:
@@ -20,8 +20,7 @@ def touch(folder, *names):
 
 SPLITS = dict(train='train', Training='train', val='valid', valid='valid', Test='test')
 names = st.text(st.characters(blacklist_characters='/\0', blacklist_categories=['Cs']), min_size=1, max_size=20).filter(
-    lambda o: not o.startswith('.') and o.title() not in ('Train', 'Training', 'Val', 'Valid', 'Test', 'Dev', 'Eval') and o.lower() not in SYSTEM_FOLDERS
-    and len(o.encode()) < 200)
+    lambda o: not o.startswith('.') and not _part(o) and not is_system_folder(o) and len(o.encode()) < 200)
 
 @given(st.lists(names, min_size=1, max_size=6, unique_by=lambda o: normalize('NFC', o)), st.sampled_from(['', *SPLITS]))
 @settings(max_examples=60, deadline=None)
@@ -74,6 +73,8 @@ GIVEN = {
     'other names':              (['training_set/cat/1.jpg', 'test_set/cat/3.jpg'], ['training_set', 'test_set']),
     'dev':                      (['train/cat/1.jpg', 'dev/cat/3.jpg'], ['train', 'dev']),
     'years':                    (['train2017/cat/1.jpg', 'VAL 2017/cat/3.jpg'], ['train2017', 'VAL 2017']),
+    'plurals and short words':  (['Trainings/cat/1.jpg', 'tst/cat/2.jpg'], ['Trainings', 'tst']),
+    'trainval':                 (['trainval/cat/1.jpg', 'test_images/cat/2.jpg'], ['test_images', 'trainval']),
     'trains and buses':         (['train/1.jpg', 'bus/1.jpg'], []),
     'trains in folders':        (['train/steam/1.jpg', 'bus/1.jpg'], []),
     'train and test are labels': (['train/1.jpg', 'test/1.jpg'], []),
@@ -97,10 +98,24 @@ def test_folder_only_in_test_is_not_a_label(tmp_path):
     assert folder.labels == ['cat', 'dog'] and [folder.split(o) for o in folder.files] == ['test', 'train', 'train']
     assert folder.ignored == [(tmp_path/'test'/'unknown'/'1.jpg', 'no label in train (unknown)')]
 
-def test_split_folders_are_never_labels(tmp_path):
-    path = touch(tmp_path, 'pets_train/cat/1.jpg', 'pets_test/cat/1.jpg')
-    with pytest.raises(DataError, match='looks split into pets_test, pets_train: call the parts'): ImageFolder(path)
-    assert ImageFolder(path, ['pets_train', 'pets_test']).labels == ['pets_test', 'pets_train']
+@pytest.mark.parametrize('one,two,words', [
+    ('pets_train', 'pets_test', 'looks split into pets_test, pets_train: call the parts'),
+    ('01-train', '02-val', '01-train'),
+    ('seg_train', 'seg_pred', 'seg_pred, seg_train'), ('trainA', 'testA', 'testA, trainA'), ('tr', 'te', 'te, tr'),
+    ('entrenamiento', 'prueba', 'prueba'), ('train', 'query', 'query, train'),
+    ('train', 'unknown.jpg', 'split into train'),
+    ('data/train', 'data/test', 'has only the folder data: give'),
+    ('training_set/training_set', 'test_set/test_set', 'has only the folder training_set to learn from')])
+def test_split_folders_are_never_labels(tmp_path, one, two, words):
+    files = [f'{o}/{label}/1.jpg' for o in (one, two) for label in ('cat', 'dog') if '.jpg' not in o]
+    path = touch(tmp_path, *files, *['more/1.jpg']*(two == 'unknown.jpg'))
+    with pytest.raises(DataError, match=words): ImageFolder(path)
+    if '/' not in one and '.jpg' not in two: assert ImageFolder(path, [one, two]).labels == sorted([one, two])
+
+def test_labels_may_have_the_same_sub_folders(tmp_path):
+    assert ImageFolder(touch(tmp_path, *(f'{o}/{k}/1.jpg' for o in ('cat', 'dog') for k in ('2019', '2020-05',
+        'small')))
+        ).labels == ['cat', 'dog']
 
 def test_folder_beside_a_split_is_an_error_unless_labels_are_named(tmp_path):
     path = touch(tmp_path, 'train/cat/1.jpg', 'test/cat/1.jpg', 'more/1.jpg')
@@ -120,12 +135,14 @@ def test_no_possible_image_is_left_out_without_a_reason(tmp_path):
 
 def test_system_folders_are_neither_data_nor_labels(tmp_path):
     folders = ['@eaDir', '#recycle', 'lost+found', '.Trash-1000', '$RECYCLE.BIN', 'System Volume Information',
-               '__MACOSX', '.AppleDouble', '.thumbnails', '.stversions', '.git', '.dvc', '.ipynb_checkpoints']
+               'FOUND.001', 'Recycled', '@Recycle', '@Database', 'trashbox', '~snapshot', 'LOST.DIR', 'files_trashbin',
+               '__MACOSX', '.AppleDouble', '.thumbnails', '.stversions', '.dropbox.cache', '.git', '.dvc',
+               '.ipynb_checkpoints']
     files = [f'{above}{o}/1.jpg' for o in folders for above in ('', 'cat/', 'cat/deep/')]
     folder = ImageFolder(touch(tmp_path, 'cat/1.jpg', 'dog/1.jpg', *files))
     assert folder.labels == ['cat', 'dog'] and len(folder) == 2 and not folder.ignored
     assert sorted({o.name for o in folder.skipped}) == sorted(o for o in folders if not o.startswith('.'))
-    assert len(folder.skipped) == 3*6
+    assert len(folder.skipped) == 3*sum(not o.startswith('.') for o in folders)
 
 @pytest.mark.parametrize('labels,error', [(None, True), (['cat', 'dog'], True), (['cat', 'fox'], False)])
 def test_unreadable_folder_is_an_error_only_if_it_may_be_a_label(labels, error):
@@ -154,7 +171,8 @@ def test_contact_sheet_and_training_agree_on_labels(tmp_path):
 
 @pytest.mark.parametrize('words,message', [
     ([], 'at least one word'), (['cat', ' \u200b'], 'a label is empty'), (['Cat', 'cat '], "'cat' is given twice"),
-    ('con', 'Windows reserves it'), ('Lost+Found', 'operating systems use it'), ('.removed', 'begins with a dot'), ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
+    ('con', 'Windows reserves it'), ('Lost+Found', 'operating systems use it'), ('.removed', 'begins with a dot'),
+    ('a/b', 'cannot be part of it'), ('x'*101, 'at most 100')])
 def test_words_that_cannot_be_labels(words, message):
     with pytest.raises(DataError, match=message): parse_labels(words)
 

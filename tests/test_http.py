@@ -217,15 +217,9 @@ ROBOTS = {   # headers -> the rule that counts
     ('catdog: noimageai',): 'noimageai', ('max-image-preview:large, noai, noimageai',): 'noai',
     ('max-snippet:-1, noindex',): 'noindex', ('noml',): 'noml',
     ('max-video-preview: -1, noimageindex',): 'noimageindex', ('otherbot: noai',): None, ('none',): 'none',
-    ('unavailable_after: 25 Jun 2999 15:00:00 PST, noai',): 'noai',
-    ('unavailable_after: 25 Jun 2010 15:00:00 PST',): 'unavailable_after',
     ('unavailable_after: Friday, 25-Jun-60 15:00:00 GMT, NoML',): 'noml', ('max-snippet:50', 'noai'): 'noai',
     ('otherbot: noindex', 'noml'): 'noml', ('otherbot: noai, max-snippet: 3',): None,
-    ('unavailable_after: 25 Jun 2010',): 'unavailable_after',
-    ('unavailable_after: 25 Jun 10, all',): 'unavailable_after',
-    ('unavailable_after: Fri, 25 Jun 2010',): 'unavailable_after', ('unavailable_after: 25 Jun 2999',): None,
-    ('unavailable_after: 2010-06-25T15:00:00Z',): 'unavailable_after', ('unavailable_after: soon',): None,
-    ('NOAI; noimageai',): 'noai', ('otherbot: unavailable_after: 25 Jun 2010', '*: noml'): 'noml',
+    ('unavailable_after: 25 Jun 2010',): None, ('NOAI; noimageai',): 'noai', ('otherbot: noai', '*: noml'): 'noml',
     ('googlebot: noindex, catdog: noai',): 'noai', ('googlebot: max-snippet:5, noai',): None,
     ('all', 'max-image-preview:standard'): None, ('index, follow',): None}
 

@@ -1,5 +1,5 @@
-"Rules for every module and notebook: the direction of imports, documentation of public names."
-import ast, importlib, inspect, json, re
+"Rules for every module and notebook: the direction of imports, documentation, house style, a documentation that builds."
+import ast, importlib, inspect, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -95,7 +95,58 @@ def test_public_names_are_documented(name):
             assert m == '__init__' or inspect.getdoc(f) or f.__name__ == '<lambda>', f'{k}.{m} has no docstring'
             assert not undocumented(f), f'{k}.{m} does not document {undocumented(f)}'
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=[o.relative_to(ROOT/'nbs').with_suffix('').as_posix() for o in NOTEBOOKS])
+each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda o: o.relative_to(ROOT/'nbs').with_suffix('').as_posix())
+
+def cells(path, kind):
+    "Yield the sources of the cells of `kind` in the notebook at `path`"
+    for cell in json.loads(path.read_text(encoding='utf8'))['cells']:
+        if cell['cell_type'] == kind: yield ''.join(cell['source'])
+
+def is_import(node): return isinstance(node, (ast.Import, ast.ImportFrom))
+
+def faults(source):
+    "Return what the house style has against a code cell"
+    lines = ['' if re.match(r'#\||%%', o) else re.sub(r'^(\s*)[!%].*', r'\1pass', o) for o in source.splitlines()]
+    body = ast.parse('\n'.join(lines)).body
+    if '#| export' in source:   # the names of a chapter are listed with their imports
+        body = [o for o in body if not (isinstance(o, ast.Assign) and ast.unparse(o.targets[0]) == '_all_')]
+    res = []
+    if len({*map(is_import, body)}) > 1: res.append('imports need a cell of their own')
+    if '#| export' not in source and any(isinstance(o, ast.Try) for o in body): res.append('use expect_fail instead of try')
+    if body and isinstance(body[-1], (ast.Expr, ast.For)) and re.search(r'^\s*print\(', ast.unparse(body[-1]), re.M):
+        res.append('end in the value instead of print')
+    return res
+
+@pytest.mark.parametrize('source, n', [
+    ('import a\nfrom b import c', 0), ('import a\na.b()', 1), ('#| export\nfrom a import b\n_all_ = ["b"]', 0),
+    ('if x:\n    %pip install y\nz', 0), ('!ls\nimport a', 1), ('x = 1\nprint(x)', 1), ('for o in x: print(o)', 1),
+    ('def f(): print(1)\nf()', 0), ('try: f()\nexcept A: pass', 1)])
+def test_house_style(source, n): assert len(faults(source)) == n
+
+LATER = '03_train', '04_review', '07_app', 'page', 'widgets', 'finetune', 'features', 'head', 'calibration', 'cleaner', 'interpret', 'issues', 'report'
+
+@pytest.mark.parametrize('path', [o for o in NOTEBOOKS if o.stem not in LATER], ids=lambda o: o.stem)
+def test_cells_keep_to_the_house_style(path):
+    assert not {o: f for o in cells(path, 'code') if (f := faults(o))}
+    for o in cells(path, 'markdown'):
+        if re.search('^#+ ', re.sub('^```.*?^```', '', o, flags=re.S | re.M), re.M):
+            assert re.fullmatch(r'#+ .*|# .*\n+> .*(\n+\[!\[Open in Colab.*)?', o), f'a heading needs a cell of its own: {o}'
+
+@pytest.mark.skipif(bool(LATER), reason="not for all notebooks yet")
+def test_documentation_can_be_built(tmp_path):
+    "What `nbdev-docs` does before it calls Quarto: it runs the cells with imports and exports, and no others"
+    for o in ('nbs', 'catdog'): shutil.copytree(ROOT/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for o in ('pyproject.toml', 'settings.ini'): shutil.copy(ROOT/o, tmp_path)
+    code = 'from nbdev.quarto import refresh_quarto_yml, proc_nbs; refresh_quarto_yml(); proc_nbs(n_workers=0)'
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path,
+                          env={**os.environ, 'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    built = {o.relative_to(tmp_path/'_proc') for o in (tmp_path/'_proc').rglob('*.ipynb')}
+    assert built == {o.relative_to(ROOT/'nbs') for o in NOTEBOOKS}
+    made = {o.name for o in (tmp_path).iterdir()} | {o.name for o in (tmp_path/'nbs').iterdir()}
+    assert not made & {'data', 'models', 'site', 'answers.csv'}   # nothing was searched for or trained
+
+@each_notebook
 def test_saved_outputs_name_no_path_and_no_error(path):
     for cell in json.loads(path.read_text(encoding='utf8'))['cells']:
         for output in cell.get('outputs', []):

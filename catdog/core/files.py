@@ -1,6 +1,6 @@
 """Files on disk: atomic writes, locks, image formats, walking folders, file names, and work done ahead by threads"""
 
-import errno, hashlib, os, secrets, tempfile
+import errno, hashlib, os, re, secrets, tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,19 +22,26 @@ def is_image_name(
     "Return whether `file` has the suffix of an image"
     return os.path.splitext(file)[1].lower() in sum(IMAGE_FORMATS.values(), ())
 
-# Folders that file servers, operating systems and programs add to a user's files, in lower case. They hold thumbnails
-# and deleted files, not data. Names that begin with a dot are skipped in any case. Sources: Synology DSM and
-# QNAP QTS (@, #), Windows (recycle bins, restore points, chkdsk), ext4, macOS on file servers and in archives, NetApp.
-SYSTEM_FOLDERS = frozenset((
-    '@eadir', '@tmp', '@sharebin', '@recycle', '@recently-snapshot', '@qmap', '@__thumb', '@downloads', '#recycle',
-    '#snapshot', '#recycled', '~snapshot', '$recycle.bin', 'recycle.bin', 'recycler', '$extend',
-    'system volume information', 'found.000', 'lost+found', '__macosx', 'network trash folder', 'temporary items',
-    'thevolumesettingsfolder', 'resource.frk', 'lost.dir', '__pycache__'))
+# Folders that file servers, operating systems and programs add to a user's files: thumbnails, deleted files, older
+# versions. Names that begin with a dot, such as .git, .dvc and .ipynb_checkpoints, are skipped in any case.
+_SYSTEM_FOLDERS = (
+    r'@eadir|@tmp|@sharebin|@database|@s2s|#recycle|#snapshot',   # Synology DSM
+    r'@recycle|@recently-snapshot|@qmap|@__thumb|@downloads|#recycled|trashbox',   # QNAP QTS, Buffalo
+    r'~snapshot|lost\+found|lost\.dir',   # NetApp; ext4; Android
+    r'\$recycle\.bin|recycle\.bin|recycler|recycled|\$extend|system volume information|found\.\d{3}',   # Windows
+    r'__macosx|network trash folder|temporary items|thevolumesettingsfolder|resource\.frk',   # macOS
+    r'files_trashbin|files_versions|onedrivetemp|__pycache__')   # Nextcloud, OneDrive, Python
+
+def is_system_folder(
+    name:str # Of a folder
+) -> bool:
+    "Return whether file servers, operating systems or programs use `name` for a folder without data"
+    return bool(re.fullmatch('|'.join(_SYSTEM_FOLDERS), name.lower()))
 
 def walk_files(
     folder:str|os.PathLike, # Where to look
     onerror=None, # Called with the `OSError` of each folder that cannot be read; default: skip it silently
-    onskip=None, # Called with the path of each of the `SYSTEM_FOLDERS`, which are skipped
+    onskip=None, # Called with the path of each system folder, which is skipped
     _above:tuple=()
 ): # Yields paths, sorted
     "Yield all files below `folder`, following links to folders; skip hidden files, hidden folders and system folders"
@@ -47,7 +54,7 @@ def walk_files(
     for o in entries:
         if o.name.startswith('.'): continue
         if o.is_dir():
-            if o.name.lower() not in SYSTEM_FOLDERS: yield from walk_files(o.path, onerror, onskip, (*_above, here))
+            if not is_system_folder(o.name): yield from walk_files(o.path, onerror, onskip, (*_above, here))
             elif onskip: onskip(Path(o.path))
         elif o.is_file() or not os.path.exists(o.path): yield Path(o.path)   # a dead link is reported when opened
 
@@ -67,7 +74,7 @@ def write_atomic(
 def check_writable(
     path:str|os.PathLike # A file or a folder; may be missing
 ):
-    "Raise `CatdogError` if no file can be made in the folder `path`, or in the nearest folder above; leave nothing behind"
+    "Raise `CatdogError` if no file can be made in the folder `path`, or in the nearest folder above"
     above = Path(path).absolute()
     try: tempfile.TemporaryFile(dir=next(o for o in (above, *above.parents) if os.path.isdir(o))).close()
     except OSError as e: raise CatdogError(f'{path}: cannot be written ({e.strerror}); give another place') from None
@@ -78,7 +85,7 @@ def check_new_file(
     "Raise `CatdogError` if `file` cannot be written, before the work for it is done"
     file = Path(file)
     if file.is_dir(): raise CatdogError(f'{file}: is a folder; give another file to write')
-    if not file.parent.is_dir(): raise CatdogError(f'{file.parent}: there is no such folder; give another file to write')
+    if not file.parent.is_dir(): raise CatdogError(f'{file.parent}: there is no such folder; give another file')
     check_writable(file)
     return file
 

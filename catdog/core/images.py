@@ -30,17 +30,17 @@ def _transform(profile, mode):
     same = mode in ('RGB', 'L') and abs(out - np.asarray(colours.convert('RGB'))).max() <= 2
     return None if same or np.ptp(out) < 64 else transform
 
-def _to_srgb(img, profile, is_deep=False):
+def _to_srgb(img, profile, gamma=None):
     """Convert `img`, of mode RGB, L, CMYK or LAB, to sRGB by `profile` (bytes); ignore a profile for another mode
 
-    `is_deep`: its file has 16 bits a channel"""
+    `gamma`: the numbers of `img` are light to this power; None: they are sRGB's"""
+    if gamma:
+        light = (np.arange(256)/255)**(1/gamma)
+        table = 255*np.where(light <= .0031308, light*12.92, 1.055*light**(1/2.4) - .055)
+        img = img.point(table.round().astype(int).tolist()*len(img.getbands()))
     if img.mode == 'L' and profile[16:20] == b'RGB ': img = img.convert('RGB')
     fits = profile[16:20] == {'L': b'GRAY', 'LAB': b'Lab '}.get(img.mode, img.mode.ljust(4).encode())
     transform = _transform(profile, img.mode) if fits else None
-    if is_deep and transform:   # 256 steps are too few where dark ones are far apart
-        darkest = Image.new(img.mode, (1, 1), (1,)*len(img.getbands()))
-        if max(ImageCms.applyTransform(darkest, transform).getpixel((0, 0))) > 3:
-            raise ImageError('an image of 16 bits in linear light: save it as JPEG first')
     if img.mode == 'LAB': transform = transform or _transform(b'', 'LAB')
     return ImageCms.applyTransform(img, transform) if transform else img if img.mode == 'RGB' else img.convert('RGB')
 
@@ -66,22 +66,21 @@ def _grey8(img):
 def _transparent_colour(img):
     "Return the transparent colour of `img`, not loaded yet, in the depth that its pixels have after loading"
     key,stored = img.info.get('transparency'),[o[3] for o in getattr(img, 'tile', ())]
+    if key is not None and 'RGB;16B' in stored:   # Pillow drops the lower byte
+        raise ImageError('a PNG image of 16 bits with a transparent colour: save it as JPEG first')
     if img.mode == 'L' and isinstance(key, int): return key*{'L;2': 85, 'L;4': 17}.get(stored[0] if stored else '', 1)
-    if img.mode == 'RGB' and isinstance(key, tuple):
-        return tuple(o >> 8 if 'RGB;16B' in stored or not stored and max(key) > 255 else o & 255 for o in key)
-    return key
+    return tuple(o & 255 for o in key) if img.mode == 'RGB' and isinstance(key, tuple) else key
 
 def _opacity(img, facts):
     "Return the alpha channel of `img`, about whose file `facts` are known; None if it is opaque"
     key,alpha = facts.key,None
     if img.mode[:1] in ('I', 'F'):
         if key is not None: alpha = Image.fromarray(np.where(np.asarray(img) == key, 0, 255).astype('uint8'))
-    elif key is not None or img.has_transparency_data:
-        if key is not None:
-            img = img.copy()
-            img.info['transparency'] = key
-        alpha = (img if 'A' in img.getbands() else img.convert('RGBA')).getchannel('A')
-    if facts.other is not None: alpha.paste(255, mask=facts.other)
+    elif key is not None:
+        img = img.copy()
+        img.info['transparency'] = key
+        alpha = img.convert('RGBA').getchannel('A')
+    elif img.has_transparency_data: alpha = (img if 'A' in img.getbands() else img.convert('RGBA')).getchannel('A')
     if facts.box:
         inside = Image.new('L', img.size)
         inside.paste(255 if alpha is None else alpha.crop(facts.box), facts.box)
@@ -101,62 +100,45 @@ def _to_rgb(img, facts):
     elif img.mode in ('1', 'LA'): img = img.convert('L')
     elif facts.grey: img = img.getchannel('R')
     elif img.mode not in ('L', 'RGB', 'CMYK', 'LAB'): img = img.convert('RGB')
-    img = _to_srgb(img, facts.profile, facts.is_deep)
+    darkest = Image.new(img.mode, (1, 1), (1,)*len(img.getbands()))
+    if facts.is_deep and max(_to_srgb(darkest, facts.profile, facts.gamma).getpixel((0, 0))) > 3:   # 8 bits are too few
+        raise ImageError('an image of 16 bits in linear light: save it as JPEG first')
+    img = _to_srgb(img, facts.profile, facts.gamma)
     return Image.composite(img, Image.new('RGB', img.size, 'white'), alpha) if alpha else img
 
-_SRGB,_P3 = (((.3127, .329), (.64, .33), (.3, .6), (.15, .06)), ((.3127, .329), (.68, .32), (.265, .69), (.15, .06)))
-_BRADFORD = np.array([[.8951, .2664, -.1614], [-.7502, 1.7135, .0367], [.0389, -.0685, 1.0296]])   # adapts to a white
+_PRIMARIES = .3127, .329, .64, .33, .3, .6, .15, .06   # of sRGB: x and y of white, red, green and blue
 
-def _screen_profile(xy, gamma=None):
-    "Return the ICC profile of a screen with white, red, green and blue at `xy`; default `gamma`: that of sRGB"
-    white,*rgb = ([x/y, 1, (1 - x - y)/y] for x,y in xy)
-    d50,rgb = (.9642, 1, .8249),np.array(rgb).T
-    adapted = np.diag(_BRADFORD @ d50/(_BRADFORD @ white)) @ _BRADFORD @ (rgb*np.linalg.solve(rgb, white))
-    def _fixed(*o): return struct.pack(f'>{len(o)}i', *(round(v*65_536) for v in o))
-    curve = b'\0\0\0\0' + _fixed(gamma) if gamma else b'\0\3\0\0' + _fixed(2.4, 1/1.055, .055/1.055, 1/12.92, .04045)
-    columns = zip(b'rgb', np.linalg.solve(_BRADFORD, adapted).T)
-    points = {b'wtpt': d50, **{bytes([o]) + b'XYZ': v for o,v in columns}}
-    tags = {**{k: b'XYZ \0\0\0\0' + _fixed(*v) for k,v in points.items()},
-            **{bytes([o]) + b'TRC': b'para\0\0\0\0' + curve for o in b'rgb'}}
-    table,body = struct.pack('>I', len(tags)),b''
-    for name,o in tags.items():
-        table += name + struct.pack('>II', 132 + 12*len(tags) + len(body), len(o))
-        body += o
-    head = struct.pack('>I4xI4s4s4s12x4s28x', 128 + len(table + body), 0x4200000, b'mntr', b'RGB ', b'XYZ ', b'acsp')
-    return head + _fixed(*d50) + bytes(48) + table + body
+def _png_colours(info, cicp):
+    """Return the ICC profile (b'' for sRGB) and the gamma (None for that of sRGB) of a PNG file (PNG 3, 4.3)
 
-def _png_profile(info, cicp):
-    "Return the ICC profile that `info` and `cicp` of a PNG file amount to (PNG 3, 4.3); b'' for sRGB"
-    icc = info.get('icc_profile') or b''
-    if cicp not in (b'', b'\1\x0d\0\1', b'\x0c\x0d\0\1') or not cicp and icc[16:20] in (b'Lab ', b'XYZ '):
-        raise ImageError('an image for HDR screens, or in rare colours: save it as JPEG first')
-    if cicp: return _screen_profile(_SRGB if cicp[0] == 1 else _P3)
+    `cicp`: the body of its cICP chunk, or b''"""
+    icc,gamma,xy = info.get('icc_profile') or b'',info.get('gamma'),info.get('chromaticity')
+    rare = ImageError('an image for HDR screens, or in rare colours: save it as JPEG first')
+    if cicp == b'\1\x0d\0\1': return b'',None
+    if cicp or icc[16:20] in (b'Lab ', b'XYZ '): raise rare
     try:
-        if icc and ImageCms.ImageCmsProfile(io.BytesIO(icc)): return icc
+        if icc and ImageCms.ImageCmsProfile(io.BytesIO(icc)): return icc,None
     except Exception: pass   # a broken one
-    gamma,xy = info.get('gamma'),info.get('chromaticity')
-    if not gamma or info.get('srgb', 4) < 4 or not xy and abs(gamma*2.2 - 1) < .05: return b''
-    if not .1 <= gamma <= 10: raise ImageError(f'a PNG image of an extreme gamma ({gamma}): save it as JPEG first')
-    try: return _screen_profile([*zip(xy[::2], xy[1::2])] if xy else _SRGB, 1/gamma)
-    except (ZeroDivisionError, np.linalg.LinAlgError): return b''   # points that are no colours
+    if not gamma or info.get('srgb', 4) < 4 or not xy and abs(gamma*2.2 - 1) < .05: return b'',None
+    if xy and not all(xy): return b'',None   # points that are no colours
+    if not .1 <= gamma <= 10 or xy and abs(np.subtract(xy, _PRIMARIES)).max() > .0002: raise rare
+    return b'',gamma
 
 def _chunks(data):
-    "Yield the chunks of the PNG file `data`: name, length, body, and whether the checksum is right"
+    "Yield the complete chunks of the PNG file `data`: name, body, and whether the checksum is right"
     pos = 8
     while pos + 12 <= len(data):
         n,name = struct.unpack_from('>I4s', data, pos)
-        body = data[pos + 8:pos + 8 + n]
-        yield name,n,body,data[pos + 8 + n:pos + 12 + n] == struct.pack('>I', zlib.crc32(name + body))
-        pos += 12 + n
+        end = pos + 8 + n
+        if end + 4 > len(data): return
+        yield name,data[pos + 8:end],data[end:end + 4] == struct.pack('>I', zlib.crc32(data[pos + 4:end]))
+        pos = end + 4
 
 def _has_all_rows(data):
-    "Whether the pixels of the PNG file `data` unpack to as many bytes as its header requires"
-    w,h,depth,kind,interlaced = struct.unpack_from('>IIBB2xB', data, 16)
-    bits,inflate = depth*{2: 3, 4: 2, 6: 4}.get(kind, 1),zlib.decompressobj()
-    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
-    sizes = [(-(-(w - x)//dx), -(-(h - y)//dy)) for x,y,dx,dy in (passes if interlaced else [(0, 0, 1, 1)])]
-    left = sum(rows*(1 + -(-columns*bits//8)) for columns,rows in sizes if columns > 0)
-    for name,_,body,_ in _chunks(data):
+    "Whether the pixels of the PNG file `data` unpack to as many bytes as its header requires (an interlaced one: more)"
+    w,h,depth,kind = struct.unpack_from('>IIBB', data, 16)
+    left,inflate = h*(1 + -(-w*depth*{2: 3, 4: 2, 6: 4}.get(kind, 1)//8)),zlib.decompressobj()
+    for name,body,_ in _chunks(data):
         while name == b'IDAT' and body and left > 0 and not inflate.eof:
             left -= len(inflate.decompress(body, 2**20))
             body = inflate.unconsumed_tail
@@ -165,7 +147,7 @@ def _has_all_rows(data):
 def _orientation(exif):
     "Return the orientation in the EXIF block `exif` as browsers read it: one 16-bit number in its first directory"
     try:
-        order = {b'II': '<', b'MM': '>'}[exif[:2]]
+        order = {b'II*\0': '<', b'MM\0*': '>'}[exif[:4]]
         at, = struct.unpack_from(order + 'I', exif, 4)
         for i in range(*struct.unpack_from(order + 'H', exif, at)):
             *found,number = struct.unpack_from(order + 'HHIH2x', exif, at + 2 + 12*i)
@@ -173,42 +155,42 @@ def _orientation(exif):
     except (KeyError, struct.error): pass   # a broken block, or none
 
 def _jpeg_profile(segments):
-    "Return the ICC profile in the numbered APP2 `segments` of a JPEG file; b'' if a part is missing"
-    parts = {o[12]: o for o in reversed(segments) if len(o) > 13}
-    parts = [parts.get(i + 1, b'') for i in range(parts[1][13] if 1 in parts else 0)]
-    return b''.join(o[14:] for o in parts) if all(parts) else b''
+    "Return the ICC profile in the numbered APP2 `segments` of a JPEG file; b'' if a part is missing or there twice"
+    segments = [o for o in segments if len(o) > 13]
+    n = segments[0][13] if segments else 0
+    parts = {o[12]: o[14:] for o in segments[:n]}
+    return b''.join(parts[i + 1] for i in range(n)) if parts.keys() == {*range(1, n + 1)} else b''
 
 def _png_facts(img, data, facts):
     "Add to `facts` what the PNG file `data` says; its `img` must not be loaded yet"
-    before = []
-    for name,n,body,is_right in _chunks(data):
-        if name == b'IDAT': break
-        before += [(name, body)]*is_right
-    chunks,names = dict(before),[o for o,_ in before]
-    if any(o[:1].isupper() for o in {*names} - {b'IHDR', b'PLTE'}):
+    names,chunks = [],{}
+    for name,body,is_right in _chunks(data):
+        if name[:1].isupper() and not is_right: raise ImageError('a damaged image: a checksum is wrong')
+        if is_right and b'IDAT' not in names: chunks[name] = body
+        names += [name]*is_right
+    k = names.count(b'IDAT')
+    first = names.index(b'IDAT') if k else len(names)
+    if data[26:28] not in (b'', b'\0\0') or names[first:first + k] != [b'IDAT']*k or \
+       any(o[:1].isupper() for o in {*names} - {b'IHDR', b'PLTE', b'IDAT', b'IEND'}):
         raise ImageError('a PNG image of a kind that we do not know')
-    if any(names.count(o) > 1 for o in _KEPT): raise ImageError('a damaged image: a part of its header is there twice')
-    facts.profile,stored = _png_profile(img.info, chunks.get(b'cICP', b'')),[o[3] for o in img.tile]
+    names = names[:first]
+    if any(names.count(o) > 1 for o in (*_KEPT, b'iCCP')) or chunks.get(b'iCCP', b'x')[:1] == b'\0' or \
+       any(_KEPT.get(name) not in (None, len(o)) for name,o in chunks.items()):
+        raise ImageError('a damaged image: its header is wrong')
+    (facts.profile,facts.gamma),stored = _png_colours(img.info, chunks.get(b'cICP', b'')),[o[3] for o in img.tile]
     facts.grey,facts.is_deep = 'LA;16B' in stored,any('16' in o for o in stored)
     if data: facts.orientation = _orientation(chunks.get(b'eXIf', b''))
     if b'tRNS' in names and b'PLTE' in names[names.index(b'tRNS'):]:
         raise ImageError('a damaged image: transparency before the palette')
     facts.n_colours = len(chunks.get(b'PLTE', b''))//3
-    if data and facts.key is not None and 'RGB;16B' in stored:   # Pillow drops the lower byte
-        with Image.open(io.BytesIO(data)) as low:
-            low.tile = [o._replace(args='RGB;16L') for o in low.tile]
-            other = np.asarray(low) != [o & 255 for o in img.info['transparency']]
-        facts.other = Image.fromarray(other.any(2))
-    if data and img.default_image:
-        img.seek(1)   # browsers show the animation, not the image for programs without animations
-        if (box := tuple(img.dispose_extent)) != (0, 0, *img.size): facts.box = box
+    if img.default_image: raise ImageError('an animated PNG image with another one before it: save it as JPEG first')
 
 def _facts(img, data):
     "Return what the file `data` of `img`, not loaded yet, says about its pixels"
     info = img.info
     facts = SimpleNamespace(
-        key=_transparent_colour(img), other=None,   # the transparent colour; where it is another one after all
-        profile=info.get('icc_profile') or b'', grey=False, is_deep=False,   # grey opened as RGB; 16 bits a channel
+        key=_transparent_colour(img), profile=info.get('icc_profile') or b'', gamma=None,   # None: that of sRGB
+        grey=False, is_deep=False,   # grey opened as RGB; 16 bits a channel
         orientation=_orientation((info.get('exif') or b'').removeprefix(b'Exif\0\0')),
         box=None, n_colours=None)   # the part of the canvas that has pixels; colours in the palette
     if img.format == 'PNG': _png_facts(img, data, facts)
@@ -226,6 +208,8 @@ def _facts(img, data):
         planes = bits[0] == 16 and tags.get(284) == 2 and tags.get(277, 1) > 1
         if planes or bits[0] == 8 and 2 in signs or 0 < max(palette) < 256:
             raise ImageError('a TIFF image of a rare kind: save it as JPEG first')
+    elif img.format == 'BMP' and data and int.from_bytes(data[10:14], 'little') < 26:
+        raise ImageError('a damaged image: it does not say where its pixels are')
     elif img.format == 'GIF' and img.tile:
         box,at = img.tile[0][1:3]
         if tuple(box) != (0, 0, *img.size): facts.box = tuple(box)   # the first frame; around it there is nothing
@@ -237,7 +221,7 @@ def _check_loaded(img, data, facts):
     "Raise `ImageError` if the loaded `img` lacks pixels or colours"
     if facts.n_colours and img.mode == 'P' and img.getextrema()[1] >= facts.n_colours:
         raise ImageError('a damaged image: a colour outside its palette')
-    if img.format == 'PNG' and data and not img.default_image and \
+    if img.format == 'PNG' and data and \
        not np.asarray(img.crop((0, max(0, img.height - 2), *img.size))).any() and not _has_all_rows(data):
         raise ImageError('a damaged image: rows are missing', 'truncated')
 
@@ -265,6 +249,7 @@ def _converted(img, max_side, min_side, as_stored, data):
     is_ours,facts = data is not None,_facts(img, data or b'')
     if is_ours and max_side and not min_side and img.format != 'HEIF': img.draft('RGB', (max_side, max_side))
     img.load()
+    if is_ours and facts.key is None: img.info.pop('transparency', None)   # it came behind the pixels
     _check_loaded(img, data, facts)
     if as_stored: res = img.convert('RGB')
     else: res = _upright(_to_rgb(img, facts), None if img.format == 'TIFF' else facts.orientation, min_side)
@@ -284,21 +269,16 @@ def _checked(img, max_side, max_pixels, min_side, as_stored, data=None):
     return _converted(*args) if w*h <= 16_000_000 else _large.submit(_converted, *args).result()
 
 def _completed_jpeg(data):
-    "Return the JPEG file `data` with an end marker, or None if more than 1/16 of its area is missing"
+    "Return the JPEG file `data` with an end marker; None if it is progressive, or lacks more than 1/16 of its rows"
     data,halves = data.rstrip(b'\xff'),[]
-    scan = data[data.rfind(b'\xff\xda') + 4:]   # n, n components of two bytes, first and last coefficient, bits
-    n,component,(_,last,bits) = scan[0],scan[1],scan[1 + 2*scan[0]:4 + 2*scan[0]]
     noise = b''.join(b'\x5a\xc3\x96'*11 + bytes([255, 0xd0 + i%8]) for i in range(32))
-    for end in (b'', noise):
-        with Image.open(io.BytesIO(data + end + b'\xff\xd9'), formats=['JPEG']) as img:
-            is_last = (component, last, bits & 15) == (img.layer[0][0], 63, 0)   # libjpeg ends with the luminance
-            if not (n == 1 and is_last if 'progressive' in img.info else n == len(img.layer)): return None
+    for end in (b'\xff\xd9', noise + b'\xff\xd9'):   # they differ where the file has no data
+        with Image.open(io.BytesIO(data + end), formats=['JPEG']) as img:
+            if 'progressive' in img.info or data[data.rfind(b'\xff\xda') + 4] < len(img.layer): return None   # scans
             img.draft(None, (max(1, img.width//2), max(1, img.height//2)))   # at half the size
             halves.append(np.asarray(img))
-    differ = np.atleast_3d(halves[0] != halves[1]).any(2)
-    (h,w),top = differ.shape,differ.any(1).argmax()
-    left = differ[top:top + 8].any(0).argmax()   # blocks are up to 8 pixels high here
-    return data + b'\xff\xd9' if not differ.any() or (h - top)*w - 8*left <= h*w/16 else None
+    rows = (halves[0] != halves[1]).reshape(len(halves[0]), -1).any(1)
+    return None if rows[:len(rows)*15//16].any() else data + b'\xff\xd9'
 
 _KEPT = {b'PLTE': None, b'tRNS': None, b'eXIf': None, b'gAMA': 4, b'cHRM': 32, b'sRGB': 1, b'cICP': 4, b'acTL': 8,
          b'fcTL': 26, b'fdAT': None}   # chunk of a PNG file: its length
@@ -306,34 +286,30 @@ _KEPT = {b'PLTE': None, b'tRNS': None, b'eXIf': None, b'gAMA': 4, b'cHRM': 32, b
 def _plain_png(data, profile):
     "Return the PNG file `data` without optional chunks; keep its colour profile if `profile`"
     kept,out = _KEPT | ({b'iCCP': None} if profile else {}),[data[:8]]
-    for name,n,body,is_right in _chunks(data):
-        if name[:1].isupper() or is_right and kept.get(name, 0) in (None, n):   # unknown ones in capitals are refused
-            out += [struct.pack('>I', n), name, body, struct.pack('>I', zlib.crc32(name + body))]
+    for name,body,is_right in _chunks(data):
+        if is_right and (name[:1].isupper() or kept.get(name, 0) in (None, len(body))):   # capitals: not optional
+            out += [struct.pack('>I', len(body)), name, body, struct.pack('>I', zlib.crc32(name + body))]
     return b''.join(out)
 
-_RAW = "a camera's RAW file: save it as JPEG first"
-_DAMAGED,_VIDEO,_SOUND = 'a damaged image, or one of a rare kind','a video, not an image','sound, not an image'
-_STARTS = {
-    'a PDF document, not an image': (b'%PDF',),
-    'an archive: unpack it first': (b'PK\3\4', b'\x1f\x8b', b'7z\xbc\xaf', b'Rar!'),
-    'a JPEG XL image: save it as JPEG first': (b'\xff\x0a', b'\0\0\0\x0cJXL '),
-    'a JPEG 2000 image: save it as JPEG first': (b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51'),
-    'a Photoshop file: save it as JPEG first': (b'8BPS',), 'an icon: save it as PNG first': (b'\0\0\1\0',),
-    _RAW: (b'FUJIFILMCCD-RAW', b'IIRO', b'IIU\0', b'FOVb', b'II*\0\x10\0\0\0CR'),
-    _VIDEO: (b'\x1aE\xdf\xa3', b'FLV\1', b'\0\0\1\xba', b'\0\0\1\xb3', b'0&\xb2u'),
-    _SOUND: (b'ID3', b'fLaC', b'OggS'),
-    _DAMAGED: (b'\xff\xd8\xff', b'\x89PNG', b'GIF8', b'II*\0', b'MM\0*')}
+_RAW,_DAMAGED = "a camera's RAW file: save it as JPEG first",'a damaged image, or one of a rare kind'
+_KINDS = (   # how the file begins, and what it is
+    (rb'....ftypcrx |FUJIFILMCCD-RAW|IIRO|IIU\0|FOVb|II\*\0\x10\0\0\0CR', _RAW),
+    (rb'\xff\xd8\xff|\x89PNG|GIF8|II\*\0|MM\0\*|RIFF....WEBP', _DAMAGED),
+    (rb'....ftyp.{,8}(avi[fs]|hei[cx]|hevc|m[is][af])', _DAMAGED),
+    (rb'....ftypM4A |RIFF....WAVE|ID3|fLaC|OggS', 'sound, not an image'),
+    (rb'....(ftyp|moov|mdat|wide)|RIFF|\x1aE\xdf\xa3|FLV\x01|\0\0\x01[\xba\xb3]|0&\xb2u', 'a video, not an image'),
+    (rb'%PDF', 'a PDF document, not an image'),
+    (rb'PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!', 'an archive: unpack it first'),
+    (rb'\xff\x0a|\0\0\0\x0cJXL ', 'a JPEG XL image: save it as JPEG first'),
+    (rb'\0\0\0\x0cjP  |\xff\x4f\xff\x51', 'a JPEG 2000 image: save it as JPEG first'),
+    (rb'8BPS', 'a Photoshop file: save it as JPEG first'), (rb'\0\0\x01\0', 'an icon: save it as PNG first'))
 _HTML = '''a b body br center div font form h1 h2 h3 head header html iframe img link main meta nav p pre script section
            span strong style table title ul'''.split()
 
 def _looks_like(data):
     "Describe `data`, which Pillow does not recognise"
     if not data: return 'the file is empty'
-    if data[4:8] in (b'ftyp', b'moov', b'mdat', b'wide') or data[:4] == b'RIFF':   # HEIC, AVIF, MP4; WebP, AVI
-        if re.search(b'avi[fs]|hei[cx]|hevc|m[is][af]|WEBP', data[8:20]): return _DAMAGED
-        return {b'crx ': _RAW, b'M4A ': _SOUND, b'WAVE': _SOUND}.get(data[8:12], _VIDEO)
-    for name,starts in _STARTS.items():
-        if data.startswith(starts): return name
+    if name := next((o for start,o in _KINDS if re.match(start, data, re.S)), None): return name
     text = data[:4096].decode('utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig', 'replace').lower()
     odd = sum(o == '\ufffd' or o < ' ' and o not in '\t\r\n\f' for o in text)
     text = re.sub(r'^(\s|<!--.*?-->|<\?.*?\?>|\u200b|\xa0)+', '', text, flags=re.S)
@@ -385,7 +361,8 @@ def _from_array(a):
         is_share = np.nan_to_num(a, posinf=0).max() <= 2   # rounding and sharpening exceed 1 a little
         a = ((np.nan_to_num(a).clip(0, 1) if is_share else _scaled(a))*255).round().astype('uint8')
     if a.dtype != np.uint8 or a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[2] not in (1, 3, 4)) or not a.size:
-        raise ImageError(f'an array of shape {a.shape} and type {a.dtype}: give (h,w), (h,w,3) or (h,w,4), uint8 or 0..1')
+        raise ImageError(f'an array of shape {a.shape} and type {a.dtype}: '
+                         'give (h,w), (h,w,3) or (h,w,4), uint8 or 0 to 1')
     return Image.fromarray(a[..., 0] if a.ndim == 3 and a.shape[2] == 1 else a)
 
 def open_image(

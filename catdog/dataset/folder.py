@@ -9,7 +9,7 @@ from unicodedata import category, normalize
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..core.errors import DataError, ImageError
-from ..core.files import SYSTEM_FOLDERS, content_id, is_image_name, walk_files, write_atomic
+from ..core.files import content_id, is_image_name, is_system_folder, walk_files, write_atomic
 from ..core.images import open_image
 
 # device names of Windows, which no file can have: learn.microsoft.com/windows/win32/fileio/naming-a-file
@@ -32,7 +32,7 @@ def _fault(label):
     if len(label) > 100 or size > 255: return f'{len(label)} characters, {size} bytes: at most 100 and 255'
     if _key(label).partition('.')[0].strip() in _DEVICES: return 'Windows reserves it for a device'
     if _key(label) in _OURS: return 'catdog has a file of that name'
-    if _key(label) in SYSTEM_FOLDERS: return 'operating systems use it for folders that catdog skips'
+    if is_system_folder(_key(label)): return 'operating systems use it for folders that catdog skips'
 
 def parse_labels(
     words:str|list, # A word to search for, such as 'cat', 't-shirt' or 'black bear', or several
@@ -80,29 +80,37 @@ def label_name(
     "Return the label that the last part of `folder` stands for"
     return normalize('NFC', os.path.basename(folder))
 
-_PARTS = dict(train='train', training='train', trainset='train', valid='valid', val='valid', validation='valid',
-              dev='valid', devel='valid', holdout='valid', eval='eval', evaluation='eval', test='test', testing='test',
-              testset='test')
+_PARTS = {o: part for part,names in dict(
+    train='train training trn trainset trainval learn learning', valid='valid val validation dev devel holdout',
+    eval='eval evaluation', test='test testing tst testset').items() for o in names.split()}
 
 def _part(name):
-    "Return which part of a split the folder `name` is, such as 'Test Set' or 'val2017'; None: it may be a label"
-    found = re.fullmatch(r'([a-z]+?)[-_ ]*(set|data|dataset|split|images|imgs|photos)?[-_ ]*\d*', name.lower())
+    "Return which part of a split the folder `name` is, such as 'Test Set', 'tests' or 'val2017'; None: maybe a label"
+    found = re.fullmatch(r'([a-z]+?)s?[-_ ]*(set|data|dataset|split|image|img|photo)?s?[-_ ]*\d*', name.lower())
     return found and _PARTS.get(found[1])
 
 def _find_splits(path, tops):
-    "Return the folders in `path` that split it -> part; `tops`: folder -> (whether it has sub-folders, own images)"
+    "Return the folders in `path` that split it -> part; `tops`: folder -> (names of its sub-folders, has own images)"
     parts = {o: _part(o) for o in tops}
     if 'eval' in parts.values():   # beside a validation set it is the test set
         parts = {o: ('test' if 'valid' in parts.values() else 'valid') if k == 'eval' else k for o,k in parts.items()}
-    above = {o for o,(deeper,own) in tops.items() if deeper and not own}   # labels lie below
+    above = {o: below for o,(below,own) in tops.items() if below and not own}   # labels lie below
     known = {o for o in above if parts[o]}
     if all(parts.values()) and known and known >= {o for o,k in parts.items() if k == 'train'}: return parts
-    kinds = {o: {_PARTS[k] for k in re.findall('[a-z]+', o.lower()) if k in _PARTS} for o in above}   # cats_train
-    if any('train' in k for k in kinds.values()) and any(k - {'train'} for k in kinds.values()):
-        named = sorted(o for o in kinds if kinds[o])
+    words = {o: {_PARTS[k] for k in re.findall('[a-z]+', o.lower()) if k in _PARTS} for o in above}   # cats_train
+    lettered = {o: {k for k in below if re.search(r'[^\W\d_]{2}', k)} for o,below in above.items()}   # not years
+    kinds = set().union(*words.values())
+    named = {o for o in above if words[o]} if 'train' in kinds and len(kinds) > 1 else set()
+    for o,below in above.items():
+        has_same_labels = any(len(lettered[o] & lettered[k]) > 1 for k in above if k != o)
+        if has_same_labels or parts[o] == 'train' and len(below) > 1: named.add(o)
+        if len(tops) == 1 and 'train' in map(_part, below):
+            raise DataError(f'{path}: has only the folder {o}: give {path/o}')
+    if named:
         others = ', '.join(o for o in tops if o not in named)
-        raise DataError(f'{path}: looks split into {", ".join(named)}' + f', and has {others} beside them'*bool(others)
-                        + ': call the parts train, valid and test and move anything else elsewhere, or name the labels')
+        raise DataError(f'{path}: looks split into {", ".join(sorted(named))}'
+                        + f', and has {others} beside them'*bool(others) + ': call the parts train, valid and test '
+                        'and move anything else elsewhere, or name the labels')
     return {}
 
 class ImageFolder:
@@ -138,11 +146,11 @@ class ImageFolder:
 
     def _find_folders(self, found):
         "Find the split and the folders of labels by the parts of the paths `found`"
-        tops = {}   # folder -> (whether it has sub-folders, whether it has images of its own)
-        for names in found:
-            if len(names) < 2: continue
-            deeper,own = tops.get(names[0], (False, False))
-            tops[names[0]] = deeper or len(names) > 2,own or (len(names) == 2 and is_image_name(names[1]))
+        tops = {}   # folder -> (names of its sub-folders, whether it has images of its own)
+        for top,*names in found:
+            if not names: continue
+            below,own = tops.get(top, (set(), False))
+            tops[top] = below | set(names[:-1][:1]),own or (len(names) == 1 and is_image_name(names[0]))
         if not (self.asked and {label_name(o) for o in tops}.issuperset(self.asked)):
             self.splits = _find_splits(self.path, tops)
         for names in found:
@@ -168,6 +176,8 @@ class ImageFolder:
         there = sorted({label for above,label in self.folders if self.splits.get(above, 'train') == 'train'})
         if self.splits and not there:
             raise DataError(f'{self.path}: has {", ".join(sorted(self.splits))}, but no folder train to learn from')
+        if self.splits and self.asked is None and len(there) == 1 and _part(there[0]):
+            raise DataError(f'{self.path}: has only the folder {there[0]} to learn from: move its folders up')
         self.labels = there if self.asked is None else self.asked
         self.others = [o for o in there if o not in self.labels]
         if missing := [o for o in self.labels if o not in there]:

@@ -11,10 +11,8 @@ import os, re, warnings
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
-
 import numpy as np
 from PIL import Image
-
 from ..core.errors import CatdogError, ImageError, ModelError
 from ..core.files import batches_ahead
 from ..core.images import open_image

@@ -3,6 +3,7 @@
 import errno, io, logging, os, re, signal, socket, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.resources import files as package_files
 from ipaddress import ip_address
 
 import flask, idna, prometheus_client
@@ -18,54 +19,6 @@ from .predictor import Classifier
 
 MAX_FIELDS = 64   # form fields in a request
 MAX_WAITING = 32   # requests with images that may run or wait at a time
-
-# The OpenAPI description
-
-_text,_number = dict(type='string'),dict(type='number', minimum=0, maximum=1)
-
-def _schema(required=(), **properties): return dict(type='object', required=list(required), properties=properties)
-
-def _content(schema): return {'application/json': {'schema': schema}, 'text/html': {'schema': _text}}
-
-def _refused(why): return dict(description=why, content=_content(_schema(['error'], error=_text)))
-
-def _predict_operation():
-    "Describe `POST /predict`: the form, and the responses by status"
-    file = dict(type='array', items=dict(type='string', format='binary'), minItems=1, maxItems=MAX_FILES)
-    image = {**_text, 'description': 'Not empty: answer with the upright image, too, at most 640 pixels wide and high'}
-    why = {**_text, 'description': 'Not empty: answer with the image with all but what spoke for its label darkened'}
-    body = dict(required=True, content={'multipart/form-data': {
-        'schema': _schema(['file'], file=file, image=image, why=why)}})
-    doubt = dict(type='string', enum=['', 'between', 'unlike'],
-                 description="Why it is not sure: 'between' the labels, or 'unlike' all that the model was trained on, "
-                             'so that label and probabilities mean nothing')
-    url = {**_text, 'format': 'uri', 'description': 'A `data:` URL, if requested'}
-    pred = dict(label=_text, probability=_number, probabilities=dict(type='object', additionalProperties=_number),
-                sure=dict(type='boolean'), doubt=doubt, text={**_text, 'description': 'The answer in words'},
-                image=url, why=url, why_not={**_text, 'description': 'The reason if there is no `why`'})
-    each = dict(type='array', items=_schema(['file'], file=_text, error=_text, **pred))
-    what = 'What each image shows; label, probability and so on also at the top if there is one image'
-    retry = {'Retry-After': dict(description='Seconds', schema=dict(type='integer'))}
-    return dict(summary='What do these images show?', requestBody=body, responses={
-        '200': dict(description=what, content=_content(_schema(['predictions'], predictions=each, **pred))),
-        '400': _refused('No file, or an empty or damaged image'),
-        '413': _refused(f'More than {MAX_BODY} bytes, {MAX_FILES} files or the pixels that we open'),
-        '415': _refused('Not multipart/form-data, or not an image'),
-        '503': {**_refused('Too many requests at the moment'), 'headers': retry}})
-
-def _openapi():
-    "Describe the server's routes as an OpenAPI 3.0 document"
-    def get(what, kind, schema):
-        return dict(get=dict(summary=what, responses={
-            '200': dict(description=what, content={kind: {'schema': schema}})}))
-    health = _schema(['status', 'labels', 'model'], status=_text, model=_text, labels=dict(type='array', items=_text))
-    return dict(openapi='3.0.3', info=dict(title='catdog', version='1', description='Tells images apart'),
-                servers=[dict(url='./', description='Where this description is')], paths={
-        '/': get('The page', 'text/html', _text),
-        '/metrics': get('Metrics for Prometheus', 'text/plain', _text),
-        '/openapi.json': get('This description', 'application/json', dict(type='object')),
-        '/healthz': get('Which model is served', 'application/json', health),
-        '/predict': dict(post=_predict_operation())})
 
 # From uploads to predictions
 
@@ -135,8 +88,10 @@ def _parse_origin(text):
     scheme,host,default = scheme.lower(),host.lower(),dict(http='80', https='443').get(scheme.lower())
     try:
         if host[:1] == '[': host = f'[{ip_address(host[1:-1])}]'
+        elif default and re.fullmatch(r'(.*\.)?(\d+|0x[\da-f]*)\.?', host):   # 127.1
+            host = socket.inet_ntoa(socket.inet_aton(host.rstrip('.')))
         elif default and not host.isascii(): host = idna.encode(host, uts46=True).decode()
-    except ValueError: raise CatdogError(error) from None   # idna's errors, too
+    except (ValueError, OSError): raise CatdogError(error) from None   # idna's errors, too
     if not host and scheme != 'file' or int(port or 0) > 65535 or path and not slash: raise CatdogError(error)
     origin = f'{scheme}://{host}' + (f':{int(port)}' if port and port.lstrip('0') != default else '')
     if path: raise CatdogError(f'{text} has a path, and an origin has none: give {origin}')
@@ -216,7 +171,10 @@ def configure(
     def healthz(): return dict(status='ok', labels=list(classifier.labels), model=classifier.summary)
 
     @app.get('/openapi.json')
-    def openapi(): return _openapi()
+    def openapi():
+        text = (package_files('catdog')/'templates/openapi.json').read_text(encoding='utf8')
+        text = flask.render_template_string(text, max_body=MAX_BODY, max_files=MAX_FILES)
+        return flask.Response(text, content_type='application/json')
 
     return app
 
@@ -227,7 +185,7 @@ def listen(
     port:int # The port; 0 takes a free one
 ) -> tuple: # Sockets; the URL that opens in a browser on this machine
     "Listen on `port` of every address of `host`; raise `CatdogError` if that fails"
-    name,sockets,missing = host.strip('[]') if ':' in host else host.strip('*'),[],None
+    name,sockets,missing = (host.strip('[] ') if ':' in host else host.strip('* ')),[],None
     try:
         for family,*_,(address, _, *scope) in socket.getaddrinfo(name or None, 0, type=socket.SOCK_STREAM,
                                                                  flags=socket.AI_PASSIVE):
@@ -238,6 +196,8 @@ def listen(
                 if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT): raise
                 missing = e
             else: port = port or sockets[0].getsockname()[1]
+            if ip_address(address.partition('%')[0]).is_multicast or address == '255.255.255.255':
+                raise socket.gaierror(errno.EADDRNOTAVAIL, 'no machine has this address')
         if not sockets: raise missing
     except (OSError, OverflowError, UnicodeError) as e:
         for o in sockets: o.close()

@@ -1,15 +1,16 @@
 """Voilà's server for the widget app: its settings, the culling of unused kernels, and the command's process
 
 Importing it imports Jupyter's server, so `catdog.app` does it only when it serves: each visitor's kernel imports that.
-`voila.json` in the project's folder has the same settings, for starting `voila nbs/07_app.ipynb` by hand.
+`voila.json` in the project's folder is a copy of its settings, for starting `voila nbs/07_app.ipynb` by hand.
 """
 
-import os, re, time, webbrowser
+import json, os, re, shutil, time, webbrowser
 from contextlib import suppress
 from datetime import datetime, timezone
+from importlib.resources import files as package_files
 from pathlib import Path
 
-import voila.app
+import psutil, voila.app
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
@@ -19,7 +20,6 @@ from traitlets.config import Config
 from voila.tornado.handler import TornadoVoilaHandler
 
 from .server import listen
-from .widgets import MAX_MESSAGE
 
 class VisitorKernels(AsyncMappingKernelManager):
     """Jupyter's kernels; those that no browser connects to are ended, too
@@ -102,26 +102,17 @@ class Voila(voila.app.Voila):   # its options are called after the class
         with suppress(KeyboardInterrupt): self.ioloop.start()
         self.stop()
 
-_csp = ("default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss:; worker-src 'self' blob:; "
-        "object-src 'none'; base-uri 'self'; frame-ancestors 'self'")
+    def stop(self):
+        "End the kernels; Voilà would interrupt those that are just starting, which print a traceback, or miss them"
+        for o in psutil.Process().children():
+            with suppress(psutil.Error):
+                if 'ipykernel_launcher' in o.cmdline(): o.kill()
+        shutil.rmtree(self.connection_dir, ignore_errors=True)
 
-VOILA_CONFIG = {
-    'VoilaConfiguration': {'preheat_kernel': True, 'default_pool_size': 1, 'strip_sources': True, 'file_allowlist': [],
-                           'multi_kernel_manager_class': f'{__name__}.{VisitorKernels.__name__}',
-                           'extension_allowlist': ['@jupyter-widgets/jupyterlab-manager',
-                                                   '@voila-dashboards/widgets-manager7',
-                                                   '@voila-dashboards/widgets-manager8']},
-    'RegexRemovePreprocessor': {'patterns': ['(?!# The app: )']},   # all cells but the one with the app
-    'MappingKernelManager': {'cull_idle_timeout': 1800, 'cull_interval': 20, 'cull_connected': True},
-    'KernelRestarter': {'restart_limit': 0},   # a restarted kernel would not have the app
-    'Voila': {'tornado_settings': {
-        # Without a login the token against cross-site requests protects nothing, and Voilà's page forgets
-        # it when it ends its kernel (voila#1458)
-        'websocket_max_message_size': MAX_MESSAGE, 'disable_check_xsrf': True,
-        'ws_ping_timeout': 30_000,   # what tornado makes of Jupyter's own, with a warning
-        'headers': {'Content-Security-Policy': _csp, 'X-Content-Type-Options': 'nosniff',
-                    'Referrer-Policy': 'same-origin'}}}}
+# Only the cell with the app is run; a kernel that ends is not restarted, as a new one would not have the app. Without
+# a login the token against cross-site requests protects nothing, and Voilà's page forgets it when it ends its kernel
+# (voila#1458). `ws_ping_timeout` is what tornado makes of Jupyter's own, with a warning.
+VOILA_CONFIG = json.loads((package_files('catdog')/'templates/voila.json').read_text(encoding='utf8'))
 
 _cell = '''# The app: Voilà runs and shows this cell alone
 import os; os.chdir({!r})   # where the models are

@@ -68,10 +68,8 @@ class OpenUpright(Transform):
     input_types = Path, str, bytes, torch.Tensor, np.ndarray, Image.Image   # all that `Learner.predict` takes
     def __init__(self,
         min_side:int # Shortest side that an image is reduced to, in pixels
-    ): self.min_side,self.decoded = min_side,{}   # decoded: path -> image, for the time of a training
-    def encodes(self, fn):
-        decoded = isinstance(fn, Path) and self.decoded.get(fn)
-        return decoded or UprightImage.create(fn, self.min_side)
+    ): self.min_side = min_side
+    def encodes(self, fn): return UprightImage.create(fn, self.min_side)
 
 class _FolderLabel(Transform):
     "The label of a file: the name of its folder"

@@ -4,7 +4,6 @@ import atexit, io, itertools, json, os, re, sys, threading, time, zlib
 from contextlib import suppress
 from functools import cache
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from random import Random
 from socketserver import ThreadingTCPServer
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -12,8 +11,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from PIL import Image
 
 from ..core.errors import CatdogError
-from ..core.files import is_image_name
-from ..core.images import jpeg_bytes, open_image
+from ..core.images import jpeg_bytes
 from .draw import DRAWABLE, draw, drawable, random_size, words_of
 
 __all__ = ['FAULTS', 'SampleWeb', 'sample_web']
@@ -41,9 +39,8 @@ _FORMATS = {   # name: share of the drawings, encoder
 _INVALID = 'not-found', 'html', 'truncated', 'tiny', 'stall', 'bomb', 'large-body', 'no-ai'   # nothing worth keeping
 _USUAL = 'not-found', 'html', 'truncated', 'duplicate', 'near-duplicate', 'tiny', 'huge', 'wrong-label'
 FAULTS = *_USUAL, 'server-error-once', 'rate-limit', 'redirect', 'stall', 'large-body', 'bomb', 'no-ai', *_FORMATS
-_EXTRA = *_INVALID, 'duplicate', 'near-duplicate', 'wrong-label'   # come on top of a folder's photos
-_JPEG = 'html', 'near-duplicate', 'huge', 'tiny', 'large-body'
-_TOTAL = 10_000   # results for each label, when they are drawn
+_JPEG = 'html', 'near-duplicate', 'huge', 'tiny', 'large-body', 'truncated', 'stall'
+_TOTAL = 10_000   # results for each label
 
 @cache
 def _png_bomb(): return _encode(Image.new('1', (17_500, 17_500)), 'PNG', compress_level=1)   # 306 million pixels
@@ -55,29 +52,19 @@ def _html(text, status=200, type='text/html', more=''):
 def _json(status=200, **kw): return status, {'Content-Type': 'application/json'}, [json.dumps(kw).encode()]
 
 class _Result:
-    "Search result `n` for `label`: `kind` is 'ok' or a fault; shows `drawn`, a photo or drawn with the seed `source`"
+    "Search result `n` for `label`: `kind` is 'ok' or a fault; shows `drawn`, drawn with the seed `source`"
     def __init__(self, web, label, n, kind, drawn, source, original=None):
         self.web,self.label,self.n,self.kind = web,label,n,kind
         self.drawn,self.source,self.original = drawn,source,original   # `original`: the result that this is a copy of
-        self.photo = isinstance(source, Path)
-        forced = kind if kind in _FORMATS else 'png' if kind == 'bomb' else None   # the format, unless the source's own
-        if self.photo:
-            self.type = Image.MIME.get(Image.registered_extensions().get(source.suffix.lower()), 'image/jpeg')
-            self.suffix,self.size,self.bytes = source.suffix[1:],(0, 0),source.stat().st_size
-            with suppress(Exception), Image.open(source) as img:   # a damaged photo is served as it is
-                self.size = img.size[::-1] if img.getexif().get(0x112, 1) > 4 else img.size
-        else:
-            r = Random(f'format of {source}')
-            forced = forced or r.choices(list(_FORMATS), [o[0] for o in _FORMATS.values()])[0]
-            self.size = random_size(r)
-            self.bytes = self.size[0]*self.size[1]//8   # an estimate: nothing is drawn yet
-        if kind in _JPEG or not self.photo and kind in ('truncated', 'stall'): forced = 'jpeg'
-        if forced:
-            self.type = 'image/' + dict(cmyk='jpeg', rotated='jpeg').get(forced, forced)
-            self.suffix = self.type[6:].replace('jpeg', 'jpg')
-        self.format = forced
-        scale = {'huge': 3000/max(1, *self.size), 'near-duplicate': .7}.get(kind)
-        if scale: self.size = tuple(max(1, round(o*scale)) for o in self.size)
+        r = Random(f'format of {source}')
+        chosen = kind if kind in _FORMATS else 'png' if kind == 'bomb' else \
+            r.choices(list(_FORMATS), [o[0] for o in _FORMATS.values()])[0]
+        self.format,(w,h) = 'jpeg' if kind in _JPEG else chosen,random_size(r)
+        self.bytes = w*h//8   # an estimate: nothing is drawn yet
+        scale = {'huge': 3000/max(w, h), 'near-duplicate': .7}.get(kind, 1)
+        self.size = round(w*scale),round(h*scale)
+        self.type = 'image/' + dict(cmyk='jpeg', rotated='jpeg').get(self.format, self.format)
+        self.suffix = self.type[6:].replace('jpeg', 'jpg')
         self.path = f'/images/{quote(label, safe="")}/{n:05}.{self.suffix}'
 
     @property
@@ -86,10 +73,9 @@ class _Result:
     @property
     def truth(self):
         return dict(kind=self.kind, label=self.label, drawn=self.drawn, original=self.original and self.original.url,
-                    valid=self.kind not in _INVALID and min(self.size) > 0)
+                    valid=self.kind not in _INVALID)
 
-    def image(self, size=None):
-        return open_image(self.source) if self.photo else draw(self.drawn, self.source, size or self.size)
+    def image(self, size=None): return draw(self.drawn, self.source, size or self.size)
 
     def data(self):
         "Return the bytes of the image, before any transmission fault"
@@ -98,7 +84,7 @@ class _Result:
             case 'near-duplicate': return jpeg_bytes(self.original.image().resize(self.size), 60)
             case 'huge': return jpeg_bytes(self.image([o//3 for o in self.size]).resize(self.size))
             case 'tiny': return jpeg_bytes(self.image().resize((16, 16)))
-        return _FORMATS[self.format][1](self.image()) if self.format else self.source.read_bytes()
+        return _FORMATS[self.format][1](self.image())
 
     def answer(self, first):
         "Return status, headers and the chunks of the body; a stall announces more than it sends"
@@ -124,7 +110,7 @@ class _Result:
             imageId=f'{zlib.crc32(self.path.encode()):08X}', encodingFormat=self.type[6:],
             datePublished=f'20{10+n%15}-{1+n%12:02}-{1+n%28:02}T12:00:00.0000000Z',
             thumbnailUrl=self.url.replace('/images/', '/thumbnails/'),
-            thumbnail=dict(width=160, height=round(160*h/w) if w else 160))
+            thumbnail=dict(width=160, height=round(160*h/w)))
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version,disable_nagle_algorithm = 'HTTP/1.1',True
@@ -168,19 +154,6 @@ def _shares(faults):
         raise CatdogError('the shares of faults must be between 0 and 1, and together at most 1')
     return faults
 
-def _photo_folders(path, seed):
-    "Return label -> its images, shuffled by `seed`"
-    res = {}
-    if not path.is_dir(): raise CatdogError(f'{path} is not a folder: expected one with a folder of photos per label')
-    for d in sorted(o for o in path.iterdir() if o.is_dir() and not o.name.startswith('.')):
-        files = sorted(o for o in d.iterdir() if is_image_name(o) and not o.name.startswith('.'))
-        Random(f'{seed}/{d.name}').shuffle(files)
-        if files: res[d.name] = files
-    if not res: raise CatdogError(f'{path} has no folders with images: expected one per label, like {path/"cat"}')
-    return res
-
-_PARAMETERS = set('''aspect cc color count freshness height id imageContent imageType license maxFileSize maxHeight
-    maxWidth minFileSize minHeight minWidth mkt offset q safeSearch setLang size width'''.split())
 # Words of a search term that are not part of the label
 _FILLERS = set('''a an the of in on at with and photo photos photograph photographs picture pictures image images
     pic pics jpg portrait outdoor outdoors outside indoor indoors inside sun sunny shade close up closeup face animal
@@ -189,23 +162,20 @@ _FILLERS = set('''a an the of in on at with and photo photos photograph photogra
 _running,_saved,_starting = [],[],threading.Lock()
 
 class SampleWeb:
-    "A search engine and image host on localhost that draws what is searched for, or serves a folder of `photos`"
+    "A search engine and image host on localhost that draws what is searched for"
     def __init__(self,
-        photos:str|os.PathLike=None, # A folder with one folder of photos per label; None: drawings
         seed:int=42, # The same seed gives the same results
-        faults:float|dict|str|None='auto', # Share of faults, or one of `FAULTS` -> share; 'auto': 0.2, for photos 0
+        faults:float|dict|None=.2, # Share of faults, or one of `FAULTS` -> share
         latency:tuple=(0, 0), # Shortest and longest delay of an image, in seconds
         port:int=0 # Port to listen on; 0, or a port in use: any free one
     ):
-        self.photos,self.seed,self.latency,self.port = photos and Path(photos),seed,latency,port
-        self.faults = _shares((0 if photos else .2) if faults == 'auto' else faults)
-        self.folders = _photo_folders(self.photos, seed) if photos else {}
+        self.seed,self.latency,self.port,self.faults = seed,latency,port,_shares(faults)
         self.url,self._server,self._stopping,self._lock = None,None,threading.Event(),threading.RLock()
-        self._results,self._used,self._returned,self._fetched = {},{},{},set()
+        self._results,self._returned,self._fetched = {},{},set()
 
     def __enter__(self): return self.start()
     def __exit__(self, *args): self.stop()
-    def __repr__(self): return f'SampleWeb({self.photos or "drawings"}, {self.url or "not started"})'
+    def __repr__(self): return f'SampleWeb({self.url or "not started"})'
 
     @property
     def endpoint(self): return f'{self.url}/v7.0/images/search'   # of the search engine
@@ -235,45 +205,27 @@ class SampleWeb:
         if not _running: os.environ.pop('CATDOG_ALLOW_PRIVATE', None)
         if not _running and _saved[0] is not None: os.environ['CATDOG_ALLOW_PRIVATE'] = _saved[0]
 
-    def _label(self, query):
-        "Return the label that `query` asks for; None if there are no photos of it"
-        text = ' '.join(words_of(query))
-        if not self.photos: return ' '.join(w for w in text.split() if w not in _FILLERS) or text
-        names = {' '.join(words_of(o)): o for o in self.folders}
-        found = [o for o in sorted(names, key=len, reverse=True) if re.search(rf'\b{re.escape(o)}s?\b', text)]
-        return names[found[0]] if found else None
-
     def _next(self, label, so_far):
-        "Return the result that follows the list `so_far` for `label`, or None at the end"
+        "Return the result that follows the list `so_far` for `label`"
         n,original = len(so_far),None
         r = Random(f'{self.seed}/{label}/{n}')
         kind = r.choices([*self.faults, 'ok'], [*self.faults.values(), max(0, 1 - sum(self.faults.values()))])[0]
-        fine = [o for o in so_far if o.kind == 'ok'] if 'duplicate' in kind else []
-        others = [o for o in (self.folders or DRAWABLE) if o != label] if kind == 'wrong-label' else []
-        if 'duplicate' in kind and not fine or kind == 'wrong-label' and not others: kind = 'ok'
-        if self.photos:
-            used = self._used.get(label, 0)
-            if used == len(self.folders[label]): return None
-            drawn = r.choice(others) if kind == 'wrong-label' else label
-            source = r.choice(self.folders[drawn]) if kind in _EXTRA else self.folders[label][used]
-            self._used[label] = used + (kind not in _EXTRA)
-        else:
-            if n == _TOTAL: return None
-            opposite = dict(cat='dog', dog='cat').get(drawable(label))
-            drawn = label if kind != 'wrong-label' else opposite or r.choice(others)
-            source = f'{self.seed}/{label}/{n}'
-        if fine:
-            original = r.choice(fine)
-            drawn,source = original.drawn,original.source
+        drawn,source = label,f'{self.seed}/{label}/{n}'
+        if 'duplicate' in kind:
+            if fine := [o for o in so_far if o.kind == 'ok']:
+                original = r.choice(fine)
+                drawn,source = original.drawn,original.source
+            else: kind = 'ok'
+        elif kind == 'wrong-label':
+            drawn = dict(cat='dog', dog='cat').get(drawable(label)) or r.choice([o for o in DRAWABLE if o != label])
         return _Result(self, label, n, kind, drawn, source, original)
 
     def _result(self, label, n):
         "Return result `n` for `label`, or None"
-        if self.photos and label not in self.folders: return None
         with self._lock:
             so_far = self._results.setdefault(label, [])
-            while len(so_far) <= n and (o := self._next(label, so_far)): so_far.append(o)
-        return so_far[n] if n < len(so_far) else None
+            while len(so_far) <= n < _TOTAL: so_far.append(self._next(label, so_far))
+        return so_far[n] if n < _TOTAL else None
 
     def results(self,
         label:str # A label, as in `truth`
@@ -305,21 +257,19 @@ class SampleWeb:
         def _error(message, parameter=None, status=400, code='InvalidRequest'):
             return _json(status, _type='ErrorResponse', errors=[dict(code=code, message=message, parameter=parameter)])
         if key in ('', 'wrong'): return _error('Authorization is required.', status=401, code='InvalidAuthorization')
-        for o in sorted(set(params) - _PARAMETERS): return _error(f'There is no parameter {o}.', o)
         q = params.get('q', '').strip()
         if not q: return _error('Required parameter is missing.', 'q')
         numbers = {o: params.get(o, d) for o,d in dict(count='35', offset='0', minHeight='0', minWidth='0').items()}
         for o,value in numbers.items():
             if not re.fullmatch(r'\d{1,9}', value): return _error('Parameter has invalid value.', o)
         count,offset,height,width = map(int, numbers.values())
-        label = self._label(q)
-        found = self.results(label) if label else []
+        text = ' '.join(words_of(q))
+        found = self.results(' '.join(w for w in text.split() if w not in _FILLERS) or text)
         large = (o for o in found if o.size[0] >= width and o.size[1] >= height)
         page = list(itertools.islice(large, offset, offset + min(150, count)))
         self._returned.update((o.path, o) for o in page)
-        total = len(list(self.results(label))) if self.photos and label else _TOTAL if label else 0
         return _json(_type='Images', readLink=f'{self.endpoint}?q={quote(q)}', queryContext=dict(originalQuery=q),
-            totalEstimatedMatches=total, currentOffset=offset, nextOffset=offset + len(page),
+            totalEstimatedMatches=_TOTAL, currentOffset=offset, nextOffset=offset + len(page),
             value=[o.json() for o in page])
 
     def _respond(self, url, headers):
@@ -334,7 +284,7 @@ class SampleWeb:
             return o.answer(first)
         if page == 'moved': return 200, {'Content-Type': o.type}, [o.data()]
         if page == 'pages': return _html(f'Number {o.n}', more=f'<img src="{o.path}" alt="">')
-        if page == 'thumbnails' and min(o.size):
+        if page == 'thumbnails':
             img = o.image()
             img.thumbnail((160, 160))
             return 200, {'Content-Type': 'image/jpeg'}, [jpeg_bytes(img)]

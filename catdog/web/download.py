@@ -8,13 +8,13 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from ..core.duplicates import DuplicateIndex, colour_signature, perceptual_hash
-from ..core.errors import CatdogError, FetchError, ImageError, SearchError
+from ..core.errors import CatdogError, DataError, FetchError, ImageError, SearchError
 from ..core.files import check_writable, content_id, folder_lock, progress_bar, write_atomic
 from ..core.images import jpeg_bytes, open_image
 from ..dataset.folder import parse_labels
 from ..dataset.manifest import Manifest, Outcome, Photo, as_found
 from .http import Fetcher
-from .search import search_terms
+from .engines import search_terms
 
 _MIN_SIDE = 32   # pixels; smaller images are icons
 WORKERS,TIMEOUT = 64,10   # images fetched at once, and seconds to wait for the next bytes of one
@@ -209,7 +209,7 @@ def _photos_to_fetch(manifest, label, n, engine, queries=None, retry=False, safe
     kept = [o['engine'] for o in manifest.rows.values() if o['status'] == 'ok']
     have,new = {_kind(o) for o in kept + [p.engine for p in pending]},{_kind(p.engine) for p in found}
     if have and new - have:
-        raise CatdogError(f'{manifest.path} holds {" and ".join(have)}, and this search found {" and ".join(new)}: '
+        raise DataError(f'{manifest.path} holds {" and ".join(have)}, and this search found {" and ".join(new)}: '
                           'give another folder, or another engine')
     return again + [p for p in found if (label, p.url) not in manifest.rows][:n - len(rows)]
 
@@ -236,7 +236,7 @@ def _check_kept(manifest, label):
     if counts['ok'] or counts['conflict']: return
     words = ', '.join(f'{k} {status}' for status,k in counts.most_common())
     (reason,_), = Counter(o['reason'] for o in rows).most_common(1)
-    raise CatdogError(f'no image was kept for {label!r} ({words}; most often: {reason}): '
+    raise DataError(f'no image was kept for {label!r} ({words}; most often: {reason}): '
                       f'see {manifest.file}, and try another word or engine')
 
 def _collect(labels, manifest, downloads, n, engine, queries, retry, safe):

@@ -4,7 +4,6 @@ deadlines, and the opt-outs that a server sends"""
 import ipaddress, os, random, re, socket, tempfile, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
@@ -81,14 +80,7 @@ def check_host(
     _check_address(address)
     return host
 
-OPT_OUTS = ('noai', 'noimageai', 'noml', 'noindex', 'noimageindex', 'none', 'unavailable_after', 'tdm-reservation')
-
-def _has_passed(text):
-    "Return whether the date in `text` has passed"
-    from dateutil.parser import parse
-    try: when = parse(text.upper(), ignoretz=True)
-    except (ValueError, OverflowError): return False
-    return when.replace(tzinfo=timezone.utc) < datetime.now(timezone.utc)
+OPT_OUTS = ('noai', 'noimageai', 'noml', 'noindex', 'noimageindex', 'none', 'tdm-reservation')
 
 def opt_out(
     headers, # Of an answer, with a `getlist` method, as in urllib3
@@ -101,20 +93,11 @@ def opt_out(
     if headers.get('TDM-Reservation', '').strip() == '1' and 'tdm-reservation' not in ignored: return 'tdm-reservation'
     for tag in headers.getlist('X-Robots-Tag'):
         for_us = True
-        # a date may have a comma after its weekday
-        for rule in re.split('[,;]', re.sub(r'\b((?:mon|tue|wed|thu|fri|sat|sun)[a-z]*),', r'\1', tag.lower())):
+        for rule in re.split('[,;]', tag.lower()):
             name,_,value = map(str.strip, rule.partition(':'))
-            if value and not re.fullmatch('max-[a-z-]+|unavailable_after', name):   # the name of a crawler
-                for_us,(name,_,value) = name in ('catdog', '*'),map(str.strip, value.partition(':'))
-            if not for_us or name not in OPT_OUTS or name in ignored: continue
-            if name != 'unavailable_after' or _has_passed(value): return name
-
-def _check_ignored(words):
-    "Return `words`, rules of `OPT_OUTS` or one of them, as a tuple; raise `CatdogError` if there is no such rule"
-    words = tuple(o.lower() for o in ([words] if isinstance(words, str) else words or ()))
-    if unknown := [o for o in words if o not in OPT_OUTS]:
-        raise CatdogError(f'{unknown[0]!r} is not an opt-out that catdog knows: use {", ".join(OPT_OUTS)}')
-    return words
+            if value and re.fullmatch(r'(?!max-|unavailable_after$)[a-z*][\w.-]*', name):   # the name of a crawler
+                for_us,name = name in ('catdog', '*'),value
+            if for_us and name in OPT_OUTS and name not in ignored: return name
 
 class _Timed:
     "A urllib3 connection whose answer must have all its headers within the read timeout"
@@ -255,13 +238,6 @@ def ask(
 _WIKIMEDIA = '''wikimedia wikipedia wikidata wiktionary wikibooks wikisource wikivoyage wikiquote wikinews wikiversity
     wikifunctions mediawiki wmfusercontent wmcloud wmflabs toolforge'''.split()
 
-def _site_of(host):
-    "Return the name under which `host` shares its limit with others, and that limit"
-    name = host.rstrip('.')
-    # https://wikitech.wikimedia.org/wiki/Robot_policy: two connections to all of Wikimedia
-    if name.endswith('.org') and name.split('.')[-2] in _WIKIMEDIA: return 'wikimedia.org',2
-    return name,PER_HOST
-
 @dataclass
 class _Site:
     limit:int              # Connections at once
@@ -279,7 +255,10 @@ class Fetcher:
         timeout:float, # Seconds to wait for the next bytes; one request may take three times as long
         ignore_robots=None # Rules of `OPT_OUTS` to ignore where you have permission
     ):
-        self.ignored,self.timeout,self.workers = _check_ignored(ignore_robots),timeout,workers
+        words = [ignore_robots] if isinstance(ignore_robots, str) else ignore_robots or []
+        self.ignored,self.timeout,self.workers = [o.lower() for o in words],timeout,workers
+        if unknown := set(self.ignored) - set(OPT_OUTS):
+            raise CatdogError(f'{min(unknown)!r} is not an opt-out that catdog knows: use {", ".join(OPT_OUTS)}')
         self.session = _Session(workers=workers)
         self.session.headers.update({'Accept': 'image/*', 'Accept-Encoding': 'identity'})
         self.sites,self.changed,self.stopped = {},threading.Condition(),threading.Event()
@@ -325,23 +304,19 @@ class Fetcher:
                     site.error = f'{error}, like the {site.unanswered} requests before it',error.reason
             else: site.refusals = site.unanswered = 0
 
-    def _check(self, r):
-        "Raise `FetchError` if the answer `r` has no image that we may use"
-        status,text = r.status_code,f'its server answered {r.status_code}'
-        if status in BUSY:
-            seconds = _retry_after(r)
-            raise _TryAgain(text, 'busy', seconds, status == 429 or status == 503 and seconds is not None)
-        if not r.ok: raise FetchError(text, 'not-found' if status in (404, 410) else 'refused')
-        if rule := opt_out(r.raw.headers, self.ignored):
-            raise FetchError(f'its server forbids this use ({rule})', 'refused')
-
     def _request(self, url):
-        "Return the body at `url`, or the URL that it redirects to"
+        "Return the body at `url`, or the URL that it redirects to; raise `FetchError` if it may not be used"
         end = time.monotonic() + 3*self.timeout
         try:
             with self.session.open(url, (min(self.timeout, 5), self.timeout)) as r:
                 if r.is_redirect: return clean_url(self.session.get_redirect_target(r), url)
-                self._check(r)
+                text,seconds = f'its server answered {r.status_code}',_retry_after(r)
+                if r.status_code in BUSY:
+                    is_refused = r.status_code == 429 or r.status_code == 503 and seconds is not None
+                    raise _TryAgain(text, 'busy', seconds, is_refused)
+                if not r.ok: raise FetchError(text, 'not-found' if r.status_code in (404, 410) else 'refused')
+                if rule := opt_out(r.raw.headers, self.ignored):
+                    raise FetchError(f'its server forbids this use ({rule})', 'refused')
                 return _read_body(r, end, MAX_BYTES)
         except ImageError: raise
         # requests, urllib3, http.client, ssl and idna raise a dozen types each for what a server may do
@@ -351,8 +326,11 @@ class Fetcher:
         "Return the body at `url`, after redirects"
         for _ in range(_MAX_REDIRECTS + 1):
             host = check_host(url)
-            name,limit = _site_of(host)
-            site,error = self.sites.setdefault(name, _Site(limit)),None
+            name,error = host.rstrip('.'),None
+            # https://wikitech.wikimedia.org/wiki/Robot_policy: two connections to all of Wikimedia
+            is_wikimedia = name.endswith('.org') and name.split('.')[-2] in _WIKIMEDIA
+            if is_wikimedia: name = 'wikimedia.org'
+            site = self.sites.setdefault(name, _Site(2 if is_wikimedia else PER_HOST))
             with self._slot(site, end) as started:
                 try: res = self._request(url)
                 except FetchError as e: error = e; raise

@@ -1,7 +1,7 @@
-"""Make app_and_cleaner.jpg, the image of the README, from drawings: make screenshot
+"""Make app_and_cleaner.jpg, the image of the README: make screenshot
 
-On the left the app, asked about two drawings; on the right the cleaner, on drawings of which three lie in the wrong
-folder. Both are served by Voilà and photographed in Chromium.
+On the left the app, asked about two photographs (CC0); on the right the cleaner, on drawings of which three lie in the
+wrong folder. Both are served by Voilà and photographed in Chromium.
 """
 import contextlib, os, shutil, socket, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -10,8 +10,7 @@ import nbformat
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from catdog.sample.draw import draw
-from catdog.core.images import jpeg_bytes
+from catdog.sample.draw import PHOTOS, draw
 from catdog.deploy.predictor import shipped_model
 
 HERE = Path(__file__).resolve().parent
@@ -66,16 +65,12 @@ def main():
     with tempfile.TemporaryDirectory() as tmp, sync_playwright() as play:
         tmp = Path(tmp)
         write_images(tmp/'data')
-        files = [tmp/'a_cat.jpg', tmp/'a_dog.jpg']
-        # two of the app's drawings, which the shipped model is sure of
-        for file,label,seed in zip(files, ('cat', 'dog'), (242, 1447)):
-            file.write_bytes(jpeg_bytes(draw(label, seed, (320, 320))))
         browser = play.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
         page = browser.new_page(viewport=dict(width=WIDTH, height=HEIGHT))
         page.set_default_timeout(120_000)
         with voila(tmp, APP) as url:
             page.goto(url)
-            ask_app(page, files)
+            ask_app(page, list(PHOTOS.values()))
             page.wait_for_timeout(1000)
             page.screenshot(path=tmp/'app.png')
         with voila(tmp, CLEANER) as url:

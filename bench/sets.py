@@ -1,0 +1,59 @@
+"""Other things than cats and dogs: error, loss and time of the recipes on a part that no training has seen
+
+    python bench/sets.py                                 # clothing and sign by 'fast' (the head alone) and 'auto'
+    python bench/sets.py --sets sign --seeds 3           # one set, three splits and seeds
+    python bench/sets.py --recipes fast,auto,fine_tune   # beside fastai's `fine_tune(4)` of the same body: slow
+    python bench/sets.py --minutes 2                     # with a limit for each training
+
+A set is a folder with train, test and perhaps valid above the labels, in sets/ of the shared folder (CATDOG_SHARED, or
+../shared beside the project). The recipes alternate. Times go from the folder to a calibrated `Learner`; on a machine's
+first run they include writing the graphs for ONNX Runtime.
+"""
+import os, time
+from pathlib import Path
+from statistics import mean
+
+root = Path(__file__).resolve().parent.parent
+shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
+
+from fastcore.script import call_parse
+from torch.nn import functional as F
+
+from catdog.learn import features
+from catdog.learn.calibration import error_interval, validation_logits
+from catdog.learn.loaders import labelled_dl
+from catdog.train import train
+
+def measure(name, recipe, seed, minutes):
+    "Train on the set `name`; print and return the test error, the loss and the minutes it took"
+    kw = dict(recipe='classic', arch='efficientnet_lite0', epochs=4) if recipe == 'fine_tune' else dict(recipe=recipe)
+    features._features.clear()   # of earlier trainings
+    start = time.perf_counter()
+    learn = train(shared/'sets'/name, seed=seed, minutes=minutes, **kw)
+    took = (time.perf_counter() - start)/60
+    logits,truth = validation_logits(learn, labelled_dl(learn.dls, learn.dls.test_files))
+    wrong,loss = int((logits.argmax(1) != truth).sum()),F.cross_entropy(logits.float(), truth).item()
+    error,low,high = error_interval(wrong, len(truth))
+    print(f'{name}, {recipe} ({learn.arch_name}, tuned: {learn.tuned}), seed {seed}: '
+          f'{error:.2%} ({low:.1%} to {high:.1%}) of {len(truth)} test images wrong, loss {loss:.3f}, '
+          f'{took:.1f} minutes', flush=True)
+    return error,loss,took
+
+@call_parse
+def main(
+    sets:str='clothing,sign', # Names of the sets, separated by commas
+    recipes:str='fast,auto', # 'fast', 'auto' and 'fine_tune', separated by commas
+    seeds:int=1, # Number of seeds
+    minutes:float=None # Limit for each training
+):
+    "Compare recipes"
+    print(f'load average at the start: {os.getloadavg()[0]:.1f}')
+    rows = {}
+    for seed in range(seeds):
+        for name in sets.split(','):
+            for recipe in recipes.split(','):
+                rows.setdefault((name, recipe), []).append(measure(name, recipe, seed, minutes))
+    for (name,recipe),o in rows.items():
+        error,loss,took = map(mean, zip(*o))
+        print(f'{name:12} {recipe:10} {error:6.2%} error, loss {loss:.3f}, {took:5.1f} minutes (mean of {len(o)})')
+    print(f'load average at the end: {os.getloadavg()[0]:.1f}')
