@@ -32,8 +32,11 @@
       turning = {pages, turn: turns(pages)?.turn, menu: all[0], keys: []}
       forward.click()
       wait(turning, Date.now() + 60_000)
-    } else if (key == 'ArrowLeft' || key == 'ArrowRight') all[i + (key == 'ArrowLeft' ? -1 : 1)]?.focus()
-    else if (menu && choose(menu, key)) (all[i + 1] ?? forward)?.focus()
+    } else if (key == 'ArrowLeft' || key == 'ArrowRight') all.at(i < 0 ? -1 : Math.max(0, i + (key == 'ArrowLeft' ? -1 : 1)))?.focus()
+    else if (menu && choose(menu, key)) {
+      pages.tabIndex = -1   // takes the focus after the last card, where a button may disappear
+      ;(all[i + 1] ?? pages).focus()
+    }
   }
 
   // The cards are made anew in the browser some time after the kernel has turned the page
@@ -54,7 +57,7 @@
     const {target, key} = event
     if (event.ctrlKey || event.metaKey || event.altKey || !ours(key)) return
     const pages = target.closest?.('.cd-review'), menu = target.matches?.('.cd-card select')
-    const forward = target.matches?.('.cd-agree-all, .cd-next')
+    const forward = target == pages || target.matches?.('.cd-agree-all, .cd-next') && key == 'Enter'
     const lost = turning && (target == document.body || target.closest?.('.jp-Notebook') && !target.matches('input, textarea, [contenteditable]'))
     if (!lost && !(pages && (menu || forward))) return
     event.preventDefault()
