@@ -354,12 +354,12 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
 
     def on_change_ds(self,
         change:dict=None, # As from ipywidgets; not used
-        page:int=0, # Page to show, counted from 0
-        first=() # Files to show before the suspects
+        page:int=0 # Page to show, counted from 0
     ):
-        "Show `page` of the images that the menus select, largest loss first, or of the suspects"
+        "Show `page` of the images that the menus select, largest loss first; or the suspects after those to be moved"
         t,view = self.table.sort_values('loss', ascending=False),self.dd_view.value
-        if view == 'Worst first': files = dict.fromkeys([*first, *self.suspects.file])
+        if view == 'Worst first':
+            files,page = dict.fromkeys([*self.iw.wanted, *self.suspects.file]),len(self.iw.wanted)//self.iw.max_n
         elif view == 'All images': files = t.file[(t.label == self.dd_cats.value) & (t.dataset == self.dd_ds.value)]
         else: files = self._open_cell(t[t.dataset.isin(['Valid', 'Unknown']) & t.file.isin([*self._rows])])
         for o in (self.dd_cats, self.dd_ds): o.disabled = view != 'All images'
@@ -507,4 +507,4 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         # not of images that `learn` does not have: they are on no page, so their choices could not be changed
         back = {o.to: '<Delete>' if REMOVED in o.file.parts else self._folder_label(o.file) for o in undone if o.to in self._rows}
         self.iw.choices = {f: o for f,o in self.iw.choices.items() if f in self._rows and f.exists()} | back
-        self.iw.background(lambda: (self.relearn(), self.on_change_ds(page=self.iw.page, first=back)))
+        self.iw.background(lambda: (self.relearn(), self.on_change_ds(page=self.iw.page)))
