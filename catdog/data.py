@@ -8,7 +8,7 @@ __all__ = ['get_dls', 'image_files', 'check_folder', 'UprightImage', 'OpenUprigh
 
 # %% ../nbs/02_data.ipynb #e374dad2
 import os
-from .learn.loaders import OpenUpright, UprightImage, image_files, split_dls   # first: prints what is being loaded
+from .learn.loaders import OpenUpright, UprightImage, image_files, split_dls
 from .dataset.split import ApartSplitter, check_folder, copies, split_files, stratify
 from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders

@@ -8,32 +8,51 @@ __all__ = ['compare', 'write_report', 'Cleaner', 'Labeller', 'suspects', 'predic
 
 # %% ../nbs/04_review.ipynb #10d79f4f
 import os
+from functools import cache
 from pathlib import Path
 
-from .learn.export import saved_learner   # first: it says that torch and fastai are being loaded
-import pandas as pd
+from fastcore.script import is_cli
 
+<<<<<<< HEAD
 from .clean.cleaner import Cleaner
 from .clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores
 from .clean.issues import suspects
 from .clean.labeller import Labeller
 from .clean.report import error_sentences, report
+=======
+>>>>>>> main
 from .core.errors import DataError, command
-from .core.files import check_new_file
-from .learn.calibration import error_interval
 from .dataset.folder import ImageFolder
 from .dataset.journal import apply_choices, can_undo, undo_choices
-from .dataset.split import saved_folders
 
 _all_ = ['Cleaner', 'Labeller', 'suspects', 'predictions', 'scores', 'plot_confusion', 'gradcam', 'gradcam_overlays',
          'apply_choices', 'can_undo', 'undo_choices', 'report', 'saved_learner']
+
+@cache
+def _load():
+    "Import what needs torch and fastai, which take seconds"
+    global pd, Cleaner, gradcam, gradcam_overlays, plot_confusion, predictions, scores, suspects
+    global error_sentences, report, error_interval, saved_learner
+    import pandas as pd
+    from catdog.clean.cleaner import Cleaner
+    from catdog.clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores
+    from catdog.clean.issues import suspects
+    from catdog.clean.report import error_sentences, report
+    from catdog.learn.calibration import error_interval
+    from catdog.learn.export import saved_learner
+
+def __getattr__(name):   # what `_load` imports can be imported from here, too
+    if not name.startswith('_'): _load()
+    if name in globals(): return globals()[name]
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 # %% ../nbs/04_review.ipynb #ec501a0c
 def compare(
     path:str|os.PathLike, # Folder with a sub-folder for each label: images that none of the learners was trained on
     **learners # Name -> `Learner`
-) -> pd.DataFrame: # A row per learner: wrong, n, error and its 95% interval (low, high), shares from 0 to 1
+): # A `pandas.DataFrame` with a row per learner: wrong, n, error and its 95% interval (low, high), shares from 0 to 1
     "Return how often each of `learners` is wrong about the images in `path`"
+    _load()
     folder,rows = ImageFolder(path),{}
     for name,learn in learners.items():
         unknown = sorted({*folder.labels} - {*learn.dls.vocab})
@@ -52,8 +71,12 @@ def write_report(
     out:str='report.html' # File to write
 ) -> Path: # `out`
     "Write a report on the network in `model` and the images in `path`, one HTML file"
+    from catdog.core.files import check_new_file
+    from catdog.dataset.split import saved_folders
     path,model = saved_folders(path, model)
     check_new_file(out)
+    if is_cli(write_report): print('Loading torch and fastai', flush=True)
+    _load()
     learn = saved_learner(path, model)
     print(f'The network in {model}, and the images in {path}. {learn.note}')
     out = report(learn, out)

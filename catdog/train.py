@@ -7,30 +7,37 @@ __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'error_interval'
            'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #443371fb
-import os, time
+import os, threading, time
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from .data import get_dls   # first: prints what is being loaded
 from .core.errors import CatdogError, command
-from .learn.calibration import calibration_error, error_interval
-from .dataset.folder import ImageFolder, default_folder, parse_labels
-from .dataset.split import check_number
-from .learn.backbones import ARCHS, get_learner
-from .learn.calibration import (calibrate, confusion, ood_limits, plot_calibration, print_confusion,
-                                      print_validation)
-from .learn.card import model_card
-from .learn.export import check_exportable, check_model_folder, export
-from .learn.finetune import RECIPES, check_recipe, recipe_learner, recipe_tfms, run_recipe
-from .learn.head import fit_head
-from .learn.loaders import print_used
-from .scrape import scrape
-from .web.engines import check_search
-from fastai.learner import Learner
-from fastai.torch_core import no_random
+from .learn.backbones import ARCHS, RECIPES, check_recipe, get_learner
 
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
          'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
+
+@cache
+def _load():
+    "Import what needs torch and fastai, which take seconds"
+    global calibrate, calibration_error, confusion, error_interval, ood_limits, plot_calibration, print_confusion
+    global get_dls, model_card, check_exportable, export, recipe_learner, recipe_tfms, run_recipe, fit_head
+    global print_used, print_validation, no_random
+    from fastai.torch_core import no_random
+    from catdog.data import get_dls
+    from catdog.learn.calibration import (calibrate, calibration_error, confusion, error_interval, ood_limits,
+        plot_calibration, print_confusion, print_validation)
+    from catdog.learn.card import model_card
+    from catdog.learn.export import check_exportable, export
+    from catdog.learn.finetune import recipe_learner, recipe_tfms, run_recipe
+    from catdog.learn.head import fit_head
+    from catdog.learn.loaders import print_used
+
+def __getattr__(name):   # what `_load` imports can be imported from here, too
+    if not name.startswith('_'): _load()
+    if name in globals(): return globals()[name]
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 # %% ../nbs/03_train.ipynb #32372eb8
 def train(
@@ -47,11 +54,12 @@ def train(
     n:int=None, # At most this many images per label; default: all
     minutes:float=None, # Minutes that training may take; default: no limit
     **kw # Passed on to fastai's `vision_learner`
-) -> Learner: # Trained, without the callbacks that sped it up
+): # A `Learner`, trained, without the callbacks that sped it up
     "Train `arch` on the images below `path` by `recipe` and print its validation error"
     end = time.monotonic() + 60*minutes if minutes else float('inf')
     larger = not (arch or size)
     arch,size = check_recipe(recipe, arch, size, epochs, minutes, **kw)
+    _load()
     with no_random(seed):
         dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, **recipe_tfms(recipe, size))
         print_used(dls)
@@ -63,6 +71,10 @@ def train(
 # %% ../nbs/03_train.ipynb #c9ddeffa
 def _check_build(words, path, out, n, engine, photos, safe, **recipe):
     "Return (labels, path, out), with defaults filled in; raise `CatdogError` on anything that cannot work"
+    from catdog.core.model_file import check_model_folder
+    from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
+    from catdog.dataset.split import check_number
+    from catdog.web.engines import check_search
     check_recipe(**recipe)
     words = [words] if isinstance(words, str) else list(words)
     check_number(n)
@@ -101,8 +113,13 @@ def build(
     labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, recipe=recipe, arch=arch, size=size,
                                    epochs=epochs, minutes=minutes)
     print(f'[1/4] Images of {", ".join(labels)}: {"your own in" if photos else "from the web into"} {path}', flush=True)
-    if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
+    (loading := threading.Thread(target=_load)).start()
+    if not photos and not (resume and path.exists()):
+        from catdog.scrape import scrape
+        scrape(labels, path, n or 150, engine, safe=safe)
     print('[2/4] Training', flush=True)
+    if loading.is_alive(): print('Loading torch and fastai', flush=True)
+    loading.join()
     learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None,
                   minutes=minutes)
     if getattr(learn, 'stopped', False): raise CatdogError('stopped; run the same command with --resume to continue')

@@ -63,10 +63,11 @@ def test_saved_learner_gives_the_same_answers(built):
 @pytest.mark.parametrize('arch', ['squeezenet1_0', 'resnet18'])
 def test_saved_learner_of_other_architectures(tmp_path, arch):
     "Also where the export has merged batch normalisation into the body"
+    import torchvision
     from fastai.vision.all import vision_learner
     from catdog.data import get_dls
-    from catdog.train import ARCHS
-    learn = vision_learner(get_dls(drawings(tmp_path/'data'), size=64, bs=8, num_workers=0), ARCHS[arch].arch, pretrained=False)
+    learn = vision_learner(get_dls(drawings(tmp_path/'data'), size=64, bs=8, num_workers=0),
+                           getattr(torchvision.models, arch), pretrained=False)
     learn.arch_name = arch
     learn.fit(2, 1e-3)
     says_the_same(learn, saved_learner(tmp_path/'data', export(learn, tmp_path/'models'/'drawn')))

@@ -48,6 +48,7 @@ SHARED = '''import json, sys, torch
 from fastai.distributed import DistributedDL
 from fastai.torch_core import rank_distrib
 from catdog import train as t
+t._load()
 from catdog.learn import head
 orders,get_idxs = [],DistributedDL.get_idxs
 def remember_order(self):
@@ -112,7 +113,7 @@ def test_killed_build_is_resumed(tmp_path):
     first = start(script('catdog-build'), *args, *SMALL, cwd=tmp_path)
     wait_for_checkpoint(tmp_path, first)
     first.send_signal(signal.SIGKILL)
-    assert first.communicate()[0].startswith('Loading torch and fastai\n')
+    assert first.communicate()[0].startswith('[1/4] Images of cat, dog: from the web into data/cat-dog\n')
     assert not (tmp_path/'models'/'cat-dog').exists()
     other = build(*args[:-1], 13, '--resume', cwd=tmp_path, ok=False)
     assert 'no unfinished training of these images with these settings' in other.stderr
@@ -123,6 +124,7 @@ def test_killed_build_is_resumed(tmp_path):
 
 KILLED = '''import os, signal
 from catdog import train as t
+t._load()
 t.export = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 t.build(['cat', 'dog'], engine='sample', n=20, size=64)
 '''

@@ -1,12 +1,8 @@
 """Data loaders from a folder of images, and how a `Learner` prepares an image for validation"""
 
-import os, sys, tempfile
+import os, tempfile
 from contextlib import suppress
 from pathlib import Path
-
-# torch and fastai take seconds to import: a command says so
-if Path(sys.argv[0]).stem in ('catdog-build', 'catdog-review') and not {'-h', '--help'} & {*sys.argv}:
-    print('Loading torch and fastai', flush=True)
 
 import numpy as np
 import torch

@@ -196,8 +196,8 @@ def _search_bing(term, n=150, safe='moderate'):
 
 # %% ../../nbs/web/engines.ipynb #94f95a9e
 def _ddg_error(text):
-    offline = any(o in text for o in ('DNSError', 'ConnectError', 'TimeoutError', 'timed out'))
-    text = f'DuckDuckGo did not answer ({text[:100]}); wait a minute, or try another engine'
+    offline = any(o in text for o in ('DNSError', 'ConnectError', 'TimeoutError', 'timed out', 'error sending request'))
+    text = f'DuckDuckGo did not answer ({text.split("(")[0][:100]}); wait a minute, or try another engine'
     return SearchError('ddg', text, offline)
 
 def _ddg_pages(term, safe):
