@@ -27,20 +27,14 @@ def serve_app(
     keep:str=None # A folder for images that visitors correct, 1,000 at most; default: none are kept
 ):
     "Serve the widget app with Voilà on `host` and `port`, starting with `model`, also below `prefix`"
-<<<<<<< HEAD
-    model = model or os.environ.get('CATDOG_MODEL')
-    print(f'Model: {Classifier(model).summary}', flush=True)
-    if model: os.environ['CATDOG_MODEL'] = os.path.abspath(model)   # the app runs in the notebook's folder
-    if keep := keep or os.environ.get('CATDOG_KEEP'):
-        check_writable(keep)
-        Path(keep).mkdir(parents=True, exist_ok=True)
-        os.environ['CATDOG_KEEP'] = os.path.abspath(keep)
-=======
     classifier = Classifier(model)
     print(f'Model: {classifier.summary}', flush=True)
     if model or os.environ.get('CATDOG_MODEL'):   # the app runs in the notebook's folder
         os.environ['CATDOG_MODEL'] = os.path.abspath(classifier.path)
->>>>>>> main
+    if keep := keep or os.environ.get('CATDOG_KEEP'):
+        check_writable(keep)
+        Path(keep).mkdir(parents=True, exist_ok=True)
+        os.environ['CATDOG_KEEP'] = os.path.abspath(keep)
     with tempfile.TemporaryDirectory() as folder:
         if not can_write_home(): os.environ['HOME'] = folder   # where Jupyter and the kernels write
         from catdog.deploy.voila import run_voila   # imports Jupyter's server

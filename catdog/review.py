@@ -13,14 +13,6 @@ from pathlib import Path
 
 from fastcore.script import is_cli
 
-<<<<<<< HEAD
-from .clean.cleaner import Cleaner
-from .clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores
-from .clean.issues import suspects
-from .clean.labeller import Labeller
-from .clean.report import error_sentences, report
-=======
->>>>>>> main
 from .core.errors import DataError, command
 from .dataset.folder import ImageFolder
 from .dataset.journal import apply_choices, can_undo, undo_choices
@@ -31,12 +23,11 @@ _all_ = ['Cleaner', 'Labeller', 'suspects', 'predictions', 'scores', 'plot_confu
 @cache
 def _load():
     "Import what needs torch and fastai, which take seconds"
-    global pd, Cleaner, gradcam, gradcam_overlays, plot_confusion, predictions, scores, suspects
+    global pd, Cleaner, Labeller, gradcam, gradcam_overlays, plot_confusion, predictions, scores, suspects
     global error_sentences, report, error_interval, saved_learner
     import pandas as pd
     from catdog.clean.cleaner import Cleaner
-    from catdog.clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores
-    from catdog.clean.issues import suspects
+    from catdog.clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores, suspects
     from catdog.clean.report import error_sentences, report
     from catdog.learn.calibration import error_interval
     from catdog.learn.export import saved_learner
