@@ -26,8 +26,7 @@ from fastcore.script import call_parse
 from PIL import Image, ImageFilter
 from sklearn.metrics import average_precision_score
 
-from catdog.clean.interpret import prediction_table
-from catdog.clean.issues import out_of_sample
+from catdog.clean.interpret import out_of_sample, prediction_table
 from catdog.sample.draw import draw
 from catdog.core.images import open_image
 from catdog.data import get_dls, image_files

@@ -28,6 +28,7 @@ def _load():
     import pandas as pd
     from catdog.clean.cleaner import Cleaner
     from catdog.clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores, suspects
+    from catdog.clean.labeller import Labeller
     from catdog.clean.report import error_sentences, report
     from catdog.learn.calibration import error_interval
     from catdog.learn.export import saved_learner

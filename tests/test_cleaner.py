@@ -14,8 +14,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from catdog.clean.cleaner import Cleaner
-from catdog.clean.interpret import predictions
-from catdog.clean.issues import suspects
+from catdog.clean.interpret import predictions, suspects
 from catdog.core.errors import DataError
 from catdog.core.images import open_image
 from catdog.data import get_dls
