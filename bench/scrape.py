@@ -18,9 +18,7 @@ import numpy as np
 from fastcore.script import call_parse
 
 ROOT = Path(__file__).parent.parent
-FAULTS = {'not-found': .04, 'server-error-once': .03, 'rate-limit': .02, 'html': .03, 'truncated': .04, 'stall': .01,
-          'redirect': .03, 'bomb': .01, 'large-body': .01, 'cmyk': .02, 'rotated': .02, 'webp': .02,
-          'gif': .01, 'avif': .01}
+FAULTS = {'not-found': .08, 'html': .06, 'truncated': .08, 'stall': .02, 'tiny': .06}
 WORKERS = 64  # the default of our `download_images`
 TIMEOUT = 4   # seconds; fastai's default, and the same for ours
 
