@@ -77,7 +77,7 @@ def _measure(name, who, workers, photos, n, hosts):
     if photos: _serve_photographs(photos)
     with SampleWeb(faults=FAULTS, latency=(.05, .3)) as web:
         found = {o: [p.url for p in bing_pages(o, n//2, web.endpoint, 'XXX', 'sample')] for o in ('cat', 'dog')}
-        truth = {f'{label}/{Path(u).stem}': web.truth(u) for label,us in found.items() for u in us}
+        truth = {f'{label}/{Path(u).stem}': web.truths[u] for label,us in found.items() for u in us}
         port = web.url.rpartition(':')[2]
         def _host(i): return f'http://h{i%50}.images.test:{port}' if hosts else web.url
         spread = {label: [u.replace(web.url, _host(i)) for i,u in enumerate(us)] for label,us in found.items()}

@@ -223,17 +223,9 @@ class SampleWeb:
         o = match and self._result(unquote(match[2]), int(match[3]))
         return (match[1], o) if o and match[4] in (None, o.suffix) else (None, None)
 
-    def truth(self,
-        url:str # A contentUrl of this web
-    ) -> dict: # kind, label, drawn (what the image shows), valid (worth keeping), original (the URL it is a copy of)
-        "Return the ground truth for `url`; raise `CatdogError` if it is not a URL of this web"
-        o = self._find(urlsplit(url).path)[1] if url.startswith(f'{self.url}/') else None
-        if o: return o.truth
-        raise CatdogError(f'{url} is not a URL of {self}')
-
     @property
     def truths(self) -> dict: # URL -> its `truth`, in the order of the answers
-        "The ground truth for every URL that a search has returned so far"
+        "The ground truth for every URL that a search has returned so far: kind, label, drawn, valid, original"
         return {o.url: o.truth for o in list(self._returned.values())}
 
     def _search(self, params, key):
