@@ -73,7 +73,8 @@ def test_strange_words(web, label):
 @pytest.mark.parametrize('query, label', [
     ('cat photo', 'cat'), ('a tabby cat outdoors', 'tabby cat'), ('photo', 'photo'), ('Dogs', 'dogs')])
 def test_filler_words_are_ignored(web, query, label):
-    assert web.truths[urls(web, query, count=1)[0]]['label'] == label
+    found, = urls(web, query, count=1)
+    assert web.truths[found]['label'] == label
 
 @pytest.mark.parametrize('path', [
     '/', '/images/cat/99999.jpg', '/images/cat/00003.tiff', '/images/cat/x.jpg', '/other/cat/3'])
