@@ -18,9 +18,7 @@ import numpy as np
 from fastcore.script import call_parse
 
 ROOT = Path(__file__).parent.parent
-FAULTS = {'not-found': .04, 'server-error-once': .03, 'rate-limit': .02, 'html': .03, 'truncated': .04, 'stall': .01,
-          'redirect': .03, 'bomb': .01, 'large-body': .01, 'cmyk': .02, 'rotated': .02, 'webp': .02,
-          'gif': .01, 'avif': .01}
+FAULTS = {'not-found': .08, 'html': .06, 'truncated': .08, 'stall': .02, 'tiny': .06}
 WORKERS = 64  # the default of our `download_images`
 TIMEOUT = 4   # seconds; fastai's default, and the same for ours
 
@@ -79,7 +77,7 @@ def _measure(name, who, workers, photos, n, hosts):
     if photos: _serve_photographs(photos)
     with SampleWeb(faults=FAULTS, latency=(.05, .3)) as web:
         found = {o: [p.url for p in bing_pages(o, n//2, web.endpoint, 'XXX', 'sample')] for o in ('cat', 'dog')}
-        truth = {f'{label}/{Path(u).stem}': web.truth(u) for label,us in found.items() for u in us}
+        truth = {f'{label}/{Path(u).stem}': web.truths[u] for label,us in found.items() for u in us}
         port = web.url.rpartition(':')[2]
         def _host(i): return f'http://h{i%50}.images.test:{port}' if hosts else web.url
         spread = {label: [u.replace(web.url, _host(i)) for i,u in enumerate(us)] for label,us in found.items()}

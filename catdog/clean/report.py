@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 from .interpret import find_issues, gradcam_overlays, precision_recall, prediction_table
 from ..core.errors import CatdogError
 from ..core.files import check_new_file, write_atomic
-from ..core.images import data_url, open_image, thumbnail
+from ..core.images import data_url, open_image, thumbnails
 from ..dataset.split import image_sources, used_sentence
 from ..learn.calibration import are_uneven, balanced_error, confused_pairs, error_interval
 from ..learn.insights import insight_sentences, plot_learning_curve, shortcuts
@@ -81,7 +81,7 @@ def report(
     measured = _measured(table)
     worst = measured.nlargest(8, 'loss')
     overlays = gradcam_overlays(learn, worst.file, 240) if len(worst) else []
-    def _image(file): return data_url(thumbnail(file, 240, 240))
+    def _image(file): return data_url(*thumbnails([file], 240, 240))
     def _confused(truth, answer):
         return measured[(measured.label.astype(str) == truth) & (measured.predicted.astype(str) == answer)].head(6)
     page = _templates.get_template('report.html').render(
