@@ -422,7 +422,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'catdog.learn.insights._example': ('learn/insights.html#_example', 'catdog/learn/insights.py'),
                                        'catdog.learn.insights._grouped_errors': ( 'learn/insights.html#_grouped_errors',
                                                                                   'catdog/learn/insights.py'),
-                                       'catdog.learn.insights._rotated': ('learn/insights.html#_rotated', 'catdog/learn/insights.py'),
+                                       'catdog.learn.insights._standard': ('learn/insights.html#_standard', 'catdog/learn/insights.py'),
                                        'catdog.learn.insights._traits': ('learn/insights.html#_traits', 'catdog/learn/insights.py'),
                                        'catdog.learn.insights.insight_sentences': ( 'learn/insights.html#insight_sentences',
                                                                                     'catdog/learn/insights.py'),

@@ -170,3 +170,11 @@ def test_fixed_camera_validates_a_fifth_of_each_label(tmp_path):
     split = split_files(tmp_path)
     assert Counter(o.parent.name for o in split.valid) == dict(open=6, closed=6) and not split.unvalidated
     assert 'nearly alike' in split.note and not split_files(fill(tmp_path/'mine', 20)).note
+
+def test_rare_label_is_not_sacrificed(tmp_path):
+    "Twelve dogs beside eighty cats: the head finds most dogs that it has not seen"
+    path = fill(tmp_path/'mine', 80)
+    for i in range(12, 80): (path/'dog'/f'{i:02}.jpg').unlink()
+    learn = recipe_learner(get_dls(path, 128, num_workers=0, **recipe_tfms('fast', 128)), 'efficientnet_lite0', 'fast')
+    answers = fit_head(learn).get_preds(dl=learn.dls.test_dl([draw('dog', i, (96, 72)) for i in range(100, 150)]))[0]
+    assert (answers.argmax(1) == 1).float().mean() > .7

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastai.learner import Learner
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
@@ -22,14 +23,12 @@ from .features import labelled_features
 from .head import note_bad
 
 # %% ../../nbs/learn/insights.ipynb #10dbb592
-def _rotated(x):
-    "Standardise features `x`; drop dimensions that are zero for all images, by a rotation that a head does not notice"
+def _standard(x):
+    "Standardise features `x`, and rotate them to no more dimensions than images, which a head does not notice"
     z = StandardScaler().fit_transform(x)
-    if len(z) >= z.shape[1]: return z
-    u,s,_ = np.linalg.svd(z, full_matrices=False)
-    return u*s
+    return z if len(z) >= z.shape[1] else PCA().fit_transform(z)
 
-_HEAD = LogisticRegression(C=.003, max_iter=1000, tol=.01)
+_HEAD = LogisticRegression(C=.003, max_iter=1000, tol=.01, class_weight='balanced')
 
 def _count_errors(z, y):
     "Return numbers of training images, and the wrong answers about all of `z` after training on so many"
@@ -53,11 +52,11 @@ def learning_curve(
     now:int=None # Number of training images that there are; default: what four fifths of `x` are
 ) -> dict: # sizes, errors; now; more, low, middle, high: for the curve; gain of twice as many: low, middle, high
     "Measure how the error of a head falls with the number of images, and predict it for up to eight times as many"
-    sizes,wrong = _count_errors(_rotated(x), y)
+    sizes,wrong = _count_errors(_standard(x), y)
     now,n = now or sizes[-1],len(y)
-    e,a,c = np.meshgrid(np.geomspace(1e-4, .95, 120), np.linspace(0, .95, 20), np.linspace(.05, 1, 20), indexing='ij')
+    e,a,c = np.meshgrid(np.geomspace(1e-4, .95, 120), np.linspace(0, .95, 20)**2, np.linspace(.05, 1, 20), indexing='ij')
     def _at(m): return np.minimum(e*(a + (1 - a)*(m/now)**-c), .999)
-    fit = sum(.5*(k*np.log(p) + (n - k)*np.log1p(-p)) for k,p in zip(wrong, map(_at, sizes)))
+    fit = .5*np.log(e) + sum(.5*(k*np.log(p) + (n - k)*np.log1p(-p)) for k,p in zip(wrong, map(_at, sizes)))
     weight = np.exp(fit - fit.max()).ravel()
     def _interval(values):
         order = np.argsort(values.ravel())
@@ -139,7 +138,7 @@ def shortcuts(
 # %% ../../nbs/learn/insights.ipynb #410f7926
 def _grouped_errors(x, y, sources):
     "Return the errors of a head about images from unknown `sources`, for each kind that a fifth of the images share"
-    found,z = [],_rotated(x)
+    found,z = [],_standard(x)
     for by in SOURCES:
         keys = pd.Series(sources[by], dtype=object)
         groups = keys.fillna(pd.Series(range(len(y)))).map(str)   # an image from nowhere is alone
