@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
-           'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
+           'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #443371fb
 import os, threading, time
@@ -16,15 +16,15 @@ from .core.errors import CatdogError, command
 from .learn.backbones import ARCHS, RECIPES, check_recipe, get_learner
 
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
-         'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
+         'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 
 @cache
 def _load():
     "Import what needs torch and fastai, which take seconds"
     global calibrate, calibration_error, confusion, error_interval, ood_limits, plot_calibration, print_confusion
     global get_dls, model_card, check_exportable, export, recipe_learner, recipe_tfms, run_recipe, fit_head
-    global print_used, print_validation, no_random
-    from fastai.torch_core import no_random
+    global print_used, print_validation, no_random, num_distrib, insights, insight_sentences, plot_learning_curve
+    from fastai.torch_core import no_random, num_distrib
     from catdog.data import get_dls
     from catdog.learn.calibration import (calibrate, calibration_error, confusion, error_interval, ood_limits,
         plot_calibration, print_confusion, print_validation)
@@ -32,6 +32,7 @@ def _load():
     from catdog.learn.export import check_exportable, export
     from catdog.learn.finetune import recipe_learner, recipe_tfms, run_recipe
     from catdog.learn.head import fit_head
+    from catdog.learn.insights import insight_sentences, insights, plot_learning_curve
     from catdog.learn.loaders import print_used
 
 def __getattr__(name):   # what `_load` imports can be imported from here, too
@@ -52,6 +53,7 @@ def train(
     resume:bool=False, # Resume the same training after its last whole epoch?
     labels:list=None, # Labels to use; default: every sub-folder
     n:int=None, # At most this many images per label; default: all
+    group_by:str=None, # Keep images of one 'host', 'author' or 'folder' on one side; default: only copies
     minutes:float=None, # Minutes that training may take; default: no limit
     **kw # Passed on to fastai's `vision_learner`
 ): # A `Learner`, trained, without the callbacks that sped it up
@@ -61,11 +63,14 @@ def train(
     arch,size = check_recipe(recipe, arch, size, epochs, minutes, **kw)
     _load()
     with no_random(seed):
-        dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, **recipe_tfms(recipe, size))
+        dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, group_by=group_by,
+                      **recipe_tfms(recipe, size))
         print_used(dls)
         check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
+        if recipe != 'classic' and num_distrib() < 2: learn.insights = insights(learn)   # its body is not trained yet
         run_recipe(learn, recipe, arch, epochs, size, bs, resume, end, seed, larger, **kw)
         print_validation(learn)
+    for o in insight_sentences(getattr(learn, 'insights', {})): print(o)
     return learn
 
 # %% ../nbs/03_train.ipynb #c9ddeffa
@@ -106,6 +111,7 @@ def build(
     recipe:str='auto', # 'auto': the head, then the last stages if they pay; 'fast': the head; 'classic': fine_tune
     minutes:float=None, # Minutes that training may take; default: no limit
     resume:bool=False, # Resume a training that was stopped, or whose model could not be written
+    group_by:str=None, # Validate on whole sources: host, author (of downloaded images) or folder (cat/indoor)
     int8:bool=False, # Quantize to int8 unless more than 1% of answers change or probabilities shift by over 0.05
     safe:str='moderate' # Safe search: strict, moderate or off
 ) -> Path: # The model folder
@@ -121,7 +127,7 @@ def build(
     if loading.is_alive(): print('Loading torch and fastai', flush=True)
     loading.join()
     learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None,
-                  minutes=minutes)
+                  minutes=minutes, group_by=group_by)
     if getattr(learn, 'stopped', False): raise CatdogError('stopped; run the same command with --resume to continue')
     print('[3/4] How good is it?', flush=True)
     print_confusion(learn)

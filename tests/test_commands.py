@@ -73,6 +73,21 @@ def test_torch_is_imported_only_to_train(folders, args):
     assert 'import time:' in done.stderr and not re.search(r'\| +(torch|fastai|timm)$', done.stderr, re.M)
     assert args[0] == 'serve' or 'Traceback' not in done.stderr
 
+WAITING = '''import sys, time
+from catdog import scrape, train
+def wait(*args, **kw):
+    print('searching', 'torch' in sys.modules)
+    for _ in range(2000):
+        time.sleep(.05)
+        if 'run_recipe' in vars(train): sys.exit('imported while images are downloaded')
+scrape.scrape = wait
+train.build(['cat', 'dog'], engine='sample')
+'''
+
+def test_torch_is_imported_while_images_are_downloaded(tmp_path):
+    done = subprocess.run([sys.executable, '-c', WAITING], cwd=tmp_path, capture_output=True, text=True)
+    assert 'searching False' in done.stdout and done.stderr.endswith('imported while images are downloaded\n'), done
+
 def test_predict_with_an_image_and_a_text_file(folders):
     done = run('catdog-predict', 'one/cat/0.jpg', 'notes.txt', cwd=folders)
     assert done.returncode == 2

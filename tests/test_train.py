@@ -325,7 +325,8 @@ def test_uneven_labels_have_separate_errors(tmp_path):
     assert meta['error'] == pytest.approx((b + c)/25, abs=1e-4)
     for text in (out, card):
         assert f'{balanced:.1%} balanced error' in text
-        assert f'{c:.1%} error on 1 images (95% interval' in text and f'{b/24:.1%} error on 24 images (95%' in text
+    assert f'{c:.1%} error on 1 images (95% interval' in out and f'{b/24:.1%} error on 24 images (95%' in out
+    assert f'{1 - b/24:.1%} (' in card and f'| {1 - c:.1%} (' in card   # recall
     assert 'the interval is wide' in card   # 25 images
 
 def test_model_of_random_labels_is_never_sure(tmp_path):
@@ -342,7 +343,7 @@ def test_model_of_random_labels_is_never_sure(tmp_path):
     card = (tmp_path/'model'/'model_card.md').read_text()
     assert 'sure of nothing' in classifier.summary and 'sure of nothing' in card
 
-def test_sure_answers_are_90_percent_right(tmp_path):
+def test_sure_answers_are_80_percent_right(tmp_path):
     "Cats and dogs, a third of them in the wrong folder"
     from catdog.train import export, train
     mine = write_drawings(tmp_path/'mine', 45, 500, lambda i: (160, 120))
@@ -352,7 +353,7 @@ def test_sure_answers_are_90_percent_right(tmp_path):
     classifier = Classifier(export(learn, tmp_path/'model'))
     files = learn.dls.valid_ds.items
     sure = [o.label == f.parent.name for o,f in zip(classifier.predict_batch(files), files) if o.sure]
-    assert sum(sure) >= .9*len(sure) and len(sure) < len(files) and classifier.meta['error'] > .1
+    assert sum(sure) >= .8*len(sure) and len(sure) < len(files) and classifier.meta['error'] > .1
 
 def test_odd_labels_in_the_card(tmp_path):
     "As folders, into the metadata, the tables of the card as Markdown shows them, and the printed one"
