@@ -224,10 +224,10 @@ def test_it_learns_from_each_page(tmp_path):
         seen += first
         cleaner.bt_next.click()
         n = len({*seen} & {*wrong})
-        assert re.match(rf'{n} corrected; validation error [\d.]+% → [\d.]+% \(95% interval .*\d suspects left', cleaner.learned.value)
+        assert re.match(rf'{n} corrected; validation error [\d.]+% → [\d.]+% \(95% interval .*\d suspects? left', cleaner.learned.value)
     assert {*seen} >= {*wrong} and set(cleaner.suspects.columns) == set(worst.columns)
     k = len(validated)
-    assert not k or f'{k} validation images count as corrected' in cleaner.learned.value
+    assert not k or f'counting {k} corrected label' in cleaner.learned.value
     cleaner.iw.show(0)
     assert cleaner.iw.shown == seen[:4]   # to change an answer
     said = cleaner.learned.value

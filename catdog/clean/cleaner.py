@@ -424,7 +424,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
                 (before,*_),(after,low,high) = error_interval(*self._before),error_interval(wrong, n)
                 text += f'; validation error {before:.1%} → {after:.1%} (95% interval {low:.1%} to {high:.1%})'
                 if k := sum(c and o == 'Valid' for c,o in zip(changed, self.table.dataset)):
-                    text += f', which counts {k} of its images as you corrected them'
+                    text += f', counting {k} corrected label{"s"*(k > 1)}'
             if self.suspects is not None:
                 found = [(self.table.file[i], label, best, 'label', 1 - p, f'a head that has not seen this label says {best}')
                          for i,label,best,p in unseen if best != label]
@@ -433,7 +433,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
                 df = df[[f in self._rows and self._rows[f].Index not in self._answered for f in df.file]]
                 self.suspects = df.drop_duplicates('file', ignore_index=True)
                 self._suggest()
-                text += f'; {len(self.suspects)} suspects left'
+                text += f'; {(n := len(self.suspects))} suspect{"s"*(n != 1)} left'
             self.learned.value,self._learned_from = text,choices
 
     def _suggest(self):
