@@ -23,6 +23,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'catdog/clean/cleaner.py'),
                                       'catdog.clean.cleaner.Cleaner._options': ( 'clean/cleaner.html#cleaner._options',
                                                                                  'catdog/clean/cleaner.py'),
+                                      'catdog.clean.cleaner.Cleaner._prepare': ( 'clean/cleaner.html#cleaner._prepare',
+                                                                                 'catdog/clean/cleaner.py'),
                                       'catdog.clean.cleaner.Cleaner._reorder': ( 'clean/cleaner.html#cleaner._reorder',
                                                                                  'catdog/clean/cleaner.py'),
                                       'catdog.clean.cleaner.Cleaner._suggest': ( 'clean/cleaner.html#cleaner._suggest',
