@@ -101,7 +101,8 @@ def _answer(op, head, shape, distance):
         z = op('Sub', mean, distance.centre)
         z = op('Div', z, op('Max', op('ReduceL2', z, [1]), 1e-9))
         rows = op('Transpose', op('Mul', op('Cast', distance.rows, to=_FLOAT), distance.step), perm=[1, 0])
-        op('Sub', 1., op('ReduceMax', op('MatMul', z, rows), [1], keepdims=0), out='distance')
+        inside = op('ReduceSumSquare', op('MatMul', z, rows), [1], keepdims=0)
+        op('Sqrt', op('Max', op('Sub', 1., inside), 0.), out='distance')
         shapes['distance'] = []
     if len(layers) == len(head): return shapes   # the body pools by itself, so there are no places
     slopes = torch.eye(n)[None]
@@ -344,5 +345,5 @@ def saved_learner(
     network,meta = _read_network(model)
     split = saved_split(path, model, meta['labels'])
     learn = Learner(_saved_dls(split, meta), network, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
-    learn.arch_name,learn.note = meta.get('arch', 'a network'),split.note
+    learn.arch_name,learn.note,learn.insights = meta.get('arch', 'a network'),split.note,meta.get('insights', {})
     return learn
