@@ -178,8 +178,6 @@ def _distributed(learn):
         with learn.distrib_ctx(sync_bn=torch.cuda.is_available()): yield
 
 # %% ../../nbs/learn/finetune.ipynb #7a10c5e3
-_EPOCHS,_VIEWS = 10,4   # of the last stages
-
 def _cut_body(body):
     "Return (early, last), the stages of `body` up to feature maps and from there on; None if its stages are unknown"
     net = getattr(body, 'model', None)
@@ -280,9 +278,12 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
     "Train `last` and the head of `learn` for `epochs` on maps of `early`; restore the weights with the lowest loss"
     start,net = time.monotonic(),nn.Sequential(last, learn.model[1])
     unfreeze_except_batchnorm(learn)
+    convs = [o for o in last.modules() if isinstance(o, nn.Conv2d)]
+    for o in convs: o.requires_grad_(o.groups == 1)   # few weights are depthwise, but half the time is their gradients
+    if convs[1].groups > 1: convs[0].requires_grad_(False)   # then no gradients are needed before it
     net[1][-2].p = .2   # dropout
     try:
-        train,valid = (_Maps(learn, early, *o, end) for o in ((learn.dls.train_ds, _VIEWS), (learn.dls.valid_ds, 1)))
+        train,valid = (_Maps(learn, early, *o, end) for o in ((learn.dls.train_ds, 4), (learn.dls.valid_ds, 1)))
         loaders = DataLoader(train, 64, shuffle=True, drop_last=len(train) > 64),DataLoader(valid, 64)
         def loss(p, y): return F.cross_entropy(p, y, label_smoothing=.1*net.training)
         inner = Learner(DataLoaders(*loaders, device=learn.dls.device), net, loss, path=learn.path,
@@ -291,7 +292,8 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
         inner.logger,checkpoint.column,checkpoint.tunes = learn.logger,2,'last stages'
         if not hasattr(learn, 'progress'): inner.remove_cb(ProgressCallback)
         with _faster(inner, checkpoint, BnFreeze(), _Deadline(end)):
-            inner.fit_one_cycle(epochs, slice(4e-4, 2e-4), pct_start=.3, start_epoch=checkpoint.start)
+            lr = 1e-3*min(1, len(inner.dls.train)*epochs/200)**.5   # many small steps repair what large ones break
+            inner.fit_one_cycle(epochs, slice(lr, .3*lr), pct_start=.3, start_epoch=checkpoint.start)
     except CancelFitException: return print('last stages: not trained, too little time or memory')
     finally:
         checkpoint.restore()
@@ -304,20 +306,20 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
     error = (head_scores(learn, features).argmax(1) != valid.y).float().mean().item()
     _print_step('last stages', start, checkpoint.error, error)
 
-def _auto(learn, epochs, checkpoint, end, larger=False, **kw):
+def _auto(learn, epochs, asked, checkpoint, end, larger=False, **kw):
     "Fit the head; where it is often wrong, try a larger body, then train the last stages; keep what lowers the loss"
     if checkpoint.best is None:
         start = time.monotonic()
         loss,error = _fit_best_head(learn)
-        more = epochs != 0 and num_distrib() < 2 and are_files(learn.dls.train_ds.items)
-        if not more or error <= .03 and not epochs: return
+        more = epochs and num_distrib() < 2 and are_files(learn.dls.train_ds.items)
+        if not more or error <= .03 and not asked: return
         print(f'head: {error:.1%} error, {time.monotonic() - start:.0f} s', flush=True)
         if larger: loss,error = _try_larger_body(learn, loss, error, **kw)
-        enough = epochs or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab))
+        enough = asked or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab))
         if not enough or not _cut_body(learn.model[0]): return
         checkpoint.consider(loss)
         checkpoint.error,checkpoint.lowest = error,.9*loss   # anything less may be luck
-    _tune_last_stages(learn, *_cut_body(learn.model[0]), epochs or _EPOCHS, checkpoint, end)
+    _tune_last_stages(learn, *_cut_body(learn.model[0]), epochs, checkpoint, end)
 
 def _tune_all_layers(learn, epochs, checkpoint):
     "Fit the head; then fine-tune all layers for `epochs`, gently; restore the weights with the lowest validation loss"
@@ -356,13 +358,13 @@ def run_recipe(
     settings = dict(kw, arch=arch, recipe=recipe, epochs=epochs, size=size, bs=bs, seed=seed, larger=larger)
     checkpoint = _Checkpoint(_checkpoint_file(learn, **settings), learn)
     if num_distrib() > 1 and end < np.inf: raise CatdogError('leave out minutes, which is for one process')
-    if epochs is None and recipe != 'auto': epochs = dict(fast=0, classic=4)[recipe]
-    n,learn.tuned = _EPOCHS if epochs is None else epochs,None   # tuned: None, 'last stages' or 'all layers'
-    if resume: checkpoint.resume(n)
+    asked,learn.tuned = epochs is not None,None   # tuned: None, 'last stages' or 'all layers'
+    if not asked: epochs = dict(auto=round(np.clip(1e4/len(learn.dls.train_ds), 10, 30)), fast=0, classic=4)[recipe]
+    if resume: checkpoint.resume(epochs)
     try:
         with _distributed(learn), learn.added_cbs(_Deadline(end)):
             if checkpoint.done: pass
-            elif recipe == 'auto': _auto(learn, epochs, checkpoint, end, larger, **kw)
+            elif recipe == 'auto': _auto(learn, epochs, asked, checkpoint, end, larger, **kw)
             elif recipe == 'fast': _tune_all_layers(learn, epochs, checkpoint)
             else:
                 with _faster(learn, checkpoint): learn.fine_tune(epochs, start_epoch=checkpoint.start)
@@ -373,5 +375,5 @@ def run_recipe(
         print('Stopped. These are the best weights so far'
               + ('; resume=True continues after the last whole epoch.' if checkpoint.file.exists() else '.'))
         return
-    if not checkpoint.done: checkpoint.finish(n)
+    if not checkpoint.done: checkpoint.finish(epochs)
     learn.checkpoint_file = checkpoint.file   # `export` deletes it
