@@ -239,6 +239,7 @@ def test_minutes_end_the_last_stages(turned, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('losses,arch,size', [((1., .8), 'efficientnet_lite2', 80), ((1., .95), 'efficientnet_lite0', 64)])
 def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, turned, tmp_path, monkeypatch, capsys):
     from dataclasses import replace
+    import torch
     from catdog.learn import finetune
     from catdog.train import export, train
     monkeypatch.chdir(tmp_path)
@@ -248,6 +249,9 @@ def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, turn
     learn = train(turned)
     assert (learn.arch_name, left) == (arch, [])
     assert ('efficientnet_lite2: 25.0% → 25.0%' in (out := capsys.readouterr().out)) == (size == 80), out
+    again = train(turned, resume=True)   # it is not trained again, or `_fit_best_head` would fail
+    assert (again.arch_name, again.tuned) == (arch, learn.tuned)
+    assert all(map(torch.equal, again.model.state_dict().values(), learn.model.state_dict().values()))
     classifier = Classifier(export(learn, 'model'))
     assert (classifier.meta['size'], classifier.meta['arch']) == (size, arch)
     with learn.no_bar(): p = learn.get_preds()[0]

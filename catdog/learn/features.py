@@ -79,17 +79,6 @@ def _body_digest(body):
     for o in body.state_dict().values(): digest.update(o.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()
 
-def _session(net, size, name):
-    "Return an ONNX Runtime session for `net`; its graph is kept in torch's cache"
-    file = Path(torch.hub.get_dir())/'catdog'/f'{name}-{size}-{_body_digest(net)}.onnx'
-    if not file.exists():
-        graph = torch.onnx.export(net.eval(), (torch.zeros(2, 3, size, size),), dynamo=True, verbose=False,
-                                  input_names=['images'], output_names=['features'],
-                                  dynamic_shapes=({0: torch.export.Dim('batch')},))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, graph.model_proto.SerializeToString())
-    return open_session(file, file.read_bytes())
-
 _MIN_FOR_GRAPH = 300   # number of images from which writing the graph pays off
 
 def fast_forward(
@@ -98,13 +87,21 @@ def fast_forward(
     n:int, # Number of images that it will be used for
     name:str='body' # Of its graph in torch's cache, with the size and a hash of the weights
 ): # A function from batches to float32 arrays
-    "Run `net` in ONNX Runtime on a CPU, if there are enough images, else in PyTorch"
+    "Run `net` in ONNX Runtime on a CPU if there are enough images, else in PyTorch; cache its graph"
     net = net.eval().to(memory_format=torch.channels_last)
     def _torch(x):
         with torch.inference_mode(): return net(x.to(memory_format=torch.channels_last)).float().cpu().numpy()
     if x.device.type != 'cpu' or n < _MIN_FOR_GRAPH or not list(net.parameters()): return _torch
-    try: session = _session(net, x.shape[-1], name)
+    file = Path(torch.hub.get_dir())/'catdog'/f'{name}-{x.shape[-1]}-{_body_digest(net)}.onnx'
+    try:
+        if not file.exists():
+            graph = torch.onnx.export(net, (x[:1].repeat(2, 1, 1, 1),), dynamo=True, verbose=False,
+                                      input_names=['images'], output_names=['features'],
+                                      dynamic_shapes=({0: torch.export.Dim('batch')},))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, graph.model_proto.SerializeToString())
     except (torch.onnx.errors.OnnxExporterError, OSError): return _torch   # no graph of it, or no room for one
+    session = open_session(file, file.read_bytes())
     return lambda x: session.run(None, {'images': x.numpy()})[0]
 
 # %% ../../nbs/learn/features.ipynb #c7ef6988

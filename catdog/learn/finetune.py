@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from ..core.errors import CatdogError
 from ..core.files import write_atomic
 from .backbones import DEFAULT_ARCH, check_weights, find_arch, get_learner
-from .calibration import best_temperature, calibrate, validation_logits
+from .calibration import calibrate, calibrated_loss, validation_logits
 from .features import Pool, are_files, fast_forward, keep_features, validation_batches
 from .head import fit_head, head_scores, last_layer, note_bad
 from .loaders import OpenUpright
@@ -193,7 +193,7 @@ class _Maps:
     def __init__(self, learn, early, dset, views, end=np.inf):
         self.files,self.maps,n = [],None,len(dset)
         with tqdm(desc='feature maps', total=n, unit=' images', delay=2, leave=False) as bar:
-            for files,x in validation_batches(learn, list(dset.items), note_bad(learn), bs=32):
+            for files,x in validation_batches(learn, list(dset.items), note_bad(learn)):
                 if self.maps is None:
                     compute,start = fast_forward(early, x, n, f'{learn.arch_name}-early'),time.monotonic()
                     shape = compute(x).shape[1:]
@@ -235,16 +235,13 @@ def unfreeze_except_batchnorm(
         if isinstance(o, nn.modules.batchnorm._BatchNorm): o.requires_grad_(False)   # for fastai's BnFreeze
     learn.create_opt()
 
-def _scaled_loss(logits, truth):
-    "Return the loss after calibration: what is merely better calibrated is not better"
-    return F.cross_entropy(logits/best_temperature(logits, truth), truth).item()
-
 def _fit_best_head(learn):
     "Fit the head, less regularised where that clearly lowers the validation loss; return this loss and the error"
     best = np.inf,
     for C in (.003, .03, .3):
         logits,truth = validation_logits(fit_head(learn, C))
-        if (loss := _scaled_loss(logits, truth)) > .95*best[0]: break
+        loss,_ = calibrated_loss(logits, truth)   # what is merely better calibrated is not better
+        if loss > .95*best[0]: break
         best = loss,(logits.argmax(1) != truth).float().mean().item(),deepcopy(learn.model[1].state_dict())
     learn.model[1].load_state_dict(best[2])
     return best[:2]
@@ -287,8 +284,8 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
         loaders = DataLoader(train, 64, shuffle=True, drop_last=len(train) > 64),DataLoader(valid, 64)
         def loss(p, y): return F.cross_entropy(p, y, label_smoothing=.1*net.training)
         inner = Learner(DataLoaders(*loaders, device=learn.dls.device), net, loss, path=learn.path,
-                        metrics=[AccumMetric(_scaled_loss, flatten=False), error_rate],
-                        splitter=lambda o: [params(o[0]), params(o[1])])
+                        metrics=[AccumMetric(lambda *o: calibrated_loss(*o)[0], flatten=False, name='calibrated'),
+                                 error_rate], splitter=lambda o: [params(o[0]), params(o[1])])
         inner.logger,checkpoint.column,checkpoint.tunes = learn.logger,2,'last stages'
         if not hasattr(learn, 'progress'): inner.remove_cb(ProgressCallback)
         with _faster(inner, checkpoint, BnFreeze(), _Deadline(end)):
@@ -314,9 +311,9 @@ def _auto(learn, epochs, asked, checkpoint, end, larger=False, **kw):
         more = epochs and num_distrib() < 2 and are_files(learn.dls.train_ds.items)
         if not more or error <= .03 and not asked: return
         print(f'head: {error:.1%} error, {time.monotonic() - start:.0f} s', flush=True)
-        if larger: loss,error = _try_larger_body(learn, loss, error, **kw)
-        enough = asked or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab))
-        if not enough or not _cut_body(learn.model[0]): return
+        enough = _cut_body(learn.model[0]) and (asked or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab)))
+        if larger and (error > .2 or not enough): loss,error = _try_larger_body(learn, loss, error, **kw)
+        if not enough: return
         checkpoint.consider(loss)
         checkpoint.error,checkpoint.lowest = error,.9*loss   # anything less may be luck
     _tune_last_stages(learn, *_cut_body(learn.model[0]), epochs, checkpoint, end)
