@@ -1,11 +1,17 @@
 """How fast the cleaner opens 5,000 images, and how many wrong images each ranking and program finds
 
     python bench/review.py [--photos ../shared/photos/web] [--seeds 3] [--cleanlab PYTHON] [--cleanvision PYTHON]
+    python bench/review.py --loop ../shared/photos/web [--seeds 3] [--cleanlab PYTHON]
+    python bench/review.py --loop ../shared/photos/small --n 12000 --pages 3
 
 The first question is answered with drawings, the others only if photographs are given. For the labels it copies 1,000
 photographs, swaps the labels of 50, adds 30 drawings of neither, trains on all of them, and ranks. For the quality it
 copies 300 and adds copies, blurred, dark, blank and tiny images. PYTHON is the interpreter of an environment in which
 cleanlab, or cleanvision, is installed (catdog depends on neither).
+
+With --loop only the following. A tenth of 1,000 labels is swapped, and a simulated person answers the first page of the
+cleaner 20 times. How many of the 100 wrong labels has it seen, with refitting and without? How many are among as many
+images at the top of cleanlab's order? And how long does it take from a click to the new list?
 """
 import ctypes, gc, json, os, random, re, shutil, subprocess, tempfile, time
 from pathlib import Path
@@ -20,8 +26,7 @@ from fastcore.script import call_parse
 from PIL import Image, ImageFilter
 from sklearn.metrics import average_precision_score
 
-from catdog.clean.interpret import prediction_table
-from catdog.clean.issues import out_of_sample
+from catdog.clean.interpret import out_of_sample, prediction_table
 from catdog.sample.draw import draw
 from catdog.core.images import open_image
 from catdog.data import get_dls, image_files
@@ -191,6 +196,47 @@ def quality(photos, size, cleanvision):
             rows.append(counted('cleanvision', out['found'], truth, out['seconds']))
     return pd.DataFrame(rows)
 
+def answer_pages(photos, seed, n, pages, cleanlab):
+    "Swap a tenth of `n` labels, train, and answer `pages` pages of the cleaner; print what it has seen"
+    with tempfile.TemporaryDirectory() as d:
+        files = random.Random(seed).sample(sorted(Path(photos).rglob('*.jpg')), n)
+        labels,truth = sorted({o.parent.name for o in files}),{}
+        for i,f in enumerate(files):
+            label = f.parent.name if i >= n//10 else random.Random(i).choice([o for o in labels if o != f.parent.name])
+            to = Path(d)/label/f'{f.parent.name}-{f.name}'
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(f, to)
+            truth[to] = f.parent.name
+        wrong = {f for f,label in truth.items() if label != f.parent.name}
+        learn = train(d, recipe='fast')   # its features are known then
+        worst = suspects(learn)
+        rows,cleaner = [],Cleaner(learn, suspects=worst)
+        seen,took = set(),[]
+        for _ in range(pages):
+            if {*cleaner.iw.shown} <= seen: break   # there are no more suspects
+            for f in cleaner.iw.shown: cleaner.iw.choose(f, truth[f])
+            seen |= {*cleaner.iw.shown}
+            start = time.perf_counter()
+            cleaner.bt_next.click()
+            if cleaner.iw.working: cleaner.iw.working.join()
+            took.append(time.perf_counter() - start)
+        print(cleaner.learned.value)
+        rows.append(dict(order='the cleaner, which learns', answered=len(seen), wrong_seen=len(wrong & seen), of=len(wrong),
+                         first_click=took[0], click=float(np.median(took))))
+        def _first(name, order): rows.append(dict(order=name, answered=len(order[:len(seen)]), of=len(wrong),
+                                                  wrong_seen=len(wrong & {*order[:len(seen)]})))
+        _first('the same list, without refitting', list(worst.file))
+        predicted = prediction_table(learn)
+        t,names = predicted.table,np.array(labels)
+        p = out_of_sample(predicted.features, t.label.astype(str).values)
+        given = np.searchsorted(names, t.label.astype(str).values)
+        _first('all images, least probable label first', t.file[np.argsort(p[np.arange(len(p)), given])].tolist())
+        if cleanlab:
+            out = subprocess.run([cleanlab, '-c', CLEANLAB], input=json.dumps(dict(labels=given.tolist(), p=p.tolist())),
+                                 capture_output=True, text=True, check=True).stdout
+            _first("cleanlab, catdog's out-of-sample probabilities", t.file[np.argsort(json.loads(out))].tolist())
+    return pd.DataFrame(rows)
+
 @call_parse
 def main(
     photos:str='', # Folder of photographs with a sub-folder for each label
@@ -199,9 +245,15 @@ def main(
     epochs:int=None, # Epochs of fine-tuning; the recipe's own unless given
     seeds:int=1, # Number of trials with different wrong labels
     cleanlab:str=None, # An interpreter that has cleanlab
-    cleanvision:str=None # An interpreter that has cleanvision
+    cleanvision:str=None, # An interpreter that has cleanvision
+    loop:str='', # Folder of photographs: answer pages of the cleaner, and nothing else
+    n:int=1000, # Number of images for --loop
+    pages:int=20 # Number of pages for --loop
 ):
     "Print how long the cleaner takes, what each ranking finds, and what is found of poor images and copies"
+    if loop:
+        for seed in range(seeds): print(answer_pages(loop, seed, n, pages, cleanlab).round(2).to_string(index=False), flush=True)
+        return
     open_many()
     if not photos: return
     print(quality(photos, size, cleanvision).round(1).to_string(index=False), flush=True)

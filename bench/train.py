@@ -86,7 +86,7 @@ def floor(compute):
 
 def in_onnx(learn):
     "The body of `learn` in ONNX Runtime, as for many images"
-    return fast_forward(torch.nn.Sequential(learn.model[0], Pool()), torch.zeros(2, 3, 224, 224), 10**6, LITE)
+    return fast_forward(learn.model[0], torch.zeros(2, 3, 224, 224))
 
 def one(name, seed, do, /, *args, **kw):
     "Run a recipe, and print its row"

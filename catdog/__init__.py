@@ -1,7 +1,7 @@
 """Modules:
 
 - `catdog.core.errors`: The errors that catdog raises, and the decorator that makes a function a command
-- `catdog.core.model_file`: Model files: open one from an untrusted source, check its metadata, and prepare images as it expects them
+- `catdog.core.model_file`: Model files: open one from an untrusted source, check its metadata, prepare images as it expects them, write one
 - `catdog.dataset.journal`: Move images of a data set to other labels or out of it, and undo that: a journal records every move
 - `catdog.deploy.batch`: Predictions for many images: rows for Python, lines for a terminal, a resumable CSV or Parquet file, a bucket on Dask
 - `catdog.deploy.voila`: Voilà's server for the widget app: its settings, the culling of unused kernels, and the command's process

@@ -7,9 +7,10 @@ __all__ = ['serve_app', 'App']
 
 # %% ../nbs/07_app.ipynb #5a41b881
 import os, tempfile
+from pathlib import Path
 
 from .core.errors import command
-from .core.files import can_write_home
+from .core.files import can_write_home, check_writable
 from .deploy.predictor import Classifier
 from .deploy.widgets import App
 
@@ -22,12 +23,18 @@ def serve_app(
     port:int=8866, # The port to listen on
     host:str='127.0.0.1', # The address to listen on; 0.0.0.0 lets other machines in
     browser:bool=False, # Open the app in a browser?
-    prefix:str='/' # A path before it that a proxy leaves in each request, such as /catdog/
+    prefix:str='/', # A path before it that a proxy leaves in each request, such as /catdog/
+    keep:str=None # A folder for images that visitors correct, 1,000 at most; default: none are kept
 ):
     "Serve the widget app with Voilà on `host` and `port`, starting with `model`, also below `prefix`"
-    model = model or os.environ.get('CATDOG_MODEL')
-    print(f'Model: {Classifier(model).summary}', flush=True)
-    if model: os.environ['CATDOG_MODEL'] = os.path.abspath(model)   # the app runs in the notebook's folder
+    classifier = Classifier(model)
+    print(f'Model: {classifier.summary}', flush=True)
+    if model or os.environ.get('CATDOG_MODEL'):   # the app runs in the notebook's folder
+        os.environ['CATDOG_MODEL'] = os.path.abspath(classifier.path)
+    if keep := keep or os.environ.get('CATDOG_KEEP'):
+        check_writable(keep)
+        Path(keep).mkdir(parents=True, exist_ok=True)
+        os.environ['CATDOG_KEEP'] = os.path.abspath(keep)
     with tempfile.TemporaryDirectory() as folder:
         if not can_write_home(): os.environ['HOME'] = folder   # where Jupyter and the kernels write
         from catdog.deploy.voila import run_voila   # imports Jupyter's server

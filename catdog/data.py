@@ -8,7 +8,7 @@ __all__ = ['get_dls', 'image_files', 'check_folder', 'UprightImage', 'OpenUprigh
 
 # %% ../nbs/02_data.ipynb #e374dad2
 import os
-from .learn.loaders import OpenUpright, UprightImage, image_files, split_dls   # first: prints what is being loaded
+from .learn.loaders import OpenUpright, UprightImage, image_files, split_dls
 from .dataset.split import ApartSplitter, check_folder, copies, split_files, stratify
 from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders
@@ -28,10 +28,11 @@ def get_dls(
     batch_tfms=None, # Transforms of each batch; default: fastai's `aug_transforms()`
     labels:list=None, # Labels to use; default: every sub-folder
     n:int=None, # At most this many images per label; default: all
+    group_by:str=None, # Keep images of one 'host', 'author' or 'folder' on one side; default: only copies
     **kw # Passed on to `DataBlock.dataloaders`: `num_workers`, `device`, ...
 ) -> DataLoaders: # Training and validation batches of shape (`bs`,3,`size`,`size`)
     "Make `DataLoaders` of the images below `path`, labelled by folder; raise `CatdogError` if there are too few"
-    split = split_files(path, valid_pct, seed, labels, n)
+    split = split_files(path, valid_pct, seed, labels, n, group_by)
     opened = TransformBlock(type_tfms=OpenUpright(2*size), batch_tfms=IntToFloatTensor)   # a crop may be half of it
     crop = RandomResizedCrop(size, min_scale=0.5) if item_tfms is None else item_tfms
     augment = aug_transforms() if batch_tfms is None else batch_tfms

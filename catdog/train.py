@@ -4,33 +4,41 @@
 
 # %% auto #0
 __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
-           'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
+           'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #443371fb
-import os, time
+import os, threading, time
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-from .data import get_dls   # first: prints what is being loaded
 from .core.errors import CatdogError, command
-from .learn.calibration import calibration_error, error_interval
-from .dataset.folder import ImageFolder, default_folder, parse_labels
-from .dataset.split import check_number
-from .learn.backbones import ARCHS, get_learner
-from .learn.calibration import (calibrate, confusion, ood_limits, plot_calibration, print_confusion,
-                                      print_validation)
-from .learn.card import model_card
-from .learn.export import check_exportable, check_model_folder, export
-from .learn.finetune import RECIPES, check_recipe, recipe_learner, recipe_tfms, run_recipe
-from .learn.head import fit_head
-from .learn.loaders import print_used
-from .scrape import scrape
-from .web.engines import check_search
-from fastai.learner import Learner
-from fastai.torch_core import no_random
+from .learn.backbones import ARCHS, RECIPES, check_recipe, get_learner
 
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
-         'plot_calibration', 'fit_head', 'ood_limits', 'model_card', 'export']
+         'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
+
+@cache
+def _load():
+    "Import what needs torch and fastai, which take seconds"
+    global calibrate, calibration_error, confusion, error_interval, ood_limits, plot_calibration, print_confusion
+    global get_dls, model_card, check_exportable, export, recipe_learner, recipe_tfms, run_recipe, fit_head
+    global print_used, print_validation, no_random, num_distrib, insights, insight_sentences, plot_learning_curve
+    from fastai.torch_core import no_random, num_distrib
+    from catdog.data import get_dls
+    from catdog.learn.calibration import (calibrate, calibration_error, confusion, error_interval, ood_limits,
+        plot_calibration, print_confusion, print_validation)
+    from catdog.learn.card import model_card
+    from catdog.learn.export import check_exportable, export
+    from catdog.learn.finetune import recipe_learner, recipe_tfms, run_recipe
+    from catdog.learn.head import fit_head
+    from catdog.learn.insights import insight_sentences, insights, plot_learning_curve
+    from catdog.learn.loaders import print_used
+
+def __getattr__(name):   # what `_load` imports can be imported from here, too
+    if not name.startswith('_'): _load()
+    if name in globals(): return globals()[name]
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 # %% ../nbs/03_train.ipynb #32372eb8
 def train(
@@ -45,29 +53,40 @@ def train(
     resume:bool=False, # Resume the same training after its last whole epoch?
     labels:list=None, # Labels to use; default: every sub-folder
     n:int=None, # At most this many images per label; default: all
+    group_by:str=None, # Keep images of one 'host', 'author' or 'folder' on one side; default: only copies
     minutes:float=None, # Minutes that training may take; default: no limit
     **kw # Passed on to fastai's `vision_learner`
-) -> Learner: # Trained, without the callbacks that sped it up
+): # A `Learner`, trained, without the callbacks that sped it up
     "Train `arch` on the images below `path` by `recipe` and print its validation error"
     end = time.monotonic() + 60*minutes if minutes else float('inf')
     larger = not (arch or size)
     arch,size = check_recipe(recipe, arch, size, epochs, minutes, **kw)
+    _load()
     with no_random(seed):
-        dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, **recipe_tfms(recipe, size))
+        dls = get_dls(path, size, bs, valid_pct, seed, labels=labels, n=n, group_by=group_by,
+                      **recipe_tfms(recipe, size))
         print_used(dls)
         check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
+        if recipe != 'classic' and num_distrib() < 2: learn.insights = insights(learn)   # its body is not trained yet
         run_recipe(learn, recipe, arch, epochs, size, bs, resume, end, seed, larger, **kw)
         print_validation(learn)
+    for o in insight_sentences(getattr(learn, 'insights', {})): print(o)
     return learn
 
 # %% ../nbs/03_train.ipynb #c9ddeffa
-def _check_build(words, path, out, n, engine, photos, safe, **recipe):
+def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe):
     "Return (labels, path, out), with defaults filled in; raise `CatdogError` on anything that cannot work"
+    from catdog.core.model_file import check_model_folder
+    from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
+    from catdog.dataset.split import check_number
+    from catdog.web.engines import check_search
     check_recipe(**recipe)
     words = [words] if isinstance(words, str) else list(words)
     check_number(n)
     if photos and path:
         raise CatdogError('give either photos, a folder of your own images, or path, a folder to download to')
+    if also and photos: raise CatdogError(f'photos are left unchanged: copy the images of {also} into them yourself')
+    if also: ImageFolder(also)
     if not photos: words = check_search(words, n or 150, engine=engine, safe=safe)
     labels = ImageFolder(photos, words or None).labels if photos else None
     path = Path(photos or path or default_folder(words))
@@ -88,23 +107,33 @@ def build(
     n:int=None, # Images per label; default: 150 from the web, all of your own photos
     engine:str='auto', # Search engine: auto, bing, ddg, openverse, commons or sample
     photos:str=None, # Your own images instead of the web: a folder with a sub-folder per label, left unchanged
+    also:str=None, # Another data set whose images are copied in, such as that of `catdog-app --keep`
     arch:str=None, # Architecture, of torchvision or timm; default: efficientnet_lite0, or resnet18 for 'classic'
     epochs:int=None, # Epochs of fine-tuning; default: as many as pay for 'auto', 0 for 'fast', 4 for 'classic'
     size:int=None, # Side of the square that the network sees, in pixels, 32 to 2048; default: 224 for most
     recipe:str='auto', # 'auto': the head, then the last stages if they pay; 'fast': the head; 'classic': fine_tune
     minutes:float=None, # Minutes that training may take; default: no limit
     resume:bool=False, # Resume a training that was stopped, or whose model could not be written
+    group_by:str=None, # Validate on whole sources: host, author (of downloaded images) or folder (cat/indoor)
     int8:bool=False, # Quantize to int8 unless more than 1% of answers change or probabilities shift by over 0.05
     safe:str='moderate' # Safe search: strict, moderate or off
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
-    labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, recipe=recipe, arch=arch, size=size,
-                                   epochs=epochs, minutes=minutes)
+    labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, also, recipe=recipe, arch=arch,
+                                   size=size, epochs=epochs, minutes=minutes)
     print(f'[1/4] Images of {", ".join(labels)}: {"your own in" if photos else "from the web into"} {path}', flush=True)
-    if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
+    (loading := threading.Thread(target=_load)).start()
+    if not photos and not (resume and path.exists()):
+        from catdog.scrape import scrape
+        scrape(labels, path, n or 150, engine, safe=safe)
+    if also:
+        from catdog.dataset.journal import add_images
+        print(f'{add_images(path, also, labels)} new images from {also}', flush=True)
     print('[2/4] Training', flush=True)
+    if loading.is_alive(): print('Loading torch and fastai', flush=True)
+    loading.join()
     learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None,
-                  minutes=minutes)
+                  minutes=minutes, group_by=group_by)
     if getattr(learn, 'stopped', False): raise CatdogError('stopped; run the same command with --resume to continue')
     print('[3/4] How good is it?', flush=True)
     print_confusion(learn)

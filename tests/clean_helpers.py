@@ -2,6 +2,8 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from catdog.sample.draw import draw
 from catdog.dataset.manifest import Manifest
 
@@ -32,6 +34,13 @@ def drawings(folder, n=14):
         for i in range(n):
             draw(other if i < wrong else label, i, (128, 128)).save(folder/label/f'{i:02}.jpg', quality=95)
     return folder
+
+def unsorted(folder, n=30, words=('cat', 'dog')):
+    "Draw `n` of each of `words` into one folder, under names that say nothing; return name -> word"
+    folder.mkdir(parents=True)
+    truth = {f'{i:03}.jpg': words[i%len(words)] for i in np.random.default_rng(0).permutation(n*len(words)).tolist()}
+    for name,word in truth.items(): draw(word, name, (96, 96)).save(folder/name)
+    return truth
 
 def as_nobody(what):
     "Run `what` without root's right to write everywhere; return what it raised, as text"

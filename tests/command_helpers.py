@@ -6,7 +6,7 @@ import multiprocessing, os, runpy, subprocess, sys, tempfile
 from pathlib import Path
 
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(['catdog.train'])
+SERVER.set_forkserver_preload(['catdog.data', 'catdog.learn.export', 'catdog.learn.finetune', 'catdog.review'])
 
 def _run(script, args, cwd, env, out, err):
     multiprocessing.set_start_method('fork', force=True)   # for the workers of data loaders, as in a process of its own

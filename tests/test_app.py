@@ -8,6 +8,8 @@ from PIL import Image
 
 from catdog.app import App
 from catdog.core.images import jpeg_bytes
+from catdog.dataset.folder import ImageFolder
+from catdog.dataset.manifest import read_rows
 from catdog.deploy.voila import VOILA_CONFIG, app_notebook
 from catdog.deploy.widgets import MAX_MESSAGE
 from catdog.predict import Classifier, shipped_model
@@ -89,6 +91,46 @@ def opened(page, url):
 def notice(page, text): page.get_by_role('alert').filter(has_text=text).wait_for()
 def quiet(page): assert page.get_by_role('alert').all_inner_texts() in ([], [''])
 def names(page): return sorted(o.split('\n')[-1] for o in page.locator('.catdog-card').all_inner_texts())
+
+# Corrections
+
+def corrected(monkeypatch, keep, data, label):
+    "The card of `data` after a visitor has said that it shows `label`"
+    monkeypatch.setenv('CATDOG_KEEP', str(keep))
+    app = App(Classifier(shipped_model()))
+    app.choose([('mine.jpg', data)])
+    app.predict()
+    app.images[0].wrong.value = label
+    return app,app.images[0]
+
+def test_corrections_are_kept_if_the_owner_wants(monkeypatch, tmp_path, cat):
+    "As a data set, without metadata such as the place, once each, and not more than a limit"
+    keep,exif = tmp_path/'kept',Image.Exif()
+    exif[0x010e] = 'at home'
+    keep.mkdir()
+    f = io.BytesIO()
+    Image.open(cat).save(f, 'JPEG', exif=exif)
+    app,card = corrected(monkeypatch, keep, f.getvalue(), 'dog')
+    assert 'kept by the owner of this page, 1,000 at most' in app.about.value
+    file, = keep.glob('dog/*.jpg')
+    assert not Image.open(file).getexif() and max(Image.open(file).size) <= 1024 and 'kept as dog' in card.html.value
+    row, = read_rows(keep).values()
+    assert (row['label'], row['file'], row['engine'], row['status']) == ('dog', f'dog/{file.name}', 'app', 'ok')
+    assert row['reason'] == 'the app said cat' or row['reason'].startswith('the app said')
+    assert ImageFolder(keep).labels == ['dog']
+    card.wrong.value = 'cat'   # once
+    for label in ('dog', 'cat'): assert 'kept already' in corrected(monkeypatch, keep, f.getvalue(), label)[1].html.value
+    monkeypatch.setattr('catdog.deploy.widgets._MAX_KEPT', 1)
+    assert 'not kept: 1 images' in corrected(monkeypatch, keep, jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
+    assert len([*keep.rglob('*.jpg')]) == 1
+    assert 'cannot be kept' in corrected(monkeypatch, tmp_path/'gone', jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
+
+def test_nothing_is_kept_otherwise(monkeypatch, classifier, cat):
+    monkeypatch.delenv('CATDOG_KEEP', raising=False)
+    app = App(classifier)
+    app.choose([('cat.jpg', cat.read_bytes())])
+    app.predict()
+    assert app.images[0].wrong not in app.images[0].children and 'kept' not in app.about.value
 
 # Appearance and accessibility: dark theme, screen readers, phones
 

@@ -3,25 +3,27 @@ import base64, json, os, re, shutil, signal, socket, sys, time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 import nbformat, psutil, pytest
 import pandas as pd
-from clean_helpers import JOURNAL, drawings, images, state
+from clean_helpers import JOURNAL, drawings, images, state, unsorted
 from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
 from network_helpers import free_port, violations
 from PIL import Image
 from playwright.sync_api import expect
 
 from catdog.clean.cleaner import Cleaner
-from catdog.clean.issues import suspects
+from catdog.clean.interpret import predictions, suspects
 from catdog.core.errors import DataError
 from catdog.core.images import open_image
 from catdog.data import get_dls
 from catdog.dataset.journal import apply_choices
 from catdog.learn.backbones import get_learner
+from catdog.learn.calibration import confusion
 from catdog.sample.draw import draw
 
-def learner(data): return get_learner(get_dls(data, size=32, bs=8, num_workers=0))
+def learner(data, size=32): return get_learner(get_dls(data, size=size, bs=8, num_workers=0))
 
 def learner_by(func, path, label, **kw):
     "A learner for the images in `path`, labelled by the function `label`"
@@ -207,6 +209,83 @@ def test_images_outside_the_folder_are_refused(tmp_path):
     assert f'28 images are not in {tmp_path/"models"}, the folder of the data loaders' in cleaner.message.value
     assert {o.menu.options for o in cleaner.iw.cards} == {('<Keep>',)}
 
+def test_it_learns_from_each_page(tmp_path):
+    "The suspects are listed anew after a page, without those that were answered; a line says what it did"
+    data = drawings(tmp_path/'data', 24)
+    wrong,learn = {data/'cat'/'00.jpg': 'dog', data/'dog'/'00.jpg': 'cat', data/'dog'/'01.jpg': 'cat'},learner(data, 64)
+    worst = suspects(learn)
+    cleaner = Cleaner(learn, suspects=worst, max_n=4)
+    seen,validated = [],set(map(Path, learn.dls.valid_ds.items)) & set(wrong)
+    for _ in range(6):
+        if {*cleaner.iw.choices} >= {*cleaner.iw.shown}: break   # there are no more suspects
+        first,answered = cleaner.iw.shown,{*cleaner.iw.choices}
+        assert not answered & {*first}   # nothing that was answered comes back
+        for o in first: cleaner.iw.choose(o, wrong.get(o, o.parent.name))
+        seen += first
+        cleaner.bt_next.click()
+        n = len({*seen} & {*wrong})
+        assert re.match(rf'{n} corrected; validation error [\d.]+% → [\d.]+% \(95% interval .*\d suspects? left', cleaner.learned.value)
+    assert {*seen} >= {*wrong} and set(cleaner.suspects.columns) == set(worst.columns)
+    k = len(validated)
+    assert not k or f'counting {k} corrected label' in cleaner.learned.value
+    cleaner.iw.show(0)
+    assert cleaner.iw.shown == seen[:4]   # to change an answer
+    said = cleaner.learned.value
+    cleaner.bt_apply.click()
+    assert cleaner.message.value == 'Moved 3 images.' and cleaner.learned.value == said   # the same labels
+    assert not {*cleaner.iw.view} & {*seen}
+    cleaner.bt_undo.click()
+    assert {*cleaner.iw.shown} >= {*wrong} and cleaner.iw.wanted == wrong   # first, to change one
+
+def test_learning_in_a_thread(tmp_path):
+    "Where it takes long, choices made meanwhile count, and Apply waits"
+    data = drawings(tmp_path/'data', 24)
+    learn = learner(data)
+    cleaner = Cleaner(learn, suspects=suspects(learn), max_n=4)
+    relearn,begun,go_on = cleaner.relearn,Event(),Event()
+    def slow():
+        begun.set()
+        assert go_on.wait(60)
+        relearn()
+    cleaner.relearn,cleaner.iw.slow = slow,True
+    for o in cleaner.iw.shown: cleaner.iw.choose(o, o.parent.name)
+    cleaner.bt_next.click()
+    assert begun.wait(60) and cleaner.where.value == 'Learning from your answers ...' and cleaner.bt_next.disabled
+    file = cleaner.iw.shown[0]
+    cleaner.iw.cards[0].menu.value = '<Delete>'
+    cleaner.bt_apply.click()
+    assert not file.exists()
+    go_on.set()
+    cleaner.iw.working.join(60)
+    assert not cleaner.iw.working and 'page' in cleaner.where.value and cleaner.learned.value.startswith('1 corrected')
+    def fails(): raise DataError('broken')
+    cleaner.relearn = fails
+    cleaner.iw.choose(cleaner.iw.shown[0], '<Delete>')
+    cleaner.bt_next.click()
+    cleaner.iw.working and cleaner.iw.working.join(60)
+    assert cleaner.message.value == '<b>broken</b>' and not cleaner.bt_next.disabled
+
+def test_cells_of_the_confusion_matrix(tmp_path):
+    "Each shows its images, in the order of their loss; large, with what the network looked at"
+    learn = learner(drawings(tmp_path/'data', 20))
+    t = predictions(learn)
+    t = t[t.dataset == 'Valid']
+    counts,shown = confusion(learn),0
+    for i,label in enumerate(('cat', 'dog')):
+        for j,answer in enumerate(('cat', 'dog')):
+            cleaner = Cleaner(learn, pair=(label, answer), max_n=30)
+            files = t.file[(t.label == label) & (t.predicted == answer)].tolist()
+            assert list(cleaner.iw.view) == files and len(files) == counts[i, j]
+            shown += len(files)
+    assert shown == len(t)
+    cells = [o for o in cleaner.matrix.children if o.has_trait('icon')]
+    assert [int(o.description) for o in cells] == counts.ravel().tolist()
+    cells[int(counts.argmax())].click()
+    assert len(cleaner.iw.view) == counts.max() and 'cd-open' in cells[int(counts.argmax())]._dom_classes
+    cleaner.toggle_large(cleaner.iw.shown[0])
+    assert cleaner.large_image.value.count('<img') == 2
+    with pytest.raises(DataError, match='bird'): Cleaner(learn, pair=('cat', 'bird'))
+
 # The cleaner, in a browser
 
 NOTEBOOK = '''from catdog.data import get_dls
@@ -215,14 +294,18 @@ from catdog.train import get_learner
 learn = get_learner(get_dls('data', size=64, bs=8, num_workers=0))
 Cleaner(learn, suspects=suspects(learn), max_n=4)'''
 
+def write_notebook(folder, code):
+    "Write `clean.ipynb` with one cell to `folder`"
+    kernel = dict(name='python3', display_name='Python 3')
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=dict(kernelspec=kernel))
+    nbformat.write(notebook, folder/'clean.ipynb')
+    return folder
+
 @pytest.fixture
 def lab(tmp_path):
     "A folder with images and a notebook that shows a cleaner for them"
     drawings(tmp_path/'data')
-    kernel = dict(name='python3', display_name='Python 3')
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)], metadata=dict(kernelspec=kernel))
-    nbformat.write(notebook, tmp_path/'clean.ipynb')
-    return tmp_path
+    return write_notebook(tmp_path, NOTEBOOK)
 
 @contextmanager
 def serving(folder, *args, **env):
@@ -361,21 +444,27 @@ def test_cleaner_in_voila(page, lab, tmp_path):
         assert page.evaluate('document.scrollingElement.scrollWidth') <= 390
         page.screenshot(path=tmp_path/'phone.png')
 
-def test_cleaner_in_jupyterlab(page, lab, tmp_path):
-    "In dark colours, with large images"
-    o = Cards(page, lab/'data')
+@contextmanager
+def jupyterlab(page, folder, tmp_path, theme='JupyterLab Dark'):
+    "Open `clean.ipynb` in `folder` in JupyterLab, and run its cell"
     page.set_viewport_size(dict(width=1600, height=1400))
-    quiet = [f'--ServerApp.{o}' for o in ('log_level=ERROR', 'port_retries=0', f'root_dir={lab}', 'open_browser=False')]
+    quiet = [f'--ServerApp.{o}' for o in ('log_level=ERROR', 'port_retries=0', f'root_dir={folder}', 'open_browser=False')]
     options = ('--allow-root', '--IdentityProvider.token=', *quiet, '--LabApp.news_url=None')
     settings = tmp_path/'settings'/'@jupyterlab'/'apputils-extension'
     settings.mkdir(parents=True)
-    (settings/'themes.jupyterlab-settings').write_text('{"theme": "JupyterLab Dark"}')
-    with serving(lab, 'jupyter', 'lab', *options, JUPYTERLAB_SETTINGS_DIR=str(tmp_path/'settings')) as port:
+    (settings/'themes.jupyterlab-settings').write_text(f'{{"theme": "{theme}"}}')
+    with serving(folder, 'jupyter', 'lab', *options, JUPYTERLAB_SETTINGS_DIR=str(tmp_path/'settings')) as port:
         page.goto(f'http://127.0.0.1:{port}/lab/tree/clean.ipynb', timeout=600_000)
         page.locator('.jp-CodeCell .cm-content').first.click(timeout=240_000)
         page.get_by_text('| Idle').wait_for(timeout=600_000)   # without a kernel, a cell that is run is forgotten
         page.keyboard.press('Shift+Enter')
-        assert page.locator('body').get_attribute('data-jp-theme-light') == 'false'
+        assert page.locator('body').get_attribute('data-jp-theme-light') == str('Dark' not in theme).lower()
+        yield
+
+def test_cleaner_in_jupyterlab(page, lab, tmp_path):
+    "In dark colours, with large images"
+    o = Cards(page, lab/'data')
+    with jupyterlab(page, lab, tmp_path):
         o.open_on_suspects()
         page.screenshot(path=tmp_path/'dark.png')
         o.enlarge_and_close()
@@ -383,3 +472,43 @@ def test_cleaner_in_jupyterlab(page, lab, tmp_path):
         o.shows('Chosen: 1 to')
         o.apply(1)
         o.undo(1)
+
+LABELLING = '''from catdog.review import Labeller
+Labeller('data', ['cat', 'dog'], max_n={})'''
+
+@pytest.mark.parametrize('n, theme', [(12, 'JupyterLab Light'), pytest.param(24, 'JupyterLab Dark', marks=pytest.mark.nightly)])
+def test_label_by_keyboard(page, tmp_path, n, theme):
+    "Five keys a second, and none is lost"
+    folder,pages = tmp_path/'lab',{12: 3, 24: 9}[n]
+    truth = unsorted(folder/'data', n*(pages + 2)//2)
+    write_notebook(folder, LABELLING.format(n))
+    page.set_default_timeout(60_000)
+    answers = folder/'data'/'.removed'/'answers.json'
+    cards = page.locator('.cd-card')
+    def names(): return [o.split('/')[-1] for o in cards.locator('img').evaluate_all('all => all.map(o => o.alt)')]
+    def given(): return json.loads(answers.read_text())['choices'] if answers.exists() else {}
+    with jupyterlab(page, folder, tmp_path, theme):
+        expect(cards).to_have_count(n, timeout=120_000)
+        page.screenshot(path=tmp_path/'labeller.png')
+        cards.first.locator('select').focus()
+        asked = []
+        for i in range(pages):
+            shown = names()
+            assert len(shown) == n and not {*shown} & {*asked}
+            asked += shown
+            for k,name in enumerate(shown):
+                page.keyboard.press(str(1 + (truth[name] == 'dog')) if k%2 else truth[name][0])   # digits and letters
+                page.wait_for_timeout(200)
+            if i == 1: page.screenshot(path=tmp_path/'labelled.png')
+            page.keyboard.press('Enter')
+            expect(page.get_by_text(f'page {i + 2} of')).to_be_visible()
+            expect(cards.first.locator('select')).to_be_focused()
+        assert given() == {o: truth[o] for o in asked}
+        assert violations(page, within='.jp-OutputArea-output:has(.cd-card)') == []
+        page.screenshot(path=tmp_path/'suggested.png')
+        page.keyboard.press('Enter')   # keys that are pressed while the page is turned are for the next one
+        page.keyboard.press('0')
+        page.keyboard.press('Delete')
+        expect(page.get_by_text('to delete')).to_be_visible()
+        assert len(given()) == n*(pages + 1) + 2 and [*given().values()][-2:] == ['<Keep>', '<Delete>']
+        assert page.locator('.jp-Cell').count() == 2   # no key was a command of JupyterLab

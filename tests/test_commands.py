@@ -1,5 +1,6 @@
 "Commands in a terminal: an error is one line on stderr and exit status 2, never a traceback."
-import os
+import os, re, subprocess, sys
+from pathlib import Path
 
 import pytest
 from command_helpers import run_command
@@ -62,6 +63,30 @@ def test_help_documents_each_parameter(command, tmp_path):
     assert done.returncode == 0 and done.stdout.startswith(f'usage: {command}')
     options = [o for o in done.stdout.splitlines() if o.startswith('  -') and '--help' not in o]
     assert options and all(len(o.split('  ')[-1]) > 8 for o in options)
+
+@pytest.mark.parametrize('args', [('build', '--help'), ('review', '--help'), ('build', 'cat'), ('review', '--model', 'x'),
+    ('scrape', 'cat', '--engine', 'sample', '--n', '5'), ('predict', 'one'), ('site',), ('serve', '--port', '-1')], ids=' '.join)
+def test_torch_is_imported_only_to_train(folders, args):
+    "Not for help, wrong arguments, scraping and serving"
+    script = Path(sys.executable).with_name(f'catdog-{args[0]}')   # not `run`, whose processes have the imports done
+    done = subprocess.run([sys.executable, '-X', 'importtime', script, *args[1:]], cwd=folders, capture_output=True, text=True)
+    assert 'import time:' in done.stderr and not re.search(r'\| +(torch|fastai|timm)$', done.stderr, re.M)
+    assert args[0] == 'serve' or 'Traceback' not in done.stderr
+
+WAITING = '''import sys, time
+from catdog import scrape, train
+def wait(*args, **kw):
+    print('searching', 'torch' in sys.modules)
+    for _ in range(2000):
+        time.sleep(.05)
+        if 'run_recipe' in vars(train): sys.exit('imported while images are downloaded')
+scrape.scrape = wait
+train.build(['cat', 'dog'], engine='sample')
+'''
+
+def test_torch_is_imported_while_images_are_downloaded(tmp_path):
+    done = subprocess.run([sys.executable, '-c', WAITING], cwd=tmp_path, capture_output=True, text=True)
+    assert 'searching False' in done.stdout and done.stderr.endswith('imported while images are downloaded\n'), done
 
 def test_predict_with_an_image_and_a_text_file(folders):
     done = run('catdog-predict', 'one/cat/0.jpg', 'notes.txt', cwd=folders)

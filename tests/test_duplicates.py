@@ -3,9 +3,11 @@ import json, time
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from catdog.core.duplicates import (ALIKE, CLOSE, DuplicateIndex, colour_signature, group_copies, near_pairs,
+from catdog.core.duplicates import (ALIKE, CLOSE, DuplicateIndex, colour_signature, find_copies, near_copies,
     perceptual_hash, phash_bits)
+from catdog.core.images import jpeg_bytes, open_image
 from catdog.sample.draw import draw
 from catdog.web.download import Collector
 from catdog.dataset.manifest import Manifest
@@ -58,18 +60,52 @@ def test_pairs_agree_with_brute_force():
     bits = np.array([phash_bits(o) for o in known])
     want = [(i, int(j), int((bits[i] != bits[j]).sum())) for i in range(len(bits)) for j in range(i + 1, len(bits))
             if (bits[i] != bits[j]).sum() <= CLOSE]
-    assert list(near_pairs(bits)) == list(near_pairs(list(bits))) == want and (3, 700, 0) in want and len(want) >= 4
-    assert list(near_pairs([])) == list(near_pairs(bits[:1])) == []
+    def pairs(bits, colours): return [(i, *map(int, o)) for i,*near in near_copies(bits, colours) for o in zip(*near)]
+    colours = np.repeat(GREY[None], len(bits), 0)
+    assert pairs(bits, colours) == pairs(list(bits), list(colours)) == want and (3, 700, 0) in want and len(want) >= 4
+    colours[700] *= -1
+    assert pairs(bits, colours) == [o for o in want if 700 not in o]
+    assert pairs([], []) == pairs(bits[:1], colours[:1]) == []
+
+def signatures(images): return [phash_bits(perceptual_hash(o)) for o in images],[colour_signature(o) for o in images]
 
 def test_drawings_and_their_copies_are_grouped():
-    images,opened = [draw('cat', i, (120, 90)) for i in range(6)],[]
-    images += [o.resize((60, 45)) for o in images[:3]]
-    def colours_of(i):
-        opened.append(i)
-        return colour_signature(images[i])
-    groups = group_copies([phash_bits(perceptual_hash(o)) for o in images], colours_of)
+    images = [draw('cat', i, (120, 90)) for i in range(6)]
+    groups,_ = find_copies(*signatures(images + [o.resize((60, 45)) for o in images[:3]]), ['cat']*9)
     assert groups[6:].tolist() == groups[:3].tolist() and len(set(groups[:6])) == 6
-    assert len(opened) == len(set(opened)) and group_copies([], colours_of).shape == (0,)
+    assert find_copies([], [], [])[0].shape == (0,)
+
+def camera(n, light):
+    "Shots of one scene with a door that is open or closed, where people pass; `light`: by how much it differs, 0 to 1"
+    scene,rng,shots = np.asarray(draw('house', 1, (160, 120)), float),np.random.default_rng(0),[]
+    for i in range(n):
+        a = scene.copy()
+        a[40:100, 60:110] = 30 if i%2 else 220
+        if light: a[70:110, (x := rng.integers(0, 140)):x + 20] = rng.integers(0, 255, 3)
+        sun = np.linspace(*rng.uniform(1 - light, 1, 2), 160)[None, :, None]
+        shots.append(Image.fromarray((a*sun + rng.normal(0, 4, a.shape)).clip(0, 255).astype('uint8')))
+    return shots
+
+def test_shots_of_a_fixed_camera_are_no_copies():
+    images = camera(40, .6)
+    images += [images[5].resize((120, 90)), open_image(jpeg_bytes(images[6], 60))]   # copies after all
+    bits,colours = signatures(images)
+    labels = ['closed', 'open']*21
+    labels[40:] = ['open', 'closed']
+    assert sum(len(near) for _,near,_ in near_copies(bits, colours)) > 150
+    groups,limits = find_copies(bits, colours, labels)
+    assert limits[0] < CLOSE and len(set(groups)) > 30 and groups[40] == groups[5] and groups[41] == groups[6]
+    same = camera(50, 0)   # nothing moves
+    assert find_copies(*signatures(same), ['closed', 'open']*25)[0].tolist() == list(range(50))
+
+def test_copies_in_an_ordinary_set_stay_copies():
+    "Cropped copies, bursts and a few conflicts do not make a set one of a fixed camera"
+    images = [draw(o, i, (160, 120)) for i in range(30) for o in ('cat', 'dog')]
+    labels = ['cat', 'dog']*30
+    images += [o.crop((6, 5, 154, 116)) for o in images[:12]] + images[20:22]
+    labels += labels[:12] + ['dog', 'cat']   # the last two are conflicts
+    groups,limits = find_copies(*signatures(images), labels)
+    assert limits == (CLOSE, ALIKE) and groups[60:].tolist() == groups[[*range(12), 20, 21]].tolist()
 
 def test_colours_are_computed_once_and_only_for_close_hashes():
     asked,(one,) = [],hashes(1)

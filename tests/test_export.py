@@ -143,6 +143,32 @@ def test_rows_of_a_table_and_labels_that_are_numbers(drawings, tmp_path):
     given = np.array([list(o.probabilities.values()) for o in Classifier(model).predict_batch(files)])
     assert Classifier(model).labels == ['0', '1'] and np.abs(given - expected).max() < 1e-4
 
+def test_the_graph_of_an_architecture_is_written_once(drawings, files, tmp_path, monkeypatch):
+    "Other weights are put into it; one that is damaged, or computes something else, is written again"
+    import onnx, torch
+    from catdog.learn import features
+    from catdog.learn.export import export
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr(features, '_graphs', {})
+    written,write = [],torch.onnx.export
+    monkeypatch.setattr(torch.onnx, 'export', lambda *args, **kw: written.append(1) or write(*args, **kw))
+    for k in range(2):
+        learn = learner(drawings, 'squeezenet1_1', *ways()['squish'])
+        with torch.no_grad():
+            for o in learn.model[0].parameters(): o.mul_(1 + k*.3*torch.rand_like(o))
+        spread(learn)
+        assert_agree(learn, export(learn, tmp_path/str(k)), files)
+    assert len(written) == 1   # which the features, their distance and both exports share
+    cached, = (tmp_path/'hub'/'catdog').iterdir()
+    good = cached.read_bytes()
+    graph = onnx.load_from_string(good)
+    next(o for o in graph.graph.node if o.op_type == 'Relu').op_type = 'Sigmoid'
+    for bad in (good[:len(good)//2], graph.SerializeToString()):
+        features._graphs.clear()
+        cached.write_bytes(bad)
+        assert_agree(learn, export(learn, tmp_path/'again'), files)
+    assert len(written) == 3
+
 BODIES = 'resnet18', 'convnext_atto', 'mobilenetv4_conv_small', 'efficientnet_b0'
 HEADS = (dict(concat_pool=False), dict(lin_ftrs=[]), dict(lin_ftrs=[64, 32], ps=.2), dict(bn_final=True),
          dict(lin_first=True), dict(first_bn=False))

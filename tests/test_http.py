@@ -200,6 +200,24 @@ def test_proxies_of_the_environment_are_used(monkeypatch, server, fetch, variabl
     with resolving(): assert fetch('http://images.example/a.jpg').status == 'unreachable'
     assert len(server.asked) == 2
 
+@pytest.mark.parametrize('proxy,no_proxy,used', [
+    ('http://proxy:3128', '', 'http://proxy:3128'), ('proxy:3128', '', 'http://proxy:3128'),
+    (' proxy.a.example:3128 ', '', 'http://proxy.a.example:3128'),
+    ('http://proxy:3128', '*', None), ('http://proxy:3128', ' .example', None),
+    ('http://proxy:3128', 'IMAGES.example', None),
+    ('SOCKS5://proxy:1080', 'a.org', 'SOCKS5://proxy:1080'), ('', '', None)])
+def test_proxies_as_people_write_them(monkeypatch, proxy, no_proxy, used):
+    for variable in ('ALL_PROXY', 'all_proxy', 'https_proxy', 'HTTPS_PROXY'):
+        with monkeypatch.context() as m:
+            m.setenv(variable, proxy)
+            m.setenv('NO_PROXY', no_proxy)
+            assert http.proxy_for('https://images.example/1.jpg') == used
+            assert http.proxy_for('http://127.0.0.1:8742/1.jpg') is None
+
+def test_a_proxy_of_another_kind_is_reported(monkeypatch, fetch):
+    monkeypatch.setenv('ALL_PROXY', 'ftp://127.0.0.1:1')
+    assert 'the proxy cannot be used' in fetch('http://images.example/a.jpg').reason
+
 def test_a_socks_proxy_needs_pysocks(monkeypatch, server, fetch):
     if find_spec('socks'): pytest.skip('PySocks is installed')
     monkeypatch.setenv('ALL_PROXY', 'socks5h://127.0.0.1:1080')

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from clean_helpers import JOURNAL, as_nobody, dataset, images, reachable, state
 
-from catdog.dataset.journal import apply_choices, can_undo, undo_choices, unfinished_moves
+from catdog.dataset.journal import add_images, apply_choices, can_undo, undo_choices, unfinished_moves
 from catdog.core.errors import CatdogError
+from catdog.dataset.manifest import read_rows
 
 def choices(folder, n=15):
     "Choices: a third move to the other folder, where each name is taken; a third are removed; a third stay"
@@ -330,3 +331,26 @@ def test_nothing_moves_while_another_process_holds_the_lock(tmp_path, monkeypatc
         apply_choices(folder, choices(folder, 4))
     assert state(folder) == start
     assert len(apply_choices(folder, choices(folder, 4))) == 6
+
+@pytest.mark.parametrize('files,to', [
+    (['1.jpg'], 'cat/1.jpg'), (['2026/1.jpg'], 'cat/1.jpg'), (['1.jpg', 'cat/1.jpg'], 'cat/1-2.jpg'),
+    (['valid/1.jpg', 'train/cat/2.jpg', 'valid/cat/3.jpg'], 'valid/cat/1.jpg')])
+def test_image_without_a_label(tmp_path, files, to):
+    "It goes into the folder of its label, and undo takes it back"
+    folder = tree(tmp_path/'data', *files)
+    start = state(folder)
+    assert [o.to.relative_to(folder).as_posix() for o in apply_choices(folder, {folder/files[0]: 'cat'})] == [to]
+    undo_choices(folder)
+    assert state(folder) == start
+
+def test_images_of_another_data_set_are_added_once(tmp_path):
+    "Under their labels, with their rows; nothing is overwritten, and the other one stays as it is"
+    path,also = dataset(tmp_path/'data', 3),tree(tmp_path/'also', 'dog/0.jpg', 'dog/new.jpg', 'bird/1.jpg')
+    (also/'manifest.jsonl').write_text(json.dumps(dict(label='dog', url='app:1', status='ok', file='dog/new.jpg')) + '\n'
+                                        + json.dumps(dict(label='dog', url='app:0', status='ok', file='dog/0.jpg')) + '\n')
+    before,other,n = state(path),state(also),len(read_rows(path))
+    assert [add_images(path, also, ['dog']), add_images(path, also), add_images(path, also)] == [1, 1, 0] and state(also) == other
+    assert {k: v for k,v in state(path).items() if k in before and k != 'manifest.jsonl'} == {
+        k: v for k,v in before.items() if k != 'manifest.jsonl'}
+    assert (path/'dog'/'new.jpg').read_text() == 'dog/new.jpg' and (path/'bird'/'1.jpg').exists()
+    assert len(read_rows(path)) == n + 1 and read_rows(path)['dog', 'app:1']['file'] == 'dog/new.jpg'

@@ -14,11 +14,10 @@ import notebooks
 
 # Patterns of cells whose numbers differ between runs or machines: rates, races between threads, epochs
 VARIES = {
-    '02_data': ['milliseconds('],
     '03_train': ['ways =', 'finder.lr_find', 'results ='],
     '04_review': ['again_asked'],
     '05_predict': ['cost('],
-    '06_serve': ['visitors(url, n', 'catdog_requests_total'],
+    '06_serve': ['catdog_requests_total'],
 }
 
 FOREIGN = [(r'data:image/[^"\')\s]+', 'IMAGE'), (r'<(style|script)\b.*?</\1>', ''), (r'<[^>]*>', ' '),

@@ -193,6 +193,15 @@ def test_model_of_drawings_is_never_the_default(tmp_path, tampered, monkeypatch)
     monkeypatch.chdir('nbs')   # where Voilà starts the kernels of the chapter
     assert Classifier().path == tmp_path/'models'/'drawn' and next(iter(find_models())) == '../models/drawn'
 
+@pytest.mark.parametrize('model', ['models/mine', './models/mine/', 'models/mine/model.onnx', ' models/mine ',
+                                   '"models/mine"', "'models/mine'", '~/models/mine'])
+def test_chosen_model_as_people_write_it(tmp_path, monkeypatch, model):
+    shutil.copytree(shipped_model(), tmp_path/'models'/'mine')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('CATDOG_MODEL', model)
+    assert Classifier().path == tmp_path/'models'/'mine'
+
 def test_unreadable_model_is_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'models'/'bad').mkdir(parents=True)

@@ -48,6 +48,7 @@ SHARED = '''import json, sys, torch
 from fastai.distributed import DistributedDL
 from fastai.torch_core import rank_distrib
 from catdog import train as t
+t._load()
 from catdog.learn import head
 orders,get_idxs = [],DistributedDL.get_idxs
 def remember_order(self):
@@ -112,7 +113,7 @@ def test_killed_build_is_resumed(tmp_path):
     first = start(script('catdog-build'), *args, *SMALL, cwd=tmp_path)
     wait_for_checkpoint(tmp_path, first)
     first.send_signal(signal.SIGKILL)
-    assert first.communicate()[0].startswith('Loading torch and fastai\n')
+    assert first.communicate()[0].startswith('[1/4] Images of cat, dog: from the web into data/cat-dog\n')
     assert not (tmp_path/'models'/'cat-dog').exists()
     other = build(*args[:-1], 13, '--resume', cwd=tmp_path, ok=False)
     assert 'no unfinished training of these images with these settings' in other.stderr
@@ -123,6 +124,7 @@ def test_killed_build_is_resumed(tmp_path):
 
 KILLED = '''import os, signal
 from catdog import train as t
+t._load()
 t.export = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 t.build(['cat', 'dog'], engine='sample', n=20, size=64)
 '''
@@ -269,6 +271,7 @@ def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, turn
     (dict(minutes=0), 'above 0'), (dict(minutes=-1), 'above 0'), (dict(recipe='best'), "'auto', 'fast', 'classic'"),
     (dict(arch='resnet19'), 'unknown architecture'),
     (dict(n=0), 'n is 0'), (dict(photos='nowhere'), 'no such folder'), (dict(photos='mine', path='data/x'), 'give either photos'),
+    (dict(photos='mine', also='mine'), 'left unchanged'), (dict(also='nowhere'), 'no such folder'),
     (dict(photos='mine', labels=['cat', 'cow']), "no folder 'cow'"),
     (dict(labels=['cat', 'a/b']), 'cannot be the name'), (dict(engine='altavista'), 'no engine'),
     (dict(n=4), 'n is 4: a label needs 5'), (dict(photos='mine', n=1), 'n is 1: a label needs 5'),
@@ -285,6 +288,19 @@ def test_wrong_arguments_of_a_build(args, words, tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob('*'))
     with pytest.raises(CatdogError, match=words): build(**{'labels': ['cat', 'dog'], 'engine': 'sample', **args})
     assert sorted(tmp_path.rglob('*')) == before
+
+def test_images_of_another_data_set_are_trained_on_too(tmp_path, monkeypatch):
+    "Those of the labels that were asked for, copied before the training"
+    monkeypatch.chdir(tmp_path)
+    for label in ('cat', 'bird'):
+        (tmp_path/'kept'/label).mkdir(parents=True)
+        draw('cat', label).save(tmp_path/'kept'/label/'1.jpg')
+    monkeypatch.setattr('catdog.scrape.scrape', lambda *args, **kw: None)
+    class Trained(Exception): pass
+    def trains(path, *args, **kw): raise Trained([o.relative_to(path).as_posix() for o in path.rglob('*.jpg')])
+    monkeypatch.setattr('catdog.train.train', trains)
+    from catdog.train import build
+    with pytest.raises(Trained, match=r"^\['cat/1.jpg'\]$"): build(['cat', 'dog'], engine='sample', also='kept')
 
 def test_vision_learner_arguments_are_used_or_refused(drawings, monkeypatch):
     from fastai.metrics import accuracy
@@ -327,7 +343,8 @@ def test_uneven_labels_have_separate_errors(tmp_path):
     assert meta['error'] == pytest.approx((b + c)/25, abs=1e-4)
     for text in (out, card):
         assert f'{balanced:.1%} balanced error' in text
-        assert f'{c:.1%} error on 1 images (95% interval' in text and f'{b/24:.1%} error on 24 images (95%' in text
+    assert f'{c:.1%} error on 1 images (95% interval' in out and f'{b/24:.1%} error on 24 images (95%' in out
+    assert f'{1 - b/24:.1%} (' in card and f'| {1 - c:.1%} (' in card   # recall
     assert 'the interval is wide' in card   # 25 images
 
 def test_model_of_random_labels_is_never_sure(tmp_path):
@@ -344,7 +361,7 @@ def test_model_of_random_labels_is_never_sure(tmp_path):
     card = (tmp_path/'model'/'model_card.md').read_text()
     assert 'sure of nothing' in classifier.summary and 'sure of nothing' in card
 
-def test_sure_answers_are_90_percent_right(tmp_path):
+def test_sure_answers_are_80_percent_right(tmp_path):
     "Cats and dogs, a third of them in the wrong folder"
     from catdog.train import export, train
     mine = write_drawings(tmp_path/'mine', 45, 500, lambda i: (160, 120))
@@ -354,7 +371,7 @@ def test_sure_answers_are_90_percent_right(tmp_path):
     classifier = Classifier(export(learn, tmp_path/'model'))
     files = learn.dls.valid_ds.items
     sure = [o.label == f.parent.name for o,f in zip(classifier.predict_batch(files), files) if o.sure]
-    assert sum(sure) >= .9*len(sure) and len(sure) < len(files) and classifier.meta['error'] > .1
+    assert sum(sure) >= .8*len(sure) and len(sure) < len(files) and classifier.meta['error'] > .1
 
 def test_odd_labels_in_the_card(tmp_path):
     "As folders, into the metadata, the tables of the card as Markdown shows them, and the printed one"

@@ -6,7 +6,7 @@
 __all__ = ['error_sentences', 'report']
 
 # %% ../../nbs/clean/report.ipynb #083f2cba
-import os
+import io, os
 from datetime import date
 from pathlib import Path
 
@@ -14,14 +14,15 @@ import jinja2
 import numpy as np
 import pandas as pd
 from fastai.learner import Learner
+from matplotlib import pyplot as plt
 
-from .interpret import gradcam_overlays, precision_recall, prediction_table
-from .issues import find_issues
+from .interpret import find_issues, gradcam_overlays, precision_recall, prediction_table
 from ..core.errors import CatdogError
 from ..core.files import check_new_file, write_atomic
-from ..core.images import data_url, thumbnail
-from ..learn.calibration import are_uneven, balanced_error, error_interval
-from ..dataset.split import used_sentence
+from ..core.images import data_url, open_image, thumbnails
+from ..dataset.split import image_sources, used_sentence
+from ..learn.calibration import are_uneven, balanced_error, confused_pairs, error_interval
+from ..learn.insights import insight_sentences, plot_learning_curve, shortcuts
 
 # %% ../../nbs/clean/report.ipynb #8a9f92ec
 def _measured(table): return table[table.dataset.isin(['Valid', 'Unknown'])]
@@ -65,20 +66,33 @@ def report(
     predicted,labels,split = prediction_table(learn),list(map(str, learn.dls.vocab)),vars(learn.dls).get('split')
     table,df = predicted.table,find_issues(predicted)
     used = used_sentence(split) if split else ''
-    notes = [getattr(learn, 'note', ''), f'{used[0].upper()}{used[1:]}.' if ';' in used else '']
+    found = dict(getattr(learn, 'insights', {}))
+    sources = image_sources(split.folder, table.file) if split else {}
+    found['shortcuts'] = shortcuts(table.label, table.file, predicted.quality, sources)
+    drawn = io.BytesIO()
+    if 'curve' in found: plot_learning_curve(found['curve']).figure.savefig(drawn, dpi=120)
+    plt.close()
+    notes = [getattr(learn, 'note', '') or getattr(split, 'note', ''),
+             f'{used[0].upper()}{used[1:]}.' if ';' in used else '']
     n = table.groupby([table.label.astype(str), 'dataset']).size().unstack(fill_value=0)
     n = n.reindex(index=labels, columns=[o for o in _SETS if o in n.columns], fill_value=0)
     counts = _confusion(table, labels)
     rates = counts/np.maximum(counts.sum(1, keepdims=True), 1)
-    worst = _measured(table).nlargest(8, 'loss')
+    measured = _measured(table)
+    worst = measured.nlargest(8, 'loss')
     overlays = gradcam_overlays(learn, worst.file, 240) if len(worst) else []
-    def _image(file): return data_url(thumbnail(file, 240, 240))
+    def _image(file): return data_url(*thumbnails([file], 240, 240))
+    def _confused(truth, answer):
+        return measured[(measured.label.astype(str) == truth) & (measured.predicted.astype(str) == answer)].head(6)
     page = _templates.get_template('report.html').render(
         labels=labels, sentences=error_sentences(table), notes=list(filter(None, notes)),
         about=f'{len(table):,} images, {getattr(learn, "arch_name", "a network")}, {date.today().isoformat()}',
         parts=[_SETS[o] for o in n.columns], images=list(zip(labels, n.values.tolist())),
         confusion=list(zip(labels, counts.tolist(), rates.tolist())) if counts.sum() else [],
         scores=list(precision_recall(counts, labels).itertuples()),
+        pairs=[(*o, [(row, _image(row.file)) for row in _confused(*o[:2]).itertuples()])
+               for o in confused_pairs(counts, labels)],
+        help=insight_sentences(found), curve=data_url(open_image(drawn.getvalue())) if 'curve' in found else '',
         losses=[(o, _image(o.file), data_url(overlay, 80))
                 for o,overlay in zip(worst.itertuples(), overlays)],
         n_suspects=len(df), kinds=', '.join(f'{v} {k}' for k,v in df.kind.value_counts().items()),

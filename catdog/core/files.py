@@ -133,14 +133,6 @@ def free_name(
     taken.add(str(free).casefold())
     return free
 
-def progress_bar(
-    total:int, # Number of images
-    desc:str # Text before the bar
-): # A `tqdm`, a context manager
-    "A progress bar that counts images"
-    from tqdm.auto import tqdm
-    return tqdm(total=total, desc=desc, unit=' images', delay=1)
-
 def map_ahead(
     f, # Function of one item
     items, # Any iterable; read only as far as needed

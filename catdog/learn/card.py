@@ -17,6 +17,7 @@ from scipy.special import softmax
 from ..core.model_file import NOTHING_SURE
 from .calibration import (are_uneven, balanced_error, calibration_error, confusion_counts, error_interval, error_lines,
     ood_limits)
+from .insights import insight_sentences
 from .loaders import preprocessing, provenance
 
 def _errors(logits, truth):
@@ -46,10 +47,11 @@ def _training_data(dls, n_valid):
     if not n: return dict(engines=['unknown'], trained_on='images')
     if out: n -= len({f for f,_ in out} & {*dls.train_ds.items})
     res = dict(provenance(dls.path), n_images=n + n_valid, n_train=n)
-    if 'split' not in vars(dls): return res
-    folder = dls.split.folder
+    if not (split := vars(dls).get('split')): return res
+    folder = split.folder
     reasons = Counter({'that cannot be opened': len(out)}) + Counter(f'as {reason}' for _,reason in folder.ignored)
-    return dict(res, n_files=len(folder) + len(folder.ignored), left_out=dict(reasons))
+    return dict(res, n_files=len(folder) + len(folder.ignored), left_out=dict(reasons),
+                **(dict(split=split.note) if split.note else {}))
 
 def model_metadata(
     learn:Learner, # Trained; its images, if it has any, are below `learn.dls.path`
@@ -67,7 +69,8 @@ def model_metadata(
     if int8: extra['int8'] = True
     return dict(format=1, labels=list(map(str, learn.dls.vocab)), **preprocessing(learn),
                 arch=getattr(arch, '__name__', str(arch)), **_training_data(learn.dls, len(truth)),
-                **_validation(learn, logits, truth, distances), **extra, date=date.today().isoformat(),
+                **_validation(learn, logits, truth, distances), **extra, insights=getattr(learn, 'insights', {}),
+                date=date.today().isoformat(),
                 versions={o: version(o) for o in ('catdog', 'fastai', 'torch', 'torchvision')})
 
 def _escape(text): return re.sub(r'([\\`*_\[\]{}<>|#~$&!])', r'\\\1', ' '.join(str(text).split()))
@@ -85,6 +88,7 @@ def _data_section(meta):
     test = f', {meta["test"]["n"]:,} for testing' if 'test' in meta else ''
     text = (f'{meta["n_train"]:,} {meta["trained_on"]} for training, {meta["n_valid"]:,} for validation{test}\n'
             f'(source: {_escape(", ".join(meta["engines"]))}).')
+    if note := meta.get('split'): text += f'\n{_escape(note)}'
     if not (out := meta.get('left_out')): return text
     reasons = ', '.join(f'{k:,} {_escape(reason)}' for reason,k in out.items())
     used = f'{meta["n_files"] - sum(out.values())} of {meta["n_files"]} images'
@@ -93,9 +97,11 @@ def _data_section(meta):
 def _errors_of(labels, errors, of):
     "Describe `errors`, from `_errors`, on images `of` some kind"
     counts = np.array(errors['confusion'])
-    lines = error_lines(counts, [_escape(o) for o in labels], of, most=len(labels))
+    lines = error_lines(counts, [_escape(o) for o in labels], of, most=0)
     if counts.sum() < 100: lines.append('- With so few images the interval is wide.')
-    table = markdown_table([[o, *row] for o,row in zip(labels, counts)], ['truth \\ answer', *labels])
+    def _recall(right, n): return '{:.1%} ({:.1%} to {:.1%})'.format(*error_interval(right, n)) if n else 'unknown'
+    rows = [[o, *row, _recall(int(row[i]), int(row.sum()))] for i,(o,row) in enumerate(zip(labels, counts))]
+    table = markdown_table(rows, ['truth \\ answer', *labels, 'recall (95% interval)'])
     return '\n'.join([lines[0] + '.', '', *lines[1:], *[''][:len(lines) - 1], table])
 
 def _errors_section(meta):
@@ -114,10 +120,10 @@ def _confidence_section(meta):
                 + '\nWith so few images these figures are rough.'*(meta['n_valid'] < 100))
     if limits == NOTHING_SURE:
         return f'{text}\n\n**It is sure of nothing: even its most confident validation answers were too often wrong.**'
-    far = (f',\nor if the features of the image are further than {limits["distance"]:.2f} (cosine distance) '
-           'from those of all training images') if 'distance' in limits else ''
+    far = (f',\nor if the features of the image are further than {limits["distance"]:.2f} (0 to 1) from the '
+           'subspace of those of the training images') if 'distance' in limits else ''
     return (f'{text}\n\nIt answers "not sure" if the probability is below {limits["probability"]:.2f}{far}.\n'
-            'At least nine in ten of its other answers about the validation images were right.')
+            'At least eight in ten of its other answers about the validation images were right.')
 
 def _input_section(meta):
     size,larger,resize = meta['size'],meta['resize_to'],meta.get('resize', {})
@@ -139,7 +145,9 @@ def model_card(
     if meta['trained_on'] == 'drawings':
         intro.insert(1, '**Trained on drawings: its answers about photographs mean nothing.**')
     sections = {
-        'Data': _data_section(meta), 'Errors': _errors_section(meta), 'Confidence': _confidence_section(meta),
+        'Data': _data_section(meta), 'Errors': _errors_section(meta),
+        'What would help': '\n'.join(map(_escape, insight_sentences(meta.get('insights', {})))) or 'Not measured.',
+        'Confidence': _confidence_section(meta),
         'Limitations': 'It always answers with one of its labels, and does not notice all images of other things.\n'
                        'Training and validation images come from the same source: expect more errors on other images.',
         'Input': _input_section(meta), 'Versions': ', '.join(f'{k} {v}' for k,v in meta['versions'].items())}

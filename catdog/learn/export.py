@@ -1,8 +1,6 @@
 """From a trained `Learner` to a model folder that apps open without torch, and back"""
 
 import errno, hashlib, json, os, re, tempfile, warnings
-from collections import OrderedDict
-from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -25,11 +23,11 @@ from torch import nn
 
 from ..core.errors import CatdogError, ImageError, ModelError
 from ..core.files import batches_ahead, content_id, map_ahead
-from ..core.model_file import model_file, open_session, pixels_of, read_meta
+from ..core.model_file import model_file, open_session, pixels_of, read_meta, staged_folder
 from ..dataset.split import saved_folders, saved_split
 from .calibration import fit_distance
 from .card import model_card, model_metadata
-from .features import as_maps
+from .features import network_graph
 from .head import has_plain_head, head_parts
 from .loaders import OpenUpright, batch_resize, image_source, preprocessing, split_dls
 
@@ -37,100 +35,108 @@ def check_exportable(
     learn:Learner # Trained, or not yet
 ) -> dict: # From `preprocessing`: how an app has to prepare its images
     "Return the preprocessing of `learn`; raise `CatdogError` if it cannot be exported"
-    prepared,model,n,was_training = preprocessing(learn),learn.model,len(learn.dls.vocab),learn.model.training
+    prepared,model,n = preprocessing(learn),learn.model,len(learn.dls.vocab)
     def _need(what): return CatdogError(f'a model can be exported if it has {what}')
     if not has_plain_head(learn): raise _need('a head as vision_learner makes it by default')
     activation,z = getattr(learn.loss_func, 'activation', None),torch.linspace(-2, 2, 6).reshape(2, 3)
     if activation is not None and not torch.allclose(torch.as_tensor(activation(z)), z.softmax(1)):
         raise _need(f'the cross entropy as its loss, for one label among several, not {type(learn.loss_func).__name__}')
-    x = batch_resize(learn.dls)(torch.zeros(2, 3, *[prepared['size']]*2)).to(next(model.parameters()).device)
-    try:
-        with torch.no_grad(): shape = tuple(model.eval()(x).shape)
+    x = batch_resize(learn.dls)(torch.zeros(2, 3, *[prepared['size']]*2)).to('meta')   # shapes alone
+    try: shape = tuple(deepcopy(model).to('meta').eval()(x).shape)
     except Exception as e:   # each network fails in its own way
         raise CatdogError(f'{_name(learn)} cannot take RGB images of {prepared["size"]} x {prepared["size"]} '
                           f'({str(e).splitlines()[0][:100]}); use another size or architecture') from None
-    finally: model.train(was_training)
     if shape != (2, n): raise _need(f'a score for each of its {n} labels; its output has the shape {shape}')
     return prepared
 
 def _name(learn): return getattr(learn, 'arch_name', 'the network')
 
-@contextmanager
-def _staged(path, advice='give another folder'):
-    "Yield a temporary folder in `path` whose files then replace those of `path`, `model.onnx` last"
-    missing = [o for o in (path, *path.parents) if not os.path.exists(o)]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix='.export-', dir=path) as folder:
-            yield Path(folder).absolute()
-            for o in sorted(Path(folder).iterdir(), key=lambda o: o.name == 'model.onnx'): os.replace(o, path/o.name)
-    except OSError as e:
-        if os.path.isfile(path): raise CatdogError(f'{path} is a file: give a folder for the model') from None
-        raise CatdogError(f'{path}: no model can be written there ({e.strerror}); {advice}') from None
-    finally:
-        for o in missing:
-            with suppress(OSError): o.rmdir()   # if nothing was written
+_FLOAT = onnx.TensorProto.FLOAT
 
-def check_model_folder(
-    path:str|os.PathLike # Folder for a model
-):
-    "Raise `CatdogError` if no model can be written to `path`; leave nothing behind"
-    with _staged(Path(path)): pass
+class _Operations(list):
+    "Nodes of an ONNX graph, and the arrays among their inputs"
+    arrays = None
+    def keep(self, name, array):
+        "Keep `array` as the input `name`; return `name`"
+        array,self.arrays = np.asarray(array),self.arrays or {}
+        self.arrays[name] = array.astype('float32') if array.dtype == 'float64' else array
+        return name
+    def __call__(self, kind, *inputs, out=None, **attributes):
+        "Append a node of `kind`; return the name of its output"
+        out = out or f'{kind}.{len(self)}'
+        names = [o if isinstance(o, str) else self.keep(f'{out}.{i}', o) for i,o in enumerate(inputs)]
+        self.append(onnx.helper.make_node(kind, names, [out], **attributes))
+        return out
 
-class _Body(nn.Module):
-    "From pixels, uint8 (n,side,side,3), to feature maps (n,channels,h,w): the body of `learn`, copied to the CPU"
-    def __init__(self, learn):
-        super().__init__()
-        self.body,self.resize = deepcopy(learn.model[0]).cpu(),batch_resize(learn.dls)
-        norm = first(learn.dls.valid.after_batch.fs, risinstance(Normalize))
-        mean,std = (norm.mean.cpu(), norm.std.cpu()) if norm else (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
-        for name,o in (('scale', 1/(255*std)), ('shift', mean/std)):   # one number is faster than one for each channel
-            self.register_buffer(name, o.flatten()[0] if (o == o.flatten()[0]).all() else o)
-        self.eval()
-    def forward(self, pixels):
-        return as_maps(self.body(self.resize(pixels.permute(0, 3, 1, 2).float())*self.scale - self.shift))
+def _prepare(op, dls, size):
+    "Append to `op` the way from `pixels`, uint8 (n,size,size,3), to the `images` of the body; return their size"
+    x = op('Cast', op('Transpose', 'pixels', perm=[0, 3, 1, 2]), to=_FLOAT)
+    for o in batch_resize(dls).buffers(): x,size = op('MatMul', op('MatMul', o, x), o.T),len(o)
+    norm = first(dls.valid.after_batch.fs, risinstance(Normalize))
+    mean,std = (norm.mean.cpu(), norm.std.cpu()) if norm else (torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
+    # one number is faster than one for each channel
+    scale,shift = (o.flatten()[0] if (o == o.flatten()[0]).all() else o for o in (1/(255*std), mean/std))
+    op('Sub', op('Mul', x, scale), shift, out='images')
+    return size
 
-class _Head(nn.Module):
-    "From feature maps to the outputs that `names` lists: the head of `learn`, copied to the CPU, and `distance`"
-    def __init__(self, learn, distance=None):
-        super().__init__()
-        self.pool,layers = head_parts(deepcopy(learn.model[1]).cpu())
-        self.layers,self.distance,self.has_maps = nn.ModuleList(layers),distance,len(layers) < len(learn.model[1])
-        self.names = ['logits', 'features'] + ['distance']*(distance is not None) + ['activation']*self.has_maps
-        self.eval()
-    def forward(self, features):
-        steps = [self.pool(features)]
-        for layer in self.layers: steps.append(layer(steps[-1]))
-        outputs = [steps[-1], features]
-        if self.distance is not None: outputs.append(self.distance(features))
-        if self.has_maps: outputs.append(self._activation(features, steps))
-        return tuple(outputs)
-    def _activation(self, features, steps):
-        "Return gradient times features (n,labels,h,w), in operations that ONNX has; only `ReLU`s bend the layers"
-        slopes = torch.eye(steps[-1].shape[1])[None]
-        for layer,x in reversed(list(zip(self.layers, steps))):
-            if isinstance(layer, nn.Linear): slopes = slopes @ layer.weight
-            elif isinstance(layer, nn.BatchNorm1d): slopes = slopes*layer.weight/(layer.running_var + layer.eps).sqrt()
-            elif isinstance(layer, nn.ReLU): slopes = slopes*(x > 0)[:, None]
-        channels,places = features.shape[1],features.flatten(2)
-        res = slopes[..., -channels:] @ places/places.shape[2]   # of the mean
-        if self.pool.concat:
-            top = (places == places.amax(2, keepdim=True)).float()
-            res = res + slopes[..., :channels] @ (places*top/top.sum(2, keepdim=True))   # of the maximum
-        return res.unflatten(2, features.shape[2:])
+def _answer(op, head, shape, distance):
+    "Append to `op` what follows from `features` of `shape` (channels,h,w); return the shapes of the outputs"
+    (pool,layers),(channels,h,w) = head_parts(head),shape
+    mean = op('ReduceMean', 'features', [2, 3], keepdims=0)
+    x,back = op('Concat', op('ReduceMax', 'features', [2, 3], keepdims=0), mean, axis=1) if pool.concat else mean,[]
+    for i,layer in enumerate(layers):   # back: how to get the gradient of what a layer takes from that of what it gives
+        p = {k: op.keep(f'head.{i}.{k}', v) for k,v in layer.state_dict().items() if v.ndim}
+        if isinstance(layer, nn.Linear):
+            x,n = op('Gemm', x, *p.values(), transB=1),layer.out_features
+            back.append(('MatMul', p['weight']))
+        elif isinstance(layer, nn.BatchNorm1d):
+            x = op('BatchNormalization', x, *p.values(), epsilon=layer.eps)
+            back.append(('Mul', layer.weight.detach()/(layer.running_var + layer.eps).sqrt()))
+        elif isinstance(layer, nn.ReLU):
+            back.append(('Mul', op('Unsqueeze', op('Cast', op('Greater', x, 0.), to=_FLOAT), [1])))
+            x = op('Relu', x)
+    op('Identity', x, out='logits')
+    shapes = dict(logits=[n])
+    if distance is not None:
+        z = op('Sub', mean, distance.centre)
+        z = op('Div', z, op('Max', op('ReduceL2', z, [1]), 1e-9))
+        rows = op('Transpose', op('Mul', op('Cast', distance.rows, to=_FLOAT), distance.step), perm=[1, 0])
+        inside = op('ReduceSumSquare', op('MatMul', z, rows), [1], keepdims=0)
+        op('Sqrt', op('Max', op('Sub', 1., inside), 0.), out='distance')
+        shapes['distance'] = []
+    if len(layers) == len(head): return shapes   # the body pools by itself, so there are no places
+    slopes = torch.eye(n)[None]
+    for kind,o in reversed(back): slopes = op(kind, slopes, o)
+    places = op('Reshape', 'features', [0, channels, h*w])
+    part = op('Slice', slopes, [-channels], [2*channels], [2])
+    res = op('MatMul', part, op('Div', places, float(h*w)))   # of the mean
+    if pool.concat:
+        top = op('Cast', op('Equal', places, op('ReduceMax', places, [2])), to=_FLOAT)
+        share = op('Div', op('Mul', places, top), op('ReduceSum', top, [2]))
+        res = op('Add', res, op('MatMul', op('Slice', slopes, [0], [channels], [2]), share))   # of the maximum
+    op('Reshape', res, [0, n, h, w], out='activation')
+    return shapes | dict(activation=[n, h, w])
 
 def _onnx_model(learn, size, distance=None):
     "Return the network of `learn` for any number of images of `size` as an ONNX model"
-    network = nn.Sequential(OrderedDict(body=_Body(learn), head=_Head(learn, distance))).eval()
-    try:
-        program = torch.onnx.export(network, (torch.zeros(2, size, size, 3, dtype=torch.uint8),), dynamo=True,
-                                    verbose=False, input_names=['pixels'], output_names=network.head.names,
-                                    dynamic_shapes=({0: torch.export.Dim('batch')},))
+    op = _Operations()
+    try: body = network_graph(deepcopy(learn.model[0]).cpu(), _prepare(op, learn.dls, size))
     except torch.onnx.errors.OnnxExporterError as e:
         raise CatdogError(f'{_name(learn)}: torch cannot export it to ONNX ({str(e).splitlines()[0][:150]}); '
                           'use another architecture') from None
-    for node in (model := program.model_proto).graph.node: node.ClearField('metadata_props')   # has local paths
-    return model
+    shape = [o.dim_value for o in body.graph.output[0].type.tensor_type.shape.dim[1:]]
+    op += body.graph.node
+    if len(shape) == 1:   # it pools by itself
+        for node in op: node.output[:] = ['pooled' if o == 'features' else o for o in node.output]
+        op('Unsqueeze', 'pooled', [2, 3], out='features')
+        shape += 1,1
+    shapes = dict(features=shape) | _answer(op, deepcopy(learn.model[1]).cpu(), shape, distance)
+    for node in op: node.name = node.output[0]
+    def _info(name, kind, *shape): return onnx.helper.make_tensor_value_info(name, kind, ['batch', *shape])
+    arrays = [onnx.numpy_helper.from_array(v, k) for k,v in op.arrays.items()]
+    graph = onnx.helper.make_graph(op, 'catdog', [_info('pixels', onnx.TensorProto.UINT8, size, size, 3)],
+                                   [_info(k, _FLOAT, *v) for k,v in shapes.items()], [*body.graph.initializer, *arrays])
+    return onnx.helper.make_model(graph, opset_imports=body.opset_import, ir_version=body.ir_version)
 
 def _bytes(model, **meta):
     "Return the content of a model file: `model`, with `meta` as its only metadata"
@@ -191,16 +197,17 @@ def _odd_images(folder):
 
 def _learner_logits(learn, sources):
     "Return the logits of `learn` for `sources`, on the CPU, by its own transforms"
-    dl,model,logits = learn.dls.valid,deepcopy(learn.model).cpu().eval(),[]
+    dl,fast,logits = learn.dls.valid,dict(memory_format=torch.channels_last),[]
+    model = deepcopy(learn.model).cpu().eval().to(**fast)
     for o in (dl.after_item, dl.after_batch): o.split_idx = 1
     opener = dl.dataset.tls[0].tfms.fs[-1]
     with torch.no_grad():
         for i in range(0, len(sources), 32):
             x = torch.stack([dl.after_item((opener(o),))[0] for o in sources[i:i+32]]).to(learn.dls.device)
-            logits.append(model(dl.after_batch((x,))[0].as_subclass(torch.Tensor).cpu()))
+            logits.append(model(dl.after_batch((x,))[0].as_subclass(torch.Tensor).cpu().contiguous(**fast)))
     return torch.cat(logits).numpy()
 
-def _check_answers(learn, model, sources, prepared, n=64):
+def _check_answers(learn, model, sources, prepared, n=16):
     "Raise `CatdogError` unless the ONNX `model` and `learn` agree about `n` of `sources` and some odd images"
     with tempfile.TemporaryDirectory() as folder:
         files = [o for o in sources[:n] if _pixels(o, prepared) is not None] + _odd_images(Path(folder))
@@ -262,7 +269,7 @@ def export(
     if rank_distrib(): return path   # in distributed training, the first process writes
     prepared,checkpoint = check_exportable(learn),getattr(learn, 'checkpoint_file', None)
     kept = checkpoint and checkpoint.exists()
-    with _staged(path, 'run the same command with --resume' if kept else 'give another folder') as folder:
+    with staged_folder(path, 'run the same command with --resume' if kept else 'give another folder') as folder:
         _write_model(learn, prepared, folder, int8)
         _write_pickle(learn, folder/'export.pkl')
         if not (folder/'images.json').exists(): (path/'images.json').unlink(missing_ok=True)   # of another model
@@ -338,5 +345,5 @@ def saved_learner(
     network,meta = _read_network(model)
     split = saved_split(path, model, meta['labels'])
     learn = Learner(_saved_dls(split, meta), network, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
-    learn.arch_name,learn.note = meta.get('arch', 'a network'),split.note
+    learn.arch_name,learn.note,learn.insights = meta.get('arch', 'a network'),split.note,meta.get('insights', {})
     return learn

@@ -1,12 +1,9 @@
 """Data loaders from a folder of images, and how a `Learner` prepares an image for validation"""
 
-import os, sys, tempfile
+import os, tempfile
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-
-# torch and fastai take seconds to import: a command says so
-if Path(sys.argv[0]).stem in ('catdog-build', 'catdog-review') and not {'-h', '--help'} & {*sys.argv}:
-    print('Loading torch and fastai', flush=True)
 
 import numpy as np
 import torch
@@ -28,7 +25,7 @@ from ..core.files import is_image_name, walk_files
 from ..core.images import open_image
 from ..core.model_file import OPENED, open_as
 from ..dataset.folder import label_name
-from ..dataset.manifest import read_manifest
+from ..dataset.manifest import read_rows
 from ..dataset.split import Split, used_sentence
 
 # From a folder to batches
@@ -43,11 +40,10 @@ def provenance(
     path:str|os.PathLike # A folder with a sub-folder per label
 ) -> dict: # engines: names, the most frequent first; trained_on: 'photographs' or 'drawings'
     "Return which search engines the images below `path` came from, and whether they are photographs or drawings"
-    if not (Path(path)/'manifest.jsonl').exists(): return dict(engines=['a folder'], trained_on='photographs')
-    manifest = read_manifest(path)
-    engines = manifest[manifest.status == 'ok'].engine.value_counts()
-    drawn = engines.get('sample', 0) > engines.sum()/2
-    return dict(engines=list(engines.index), trained_on='drawings' if drawn else 'photographs')
+    engines = Counter(o['engine'] for o in read_rows(path).values() if o['status'] == 'ok')
+    drawn = engines['sample'] > engines.total()/2
+    return dict(engines=[o for o,_ in engines.most_common()] or ['a folder'],
+                trained_on='drawings' if drawn else 'photographs')
 
 class UprightImage(PILImage):
     "fastai's `PILImage`, opened by `open_image`"
@@ -134,11 +130,12 @@ def split_dls(
 def print_used(
     dls:DataLoaders # From `split_dls`
 ):
-    "Print how many images of the folder are used, unless `split_dls` did, and which labels are unused"
+    "Print how many images of the folder are used, unless `split_dls` did, which labels are not, and how it was split"
     folder,sentence = dls.split.folder,used_sentence(dls.split)
     if rank_distrib(): return
     if ';' not in sentence: print(f'{folder.path}: {sentence}')
     if others := ', '.join(folder.others): print(f'{folder.path} also has images of {others}, which are not used')
+    if dls.split.note: print(dls.split.note)
 
 def labelled_dl(
     dls:DataLoaders, # From `split_dls`, or any others

@@ -6,7 +6,7 @@
 __all__ = ['DRAWABLE', 'PHOTOS', 'words_of', 'drawable', 'random_size', 'draw']
 
 # %% ../../nbs/sample/draw.ipynb #9a3568b4
-import colorsys, re
+import colorsys, json, re
 from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -331,30 +331,12 @@ def _animal(img, r, words, head, tail, thick):
     if r.random() < .35: p.taper([(-.58, .76), (0, 1.04), (.58, .76)], _hsv(r.random(), .7, .8), .18, .18)   # a collar
     head(p.inner(0, 0, 1, r.gauss(0, .12)), r, coat)
 
-# A box (left, top, right, bottom), then shapes: a colour, and an ellipse (x, y, rx, ry) or the points of an outline
-_THINGS = dict(
-    house=((-1.5, -1.7, 1.5, 1.2), ('other', [(.4, -1.6), (.7, -1.6), (.7, -.5), (.4, -.5)]),
-           ('main', [(-1, -.5), (1, -.5), (1, 1.1), (-1, 1.1)]), ('other', [(-1.3, -.45), (0, -1.5), (1.3, -.45)]),
-           ('dark', [(-.2, .2), (.2, .2), (.2, 1.1), (-.2, 1.1)]),
-           *(('glass', [(x-.2, -.1), (x+.2, -.1), (x+.2, .3), (x-.2, .3)]) for x in (-.6, .6))),
-    tree=((-1.3, -1.6, 1.3, 1.5), ('brown', [(-.2, 1.5), (-.12, -.6), (.12, -.6), (.2, 1.5)]),
-          *(('green', (x, y, .6, .5)) for x,y in ((-.55, -.3), (.55, -.3), (-.4, -.8), (.4, -.8), (0, -1.1), (0, -.5))),
-          *(('other', (x, y, .09, .09)) for x,y in ((-.6, -.2), (-.2, -.9), (.1, -.4), (.5, -.7), (.7, -.2)))),
-    car=((-2, -1.1, 2, 1.1), ('main', [(-.95, 0), (-.65, -.95), (.45, -.95), (.9, 0)]),
-         ('glass', [(-.75, -.08), (-.55, -.8), (.4, -.8), (.7, -.08)]),
-         ('main', [(-1.85, .6), (-1.8, .1), (-1.2, -.1), (1.1, -.1), (1.8, .1), (1.85, .6)]),
-         *((colour, (x, .66, size, size)) for x in (-1.1, 1.1) for colour,size in (('black', .4), ('white', .2)))),
-    flower=((-1.2, -1.2, 1.2, 2.2), ('green', [(-.06, 0), (.06, 0), (.1, 2.2), (-.1, 2.2)]),
-            ('green', (-.5, 1.4, .45, .15)), ('green', (.5, 1.6, .45, .15)),
-            *(('main' if k%2 else 'other', (.65*np.cos(k*.785), .65*np.sin(k*.785), .4, .4)) for k in range(8)),
-            ('yellow', (0, 0, .35, .35))),
-    fish=((-1.6, -1, 1.9, 1), ('other', [(.9, 0), (1.8, -.7), (1.5, 0), (1.8, .7)]),
-          ('other', [(-.5, -.5), (.1, -1), (.7, -.4)]), ('main', (-.2, 0, 1.35, .65)), ('light', (-.3, .25, .9, .3)),
-          ('other', [(-.3, .1), (.25, 0), (.2, .4)]), ('white', (-1, -.15, .16, .16)), ('black', (-1, -.15, .08, .08))))
+# name -> its box (left, top, right, bottom) and shapes: a colour, and an ellipse (x, y, rx, ry) or an outline's points
+_THINGS = json.loads((package_files('catdog')/'sample/things.json').read_text(encoding='utf8'))
 
 def _thing(img, r, words):
     "One of `_THINGS`, in random colours and proportions"
-    box,*shapes = _THINGS[drawable(' '.join(words))]
+    box,shapes = _THINGS[drawable(' '.join(words))].values()
     main,other = (_hsv(r.random(), r.uniform(.2, .85), r.uniform(.4, .95)) for _ in range(2))
     green = _hsv(r.uniform(.22, .4), r.uniform(.4, .7), r.uniform(.35, .75))
     colours = dict(main=main, other=other, dark=_darker(other), light=_lighter(main, .45), green=green,
@@ -363,7 +345,7 @@ def _thing(img, r, words):
     p,stretch = _stage(img, r, box, .08),(r.uniform(.8, 1), r.uniform(.8, 1))
     p.shadow(0, box[3], box[2]*.8)
     for colour,o in shapes:
-        if isinstance(o, list): p.polygon(np.array(o)*stretch, colours[colour])
+        if isinstance(o[0], list): p.polygon(np.array(o)*stretch, colours[colour])
         else: p.ellipse(*np.array(o)*(*stretch, *stretch), colours[colour])
 
 def _emblem(img, r, words):

@@ -2,7 +2,6 @@
 
 import atexit, io, itertools, json, os, re, sys, threading, time, zlib
 from contextlib import suppress
-from functools import cache
 from http.server import BaseHTTPRequestHandler
 from random import Random
 from socketserver import ThreadingTCPServer
@@ -33,23 +32,17 @@ _FORMATS = {   # name: share of the drawings, encoder
     'webp': (.08, lambda img: _encode(img, 'WEBP', quality=80, method=0)),
     'gif': (.04, lambda img: _encode(img, 'GIF')),
     'cmyk': (.04, lambda img: _encode(img.convert('CMYK'), 'JPEG', quality=88)),
-    'rotated': (.04, _rotated),
-    'avif': (.00, lambda img: _encode(img, 'AVIF', quality=70, speed=10))}
+    'rotated': (.04, _rotated)}
 
-_INVALID = 'not-found', 'html', 'truncated', 'tiny', 'stall', 'bomb', 'large-body', 'no-ai'   # nothing worth keeping
-_USUAL = 'not-found', 'html', 'truncated', 'duplicate', 'near-duplicate', 'tiny', 'huge', 'wrong-label'
-FAULTS = *_USUAL, 'server-error-once', 'rate-limit', 'redirect', 'stall', 'large-body', 'bomb', 'no-ai', *_FORMATS
-_JPEG = 'html', 'near-duplicate', 'huge', 'tiny', 'large-body', 'truncated', 'stall'
+FAULTS = 'not-found', 'html', 'truncated', 'duplicate', 'near-duplicate', 'tiny', 'huge', 'wrong-label', 'stall'
+_INVALID = 'not-found', 'html', 'truncated', 'tiny', 'stall'   # nothing worth keeping
 _TOTAL = 10_000   # results for each label
-
-@cache
-def _png_bomb(): return _encode(Image.new('1', (17_500, 17_500)), 'PNG', compress_level=1)   # 306 million pixels
 
 def _html(text, status=200, type='text/html', more=''):
     page = f'<!DOCTYPE html><html><head><title>{text}</title></head><body><h1>{text}</h1>{more}</body></html>'
-    return status, {'Content-Type': type}, [page.encode()]
+    return status, {'Content-Type': type}, page.encode()
 
-def _json(status=200, **kw): return status, {'Content-Type': 'application/json'}, [json.dumps(kw).encode()]
+def _json(status=200, **kw): return status, {'Content-Type': 'application/json'}, json.dumps(kw).encode()
 
 class _Result:
     "Search result `n` for `label`: `kind` is 'ok' or a fault; shows `drawn`, drawn with the seed `source`"
@@ -57,9 +50,8 @@ class _Result:
         self.web,self.label,self.n,self.kind = web,label,n,kind
         self.drawn,self.source,self.original = drawn,source,original   # `original`: the result that this is a copy of
         r = Random(f'format of {source}')
-        chosen = kind if kind in _FORMATS else 'png' if kind == 'bomb' else \
-            r.choices(list(_FORMATS), [o[0] for o in _FORMATS.values()])[0]
-        self.format,(w,h) = 'jpeg' if kind in _JPEG else chosen,random_size(r)
+        self.format,(w,h) = r.choices(list(_FORMATS), [o[0] for o in _FORMATS.values()])[0],random_size(r)
+        if kind not in ('ok', 'duplicate', 'wrong-label', 'not-found'): self.format = 'jpeg'
         self.bytes = w*h//8   # an estimate: nothing is drawn yet
         scale = {'huge': 3000/max(w, h), 'near-duplicate': .7}.get(kind, 1)
         self.size = round(w*scale),round(h*scale)
@@ -86,20 +78,13 @@ class _Result:
             case 'tiny': return jpeg_bytes(self.image().resize((16, 16)))
         return _FORMATS[self.format][1](self.image())
 
-    def answer(self, first):
-        "Return status, headers and the chunks of the body; a stall announces more than it sends"
-        match self.kind:
-            case 'not-found': return _html('This page is gone', 404)
-            case 'html': return _html('Please accept our cookies', type='image/jpeg')
-            case 'server-error-once' if first: return _html('Try again', 500)
-            case 'bomb': return 200, {'Content-Type': 'image/png'}, [_png_bomb()]
-            case 'large-body': return 200, {'Content-Type': 'image/jpeg'}, [bytes(2**20)]*200
-            case 'redirect': return 302, {'Location': self.path.replace('/images/', '/moved/')}, []
-            case 'rate-limit' if first: return 429, {'Retry-After': '1'}, []
+    def answer(self):
+        "Return status, headers and the body; a stall announces more than it sends"
+        if self.kind == 'not-found': return _html('This page is gone', 404)
+        if self.kind == 'html': return _html('Please accept our cookies', type='image/jpeg')
         headers,data = {'Content-Type': self.type},self.data()
-        if self.kind == 'no-ai': headers['X-Robots-Tag'] = 'noai, noimageai'
         if self.kind == 'stall': headers['Content-Length'] = str(len(data))
-        return 200, headers, [data[:len(data)//2] if self.kind in ('truncated', 'stall') else data]
+        return 200, headers, data[:len(data)//2] if self.kind in ('truncated', 'stall') else data
 
     def json(self):
         "Return the result as in the Bing v7 protocol"
@@ -122,16 +107,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.connections.discard(self.connection)
         with suppress(OSError): super().finish()
     def do_GET(self):
-        status,headers,chunks = self.server.web._respond(urlsplit(self.path), self.headers)
-        sent = sum(map(len, chunks))
-        headers = {'Content-Length': str(sent), **headers}
+        status,headers,body = self.server.web._respond(urlsplit(self.path), self.headers)
+        headers = {'Content-Length': str(len(body)), **headers}
         try:
             self.send_response(status)
             for o in headers.items(): self.send_header(*o)
             self.end_headers()
             if self.command == 'HEAD': return
-            for o in chunks: self.wfile.write(o)
-            if sent == int(headers['Content-Length']): return
+            self.wfile.write(body)
+            if len(body) == int(headers['Content-Length']): return
             self.server.web._stopping.wait(300)
         except OSError: pass   # the client has left
         self.close_connection = True
@@ -147,7 +131,7 @@ class _Server(ThreadingTCPServer):
         if not isinstance(sys.exception(), OSError): super().handle_error(*args)
 
 def _shares(faults):
-    if not isinstance(faults, dict): faults = {o: (faults or 0)/len(_USUAL) for o in _USUAL}
+    if not isinstance(faults, dict): faults = {o: (faults or 0)/8 for o in FAULTS[:8]}
     if unknown := sorted(set(faults) - {'ok', *FAULTS}):
         raise CatdogError(f'no such fault: {", ".join(unknown)}; there are {", ".join(FAULTS)}')
     if min(faults.values(), default=0) < 0 or sum(faults.values()) > 1 + 1e-9:
@@ -171,7 +155,7 @@ class SampleWeb:
     ):
         self.seed,self.latency,self.port,self.faults = seed,latency,port,_shares(faults)
         self.url,self._server,self._stopping,self._lock = None,None,threading.Event(),threading.RLock()
-        self._results,self._returned,self._fetched = {},{},set()
+        self._results,self._returned = {},{}
 
     def __enter__(self): return self.start()
     def __exit__(self, *args): self.stop()
@@ -235,21 +219,13 @@ class SampleWeb:
 
     def _find(self, path):
         "Return the kind of page at `path` and its result; (None, None) if there is none"
-        match = re.fullmatch(r'/(images|moved|thumbnails|pages)/([^/]+)/(\d{1,5})(?:\.(\w+))?', path)
+        match = re.fullmatch(r'/(images|thumbnails|pages)/([^/]+)/(\d{1,5})(?:\.(\w+))?', path)
         o = match and self._result(unquote(match[2]), int(match[3]))
         return (match[1], o) if o and match[4] in (None, o.suffix) else (None, None)
 
-    def truth(self,
-        url:str # A contentUrl of this web
-    ) -> dict: # kind, label, drawn (what the image shows), valid (worth keeping), original (the URL it is a copy of)
-        "Return the ground truth for `url`; raise `CatdogError` if it is not a URL of this web"
-        o = self._find(urlsplit(url).path)[1] if url.startswith(f'{self.url}/') else None
-        if o: return o.truth
-        raise CatdogError(f'{url} is not a URL of {self}')
-
     @property
     def truths(self) -> dict: # URL -> its `truth`, in the order of the answers
-        "The ground truth for every URL that a search has returned so far"
+        "The ground truth for every URL that a search has returned so far: kind, label, drawn, valid, original"
         return {o.url: o.truth for o in list(self._returned.values())}
 
     def _search(self, params, key):
@@ -277,17 +253,13 @@ class SampleWeb:
             return self._search(dict(parse_qsl(url.query, True)), headers.get('Ocp-Apim-Subscription-Key', ''))
         page,o = self._find(url.path)
         if page == 'images':
-            with self._lock:
-                first = o.path not in self._fetched
-                self._fetched.add(o.path)
             time.sleep(Random(f'{self.seed}{o.path}').uniform(*self.latency))
-            return o.answer(first)
-        if page == 'moved': return 200, {'Content-Type': o.type}, [o.data()]
+            return o.answer()
         if page == 'pages': return _html(f'Number {o.n}', more=f'<img src="{o.path}" alt="">')
         if page == 'thumbnails':
             img = o.image()
             img.thumbnail((160, 160))
-            return 200, {'Content-Type': 'image/jpeg'}, [jpeg_bytes(img)]
+            return 200, {'Content-Type': 'image/jpeg'}, jpeg_bytes(img)
         return _html('Not found', 404)
 
 def sample_web() -> SampleWeb: # A running web

@@ -7,9 +7,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from queue import SimpleQueue
 
+from tqdm.auto import tqdm
+
 from ..core.duplicates import DuplicateIndex, colour_signature, perceptual_hash
 from ..core.errors import CatdogError, DataError, FetchError, ImageError, SearchError
-from ..core.files import check_writable, content_id, folder_lock, progress_bar, write_atomic
+from ..core.files import check_writable, content_id, folder_lock, write_atomic
 from ..core.images import jpeg_bytes, open_image
 from ..dataset.folder import parse_labels
 from ..dataset.manifest import Manifest, Outcome, Photo, as_found
@@ -39,7 +41,8 @@ class _Downloads:
     "A pool of threads that downloads images, for several labels in turn"
     def __init__(self, fetcher, n, max_side=512, signature=False):   # n: photos in all, for the progress bar
         self.fetcher,self.settings,self.jobs,self.pending = fetcher,(max_side, signature),SimpleQueue(),deque()
-        self.bar,self.counts,self.end = progress_bar(n, 'download'),Counter(),time.monotonic() + _SECONDS
+        self.bar = tqdm(total=n, desc='download', unit=' images', delay=1)
+        self.counts,self.end = Counter(),time.monotonic() + _SECONDS
         for _ in range(fetcher.workers): threading.Thread(target=self._work, daemon=True).start()
 
     def __enter__(self): return self

@@ -8,7 +8,6 @@ __all__ = ['SEARCH_SECONDS', 'ENGINES', 'AUTO', 'SAFE', 'parse_answer', 'bing_pa
 
 # %% ../../nbs/web/engines.ipynb #54352e58
 import inspect, itertools, json, os, re, socket, threading, time
-from collections import deque
 from urllib.parse import urlsplit
 
 from bs4 import BeautifulSoup
@@ -17,7 +16,7 @@ from ..core.errors import CatdogError, FetchError, ImageError, SearchError
 from ..core.files import check_new_file, write_atomic
 from ..dataset.folder import parse_labels
 from ..dataset.manifest import Photo
-from .http import BUSY, MAX_WAIT, TRIES, ask, clean_url, proxy_for, retry_delay
+from .http import BUSY, TRIES, ask, clean_url, proxy_for, retry_delay
 
 # %% ../../nbs/web/engines.ipynb #723c12b9
 _NOT_SHOWN = 'head style script title svg iframe object video audio canvas datalist select rp noscript noframes noembed'
@@ -95,24 +94,6 @@ def parse_answer(
     return [p for p in photos if p]
 
 # %% ../../nbs/web/engines.ipynb #000bf44d
-def _wait(seconds, why):
-    "Sleep, and print `why` if it takes longer than a second"
-    if seconds > 1: print(f'{why} {seconds:.0f} s', flush=True)
-    time.sleep(max(0, seconds))
-
-class _Pace:
-    "At most `n` requests to `engine` in any `seconds`"
-    def __init__(self, n, seconds, engine):
-        self.times,self.seconds = deque(maxlen=n),seconds
-        self.why = f'{engine} allows {n} requests in {seconds:g} s: waiting'
-
-    def wait(self, seconds=0):
-        "Wait until one more request is allowed, `seconds` at least, and count it"
-        if len(self.times) == self.times.maxlen:   # 5% more: a request counts from when it arrives
-            seconds = max(seconds, self.times[0] + 1.05*self.seconds - time.monotonic())
-        _wait(seconds, self.why)
-        self.times.append(time.monotonic())
-
 _ADVICE = {400: 'try another term', 401: 'check the key', 403: 'check the key, or try another engine',
            404: 'check the URL of the endpoint', 429: 'too many requests: wait a minute, or try another engine'}
 SEARCH_SECONDS = 300   # a search requests no further pages after this
@@ -126,16 +107,17 @@ def _complaint(body):
     places = ('error', 'message'),('error', 'info'),('message',),('detail',)
     return next((f' ({text[:200]})' for keys in places if (text := _plain_text(_get(o, *keys)))), '')
 
-def _get_json(engine, url, params, headers=None, pace=None):
+_MAX_SEARCH_WAIT = 65   # seconds; Openverse allows 20 requests a minute
+
+def _get_json(engine, url, params, headers=None):
     "Return the JSON that `engine` answers at `url`, retrying while it is busy; raise `SearchError` if it fails"
     try:
-        seconds = 0
         for attempt in range(TRIES):
-            if pace: pace.wait(seconds)
-            else: _wait(seconds, f'{engine} is busy: waiting')
             status,body,asked = ask(url, params, headers)
             seconds = retry_delay(asked, attempt)
-            if status not in BUSY or seconds > (pace.seconds + 5 if pace else MAX_WAIT): break
+            if status not in BUSY or seconds > _MAX_SEARCH_WAIT or attempt == TRIES - 1: break
+            if seconds > 1: print(f'{engine} asks to wait: {seconds:.0f} s', flush=True)
+            time.sleep(seconds)
     except ImageError as e: raise SearchError(engine, f'its answer has {e}; try another engine') from None
     except FetchError as e:
         if e.reason == 'invalid': raise SearchError(engine, f'{url!r} is {e}; check the endpoint') from None
@@ -196,8 +178,8 @@ def _search_bing(term, n=150, safe='moderate'):
 
 # %% ../../nbs/web/engines.ipynb #94f95a9e
 def _ddg_error(text):
-    offline = any(o in text for o in ('DNSError', 'ConnectError', 'TimeoutError', 'timed out'))
-    text = f'DuckDuckGo did not answer ({text[:100]}); wait a minute, or try another engine'
+    offline = any(o in text for o in ('DNSError', 'ConnectError', 'TimeoutError', 'timed out', 'error sending request'))
+    text = f'DuckDuckGo did not answer ({text.split("(")[0][:100]}); wait a minute, or try another engine'
     return SearchError('ddg', text, offline)
 
 def _ddg_pages(term, safe):
@@ -232,14 +214,13 @@ def _check_contact(engine):
     print(f'{_NEED_CONTACT[engine]} asks for a contact: set CATDOG_CONTACT to your e-mail address or web page.')
 
 _OPENVERSE = 'https://api.openverse.org/v1/images/'
-_OPENVERSE_PACE = _Pace(20, 60, 'openverse')
 
 def _openverse_pages(term, safe):
     _check_contact('openverse')
     mature = {'mature': 'true'} if safe == 'off' else {}
     for page in itertools.count(1):
         params = dict(q=term, page=page, page_size=20, **mature)
-        answer = _get_json('openverse', _OPENVERSE, params, pace=_OPENVERSE_PACE)
+        answer = _get_json('openverse', _OPENVERSE, params)
         yield parse_answer('openverse', answer, term)
         if page >= (_positive_int(_get(answer, 'page_count')) or 0): return
 

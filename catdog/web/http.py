@@ -11,7 +11,7 @@ import idna, requests
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies, select_proxy
 from urllib3 import Retry
-from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError, ProxySchemeUnknown, ReadTimeoutError
 from urllib3.poolmanager import pool_classes_by_scheme
 
 from .. import __version__
@@ -137,14 +137,19 @@ def user_agent() -> str: # ASCII, on one line
 
 def _no_proxy():
     "Return the hosts to ask without a proxy: those in `NO_PROXY`, and this machine"
-    mine = os.environ.get('no_proxy') or os.environ.get('NO_PROXY')
-    return ','.join(filter(None, [mine, 'localhost,127.0.0.1,::1']))
+    mine = (os.environ.get('no_proxy') or os.environ.get('NO_PROXY') or '').strip()
+    return mine if mine == '*' else f'{mine},localhost,127.0.0.1,::1'
+
+def _proxies(url):
+    "Return the proxies for `url` in the environment: scheme -> URL"
+    found = get_environ_proxies(url, no_proxy=_no_proxy())
+    return {k: o.strip() if '://' in o else f'http://{o.strip()}' for k,o in found.items()}   # proxy:3128, as in curl
 
 def proxy_for(
     url:str # URL to request
 ) -> str|None: # Its URL
     "Return the proxy for `url` in `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, or None"
-    return select_proxy(url, get_environ_proxies(url, no_proxy=_no_proxy()))
+    return select_proxy(url, _proxies(url))
 
 class _Session(requests.Session):
     "A session for `workers` threads that identifies itself and sends neither passwords nor cookies"
@@ -161,7 +166,8 @@ class _Session(requests.Session):
         "Return the answer to one GET request; requests' own `get` reads the body of a redirect, however long it is"
         request = self.prepare_request(requests.Request('GET', url, **kwargs))
         settings = self.merge_environment_settings(request.url, {'no_proxy': _no_proxy()}, True, None, None)
-        adapter,proxy = self.get_adapter(request.url),select_proxy(request.url, settings['proxies'])
+        settings['proxies'] = _proxies(request.url)
+        adapter,proxy = self.get_adapter(request.url),proxy_for(request.url)
         if proxy and not proxy.lower().startswith('socks'):
             adapter.proxy_manager_for(proxy).pool_classes_by_scheme = _TIMED   # it may have a private address
         return adapter.send(request, timeout=timeout, **settings)
@@ -208,6 +214,7 @@ def _fetch_error(e):
     if isinstance(e, (requests.Timeout, ReadTimeoutError)) or isinstance(inner, ReadTimeoutError):
         return FetchError('its server took too long', 'timeout')
     if 'SOCKS' in str(e): return FetchError('a SOCKS proxy needs PySocks: pip install pysocks', 'unreachable')
+    if isinstance(e, ProxySchemeUnknown): return FetchError(f'the proxy cannot be used ({e})', 'unreachable')
     if isinstance(e, requests.exceptions.RequestException) and isinstance(e, ValueError):   # InvalidURL and the like
         return FetchError(f'not a URL that can be requested ({e})', 'invalid')
     if isinstance(e, HTTPError): return _TryAgain('the connection broke off', 'unreachable')

@@ -287,14 +287,16 @@ async function predict(file, why = false) {
   let bitmap;
   try {
     bitmap = await opened(file, model);
-    const outputs = await run(pixelsOf(bitmap, model)), answer = answerOf(model, outputs);
     const scale = Math.min(1, PREVIEW/Math.max(bitmap.width, bitmap.height));
     const [width, height] = [bitmap.width, bitmap.height].map(o => Math.max(1, Math.round(scale*o)));
     const context = contextOf(width, height);
     Object.assign(context, {fillStyle: 'white', imageSmoothingQuality: 'high'}).fillRect(0, 0, width, height);
     context.drawImage(bitmap, 0, 0, width, height);
+    const save = () => new Promise(done => context.canvas.toBlob(done, 'image/jpeg', .85));
+    const preview = why || save();   // while the model runs
+    const outputs = await run(pixelsOf(bitmap, model)), answer = answerOf(model, outputs);
     if (why) darken(context, outputs.activation, answer, model);
-    const image = URL.createObjectURL(await new Promise(done => context.canvas.toBlob(done, 'image/jpeg', .85)));
+    const image = URL.createObjectURL(await (why ? save() : preview));
     return why ? {why: image} : {...answer, image};
   } catch (e) { return {error: e instanceof ImageError ? e.message : 'this browser cannot open it'}; }
   finally { bitmap?.close(); }

@@ -1,0 +1,86 @@
+"""From the prompt to the model folder, with another release beside this one, alternating.
+
+    git worktree add ../old v0.1.0
+    python bench/build.py ../old                 # all of it, three times each: about 12 minutes
+    python bench/build.py ../old second help -n 1
+
+    second   1,000 photographs, when the graph of the network is cached (twice as many seconds the first time)
+    first    the same, with an empty cache
+    few      80 photographs, cached
+    help     catdog-build --help
+    output   until catdog-build prints something
+    load     features of 100 photographs while two other programs keep both cores busy
+
+Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web/{cat,dog}.
+"""
+import os, shutil, statistics, subprocess, sys, tempfile, time
+from argparse import ArgumentParser
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOS = Path(os.environ.get('CATDOG_SHARED', ROOT.parent/'shared'))/'photos'/'web'
+BUILD = Path(sys.executable).with_name('catdog-build')
+FEATURES = '''import sys, time
+from catdog.data import get_dls
+from catdog.learn.backbones import get_learner
+from catdog.learn.features import image_features
+learn = get_learner(get_dls(sys.argv[1], 224))
+files = [*learn.dls.train_ds.items, *learn.dls.valid_ds.items]
+start = time.monotonic()
+image_features(learn, files)
+print('seconds', time.monotonic() - start)'''
+
+def some(folder, n):
+    "Copy `n` photographs of each label into `folder`"
+    for label in ('cat', 'dog'):
+        (folder/label).mkdir(parents=True)
+        for f in sorted((PHOTOS/label).iterdir())[:n]: shutil.copy(f, folder/label)
+    return folder
+
+def start(root, cache, *args, cwd):
+    "Start a program with the catdog in `root`"
+    env = {**os.environ, 'PYTHONPATH': str(root), 'TORCH_HOME': str(cache), 'PYTHONUNBUFFERED': '1'}
+    return subprocess.Popen([*map(str, args)], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+def seconds(case, root, cache, folder):
+    "Seconds that `case` takes with the catdog in `root`"
+    with tempfile.TemporaryDirectory() as cwd:
+        if case == 'load':
+            busy = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(2)]
+            try: out = start(root, cache, sys.executable, '-W', 'ignore', '-c', FEATURES, folder/'100', cwd=cwd).communicate()[0]
+            finally:
+                for o in busy: o.kill()
+            return float(out.split()[-1])
+        if case == 'first': cache = Path(cwd)/'cache'
+        photos = folder/'80' if case in ('few', 'output') else PHOTOS
+        args = ['--help'] if case == 'help' else ['cat', 'dog', '--photos', photos, '--out', 'model']
+        began = time.monotonic()
+        process = start(root, cache, BUILD, *args, cwd=cwd)
+        if case == 'output':
+            process.stdout.read(1)
+            took = time.monotonic() - began
+            process.kill()
+        process.communicate()
+        if case == 'output': return took
+        assert not process.returncode and (case == 'help' or (Path(cwd)/'model'/'model.onnx').exists()), case
+        return time.monotonic() - began
+
+def main():
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('old', type=Path)
+    parser.add_argument('cases', nargs='*', default=['second', 'first', 'few', 'help', 'output', 'load'])
+    parser.add_argument('-n', type=int, default=3)
+    args = parser.parse_args()
+    print('load average', *os.getloadavg())
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        some(folder/'80', 40), some(folder/'100', 50)
+        roots = dict(old=args.old.resolve(), new=ROOT)
+        for case in args.cases:
+            took = {k: [] for k in roots}
+            for i in range(args.n + (case in ('second', 'few', 'load'))):   # the first of these fills the caches
+                for k,root in roots.items(): took[k].append(seconds(case, root, folder/k, folder))
+            old,new = (statistics.median(o[-args.n:]) for o in took.values())
+            print(f'{case:7} {old:6.2f} s, now {new:6.2f} s: {new/old:.2f} of it', flush=True)
+
+if __name__ == '__main__': main()

@@ -1,0 +1,141 @@
+"The labeller: what it proposes, what it keeps, and what it moves."
+import json, os, signal
+
+import numpy as np, pytest
+from clean_helpers import images, state, unsorted
+
+from catdog.clean.labeller import Labeller, propose
+from catdog.core.errors import DataError
+
+WORDS = 'cat', 'dog'
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('drawn')/'data'
+    return folder,unsorted(folder)
+
+@pytest.fixture
+def data(drawn, tmp_path):
+    "A copy to work in; with the same modification times, so that features are computed once"
+    folder = tmp_path/'data'
+    folder.mkdir()
+    for o in drawn[0].iterdir(): os.link(o, folder/o.name)
+    return folder,drawn[1]
+
+def answer(labeller, truth, pages=1):
+    "Choose the right label for each image of `pages` pages"
+    for _ in range(pages):
+        for o in labeller.shown: labeller.choose(o, truth[o.name])
+        labeller.bt_agree.click()
+
+def test_pages_teach(data):
+    "Each page has new images; suggestions come once there are a few of each, and mostly are right"
+    folder,truth = data
+    labeller = Labeller(folder, WORDS, max_n=6)
+    assert not any(map(labeller.open_suggestion, labeller.shown)) and labeller.learned.value.startswith('0 labelled')
+    answer(labeller, truth, 3)
+    assert len({*labeller.choices}) == 18 and not {*labeller.shown} & {*labeller.choices}
+    assert labeller.learned.value.startswith('18 labelled (cat 9, dog 9)') or '18 labelled' in labeller.learned.value
+    assert '42 left' in labeller.learned.value
+    suggested = {o.name: labeller.open_suggestion(o) for o in labeller.shown}
+    assert None not in suggested.values()
+    labeller.bt_agree.click()   # all suggestions of the page at once
+    assert {o.name: labeller.choices[o] for o in labeller.choices if o.name in suggested} == suggested
+    labeller.bt_back.click()
+    assert {o.name for o in labeller.shown} == {*suggested}   # to correct one
+    assert images(folder) == sorted(o.read_bytes() for o in folder.iterdir() if o.is_file())   # nothing has moved
+
+def test_apply_and_undo(data):
+    folder,truth = data
+    start,labeller = state(folder),Labeller(folder, WORDS, max_n=6)
+    answer(labeller, truth, 2)
+    files = [*labeller.choices]
+    labeller.choose(files[0], '<Delete>')
+    labeller.choose(files[1], '<Keep>')
+    labeller.bt_apply.click()
+    assert labeller.message.value == 'Moved 11 images.'
+    assert (folder/'.removed'/files[0].name).exists() and files[1].exists()
+    for o in files[2:]: assert (folder/truth[o.name]/o.name).exists()
+    assert not {o.name for o in files} & {o.name for o in labeller.shown}
+    assert labeller.learned.value.startswith('10 labelled')   # those in folders count
+    again = Labeller(folder, WORDS, max_n=6)
+    assert again.learned.value.startswith('10 labelled') and again.choices == {files[1]: '<Keep>'}
+    again.bt_undo.click()
+    assert {k: v for k,v in state(folder).items() if 'json' not in k} == start
+    assert len(again.choices) == 11 and all(truth[o.name] == k for o,k in again.choices.items() if o != files[1])
+
+def test_a_killed_kernel_loses_nothing(data):
+    "Each answer is on the disk as soon as it was given, the file is never half written, and nothing has moved"
+    folder,truth = data
+    labeller,(read,write) = Labeller(folder, WORDS, max_n=6),os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            for i in range(3):
+                for o in labeller.shown:
+                    labeller.choose(o, truth[o.name])
+                    os.write(write, o.name.encode())
+                if i < 2: labeller.bt_agree.click()
+        finally: os._exit(0)
+    told = b''
+    while len(told) < 7*15: told += os.read(read, 7)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    again = Labeller(folder, WORDS, max_n=6)
+    given = {told[i:i + 7].decode() for i in range(0, len(told), 7)}
+    assert given <= {o.name for o in again.choices}
+    assert all(truth[o.name] == label for o,label in again.choices.items())
+    assert not {*again.shown} & {*again.choices} and len({*folder.glob('*.jpg')}) == 60
+
+def test_the_rest_is_labelled_after_a_sample_only(data, monkeypatch):
+    folder,truth = data
+    labeller = Labeller(folder, WORDS, max_n=6)
+    answer(labeller, truth, 3)
+    labeller.dd_sure.value = .9
+    monkeypatch.setattr(labeller, '_p', np.eye(2)[[WORDS.index(truth[o.name]) for o in labeller.files]])   # sure of all
+    labeller.bt_rest.click()
+    assert '6 of the 42' in labeller.message.value and labeller.bt_rest.description == 'Label the rest'
+    sample = {*labeller.shown}
+    labeller.choose(labeller.shown[0], next(o for o in WORDS if o != truth[labeller.shown[0].name]))
+    labeller.bt_agree.click()
+    assert '1 of these 6 were wrong, 16.7%' in labeller.message.value and len(labeller.choices) == 24
+    assert labeller.bt_rest.description == 'Label 36 images' and not labeller.auto
+    labeller.bt_rest.click()
+    assert len(labeller.auto) == 36 and not {*labeller.auto} & {*labeller.choices} and sample <= {*labeller.choices}
+    assert len(Labeller(folder, WORDS, max_n=6).auto) == 36   # kept, too
+    labeller.bt_rest.click()
+    assert not labeller.auto and labeller.tally.value.count('to') == 2
+    assert len([*folder.glob('*.jpg')]) == 60
+
+def test_another_label(data):
+    folder,truth = data
+    labeller = Labeller(folder, ['cat'], max_n=6)
+    labeller.new.value = 'cat'
+    labeller._add_label()
+    assert 'given twice' in labeller.message.value
+    labeller.new.value = 'dog'
+    labeller._add_label()
+    assert labeller.cards[0].menu.options == ('<Keep>', '<Delete>', 'cat', 'dog') and '<kbd>2</kbd> dog' in labeller.keys.value
+    answer(labeller, truth, 1)
+    assert Labeller(folder, ['cat'], max_n=6).labels == ['cat', 'dog']
+
+def test_files_that_are_no_images(tmp_path, data):
+    folder = data[0]
+    (folder/'000.jpg').write_text('no image')
+    labeller = Labeller(folder, WORDS, max_n=6)
+    assert '1 cannot be opened: 000.jpg' in labeller.message.value and len(labeller.files) == 59
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(DataError, match='no image that can be opened'): Labeller(tmp_path/'empty', WORDS)
+
+def test_proposals_are_uncertain_and_unlike_each_other():
+    "Of two clouds, those between them come first, and no two that are the same"
+    r = np.random.default_rng(0)
+    z = np.concatenate([r.normal(size=(400, 8)) + [4]*8, r.normal(size=(400, 8)) - [4]*8]).astype('float32')
+    middle = r.normal(size=(40, 8)).astype('float32')*.3
+    z = np.concatenate([z, middle, np.repeat(middle[:1], 30, 0)])   # the same image 31 times
+    known = np.full(len(z), -1)
+    known[:20],known[400:420] = 0,1
+    p,which = propose(z, known, 10, 2)
+    assert p.shape == (len(z), 2) and (p[:400].argmax(1) == 0).mean() > .99
+    assert len({*which}) == len(which) and (known[which] == -1).all() and sum(which >= 800) >= 6
+    assert sum((which == 800) | (which >= 840)) <= 2
