@@ -42,17 +42,24 @@ def smaller(outputs, source):
             data['image/png'] = base64.b64encode(f.getvalue()).decode()
     return outputs
 
+def image_widget(im, *args, **kwargs):
+    "Return an image as a widget; fastai's `widget` shows it in an Output, for which nbclient may wait forever"
+    from ipywidgets import Image
+    im.convert('RGB').save(f := io.BytesIO(), 'JPEG')
+    return Image(value=f.getvalue(), format='jpeg')
+
 SERVER = multiprocessing.get_context('forkserver')
 SERVER.set_forkserver_preload(['fastai.vision.all', 'timm', 'sklearn.linear_model', 'ipykernel.kernelapp', 'ipywidgets'])
 
 def _kernel(argv, cwd, env):
     "Start an IPython kernel in this process, as `python -m ipykernel_launcher` does"
     from ipykernel.kernelapp import launch_new_instance
-    import fastai.callback.progress, fastai.learner, matplotlib, pandas as pd
+    import fastai.callback.progress, fastai.learner, fastai.vision.widgets, matplotlib, pandas as pd
     from fastprogress import fastprogress
     # they have been imported outside of a kernel: say what they would have found out in one
     for o in (fastai.callback.progress, fastai.learner):
         o.master_bar,o.progress_bar = fastprogress.NBMasterBar,fastprogress.NBProgressBar
+    fastai.vision.widgets.widget = image_widget
     pd.set_option('display.max_columns', 20)
     matplotlib.rcParams['backend'] = 'module://matplotlib_inline.backend_inline'
     os.setsid()   # a process group of its own, which is killed with the kernel

@@ -208,7 +208,7 @@ def answer_pages(photos, seed, n, pages, cleanlab):
             shutil.copy(f, to)
             truth[to] = f.parent.name
         wrong = {f for f,label in truth.items() if label != f.parent.name}
-        learn = train(d)
+        learn = train(d, recipe='fast')   # its features are known then
         worst = suspects(learn)
         rows,cleaner = [],Cleaner(learn, suspects=worst)
         seen,took = set(),[]

@@ -74,7 +74,7 @@ def train(
     return learn
 
 # %% ../nbs/03_train.ipynb #c9ddeffa
-def _check_build(words, path, out, n, engine, photos, safe, **recipe):
+def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe):
     "Return (labels, path, out), with defaults filled in; raise `CatdogError` on anything that cannot work"
     from catdog.core.model_file import check_model_folder
     from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
@@ -85,6 +85,8 @@ def _check_build(words, path, out, n, engine, photos, safe, **recipe):
     check_number(n)
     if photos and path:
         raise CatdogError('give either photos, a folder of your own images, or path, a folder to download to')
+    if also and photos: raise CatdogError(f'photos are left unchanged: copy the images of {also} into them yourself')
+    if also: ImageFolder(also)
     if not photos: words = check_search(words, n or 150, engine=engine, safe=safe)
     labels = ImageFolder(photos, words or None).labels if photos else None
     path = Path(photos or path or default_folder(words))
@@ -105,6 +107,7 @@ def build(
     n:int=None, # Images per label; default: 150 from the web, all of your own photos
     engine:str='auto', # Search engine: auto, bing, ddg, openverse, commons or sample
     photos:str=None, # Your own images instead of the web: a folder with a sub-folder per label, left unchanged
+    also:str=None, # Another data set whose images are copied in, such as that of `catdog-app --keep`
     arch:str=None, # Architecture, of torchvision or timm; default: efficientnet_lite0, or resnet18 for 'classic'
     epochs:int=None, # Epochs of fine-tuning; default: as many as pay for 'auto', 0 for 'fast', 4 for 'classic'
     size:int=None, # Side of the square that the network sees, in pixels, 32 to 2048; default: 224 for most
@@ -116,14 +119,16 @@ def build(
     safe:str='moderate' # Safe search: strict, moderate or off
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
+    from catdog.dataset.journal import add_images
     from catdog.dataset.split import split_files
     from catdog.scrape import scrape
-    labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, recipe=recipe, arch=arch, size=size,
-                                   epochs=epochs, minutes=minutes)
+    labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, also, recipe=recipe, arch=arch,
+                                   size=size, epochs=epochs, minutes=minutes)
     print(f'[1/4] Images of {", ".join(labels)}: {"your own in" if photos else "from the web into"} {path}', flush=True)
     (loading := threading.Thread(target=_load)).start()
-    if photos: split_files(path, labels=labels, n=n)   # opens the images while torch is imported
-    elif not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
+    if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
+    if also: print(f'{add_images(path, also, labels)} new images from {also}', flush=True)
+    split_files(path, labels=labels, n=n if photos else None)   # opens the images while torch is imported
     print('[2/4] Training', flush=True)
     if loading.is_alive(): print('Loading torch and fastai', flush=True)
     loading.join()

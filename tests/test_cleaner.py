@@ -224,10 +224,10 @@ def test_it_learns_from_each_page(tmp_path):
         seen += first
         cleaner.bt_next.click()
         n = len({*seen} & {*wrong})
-        assert re.match(rf'{n} corrected; validation error [\d.]+% → [\d.]+% \(95% interval .*\d suspects left', cleaner.learned.value)
+        assert re.match(rf'{n} corrected; validation error [\d.]+% → [\d.]+% \(95% interval .*\d suspects? left', cleaner.learned.value)
     assert {*seen} >= {*wrong} and set(cleaner.suspects.columns) == set(worst.columns)
     k = len(validated)
-    assert not k or f'{k} validation images count as corrected' in cleaner.learned.value
+    assert not k or f'counting {k} corrected label' in cleaner.learned.value
     cleaner.iw.show(0)
     assert cleaner.iw.shown == seen[:4]   # to change an answer
     said = cleaner.learned.value
@@ -472,6 +472,12 @@ def test_cleaner_in_jupyterlab(page, lab, tmp_path):
         o.shows('Chosen: 1 to')
         o.apply(1)
         o.undo(1)
+        o.view.select_option('Confusion matrix')
+        cell = page.locator('.cd-matrix button:enabled:not(.cd-open)').first
+        cell.press('Enter')
+        expect(page.locator('.cd-open')).to_have_text(cell.inner_text())
+        expect(o.cards).to_have_count(min(4, int(cell.inner_text())))
+        o.is_readable()
 
 LABELLING = '''from catdog.review import Labeller
 Labeller('data', ['cat', 'dog'], max_n={})'''

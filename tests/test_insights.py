@@ -61,7 +61,7 @@ def traits(n=120, dark=None, suffix='.jpg', hosts=('a.example', 'b.example', Non
 @pytest.mark.parametrize('planted,trait,label,words', [
     (dict(dark=1), 'brightness', 'dog', 'Brightness alone tells dog from the others: 9'),
     (dict(suffix='.png'), 'file format', 'cat', 'tells cat from the others: 100% right'),
-    (dict(hosts='one.example'), 'host', 'fish', '(one.example: 100% beside 0%)')])
+    (dict(hosts='one.example'), 'host', 'fish', '(one.example: 100% of fish, 0% of the others)')])
 def test_planted_shortcuts_are_found(planted, trait, label, words):
     labels,*rest = traits(**planted)
     found = shortcuts(labels, *rest)
@@ -170,3 +170,11 @@ def test_fixed_camera_validates_a_fifth_of_each_label(tmp_path):
     split = split_files(tmp_path)
     assert Counter(o.parent.name for o in split.valid) == dict(open=6, closed=6) and not split.unvalidated
     assert 'nearly alike' in split.note and not split_files(fill(tmp_path/'mine', 20)).note
+
+def test_rare_label_is_not_sacrificed(tmp_path):
+    "Twelve dogs beside eighty cats: the head finds most dogs that it has not seen"
+    path = fill(tmp_path/'mine', 80)
+    for i in range(12, 80): (path/'dog'/f'{i:02}.jpg').unlink()
+    learn = recipe_learner(get_dls(path, 128, num_workers=0, **recipe_tfms('fast', 128)), 'efficientnet_lite0', 'fast')
+    answers = fit_head(learn).get_preds(dl=learn.dls.test_dl([draw('dog', i, (96, 72)) for i in range(100, 150)]))[0]
+    assert (answers.argmax(1) == 1).float().mean() > .7

@@ -349,7 +349,7 @@ def test_images_of_another_data_set_are_added_once(tmp_path):
     (also/'manifest.jsonl').write_text(json.dumps(dict(label='dog', url='app:1', status='ok', file='dog/new.jpg')) + '\n'
                                         + json.dumps(dict(label='dog', url='app:0', status='ok', file='dog/0.jpg')) + '\n')
     before,other,n = state(path),state(also),len(read_rows(path))
-    assert [add_images(path, also), add_images(path, also)] == [2, 0] and state(also) == other
+    assert [add_images(path, also, ['dog']), add_images(path, also), add_images(path, also)] == [1, 1, 0] and state(also) == other
     assert {k: v for k,v in state(path).items() if k in before and k != 'manifest.jsonl'} == {
         k: v for k,v in before.items() if k != 'manifest.jsonl'}
     assert (path/'dog'/'new.jpg').read_text() == 'dog/new.jpg' and (path/'bird'/'1.jpg').exists()

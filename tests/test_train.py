@@ -267,6 +267,7 @@ def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, turn
     (dict(minutes=0), 'above 0'), (dict(minutes=-1), 'above 0'), (dict(recipe='best'), "'auto', 'fast', 'classic'"),
     (dict(arch='resnet19'), 'unknown architecture'),
     (dict(n=0), 'n is 0'), (dict(photos='nowhere'), 'no such folder'), (dict(photos='mine', path='data/x'), 'give either photos'),
+    (dict(photos='mine', also='mine'), 'left unchanged'), (dict(also='nowhere'), 'no such folder'),
     (dict(photos='mine', labels=['cat', 'cow']), "no folder 'cow'"),
     (dict(labels=['cat', 'a/b']), 'cannot be the name'), (dict(engine='altavista'), 'no engine'),
     (dict(n=4), 'n is 4: a label needs 5'), (dict(photos='mine', n=1), 'n is 1: a label needs 5'),
@@ -283,6 +284,19 @@ def test_wrong_arguments_of_a_build(args, words, tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob('*'))
     with pytest.raises(CatdogError, match=words): build(**{'labels': ['cat', 'dog'], 'engine': 'sample', **args})
     assert sorted(tmp_path.rglob('*')) == before
+
+def test_images_of_another_data_set_are_trained_on_too(tmp_path, monkeypatch):
+    "Those of the labels that were asked for, copied before the training"
+    monkeypatch.chdir(tmp_path)
+    for label in ('cat', 'bird'):
+        (tmp_path/'kept'/label).mkdir(parents=True)
+        draw('cat', label).save(tmp_path/'kept'/label/'1.jpg')
+    monkeypatch.setattr('catdog.scrape.scrape', lambda *args, **kw: None)
+    class Trained(Exception): pass
+    def trains(path, *args, **kw): raise Trained([o.relative_to(path).as_posix() for o in path.rglob('*.jpg')])
+    monkeypatch.setattr('catdog.train.train', trains)
+    from catdog.train import build
+    with pytest.raises(Trained, match=r"^\['cat/1.jpg'\]$"): build(['cat', 'dog'], engine='sample', also='kept')
 
 def test_vision_learner_arguments_are_used_or_refused(drawings, monkeypatch):
     from fastai.metrics import accuracy

@@ -163,7 +163,7 @@ def out_of_sample(
 ) -> np.ndarray: # Shape (images,labels), 0 to 1; labels sorted
     "Predict the probabilities of the `labels`, each by a logistic regression that was not fitted to the image"
     folds = max(2, min(folds, min(Counter(labels).values())))
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=.003, max_iter=1000, tol=.01))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=.003, max_iter=1000, tol=.01, class_weight='balanced'))
     parts = StratifiedKFold(folds, shuffle=True, random_state=0)
     return cross_val_predict(model, features, labels, cv=parts, method='predict_proba')
 

@@ -277,11 +277,13 @@ def set_aside(
 
 def add_images(
     path:str|os.PathLike, # Folder of a data set; may be missing
-    also:str|os.PathLike # Another, such as the one that `catdog-app --keep` fills
+    also:str|os.PathLike, # Another, such as the one that `catdog-app --keep` fills
+    labels:list=None # Only images of these; default: all
 ) -> int: # Number of images that were not there yet
     "Copy the images of the data set `also`, with their rows in the manifest, to their labels in `path`"
     path,folder,rows = Path(path),ImageFolder(also),{o['file']: o for o in read_rows(also).values()}
-    new = {f: o for f in folder.files if not (o := path/folder.label(f)/f.name).exists()}
+    new = {f: o for f in folder.files if labels is None or folder.label(f) in labels
+           if not (o := path/folder.label(f)/f.name).exists()}
     for f,to in new.items():
         to.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(to, f.read_bytes())

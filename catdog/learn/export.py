@@ -345,5 +345,5 @@ def saved_learner(
     network,meta = _read_network(model)
     split = saved_split(path, model, meta['labels'])
     learn = Learner(_saved_dls(split, meta), network, loss_func=CrossEntropyLossFlat(), metrics=error_rate)
-    learn.arch_name,learn.note = meta.get('arch', 'a network'),split.note
+    learn.arch_name,learn.note,learn.insights = meta.get('arch', 'a network'),split.note,meta.get('insights', {})
     return learn

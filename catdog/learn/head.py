@@ -91,9 +91,9 @@ def fit_linear(
     y:np.ndarray, # Index of the label of each image, shape (n,)
     C:float=0.003 # Inverse regularisation of the logistic regression on standardised features
 ) -> Learner: # `learn`
-    "Fit the head of `learn` to its inputs `x` and labels `y` by logistic regression"
+    "Fit the head of `learn` to its inputs `x` and labels `y` by logistic regression; each label counts the same"
     last,norm,scaler = last_layer(learn),learn.model[1][-3],StandardScaler().fit(x)
-    regression = LogisticRegression(C=C, max_iter=1000).fit(scaler.transform(x), y)
+    regression = LogisticRegression(C=C, max_iter=1000, class_weight='balanced').fit(scaler.transform(x), y)
     w,b = regression.coef_,regression.intercept_
     if len(w) == 1: w,b = np.concatenate([-w, w])/2,np.concatenate([-b, b])/2   # of two labels it keeps one row
     with torch.no_grad():
