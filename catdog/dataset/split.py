@@ -46,14 +46,14 @@ def check_folder(
 _Checked = namedtuple('_Checked', 'content_id quality fault')   # fault: why it cannot be opened, or None
 
 @lru_cache(100_000)
-def _check_content(file, size, mtime):   # the last two in bytes and nanoseconds: of an image that has changed, they differ
+def _check_content(file, _stamp):   # `_stamp`: its size and time, so that an image that has changed is opened again
     data = Path(file).read_bytes()
     try: img = open_image(data, max_side=512)   # the size at which `scrape` keeps images
     except ImageError as e: return _Checked(None, None, e.reason)
     return _Checked(content_id(data), image_quality(img), None)
 
 def _check_image(file):
-    try: return _check_content(file, (s := os.stat(file)).st_size, s.st_mtime_ns)
+    try: return _check_content(file, ((s := os.stat(file)).st_size, s.st_mtime_ns))
     except OSError as e: return _Checked(None, None, f'cannot be read ({e.strerror})')
 
 def _check_images(files):
