@@ -61,7 +61,7 @@ def traits(n=120, dark=None, suffix='.jpg', hosts=('a.example', 'b.example', Non
 @pytest.mark.parametrize('planted,trait,label,words', [
     (dict(dark=1), 'brightness', 'dog', 'Brightness alone tells dog from the others: 9'),
     (dict(suffix='.png'), 'file format', 'cat', 'tells cat from the others: 100% right'),
-    (dict(hosts='one.example'), 'host', 'fish', '(one.example: 100% beside 0%)')])
+    (dict(hosts='one.example'), 'host', 'fish', '(one.example: 100% of fish, 0% of the others)')])
 def test_planted_shortcuts_are_found(planted, trait, label, words):
     labels,*rest = traits(**planted)
     found = shortcuts(labels, *rest)

@@ -54,7 +54,8 @@ def learning_curve(
     "Measure how the error of a head falls with the number of images, and predict it for up to eight times as many"
     sizes,wrong = _count_errors(_standard(x), y)
     now,n = now or sizes[-1],len(y)
-    e,a,c = np.meshgrid(np.geomspace(1e-4, .95, 120), np.linspace(0, .95, 20)**2, np.linspace(.05, 1, 20), indexing='ij')
+    grid = np.geomspace(1e-4, .95, 120),np.linspace(0, .95, 20)**2,np.linspace(.05, 1, 20)
+    e,a,c = np.meshgrid(*grid, indexing='ij')
     def _at(m): return np.minimum(e*(a + (1 - a)*(m/now)**-c), .999)
     fit = .5*np.log(e) + sum(.5*(k*np.log(p) + (n - k)*np.log1p(-p)) for k,p in zip(wrong, map(_at, sizes)))
     weight = np.exp(fit - fit.max()).ravel()
@@ -109,12 +110,12 @@ def _accuracy(values, has):
     right = (1 + np.sign((rates*(2*own - 1)).sum(1).round(9)))/2
     return np.mean([right[has == i].mean() for i in (0, 1)]),np.sqrt((.25/n).sum())/2
 
-def _example(a, b):
-    "Say how the values `a` of images that have a label differ from those of others, `b`"
-    if a.dtype.kind in 'fi': return f'median {a.median():.3g} beside {b.median():.3g}'
+def _example(a, b, label, others):
+    "Say how the values `a` of images with `label` differ from those of others, `b`"
+    if a.dtype.kind in 'fi': return f'median {a.median():.3g} for {label}, {b.median():.3g} for {others}'
     a,b = (o.fillna('unknown').value_counts(normalize=True) for o in (a, b))
     most = a.sub(b, fill_value=0).abs().idxmax()
-    return f'{most}: {a.get(most, 0):.0%} beside {b.get(most, 0):.0%}'
+    return f'{most}: {a.get(most, 0):.0%} of {label}, {b.get(most, 0):.0%} of {others}'
 
 def shortcuts(
     labels, # The label of each image
@@ -132,7 +133,7 @@ def shortcuts(
             accuracy,chance = _accuracy(values, labels == label)
             if accuracy < max(least, .5 + 5*chance): continue
             found.append(dict(trait=trait, label=label, others=others, accuracy=float(accuracy),
-                              example=_example(values[labels == label], values[labels != label])))
+                              example=_example(values[labels == label], values[labels != label], label, others)))
     return sorted(found, key=lambda o: -o['accuracy'])
 
 # %% ../../nbs/learn/insights.ipynb #410f7926
@@ -154,7 +155,7 @@ def _grouped_errors(x, y, sources):
 # %% ../../nbs/learn/insights.ipynb #7dbf8de5
 def insights(
     learn:Learner # From `get_learner`, before its body is trained on its images
-) -> dict: # curve, from `learning_curve`; shortcuts; groups, the errors about unknown sources; only what can be measured
+) -> dict: # curve, from `learning_curve`; shortcuts; groups, errors about unknown sources; only what can be measured
     "Find out what would help: more images, or other ones"
     dls,sets = learn.dls,(learn.dls.train_ds, learn.dls.valid_ds)
     parts = [(ds, *labelled_features(learn, ds, on_bad=note_bad(learn))) for ds in sets if len(ds)]
