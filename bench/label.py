@@ -4,8 +4,8 @@
     python bench/label.py ../shared/sets/clothing/train ../shared/sets/clothing/test
 
 Both are folders with a sub-folder per label: one to label, one to judge on. A simulated person who knows the labels
-answers page after page; the head is fitted to the answers as `train` does. Each seed draws `most` images of the first
-folder, nine tenths of it at most. "And the rest": the head is also fitted to the labels that the network gives the
+answers page after page; the head is fitted to the answers as `train` does. Each seed draws nine tenths of at most `most`
+images of the first folder. "And the rest": the head is also fitted to the labels that the network gives the
 images that it is sure of (90% or more); wrong: the share of these that are wrong.
 The features of frozen EfficientNet-Lite0 are computed once.
 """
@@ -67,13 +67,13 @@ def main(
     pool:str, # Folder to label
     test:str, # Folder to judge on
     seeds:int=5, # Number of trials
-    most:int=4000 # Maximum number of images to label
+    most:int=4000 # Maximum number of images to read
 ):
     "Print the error against the number of labels"
-    (full,judge),k = read(pool, test, most*5//4)
+    (full,judge),k = read(pool, test, most)
     rows = []
     for seed in range(seeds):
-        some = np.random.default_rng(seed).permutation(len(full[1]))[:min(most, len(full[1])*9//10)]
+        some = np.random.default_rng(seed).permutation(len(full[1]))[:len(full[1])*9//10]
         for order in ('random', 'labeller'): rows += ask(full[0][some], full[1][some], k, judge, order, seed, AT)
     df = pd.DataFrame(rows).drop(columns='seed').groupby(['labels', 'order'], sort=False)
     print(f'{pool}, {len(some)} of {len(full[1])} images, judged on {len(judge[1])}; mean of {seeds}:')

@@ -472,6 +472,12 @@ def test_cleaner_in_jupyterlab(page, lab, tmp_path):
         o.shows('Chosen: 1 to')
         o.apply(1)
         o.undo(1)
+        o.view.select_option('Confusion matrix')
+        cell = page.locator('.cd-matrix button:enabled:not(.cd-open)').first
+        cell.press('Enter')
+        expect(page.locator('.cd-open')).to_have_text(cell.inner_text())
+        expect(o.cards).to_have_count(min(4, int(cell.inner_text())))
+        o.is_readable()
 
 LABELLING = '''from catdog.review import Labeller
 Labeller('data', ['cat', 'dog'], max_n={})'''

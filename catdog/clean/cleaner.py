@@ -351,6 +351,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         self.iw.message.value = self._limits()
         for o in (self.dd_cats, self.dd_ds, self.dd_view): o.observe(self.on_change_ds, 'value')
         self.on_change_ds()
+        if suspects is not None: Thread(target=self._prepare, daemon=True).start()   # or the first page would wait
 
     def on_change_ds(self,
         change:dict=None, # As from ipywidgets; not used
@@ -408,12 +409,18 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         wrong = model.fit(z[train], y[train]).predict(z[valid]) != y[valid]
         return (int(wrong.sum()), len(wrong)),unseen
 
+    def _prepare(self):
+        "Measure the error with the labels that the images had at first"
+        with self._lock:
+            if self._before: return
+            self._reduced = reduced(self._features)
+            self._before = self._fit(self._first)[0]
+
     def relearn(self):
         "Fit a head to the labels as they are now, choices included; list the suspects anew, and show what that did"
         with self._lock:
             choices = dict(self.iw.choices)
-            if self._reduced is None: self._reduced = reduced(self._features)
-            if self._before is None: self._before = self._fit(self._first)[0]
+            self._prepare()
             self._answered |= {self._rows[f].Index for f in choices if f in self._rows}
             now = [choices.get(o.file, '<Keep>') if o.file in self._rows else '<Delete>' for o in self.table.itertuples()]
             now = [dict([('<Delete>', None), ('<Keep>', str(label))]).get(o, o) for o,label in zip(now, self.table.label)]
