@@ -516,5 +516,5 @@ def test_voila_settings_agree(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for nb in (chapter, nbformat.read(app_notebook(tmp_path), 4)):
         shown = [o.source for o in nb.cells if not pattern.match(o.source)]
-        assert len(shown) == 1 and shown[0].endswith('App()')
+        assert len(shown) <= 2 and shown[-1].endswith('App()')   # one may import
     assert set(chapter.metadata) == {'kernelspec', 'title'}   # no saved state of widgets
