@@ -11,13 +11,12 @@ import os, threading, time
 from functools import cache
 from pathlib import Path
 from typing import Annotated
-
 from .core.errors import CatdogError, command
 from .learn.backbones import ARCHS, RECIPES, check_recipe, get_learner
-
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
          'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 
+# %% ../nbs/03_train.ipynb #16179a19
 @cache
 def _load():
     "Import what needs torch and fastai, which take seconds"
@@ -119,16 +118,16 @@ def build(
     safe:str='moderate' # Safe search: strict, moderate or off
 ) -> Path: # The model folder
     "Go from the words in `labels` to a model in `out`: scrape, train, report, export"
+    from catdog.dataset.journal import add_images
+    from catdog.dataset.split import split_files
+    from catdog.scrape import scrape
     labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, also, recipe=recipe, arch=arch,
                                    size=size, epochs=epochs, minutes=minutes)
     print(f'[1/4] Images of {", ".join(labels)}: {"your own in" if photos else "from the web into"} {path}', flush=True)
     (loading := threading.Thread(target=_load)).start()
-    if not photos and not (resume and path.exists()):
-        from catdog.scrape import scrape
-        scrape(labels, path, n or 150, engine, safe=safe)
-    if also:
-        from catdog.dataset.journal import add_images
-        print(f'{add_images(path, also, labels)} new images from {also}', flush=True)
+    if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
+    if also: print(f'{add_images(path, also, labels)} new images from {also}', flush=True)
+    split_files(path, labels=labels, n=n if photos else None)   # opens the images while torch is imported
     print('[2/4] Training', flush=True)
     if loading.is_alive(): print('Loading torch and fastai', flush=True)
     loading.join()

@@ -233,7 +233,7 @@ def test_page_has_only_the_app_and_works_by_keyboard(app_url, page, classifier, 
     page.keyboard.press('Enter')
     page.get_by_text('cat, ').wait_for()
     page.get_by_role('button', name='drawn dog').first.click()
-    pred = classifier.predict(next(data for name,data in App(classifier).drawings if 'dog' in name))
+    pred = classifier.predict(next(data for name,data in App(classifier).examples if 'dog' in name))
     page.get_by_text(str(pred)).wait_for()
 
 # Dropping, pasting, limits

@@ -314,3 +314,13 @@ def test_bad_image_is_named(learners):
             with pytest.raises(ImageError, match='nowhere.jpg: there is no such file'): learners['loaded'].predict(o)
         with pytest.raises(ImageError, match='web page'): learners['loaded'].predict(b'<!doctype html>')
         with pytest.raises(ImageError): learners['loaded'].predict(io.BytesIO(b'').getvalue())
+
+def test_an_image_that_has_not_changed_is_opened_once(tmp_path, monkeypatch):
+    from catdog.dataset import split
+    fill(tmp_path, cat=6, dog=6)
+    opened,open_image = [],split.open_image
+    monkeypatch.setattr(split, 'open_image', lambda *args, **kw: opened.append(1) or open_image(*args, **kw))
+    first,again = (split.split_files(tmp_path).content_ids for _ in range(2))
+    assert first == again and len(opened) == 12
+    draw('cat', 99, (90, 70)).save(tmp_path/'cat'/'000.png')
+    assert split.split_files(tmp_path).content_ids != first and len(opened) == 13

@@ -1,6 +1,6 @@
 """Open any image as an upright sRGB image of bounded size, or say why not"""
 
-import base64, io, os, re, struct, warnings, zlib
+import base64, io, logging, os, re, struct, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from .errors import ImageError
 from .files import IMAGE_FORMATS
 
 warnings.filterwarnings('ignore', category=UserWarning, module=r'PIL\.')   # about metadata that is not needed
+logging.getLogger('PIL').addHandler(logging.NullHandler())   # about damage, which an `ImageError` describes
 
 @lru_cache(maxsize=32)
 def _transform(profile, mode):

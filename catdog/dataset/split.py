@@ -4,6 +4,7 @@ import json, os, shutil, tempfile, warnings
 from collections import Counter, namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 from weakref import finalize
@@ -44,13 +45,16 @@ def check_folder(
 
 _Checked = namedtuple('_Checked', 'content_id quality fault')   # fault: why it cannot be opened, or None
 
-def _check_image(file):
-    try:
-        data = Path(file).read_bytes()
-        img = open_image(data, max_side=512)   # the size at which `scrape` keeps images
-    except OSError as e: return _Checked(None, None, f'cannot be read ({e.strerror})')
+@lru_cache(100_000)
+def _check_content(file, _stamp):   # `_stamp`: its size and time, so that an image that has changed is opened again
+    data = Path(file).read_bytes()
+    try: img = open_image(data, max_side=512)   # the size at which `scrape` keeps images
     except ImageError as e: return _Checked(None, None, e.reason)
     return _Checked(content_id(data), image_quality(img), None)
+
+def _check_image(file):
+    try: return _check_content(file, ((s := os.stat(file)).st_size, s.st_mtime_ns))
+    except OSError as e: return _Checked(None, None, f'cannot be read ({e.strerror})')
 
 def _check_images(files):
     "Open all `files`, several at a time; return `_Checked` for each"

@@ -106,14 +106,17 @@ def download_images(
 
 def _name(file): return file.rpartition('/')[2]
 
-class _ImageIndex:
-    "An index of the images in a manifest, to find copies"
-    def __init__(self, manifest):
-        self.manifest,self.index = manifest,DuplicateIndex(self._colours)
+class Collector:
+    "Decides which downloaded images to keep, and records each in the manifest"
+    def __init__(self,
+        manifest:Manifest # Of the data set; images are written to its folder
+    ):
+        "Index the images in `manifest`, to find copies of them"
+        self.manifest,self.path,self.index = manifest,manifest.path,DuplicateIndex(self._colours)
         rows = [o for o in manifest.rows.values() if o['file'] and o['phash']]
         self.keys = {_name(o['file']): (o['label'], o['url']) for o in rows}   # file name -> key of its row
         for o in rows:
-            if self._current(o): self.add(o)
+            if self._current(o): self._add(o)
 
     def _current(self, row):
         "Return the row of the image that replaced that of `row`, `row` itself if none did, None if it is gone"
@@ -127,27 +130,16 @@ class _ImageIndex:
 
     def _colours(self, key):
         "Return the colour signature of the image of row `key`, wherever the user has moved it, or None"
-        path,file = self.manifest.path,self.manifest.rows[key]['file']
+        path,file = self.path,self.manifest.rows[key]['file']
         places = path/file,path/'.removed'/file,*path.glob(f'*/{_name(file)}')
         found = next((o for o in places if o.exists()), None)
         try: return found and colour_signature(open_image(found, 512))
         except ImageError: return
 
-    def add(self, row, colours=None):
-        "Add the image of `row`, with its colour signature if that is known"
+    def _add(self, row, colours=None):
+        "Add the image of `row` to the index, with its colour signature if that is known"
         key = self.keys[_name(row['file'])] = row['label'],row['url']
         self.index.add(key, row['phash'], colours)
-
-    def find(self, image):
-        "Return the row of the image that `image` is a copy of, or None"
-        key = self.index.find(image.phash, image.colours)
-        return key and self._current(self.manifest.rows[key])
-
-class Collector:
-    "Decides which downloaded images to keep, and records each in the manifest"
-    def __init__(self,
-        manifest:Manifest # Of the data set; images are written to its folder
-    ): self.manifest,self.path,self.index = manifest,manifest.path,_ImageIndex(manifest)
 
     def decide(self,
         label:str, # What the image was searched for
@@ -156,7 +148,8 @@ class Collector:
     ) -> dict: # Its row in the manifest
         "Keep `image` unless it is an error, a copy or in conflict with an image of another label"
         if isinstance(image, CatdogError): return self._record(label, photo, _status(image), str(image))
-        known = self.index.find(image)
+        key = self.index.find(image.phash, image.colours)
+        known = key and self._current(self.manifest.rows[key])
         if not known: return self._record(label, photo, 'ok', file=self.path/label/image.name, image=image)
         conflict = known['status'] == 'conflict' or known['label'] != label
         same = _name(known['file']) == image.name
@@ -190,7 +183,7 @@ class Collector:
         row = dict(label=label, file=file and file.relative_to(self.path).as_posix(), status=status, reason=reason,
                    **asdict(photo), phash=image and image.phash, area=image and image.area, copy_of=copy_of)
         self.manifest.add(row, *([old] if old else []))
-        if image: self.index.add(row, image.colours)
+        if image: self._add(row, image.colours)
         return row
 
 def _kind(engine): return 'drawings of the sample web' if engine == 'sample' else 'photographs'

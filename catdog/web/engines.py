@@ -148,15 +148,6 @@ def _all_pages(engine, n, pages):
     return list(photos.values())[:n]
 
 # %% ../../nbs/web/engines.ipynb #bcf928d2
-def _bing_pages(term, n, endpoint, key, engine, safe):
-    offset,following = -1,0
-    while following > offset:
-        offset = following
-        params = dict(q=term, count=min(150, n), offset=offset, minHeight=128, minWidth=128, safeSearch=safe.title())
-        answer = _get_json(engine, endpoint, params, {'Ocp-Apim-Subscription-Key': key})
-        yield parse_answer('bing', answer, term, engine)
-        following = _positive_int(_get(answer, 'nextOffset')) or 0
-
 def bing_pages(
     term:str, # What to search for
     n:int, # Photos at most
@@ -166,7 +157,16 @@ def bing_pages(
     safe:str='moderate' # Safe search: 'strict', 'moderate' or 'off'
 ) -> list[Photo]: # Without duplicates, best first
     "Return up to `n` photos that the service at `endpoint` finds for `term`"
-    return _all_pages(engine, n, _bing_pages(term, n, endpoint, key, engine, safe))
+    def _pages():
+        offset,following = -1,0
+        while following > offset:
+            offset = following
+            params = dict(q=term, count=min(150, n), offset=offset, minHeight=128, minWidth=128,
+                          safeSearch=safe.title())
+            answer = _get_json(engine, endpoint, params, {'Ocp-Apim-Subscription-Key': key})
+            yield parse_answer('bing', answer, term, engine)
+            following = _positive_int(_get(answer, 'nextOffset')) or 0
+    return _all_pages(engine, n, _pages())
 
 def _search_bing(term, n=150, safe='moderate'):
     "Search with the Bing v7 protocol at `CATDOG_BING_ENDPOINT`, with the key in `AZURE_SEARCH_KEY`"
@@ -215,35 +215,32 @@ def _check_contact(engine):
 
 _OPENVERSE = 'https://api.openverse.org/v1/images/'
 
-def _openverse_pages(term, safe):
-    _check_contact('openverse')
-    mature = {'mature': 'true'} if safe == 'off' else {}
-    for page in itertools.count(1):
-        params = dict(q=term, page=page, page_size=20, **mature)
-        answer = _get_json('openverse', _OPENVERSE, params)
-        yield parse_answer('openverse', answer, term)
-        if page >= (_positive_int(_get(answer, 'page_count')) or 0): return
-
 def _search_openverse(term, n=150, safe='moderate'):
     "Search Openverse, 20 results a page"
-    return _all_pages('openverse', n, _openverse_pages(term, safe))
+    _check_contact('openverse')
+    mature = {'mature': 'true'} if safe == 'off' else {}
+    def _pages():
+        for page in itertools.count(1):
+            answer = _get_json('openverse', _OPENVERSE, dict(q=term, page=page, page_size=20, **mature))
+            yield parse_answer('openverse', answer, term)
+            if page >= (_positive_int(_get(answer, 'page_count')) or 0): return
+    return _all_pages('openverse', n, _pages())
 
 _COMMONS = 'https://commons.wikimedia.org/w/api.php'
 
-def _commons_pages(term):
+def _search_commons(term, n=150):
+    "Search Wikimedia Commons, which has no safe search"
     _check_contact('commons')
     params = dict(action='query', format='json', formatversion=2, generator='search', gsrnamespace=6, gsrlimit=50,
                   gsrsearch=f'{term} filetype:bitmap', prop='imageinfo', iiprop='url|size|extmetadata', iiurlwidth=960,
                   iiextmetadatafilter='LicenseShortName|Artist')
-    following = {}
-    while isinstance(following, dict):
-        answer = _get_json('commons', _COMMONS, {**params, **following})
-        yield parse_answer('commons', answer, term)
-        following = _get(answer, 'continue') or None
-
-def _search_commons(term, n=150):
-    "Search Wikimedia Commons, which has no safe search"
-    return _all_pages('commons', n, _commons_pages(term))
+    def _pages():
+        following = {}
+        while isinstance(following, dict):
+            answer = _get_json('commons', _COMMONS, {**params, **following})
+            yield parse_answer('commons', answer, term)
+            following = _get(answer, 'continue') or None
+    return _all_pages('commons', n, _pages())
 
 def _search_sample(term, n=150, safe='moderate'):
     "Search the sample web of this process; start one if there is none"
