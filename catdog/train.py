@@ -78,7 +78,7 @@ def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe)
     "Return (labels, path, out), with defaults filled in; raise `CatdogError` on anything that cannot work"
     from catdog.core.model_file import check_model_folder
     from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
-    from catdog.dataset.split import check_number
+    from catdog.dataset.split import check_folder, check_number
     from catdog.web.engines import check_search
     check_recipe(**recipe)
     words = [words] if isinstance(words, str) else list(words)
@@ -88,7 +88,7 @@ def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe)
     if also and photos: raise CatdogError(f'photos are left unchanged: copy the images of {also} into them yourself')
     if also: ImageFolder(also)
     if not photos: words = check_search(words, n or 150, engine=engine, safe=safe)
-    labels = ImageFolder(photos, words or None).labels if photos else None
+    labels = [*check_folder(photos, words or None)] if photos and len(words) != 1 else None
     path = Path(photos or path or default_folder(words))
     out = Path(out or default_folder(words or [path.resolve().name], 'models'))
     labels = labels or parse_labels(words, path)
@@ -128,13 +128,14 @@ def build(
     (loading := threading.Thread(target=_load)).start()
     if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
     if also: print(f'{add_images(path, also, labels)} new images from {also}', flush=True)
-    split_files(path, labels=labels, n=n if photos else None)   # opens the images while torch is imported
+    split_files(path, labels=labels, n=n if photos else None, group_by=group_by)   # opens the images while torch is imported
     print('[2/4] Training', flush=True)
     if loading.is_alive(): print('Loading torch and fastai', flush=True)
     loading.join()
     learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None,
                   minutes=minutes, group_by=group_by)
-    if getattr(learn, 'stopped', False): raise CatdogError('stopped; run the same command with --resume to continue')
+    if getattr(learn, 'stopped', False):
+        raise CatdogError('stopped' + '; run the same command with --resume to continue'*learn.resumable)
     print('[3/4] How good is it?', flush=True)
     print_confusion(learn)
     print(f'[4/4] Writing the model to {out}', flush=True)

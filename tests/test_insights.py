@@ -147,7 +147,7 @@ def test_insights_reach_the_card(learn):
     meta = model_metadata(learn, logits, truth)
     assert json.loads(json.dumps(meta)) == meta and set(meta['insights']) == {'curve', 'shortcuts', 'groups'}
     card = model_card(meta)
-    assert 'Twice as many images would bring about' in card and 'Brightness alone tells dog from the others' in card
+    assert 'Twice as many images would lower the error by about' in card and 'Brightness alone tells dog from the others' in card
     assert 'most confused: cat for fish, 2 of 2' in card
     assert '| cat | 2 | 0 | 0 | 100.0% (34.2% to 100.0%) |' in card and '| fish | 2 | 0 | 0 | 0.0%' in card
     assert 'Not measured.' in model_card({**meta, 'insights': {}})

@@ -288,7 +288,7 @@ def _auto(learn, epochs, checkpoint, end, larger=False, **kw):
         more = epochs != 0 and num_distrib() < 2 and are_files(learn.dls.train_ds.items)
         if not more or error <= .03 and not epochs: return
         print(f'head: {error:.1%} error, {time.monotonic() - start:.0f} s', flush=True)
-        if larger: loss,error = _try_larger_body(learn, loss, error, **kw)
+        if larger and time.monotonic() < end: loss,error = _try_larger_body(learn, loss, error, **kw)
         enough = epochs or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab))
         if not enough or not _cut_body(learn.model[0]): return
         checkpoint.consider(loss)
@@ -345,9 +345,9 @@ def run_recipe(
     except KeyboardInterrupt:
         if checkpoint.best is None or num_distrib() > 1: raise
         checkpoint.restore()
-        learn.stopped = True
+        learn.stopped,learn.resumable = True,checkpoint.file.exists()
         print('Stopped. These are the best weights so far'
-              + ('; resume=True continues after the last whole epoch.' if checkpoint.file.exists() else '.'))
+              + ('; resume=True continues after the last whole epoch.' if learn.resumable else '.'))
         return
     if not checkpoint.done: checkpoint.finish(n)
     learn.checkpoint_file = checkpoint.file   # `export` deletes it
