@@ -128,7 +128,8 @@ def build(
     (loading := threading.Thread(target=_load)).start()
     if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
     if also: print(f'{add_images(path, also, labels)} new images from {also}', flush=True)
-    split_files(path, labels=labels, n=n if photos else None, group_by=group_by)   # opens the images while torch is imported
+    # this opens the images, while torch is imported
+    split_files(path, labels=labels, n=n if photos else None, group_by=group_by)
     print('[2/4] Training', flush=True)
     if loading.is_alive(): print('Loading torch and fastai', flush=True)
     loading.join()

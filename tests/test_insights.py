@@ -115,7 +115,7 @@ def test_images_of_one_source_stay_on_one_side(tmp_path, by, capsys):
     assert None not in found and len(found) == len(split.train)
 
 @pytest.mark.parametrize('by,words', [('page', 'use host, author, folder'), ('host', 'do not come from several hosts'),
-                                      ('folder', 'do not come from several folders')])
+                                      ('folder', 'do not come from several folders of a label')])
 def test_group_by_what_is_not_known(tmp_path, by, words):
     with pytest.raises(CatdogError, match=words): split_files(fill(tmp_path/'mine', 6), group_by=by)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['error_interval', 'confusion_counts', 'balanced_error', 'are_uneven', 'validation_logits', 'confusion',
-           'confused_pairs', 'error_lines', 'calibration_error', 'best_temperature', 'calibrate', 'plot_calibration',
+           'confused_pairs', 'error_lines', 'calibration_error', 'calibrated_loss', 'calibrate', 'plot_calibration',
            'print_validation', 'print_confusion', 'fit_distance', 'ood_limits']
 
 # %% ../../nbs/learn/calibration.ipynb #65a986cc
@@ -129,14 +129,15 @@ def calibration_error(
     return float(sum(abs(sure[which == i].sum() - right[which == i].sum()) for i in range(bins))/len(truth))
 
 # %% ../../nbs/learn/calibration.ipynb #5797814d
-def best_temperature(
+def calibrated_loss(
     logits:torch.Tensor, # Shape (n,labels)
     truth:torch.Tensor # Indices of the right labels, shape (n,)
-) -> float: # 0.1 to 10
-    "Return the number to divide `logits` by for the lowest loss"
+) -> tuple: # (loss, temperature from 0.1 to 10)
+    "Return the loss of `logits`, divided by the temperature that fits best, and this temperature"
     smoothing = 1/(len(truth) + 2)
     def _loss(log_t): return F.cross_entropy(logits.float()/np.exp(log_t), truth, label_smoothing=smoothing).item()
-    return float(np.exp(minimize_scalar(_loss, bounds=(np.log(.1), np.log(10)), method='bounded').x))
+    temperature = float(np.exp(minimize_scalar(_loss, bounds=(np.log(.1), np.log(10)), method='bounded').x))
+    return F.cross_entropy(logits.float()/temperature, truth).item(),temperature
 
 def calibrate(
     learn:Learner, # Trained; its head ends in a `Linear` or a batch norm
@@ -145,7 +146,7 @@ def calibrate(
 ) -> float: # The temperature, 0.1 to 10
     "Divide the last layer of `learn` by the temperature that fits best; set `learn.calibration`"
     if logits is None: logits,truth = validation_logits(learn)
-    temperature = best_temperature(logits, truth)
+    _,temperature = calibrated_loss(logits, truth)
     last = [o for o in learn.model[1].modules() if list(o.parameters(recurse=False))][-1]
     with torch.no_grad():
         for o in last.parameters(): o.div_(temperature)

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from ..core.errors import CatdogError
 from ..core.files import write_atomic
 from .backbones import find_arch, get_learner
-from .calibration import best_temperature, calibrate, validation_logits
+from .calibration import calibrate, calibrated_loss, validation_logits
 from .features import Pool, are_files, fast_forward, keep_features, validation_batches
 from .head import fit_head, head_scores, last_layer, note_bad
 from .loaders import OpenUpright
@@ -154,8 +154,6 @@ def _distributed(learn):
         with learn.distrib_ctx(sync_bn=torch.cuda.is_available()): yield
 
 # %% ../../nbs/learn/finetune.ipynb #7a10c5e3
-_EPOCHS,_VIEWS = 10,4   # of the last stages
-
 def _cut_body(body):
     "Return (early, last), the stages of `body` up to feature maps and from there on; None if its stages are unknown"
     net = getattr(body, 'model', None)
@@ -171,7 +169,7 @@ class _Maps:
     def __init__(self, learn, early, dset, views, end=np.inf):
         self.files,self.maps,n = [],None,len(dset)
         with tqdm(desc='feature maps', total=n, unit=' images', delay=2, leave=False) as bar:
-            for files,x in validation_batches(learn, list(dset.items), note_bad(learn), bs=32):
+            for files,x in validation_batches(learn, list(dset.items), note_bad(learn)):
                 if self.maps is None:
                     compute,start = fast_forward(early, x),time.monotonic()
                     shape = compute(x).shape[1:]
@@ -213,16 +211,13 @@ def unfreeze_except_batchnorm(
         if isinstance(o, nn.modules.batchnorm._BatchNorm): o.requires_grad_(False)   # for fastai's BnFreeze
     learn.create_opt()
 
-def _scaled_loss(logits, truth):
-    "Return the loss after calibration: what is merely better calibrated is not better"
-    return F.cross_entropy(logits/best_temperature(logits, truth), truth).item()
-
 def _fit_best_head(learn):
     "Fit the head, less regularised where that clearly lowers the validation loss; return this loss and the error"
     best = np.inf,
     for C in (.003, .03, .3):
         logits,truth = validation_logits(fit_head(learn, C))
-        if (loss := _scaled_loss(logits, truth)) > .95*best[0]: break
+        loss,_ = calibrated_loss(logits, truth)   # what is merely better calibrated is not better
+        if loss > .95*best[0]: break
         best = loss,(logits.argmax(1) != truth).float().mean().item(),deepcopy(learn.model[1].state_dict())
     learn.model[1].load_state_dict(best[2])
     return best[:2]
@@ -256,18 +251,22 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
     "Train `last` and the head of `learn` for `epochs` on maps of `early`; restore the weights with the lowest loss"
     start,net = time.monotonic(),nn.Sequential(last, learn.model[1])
     unfreeze_except_batchnorm(learn)
+    convs = [o for o in last.modules() if isinstance(o, nn.Conv2d)]
+    for o in convs: o.requires_grad_(o.groups == 1)   # few weights are depthwise, but half the time is their gradients
+    if convs[1].groups > 1: convs[0].requires_grad_(False)   # then no gradients are needed before it
     net[1][-2].p = .2   # dropout
     try:
-        train,valid = (_Maps(learn, early, *o, end) for o in ((learn.dls.train_ds, _VIEWS), (learn.dls.valid_ds, 1)))
+        train,valid = (_Maps(learn, early, *o, end) for o in ((learn.dls.train_ds, 4), (learn.dls.valid_ds, 1)))
         loaders = DataLoader(train, 64, shuffle=True, drop_last=len(train) > 64),DataLoader(valid, 64)
         def loss(p, y): return F.cross_entropy(p, y, label_smoothing=.1*net.training)
         inner = Learner(DataLoaders(*loaders, device=learn.dls.device), net, loss, path=learn.path,
-                        metrics=[AccumMetric(_scaled_loss, flatten=False), error_rate],
-                        splitter=lambda o: [params(o[0]), params(o[1])])
+                        metrics=[AccumMetric(lambda *o: calibrated_loss(*o)[0], flatten=False, name='calibrated'),
+                                 error_rate], splitter=lambda o: [params(o[0]), params(o[1])])
         inner.logger,checkpoint.column,checkpoint.tunes = learn.logger,2,'last stages'
         if not hasattr(learn, 'progress'): inner.remove_cb(ProgressCallback)
         with _faster(inner, checkpoint, BnFreeze(), _Deadline(end)):
-            inner.fit_one_cycle(epochs, slice(4e-4, 2e-4), pct_start=.3, start_epoch=checkpoint.start)
+            lr = 1e-3*min(1, len(inner.dls.train)*epochs/200)**.5   # many small steps repair what large ones break
+            inner.fit_one_cycle(epochs, slice(lr, .3*lr), pct_start=.3, start_epoch=checkpoint.start)
     except CancelFitException: return print('last stages: not trained, too little time or memory')
     finally:
         checkpoint.restore()
@@ -280,20 +279,21 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
     error = (head_scores(learn, features).argmax(1) != valid.y).float().mean().item()
     _print_step('last stages', start, checkpoint.error, error)
 
-def _auto(learn, epochs, checkpoint, end, larger=False, **kw):
+def _auto(learn, epochs, asked, checkpoint, end, larger=False, **kw):
     "Fit the head; where it is often wrong, try a larger body, then train the last stages; keep what lowers the loss"
     if checkpoint.best is None:
         start = time.monotonic()
         loss,error = _fit_best_head(learn)
-        more = epochs != 0 and num_distrib() < 2 and are_files(learn.dls.train_ds.items)
-        if not more or error <= .03 and not epochs: return
+        more = epochs and num_distrib() < 2 and are_files(learn.dls.train_ds.items)
+        if not more or error <= .03 and not asked: return
         print(f'head: {error:.1%} error, {time.monotonic() - start:.0f} s', flush=True)
-        if larger and time.monotonic() < end: loss,error = _try_larger_body(learn, loss, error, **kw)
-        enough = epochs or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab))
-        if not enough or not _cut_body(learn.model[0]): return
+        enough = _cut_body(learn.model[0]) and (asked or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab)))
+        if larger and (error > .2 or not enough) and time.monotonic() < end:
+            loss,error = _try_larger_body(learn, loss, error, **kw)
+        if not enough: return
         checkpoint.consider(loss)
         checkpoint.error,checkpoint.lowest = error,.9*loss   # anything less may be luck
-    _tune_last_stages(learn, *_cut_body(learn.model[0]), epochs or _EPOCHS, checkpoint, end)
+    _tune_last_stages(learn, *_cut_body(learn.model[0]), epochs, checkpoint, end)
 
 def _tune_all_layers(learn, epochs, checkpoint):
     "Fit the head; then fine-tune all layers for `epochs`, gently; restore the weights with the lowest validation loss"
@@ -332,13 +332,13 @@ def run_recipe(
     settings = dict(kw, arch=arch, recipe=recipe, epochs=epochs, size=size, bs=bs, seed=seed, larger=larger)
     checkpoint = _Checkpoint(_checkpoint_file(learn, **settings), learn)
     if num_distrib() > 1 and end < np.inf: raise CatdogError('leave out minutes, which is for one process')
-    if epochs is None and recipe != 'auto': epochs = dict(fast=0, classic=4)[recipe]
-    n,learn.tuned = _EPOCHS if epochs is None else epochs,None   # tuned: None, 'last stages' or 'all layers'
-    if resume: checkpoint.resume(n)
+    asked,learn.tuned = epochs is not None,None   # tuned: None, 'last stages' or 'all layers'
+    if not asked: epochs = dict(auto=round(np.clip(1e4/len(learn.dls.train_ds), 10, 30)), fast=0, classic=4)[recipe]
+    if resume: checkpoint.resume(epochs)
     try:
         with _distributed(learn), learn.added_cbs(_Deadline(end)):
             if checkpoint.done: pass
-            elif recipe == 'auto': _auto(learn, epochs, checkpoint, end, larger, **kw)
+            elif recipe == 'auto': _auto(learn, epochs, asked, checkpoint, end, larger, **kw)
             elif recipe == 'fast': _tune_all_layers(learn, epochs, checkpoint)
             else:
                 with _faster(learn, checkpoint): learn.fine_tune(epochs, start_epoch=checkpoint.start)
@@ -349,5 +349,5 @@ def run_recipe(
         print('Stopped. These are the best weights so far'
               + ('; resume=True continues after the last whole epoch.' if learn.resumable else '.'))
         return
-    if not checkpoint.done: checkpoint.finish(n)
+    if not checkpoint.done: checkpoint.finish(epochs)
     learn.checkpoint_file = checkpoint.file   # `export` deletes it
