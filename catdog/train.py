@@ -88,15 +88,16 @@ def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe)
     if also and photos: raise CatdogError(f'photos are left unchanged: copy the images of {also} into them yourself')
     if also: ImageFolder(also)
     if not photos: words = check_search(words, n or 150, engine=engine, safe=safe)
-    labels = [*check_folder(photos, words or None)] if photos and len(words) != 1 else None
+    labels = ImageFolder(photos, words or None).labels if photos else None
     path = Path(photos or path or default_folder(words))
     out = Path(out or default_folder(words or [path.resolve().name], 'models'))
-    labels = labels or parse_labels(words, path)
-    if len(labels) < 2:
+    labels = labels if photos else parse_labels(words, path)
+    if len(labels) == 1:
         raise CatdogError(f'{labels[0]!r} alone: a classifier needs two labels or more, such as: cat dog')
     if path.resolve() in (out.resolve(), *out.resolve().parents):
         raise CatdogError(f'{out}: is inside the folder of images; give another folder for the model')
     check_model_folder(out)
+    if photos: check_folder(photos, labels or None)
     return labels,path,out
 
 @command

@@ -152,6 +152,14 @@ def test_insights_reach_the_card(learn):
     assert '| cat | 2 | 0 | 0 | 100.0% (34.2% to 100.0%) |' in card and '| fish | 2 | 0 | 0 | 0.0%' in card
     assert 'Not measured.' in model_card({**meta, 'insights': {}})
 
+def test_no_curve_of_one_point(learn, monkeypatch):
+    "Of so few images of each label that no part of them has all labels, nothing can be predicted"
+    from catdog.learn import insights as module
+    curve = module.learning_curve
+    for few,kept in ((1, True), (8, False)):
+        monkeypatch.setattr(module, 'learning_curve', lambda x, y, n: curve(x[::few], y[::few], n))
+        assert ('curve' in insights(learn)) is kept
+
 def test_insights_reach_the_report(learn, tmp_path):
     table = prediction_table(learn).table
     table = table[table.dataset == 'Valid']
