@@ -11,13 +11,12 @@ import os, threading, time
 from functools import cache
 from pathlib import Path
 from typing import Annotated
-
 from .core.errors import CatdogError, command
 from .learn.backbones import ARCHS, RECIPES, check_recipe, get_learner
-
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
          'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 
+# %% ../nbs/03_train.ipynb #16179a19
 @cache
 def _load():
     "Import what needs torch and fastai, which take seconds"

@@ -68,12 +68,14 @@ def drawings(tmp_path_factory):
     return folder
 
 @pytest.fixture(scope='module')
-def app_url():
-    "Voilà, started by the line of the `Procfile`"
+def app_url(tmp_path_factory):
+    "Voilà, started by the line of the `Procfile`; it keeps corrections"
+    keep = str(tmp_path_factory.mktemp('kept'))
     port = free_port()
     line = next(o for o in (ROOT/'Procfile').read_text().splitlines() if o.startswith('web:'))[4:].strip()
     args = shlex.split(line.replace('$PORT', str(port)).replace('0.0.0.0', '127.0.0.1'))
-    process = subprocess.Popen([script(args[0]), *args[1:]], env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([script(args[0]), *args[1:]], env=environment(CATDOG_KEEP=keep), cwd=ROOT,
+                               stderr=subprocess.DEVNULL)
     yield until_open(process, port)
     assert ended(process) == (0, [])
 
@@ -159,7 +161,7 @@ def test_contrast_is_measured(page):
     assert [round(contrast(o), 1) for o in page.locator('p').all()] == [3.0, 4.5]   # WCAG's own examples
 
 @pytest.mark.parametrize('size,scheme', [('desktop', 'light'), ('phone', 'dark')])
-def test_app(app_url, browser, size, scheme, cat, drawings, classifier):
+def test_app(app_url, browser, size, scheme, cat, drawings, classifier, tmp_path):
     "Choose, press Predict!, ask why; axe finds nothing, and the colours follow the visitor's scheme"
     context = browser.new_context(**SIZES[size], color_scheme=scheme)
     page = opened(context.new_page(), app_url)
@@ -198,6 +200,9 @@ def test_app(app_url, browser, size, scheme, cat, drawings, classifier):
     page.keyboard.press('Enter')
     page.get_by_text('what spoke for cat').wait_for(state='hidden')
     assert cards.first.locator('img').get_attribute('src') == before
+    page.get_by_label('That was wrong. It is:').first.select_option('dog')
+    page.get_by_text(re.compile('kept (as dog|already)')).wait_for()   # or by the visitor before
+    page.screenshot(path=tmp_path/'corrected.png')
     context.close()
 
 def test_app_in_the_dark_theme_of_voila(app_url, page):
@@ -229,7 +234,7 @@ def test_page_has_only_the_app_and_works_by_keyboard(app_url, page, classifier, 
     page.keyboard.press('Enter')
     page.get_by_text('cat, ').wait_for()
     page.get_by_role('button', name='drawn dog').first.click()
-    pred = classifier.predict(next(data for name,data in App(classifier).drawings if 'dog' in name))
+    pred = classifier.predict(next(data for name,data in App(classifier).examples if 'dog' in name))
     page.get_by_text(str(pred)).wait_for()
 
 # Dropping, pasting, limits

@@ -45,14 +45,18 @@ def test_pages_teach(data):
     assert {o.name for o in labeller.shown} == {*suggested}   # to correct one
     assert images(folder) == sorted(o.read_bytes() for o in folder.iterdir() if o.is_file())   # nothing has moved
 
-def test_apply_and_undo(data):
+@pytest.mark.parametrize('slow', [False, True])
+def test_apply_and_undo(data, slow):
+    "Also where learning takes long, and runs in a thread"
     folder,truth = data
     start,labeller = state(folder),Labeller(folder, WORDS, max_n=6)
     answer(labeller, truth, 2)
     files = [*labeller.choices]
     labeller.choose(files[0], '<Delete>')
     labeller.choose(files[1], '<Keep>')
+    labeller.iw.slow = slow
     labeller.bt_apply.click()
+    if slow: labeller.iw.working.join()
     assert labeller.message.value == 'Moved 11 images.'
     assert (folder/'.removed'/files[0].name).exists() and files[1].exists()
     for o in files[2:]: assert (folder/truth[o.name]/o.name).exists()
@@ -60,7 +64,9 @@ def test_apply_and_undo(data):
     assert labeller.learned.value.startswith('10 labelled')   # those in folders count
     again = Labeller(folder, WORDS, max_n=6)
     assert again.learned.value.startswith('10 labelled') and again.choices == {files[1]: '<Keep>'}
+    again.iw.slow = slow
     again.bt_undo.click()
+    if slow: again.iw.working.join()
     assert {k: v for k,v in state(folder).items() if 'json' not in k} == start
     assert len(again.choices) == 11 and all(truth[o.name] == k for o,k in again.choices.items() if o != files[1])
 

@@ -93,7 +93,11 @@ class Labeller(ReviewWidget):
     ):
         path,files,bad = Path(path),image_files(path),[]
         self._file = path/REMOVED/'answers.json'
+<<<<<<< HEAD
         saved,labels = _saved_answers(self._file),[labels] if isinstance(labels, str) else labels
+=======
+        with suppress(OSError, ValueError, TypeError): saved = dict(json.loads(self._file.read_text(encoding='utf8')))
+>>>>>>> main
         self.labels = parse_labels([*dict.fromkeys([*labels, *saved.get('labels', [])])], path)
         first = next(filter(_opens, files), None)
         why = 'has no image that can be opened' if path.is_dir() else 'there is no such folder'
@@ -112,16 +116,20 @@ class Labeller(ReviewWidget):
         self._lay_out(self.new, self._button('Add label', self._add_label), self.bt_rest, self.dd_sure, self.keys)
         self.iw.bt_agree.description = '✓ Accept this page'
         self.iw.message.value = f'{len(bad)} cannot be opened: {escape(", ".join(bad[:3]))}.' if bad else ''
+        self._place()
         self._start()
 
-    def _start(self):
-        "Note where the images are, and show a first page"
+    def _place(self):
+        "Note where the images are, and which labels they have by their folders"
         folder = ImageFolder(self.path)
         def _label(file):
             with suppress(DataError): return label if (label := folder.label(file)) in self.labels else None
         self._images = {f: (i, f.relative_to(self.path).as_posix(), _label(f)) for i,f in enumerate(self.files)}
         self.bt_undo.disabled,self._unfinished = not can_undo(self.path),unfinished_moves(self.path)
         self._name_labels()
+
+    def _start(self):
+        "Show a first page"
         self.relearn()
         self.iw.set_fns(self._next)
 
@@ -156,7 +164,8 @@ class Labeller(ReviewWidget):
             given = [done.get(f) or self._label_of(f) for f in self.files]
             known = np.array([index.get(o, -1 if o is None else -2) for o in given])
             self._p,which = p,_ = propose(self._z, known, iw.max_n, len(self.labels))
-            best,counts,self._left = p.argmax(1),np.bincount(known[known >= 0], minlength=len(index)),np.flatnonzero(known == -1)
+            best,counts = p.argmax(1),np.bincount(known[known >= 0], minlength=len(index))
+            self._left = np.flatnonzero(known == -1)
             right = [iw.choices[f] == o for f,o in iw.suggestions.items() if iw.choices.get(f) in index]
             which = sorted(which, key=lambda i: (best[i], -p[i].max()))   # one label after the other
             if (counts > 2).sum() > 1: self._suggest(i for i in which if counts[best[i]] > 2)
@@ -166,7 +175,8 @@ class Labeller(ReviewWidget):
                                   f'{(p[self._left].max(1) >= self.dd_sure.value).sum():,} of them'
                                   + f'; {sum(right)} of {len(right)} suggestions were right'*bool(right))
 
-    def _suggest(self, which): self.iw.suggestions.update({self.files[i]: self.labels[self._p[i].argmax()] for i in which})
+    def _suggest(self, which):
+        self.iw.suggestions.update({self.files[i]: self.labels[self._p[i].argmax()] for i in which})
 
     def _more(self): return True
 
@@ -192,8 +202,8 @@ class Labeller(ReviewWidget):
         else:
             sample = np.random.default_rng().choice(sure, n, replace=False)
             self._suggest(sure)
-            self._sure,self._sample = {f: iw.suggestions[f] for f in (self.files[i] for i in sure)},[self.files[i] for i in sample]
-            iw.message.value = f'{n} of the {len(sure):,} that it is sure of, at random: correct what is wrong, accept the page.'
+            self._sample,self._sure = [self.files[i] for i in sample],{f: iw.suggestions[f] for f in map(self.files.__getitem__, sure)}
+            iw.message.value = f'{n} of the {len(sure):,} that it is sure of, at random: correct what is wrong, then accept.'
             iw.set_fns(iw.view[:len(iw.view)//n*n] + self._sample, iw.n_pages)
         self._update_tally()
 
@@ -221,4 +231,5 @@ class Labeller(ReviewWidget):
         there = {f for f in self.files if REMOVED not in f.parts}
         self.auto = {f: o for f,o in self.auto.items() if f in there}
         self.iw.choices = {f: o for f,o in (self.iw.choices | back).items() if o and f in there}
+        self._place()
         self.iw.background(self._start)

@@ -20,7 +20,7 @@ from ..core.files import content_id, folder_lock, walk_files, write_atomic
 from ..core.images import data_url, jpeg_bytes, open_image
 from catdog.deploy.predictor import (Classifier, find_models, forced_choice, percent, question, shown_probabilities,
     tally)
-from ..sample.draw import draw
+from ..sample.draw import PHOTOS, draw
 
 # %% ../../nbs/deploy/widgets.ipynb #17d35298
 MAX_MESSAGE = 64*2**20   # bytes from a browser at once
@@ -125,7 +125,7 @@ def _option(name, model):
     if isinstance(model, str): return f'{name}: cannot be opened'
     return f'{name}: only knows drawings' if model.meta.get('trained_on') == 'drawings' else name
 
-_drawings = ('cat', 242), ('dog', 1447), ('cat', 66), ('dog', 166)   # label and seed
+_DRAWINGS = ('cat', 242), ('dog', 1447)   # label and seed
 
 # %% ../../nbs/deploy/widgets.ipynb #b823dc4e
 class App(VBox):
@@ -140,11 +140,12 @@ class App(VBox):
         self.menu = Dropdown(options=[(_option(*o), o[0]) for o in self.models.items()], description='Model')
         self.ask,self.button = Box(),Button(description='Predict!', disabled=True)
         self.probe,self.lost,self.received = Button(),Button(),HTML()   # for the script
-        self.drawings = [(f'drawn {o[0]} {o[1]}.jpg', jpeg_bytes(draw(*o, (320, 320)))) for o in _drawings]
-        self.tries = [self._try_button(*o) for o in enumerate(self.drawings)]
+        self.examples = [(o.name, o.read_bytes()) for o in PHOTOS.values()]
+        self.examples += [(f'drawn {o[0]}.jpg', jpeg_bytes(draw(*o, (320, 320)))) for o in _DRAWINGS]
+        self.tries = [self._try_button(*o) for o in enumerate(self.examples)]
         style = ''.join(f'.catdog button.catdog-try-{i} {{background-image: url("{data_url(open_image(data))}")}}\n'
-                        for i,(_,data) in enumerate(self.drawings))
-        tries,hint = Box(self.tries),'<p class="catdog-soft catdog-hint">No image at hand? Try one of these drawings:</p>'
+                        for i,(_,data) in enumerate(self.examples))
+        tries,hint = Box(self.tries),'<p class="catdog-soft catdog-hint">No image at hand? Try one of these:</p>'
         super().__init__([HTML(f'<style>{_static("app.css")}{style}</style>'), self.head, self.ask, self.status,
                           self.cards, HTML(hint), tries, self.menu, self.about, self.probe, self.lost, self.received])
         for o,name in ((self.menu, 'model'), (self.button, 'go'), (tries, 'tries')): o.add_class(f'catdog-{name}')
@@ -169,9 +170,9 @@ class App(VBox):
         if hasattr(super(), '_ipython_display_'): super()._ipython_display_(**kw)   # ipywidgets 7
         else: display(self._repr_mimebundle_(**kw), raw=True)
 
-    def _try_button(self, i, drawing):
-        name,data = drawing
-        res = Button(description=name.rsplit(' ', 1)[0], tooltip=f'Predict {name}')
+    def _try_button(self, i, example):
+        name,data = example
+        res = Button(description=Path(name).stem, tooltip=f'Predict {name}')
         res.add_class('catdog-try').add_class(f'catdog-try-{i}')
         res.on_click(lambda _: (self.choose([(name, data)]), self.predict()))
         return res
