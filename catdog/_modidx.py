@@ -135,6 +135,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'catdog/clean/labeller.py'),
                                        'catdog.clean.labeller.Labeller._options': ( 'clean/labeller.html#labeller._options',
                                                                                     'catdog/clean/labeller.py'),
+                                       'catdog.clean.labeller.Labeller._place': ( 'clean/labeller.html#labeller._place',
+                                                                                  'catdog/clean/labeller.py'),
                                        'catdog.clean.labeller.Labeller._reorder': ( 'clean/labeller.html#labeller._reorder',
                                                                                     'catdog/clean/labeller.py'),
                                        'catdog.clean.labeller.Labeller._start': ( 'clean/labeller.html#labeller._start',

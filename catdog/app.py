@@ -8,12 +8,7 @@ __all__ = ['serve_app', 'App']
 # %% ../nbs/07_app.ipynb #5a41b881
 import os, tempfile
 from pathlib import Path
-<<<<<<< HEAD
-
 from .core.errors import CatdogError, command
-=======
-from .core.errors import command
->>>>>>> main
 from .core.files import can_write_home, check_writable
 from .deploy.predictor import Classifier
 from .deploy.widgets import App

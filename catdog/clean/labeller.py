@@ -93,11 +93,7 @@ class Labeller(ReviewWidget):
     ):
         path,files,bad = Path(path),image_files(path),[]
         self._file = path/REMOVED/'answers.json'
-<<<<<<< HEAD
         saved,labels = _saved_answers(self._file),[labels] if isinstance(labels, str) else labels
-=======
-        with suppress(OSError, ValueError, TypeError): saved = dict(json.loads(self._file.read_text(encoding='utf8')))
->>>>>>> main
         self.labels = parse_labels([*dict.fromkeys([*labels, *saved.get('labels', [])])], path)
         first = next(filter(_opens, files), None)
         why = 'has no image that can be opened' if path.is_dir() else 'there is no such folder'
