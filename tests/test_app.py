@@ -105,7 +105,7 @@ def corrected(monkeypatch, keep, data, label):
     app.images[0].wrong.value = label
     return app,app.images[0]
 
-def test_corrections_are_kept_if_the_owner_wants(monkeypatch, tmp_path, cat):
+def test_corrections_are_kept_if_the_owner_wants(monkeypatch, tmp_path, cat, capsys):
     "As a data set, without metadata such as the place, once each, and not more than a limit"
     keep,exif = tmp_path/'kept',Image.Exif()
     exif[0x010e] = 'at home'
@@ -125,7 +125,8 @@ def test_corrections_are_kept_if_the_owner_wants(monkeypatch, tmp_path, cat):
     monkeypatch.setattr('catdog.deploy.widgets._MAX_KEPT', 1)
     assert 'not kept: 1 images' in corrected(monkeypatch, keep, jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
     assert len([*keep.rglob('*.jpg')]) == 1
-    assert 'cannot be kept' in corrected(monkeypatch, tmp_path/'gone', jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
+    text = corrected(monkeypatch, tmp_path/'gone', jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
+    assert 'cannot be kept' in text and 'gone' not in text and 'gone' in capsys.readouterr().err   # for the owner
 
 def test_nothing_is_kept_otherwise(monkeypatch, classifier, cat):
     monkeypatch.delenv('CATDOG_KEEP', raising=False)

@@ -437,7 +437,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
                          for i,label,best,p in unseen if best != label]
                 df = pd.DataFrame(found, columns=['file', 'label', 'suggested', 'kind', 'score', 'reason'])
                 df = pd.concat([self.suspects[self.suspects.kind != 'label'], df]).sort_values('score', ascending=False, kind='stable')
-                df = df[[f in self._rows and self._rows[f].Index not in self._answered for f in df.file]]
+                df = df.loc[[f in self._rows and self._rows[f].Index not in self._answered for f in df.file]]
                 self.suspects = df.drop_duplicates('file', ignore_index=True)
                 self._suggest()
                 text += f'; {(n := len(self.suspects))} suspect{"s"*(n != 1)} left'

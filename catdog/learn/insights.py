@@ -161,7 +161,8 @@ def insights(
     some = some[np.bincount(y[some])[y[some]] >= 5]
     if len(np.unique(y[some])) < 2: return {}
     x,y,split,found = x[some, x.shape[1]//2:],y[some],vars(dls).get('split'),{}
-    found['curve'] = learning_curve(x, y, len(dls.train_ds))
+    curve = learning_curve(x, y, len(dls.train_ds))
+    if len(curve['sizes']) > 1: found['curve'] = curve   # one point has no slope
     if split and split.quality:
         files = [ds.items[i] for ds,*_,which in parts for i in which]
         files = [files[i] for i in some]
@@ -177,7 +178,7 @@ def insight_sentences(
     res = []
     if 'curve' in found:
         low,middle,high = (f'{100*o:.1f}' for o in found['curve']['gain'])
-        res.append(f'Twice as many images would bring about {middle} points (95% interval {low} to {high}).')
+        res.append(f'Twice as many images would lower the error by about {middle} points (95% interval {low} to {high}).')
     for o in found.get('shortcuts', [])[:3]:
         res.append(f'{o["trait"].capitalize()} alone tells {o["label"]} from {o["others"]}: {o["accuracy"]:.0%} right, '
                    f'where guessing gives 50% ({o["example"]}). Does the network look at more than that?')
