@@ -151,6 +151,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'catdog/clean/labeller.py'),
                                        'catdog.clean.labeller._body': ('clean/labeller.html#_body', 'catdog/clean/labeller.py'),
                                        'catdog.clean.labeller._opens': ('clean/labeller.html#_opens', 'catdog/clean/labeller.py'),
+                                       'catdog.clean.labeller._saved_answers': ( 'clean/labeller.html#_saved_answers',
+                                                                                 'catdog/clean/labeller.py'),
                                        'catdog.clean.labeller.propose': ('clean/labeller.html#propose', 'catdog/clean/labeller.py')},
             'catdog.clean.report': { 'catdog.clean.report._confusion': ('clean/report.html#_confusion', 'catdog/clean/report.py'),
                                      'catdog.clean.report._measured': ('clean/report.html#_measured', 'catdog/clean/report.py'),

@@ -105,7 +105,7 @@ def corrected(monkeypatch, keep, data, label):
     app.images[0].wrong.value = label
     return app,app.images[0]
 
-def test_corrections_are_kept_if_the_owner_wants(monkeypatch, tmp_path, cat):
+def test_corrections_are_kept_if_the_owner_wants(monkeypatch, tmp_path, cat, capsys):
     "As a data set, without metadata such as the place, once each, and not more than a limit"
     keep,exif = tmp_path/'kept',Image.Exif()
     exif[0x010e] = 'at home'
@@ -125,7 +125,8 @@ def test_corrections_are_kept_if_the_owner_wants(monkeypatch, tmp_path, cat):
     monkeypatch.setattr('catdog.deploy.widgets._MAX_KEPT', 1)
     assert 'not kept: 1 images' in corrected(monkeypatch, keep, jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
     assert len([*keep.rglob('*.jpg')]) == 1
-    assert 'cannot be kept' in corrected(monkeypatch, tmp_path/'gone', jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
+    text = corrected(monkeypatch, tmp_path/'gone', jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
+    assert 'cannot be kept' in text and 'gone' not in text and 'gone' in capsys.readouterr().err   # for the owner
 
 def test_nothing_is_kept_otherwise(monkeypatch, classifier, cat):
     monkeypatch.delenv('CATDOG_KEEP', raising=False)
@@ -220,7 +221,7 @@ def test_page_has_only_the_app_and_works_by_keyboard(app_url, page, classifier, 
     page.wait_for_function("document.title == 'Is it a cat or a dog?'")   # not the name of the notebook
     text = page.locator('body').inner_text()
     assert classifier.summary in text and 'import' not in text and 'FileUpload' not in text
-    assert page.locator('.jp-OutputArea-output .catdog').count() == 1 and page.locator('.jp-Cell').count() == 1
+    assert page.locator('.jp-OutputArea-output .catdog').count() == 1 and page.locator('.jp-Cell').count() <= 2   # one imports
     focused = 'document.activeElement.tagName == "BUTTON" ? document.activeElement.innerText : ""'
     for _ in range(10):
         page.keyboard.press('Tab')
@@ -521,5 +522,5 @@ def test_voila_settings_agree(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for nb in (chapter, nbformat.read(app_notebook(tmp_path), 4)):
         shown = [o.source for o in nb.cells if not pattern.match(o.source)]
-        assert len(shown) == 1 and shown[0].endswith('App()')
+        assert len(shown) <= 2 and shown[-1].endswith('App()')   # one may import
     assert set(chapter.metadata) == {'kernelspec', 'title'}   # no saved state of widgets

@@ -237,6 +237,14 @@ def test_it_learns_from_each_page(tmp_path):
     cleaner.bt_undo.click()
     assert {*cleaner.iw.shown} >= {*wrong} and cleaner.iw.wanted == wrong   # first, to change one
 
+def test_no_suspects(tmp_path):
+    "None at first, and none that it finds"
+    learn = learner(drawings(tmp_path/'data', 12), 64)
+    cleaner = Cleaner(learn, suspects=suspects(learn)[:0], max_n=4)
+    cleaner._fit = lambda labels: ((0, 4), [])
+    cleaner.relearn()
+    assert '0 suspects left' in cleaner.learned.value and {'file', 'suggested'} <= {*cleaner.suspects.columns}
+
 def test_learning_in_a_thread(tmp_path):
     "Where it takes long, choices made meanwhile count, and Apply waits"
     data = drawings(tmp_path/'data', 24)

@@ -441,7 +441,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
                          for i,label,best,p in unseen if best != label]
                 df = pd.DataFrame(found, columns=self.suspects.columns)
                 df = pd.concat([self.suspects[self.suspects.kind != 'label'], df])
-                df = df[[f in self._rows and self._rows[f].Index not in self._answered for f in df.file]]
+                df = df.loc[[f in self._rows and self._rows[f].Index not in self._answered for f in df.file]]
                 df = df.sort_values('score', ascending=False, kind='stable')
                 self.suspects = df.drop_duplicates('file', ignore_index=True)
                 self._suggest()

@@ -39,7 +39,7 @@ def propose(
     k:int # Number of labels
 ) -> tuple: # (probabilities, shape (images,labels); indices of at most `n` images that would teach most)
     "Predict the label of each image, and choose those to label next"
-    p,rows,left = np.full((len(z), k), 1/k),np.flatnonzero(known >= 0),np.flatnonzero(known == -1)
+    p,rows,left = np.full((len(z), k), 1/max(k, 2)),np.flatnonzero(known >= 0),np.flatnonzero(known == -1)
     some,n = left,min(n, len(left))
     def _fit(C, sure=()):   # also to the answers of the head before, where it was `sure`
         labels = np.concatenate([known[rows], p[sure].argmax(1)]) if len(sure) else known[rows]
@@ -68,6 +68,15 @@ def _body(path, files, labels):
                       splitter=lambda o: (range(len(o)), [0]), **recipe_tfms('fast', size))
     with no_random(): return get_learner(block.dataloaders(path, path=path, num_workers=0))
 
+def _saved_answers(file):
+    "Return what a labeller saved in `file`; raise `DataError` if it is damaged, as it would be replaced"
+    try:
+        saved = json.loads(file.read_text(encoding='utf8'))
+        if [*map(type, map(saved.get, ('labels', 'choices', 'auto')))] == [list, dict, dict]: return saved
+    except (FileNotFoundError, NotADirectoryError): return {}
+    except (OSError, ValueError, AttributeError): pass
+    raise DataError(f'{file}: holds the answers given so far, but cannot be read: repair it, or move it elsewhere')
+
 def _opens(file):
     try: return bool(open_image(file, max_side=64))
     except ImageError: return False
@@ -82,12 +91,13 @@ class Labeller(ReviewWidget):
         labels:list, # Labels; more can be added in the widget
         **kwargs # `height` and `width` of a thumbnail in pixels (128, 180), `max_n` images per page (24)
     ):
-        path,files,bad,saved = Path(path),image_files(path),[],{}
+        path,files,bad = Path(path),image_files(path),[]
         self._file = path/REMOVED/'answers.json'
-        with suppress(OSError, ValueError, TypeError): saved = dict(json.loads(self._file.read_text(encoding='utf8')))
+        saved,labels = _saved_answers(self._file),[labels] if isinstance(labels, str) else labels
         self.labels = parse_labels([*dict.fromkeys([*labels, *saved.get('labels', [])])], path)
         first = next(filter(_opens, files), None)
-        if first is None: raise DataError(f'{path}: has no image that can be opened; give a folder of images')
+        why = 'has no image that can be opened' if path.is_dir() else 'there is no such folder'
+        if first is None: raise DataError(f'{path}: {why}; give a folder of images')
         learn = _body(path, [first, *(o for o in files if o != first)], self.labels)   # fastai opens the first one
         features = image_features(learn, files, on_bad=lambda file,_: bad.append(file.name))
         self.files,self._z = list(features),reduced(np.stack([*features.values()]))
@@ -129,7 +139,7 @@ class Labeller(ReviewWidget):
         except DataError as e:
             self.iw.message.value = escape(str(e))
             return
-        self.new.value = ''
+        self.new.value = self.iw.message.value = ''
         self._name_labels()
         for o in self.iw.cards: o.refresh()
         self._update_tally()
@@ -214,6 +224,7 @@ class Labeller(ReviewWidget):
         return {f: o for f,o in (self.auto | self.iw.choices).items() if o not in ('<Keep>', self._label_of(f))}
 
     def _moved(self, back):
+        self.iw.suggestions = {f: o for f,o in self.iw.suggestions.items() if f not in back}   # they are not right answers
         self.files = present_places(self.path, self.files)
         there = {f for f in self.files if REMOVED not in f.parts}
         self.auto = {f: o for f,o in self.auto.items() if f in there}

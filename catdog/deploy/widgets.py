@@ -6,7 +6,7 @@
 __all__ = ['MAX_MESSAGE', 'App']
 
 # %% ../../nbs/deploy/widgets.ipynb #26108f22
-import json, os, re
+import json, os, re, sys
 from collections import Counter
 from html import escape
 from importlib.resources import files as package_files
@@ -62,7 +62,9 @@ def _keep(folder, data, label, answer):
             (folder/label).mkdir(exist_ok=True)
             write_atomic(folder/label/f'{id}.jpg', data)
             with (folder/'manifest.jsonl').open('a', encoding='utf8') as f: print(json.dumps(row), file=f)
-    except (OSError, CatdogError) as e: return f'It cannot be kept: {e}'
+    except (OSError, CatdogError) as e:
+        print(f'{folder}: an image cannot be kept: {e}', file=sys.stderr)   # not for visitors
+        return 'It cannot be kept.'
     return f'Thank you: kept as {label}.'
 
 class _Card(VBox):
