@@ -481,9 +481,10 @@ def test_cleaner_in_jupyterlab(page, lab, tmp_path):
         o.undo(1)
         o.view.select_option('Confusion matrix')
         cell = page.locator('.cd-matrix button:enabled:not(.cd-open)').first
+        n = cell.inner_text()   # the locator will find another one
         cell.press('Enter')
-        expect(page.locator('.cd-open')).to_have_text(cell.inner_text())
-        expect(o.cards).to_have_count(min(4, int(cell.inner_text())))
+        expect(page.locator('.cd-open')).to_have_text(n)
+        expect(o.cards).to_have_count(min(4, int(n)))
         o.is_readable()
 
 LABELLING = '''from catdog.review import Labeller

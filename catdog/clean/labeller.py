@@ -144,13 +144,14 @@ class Labeller(ReviewWidget):
         for o in self.iw.cards: o.refresh()
         self._update_tally()
 
-    def _label_of(self, file): return self._images[file][2]   # by its folder, or None
+    def _label_of(self, file): return self._images[file][2] if file in self._images else None   # by its folder
+    _folder_label = _label_of
 
     def _options(self, file): return self.iw.opts
 
     def _describe(self, file):
         (i,name,_),label = self._images[file],self.iw.suggestions.get(file)
-        return escape(name) if label is None else f'{escape(name)}<br>network: <b>{escape(label)}</b> {self._p[i].max():.0%}'
+        return escape(name) + (f'<br>network: <b>{escape(label)}</b> {self._p[i].max():.0%}' if label else '')
 
     def relearn(self):
         "Fit a head to the labels as they are now, choose the next page, and show how far it is"
@@ -182,8 +183,8 @@ class Labeller(ReviewWidget):
             wrong,n = sum(self.iw.choices[f] != self._sure[f] for f in self._sample),len(self._sample)
             error,low,high = error_interval(wrong, n)
             self._sample,self._sure = [],{f: o for f,o in self._sure.items() if f not in self.iw.choices}
-            self.iw.message.value = (f'{wrong} of these {n} were wrong, {error:.1%} (95% interval {low:.1%} to {high:.1%}): '
-                                     'if that is good enough, the network may label the others.')
+            self.iw.message.value = (f'{wrong} of these {n} were wrong, {error:.1%} (95% interval {low:.1%} to '
+                                     f'{high:.1%}): if that is good enough, the network may label the others.')
         self.relearn()
         return self._next
 
@@ -198,19 +199,21 @@ class Labeller(ReviewWidget):
         else:
             sample = np.random.default_rng().choice(sure, n, replace=False)
             self._suggest(sure)
-            self._sample,self._sure = [self.files[i] for i in sample],{f: iw.suggestions[f] for f in map(self.files.__getitem__, sure)}
-            iw.message.value = f'{n} of the {len(sure):,} that it is sure of, at random: correct what is wrong, then accept.'
+            self._sample = [self.files[i] for i in sample]
+            self._sure = {self.files[i]: iw.suggestions[self.files[i]] for i in sure}
+            iw.message.value = f'{n} of the {len(sure):,} that it is sure of, at random: correct them, then accept.'
             iw.set_fns(iw.view[:len(iw.view)//n*n] + self._sample, iw.n_pages)
         self._update_tally()
 
     def _update_tally(self):
         "Show and save what is chosen"
-        self.bt_rest.description = (f'Take back the labels of {len(self.auto):,} images' if self.auto else
-                                    f'Label {len(self._sure):,} images' if self._sure and not self._sample else 'Label the rest')
+        if self.auto: self.bt_rest.description = f'Take back the labels of {len(self.auto):,} images'
+        elif self._sure and not self._sample: self.bt_rest.description = f'Label {len(self._sure):,} images'
+        else: self.bt_rest.description = 'Label the rest'
         self._count(self._wanted())
-        choices,auto = ({self._images[f][1]: o for f,o in part.items()} for part in (self.iw.choices, self.auto))
-        now = dict(labels=self.labels, choices=choices, auto=auto)
-        if now == self._saved or not choices and not self._saved: return
+        def _named(o): return {self._images[f][1]: label for f,label in o.items()}
+        now = dict(labels=self.labels, choices=_named(self.iw.choices), auto=_named(self.auto))
+        if now == self._saved or not now['choices'] and not self._saved: return
         self._saved = now
         try:
             self._file.parent.mkdir(exist_ok=True)
@@ -220,8 +223,7 @@ class Labeller(ReviewWidget):
     def _wanted(self):
         return {f: o for f,o in (self.auto | self.iw.choices).items() if o not in ('<Keep>', self._label_of(f))}
 
-    def _moved(self, undone=()):
-        back = {o.to: '<Delete>' if REMOVED in o.file.parts else self._label_of(o.file) for o in undone if o.file in self._images}
+    def _moved(self, back):
         self.iw.suggestions = {f: o for f,o in self.iw.suggestions.items() if f not in back}   # they are not right answers
         self.files = present_places(self.path, self.files)
         there = {f for f in self.files if REMOVED not in f.parts}

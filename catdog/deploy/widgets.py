@@ -52,7 +52,8 @@ def _keep(folder, data, label, answer):
     if label.startswith('.') or {'/', '\\'} & {*label}: return 'It cannot be kept: its label is no name of a folder.'
     data = jpeg_bytes(open_image(data, max_side=1024))
     id,folder = content_id(data),Path(folder)
-    row = dict(label=label, file=f'{label}/{id}.jpg', status='ok', reason=f'the app said {answer}', url=f'app:{id}', engine='app')
+    row = dict(label=label, file=f'{label}/{id}.jpg', status='ok', reason=f'the app said {answer}', url=f'app:{id}',
+               engine='app')
     try:
         with folder_lock(folder, 10):
             kept = [o.stem for o in walk_files(folder) if o.suffix == '.jpg']
@@ -60,7 +61,7 @@ def _keep(folder, data, label, answer):
             if len(kept) >= _MAX_KEPT: return f'It is not kept: {_MAX_KEPT:,} images are there already.'
             (folder/label).mkdir(exist_ok=True)
             write_atomic(folder/label/f'{id}.jpg', data)
-            with (folder/'manifest.jsonl').open('a', encoding='utf8') as f: f.write(json.dumps(row, ensure_ascii=False) + '\n')
+            with (folder/'manifest.jsonl').open('a', encoding='utf8') as f: print(json.dumps(row), file=f)
     except (OSError, CatdogError) as e:
         print(f'{folder}: an image cannot be kept: {e}', file=sys.stderr)   # not for visitors
         return 'It cannot be kept.'
@@ -107,7 +108,8 @@ class _Card(VBox):
         # the button stays where it is, and with it the keyboard's focus
         self.button.description = 'Show all' if why else 'Why?'
         self.html.value = (f'<div class="catdog-card"><img src="{image}" alt="{escape(self.name)}"><div>'
-                           f'{_answer(self.pred) if self.pred else ""}{_soft(self.name)}{_soft(note)}{_soft(self.thanks)}</div></div>')
+                           f'{_answer(self.pred) if self.pred else ""}{_soft(self.name)}{_soft(note)}'
+                           f'{_soft(self.thanks)}</div></div>')
 
 # %% ../../nbs/deploy/widgets.ipynb #123d6f4d
 def _open_models(classifier=None):
@@ -212,8 +214,8 @@ class App(VBox):
             f'<div class="catdog-head"><span aria-hidden="true">{_static("icon.svg")}</span><div><h1>{escape(title)}</h1>'
             '<p class="catdog-soft">Choose images, press Predict!, and read what they show.</p></div></div>')
         self.about.value = _soft(self.classifier.summary) if self.classifier else _error(self.models[self.menu.value])
-        if self.keep: self.about.value += _soft(f'Images that you correct are kept by the owner of this page, {_MAX_KEPT:,} at '
-                                                'most, to train with; all others are forgotten.')
+        if self.keep: self.about.value += _soft('Images that you correct are kept by the owner of this page, '
+                                                f'{_MAX_KEPT:,} at most, to train with; all others are forgotten.')
         self._enable()
         if self.classifier and any(o.pred for o in self.images): self.predict()
 
