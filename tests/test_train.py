@@ -139,6 +139,17 @@ def test_failed_export_is_resumed_without_training(tmp_path):
     assert error in out.splitlines()   # it is the same network
     assert Classifier(tmp_path/'models'/'cat-dog').labels == ['cat', 'dog'] and not checkpoint.exists()
 
+def test_the_same_build_has_finished_in_the_meantime(turned, tmp_path, monkeypatch):
+    from catdog.learn import export as module
+    from catdog.train import export, train
+    monkeypatch.chdir(tmp_path)
+    learn,write = train(turned, recipe='fast', size=64),module._write_pickle
+    def finished(*args):
+        write(*args)
+        learn.checkpoint_file.unlink()
+    monkeypatch.setattr(module, '_write_pickle', finished)
+    assert Classifier(export(learn, 'model')).labels == ['sideways', 'upright', 'upside down']
+
 def test_full_disk_is_reported_and_keeps_the_checkpoint(drawings, tmp_path):
     "The model goes to a disk of one megabyte"
     (tmp_path/'disk').mkdir()

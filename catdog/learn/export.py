@@ -273,7 +273,7 @@ def export(
         _write_model(learn, prepared, folder, int8)
         _write_pickle(learn, folder/'export.pkl')
         if not (folder/'images.json').exists(): (path/'images.json').unlink(missing_ok=True)   # of another model
-    if kept: checkpoint.unlink()
+    if kept: checkpoint.unlink(missing_ok=True)   # the same build at the same time may have finished
     return path
 
 def _as_pixels(x): return np.ascontiguousarray((x*255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
