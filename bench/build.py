@@ -2,18 +2,17 @@
 
     git worktree add ../old v0.1.0
     python bench/build.py ../old                 # all of it, three times each: about 12 minutes
-    python bench/build.py ../old second help -n 1
+    python bench/build.py ../old photos help -n 1
 
-    second   1,000 photographs, when the graph of the network is cached (twice as many seconds the first time)
-    first    the same, with an empty cache
-    few      80 photographs, cached
+    photos   1,000 photographs: first with an empty cache, then when the graph of the network is cached
+    few      80 photographs, the same
     help     catdog-build --help
     output   until catdog-build prints something
     load     features of 100 photographs while two other programs keep both cores busy
 
 Needs a folder of photographs (CATDOG_SHARED, or ../shared beside the project) with photos/web/{cat,dog}.
 """
-import os, shutil, statistics, subprocess, sys, tempfile, time
+import os, resource, shutil, statistics, subprocess, sys, tempfile, time
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -51,7 +50,6 @@ def seconds(case, root, cache, folder):
             finally:
                 for o in busy: o.kill()
             return float(out.split()[-1])
-        if case == 'first': cache = Path(cwd)/'cache'
         photos = folder/'80' if case in ('few', 'output') else PHOTOS
         args = ['--help'] if case == 'help' else ['cat', 'dog', '--photos', photos, '--out', 'model']
         began = time.monotonic()
@@ -65,10 +63,19 @@ def seconds(case, root, cache, folder):
         assert not process.returncode and (case == 'help' or (Path(cwd)/'model'/'model.onnx').exists()), case
         return time.monotonic() - began
 
+def used():
+    "Processor time of the programs that have ended, in seconds"
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+
+def show(what, *rows):
+    (old,old_cpu),(new,new_cpu) = ([statistics.median(k) for k in zip(*o)] for o in rows)
+    print(f'{what:19} {old:6.2f} s, now {new:6.2f} s: {new/old:.2f} of it '
+          f'(of the processors {old_cpu:.1f} s, now {new_cpu:.1f} s)', flush=True)
+
 def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('old', type=Path)
-    parser.add_argument('cases', nargs='*', default=['second', 'first', 'few', 'help', 'output', 'load'])
+    parser.add_argument('cases', nargs='*', default=['photos', 'few', 'help', 'output', 'load'])
     parser.add_argument('-n', type=int, default=3)
     args = parser.parse_args()
     print('load average', *os.getloadavg())
@@ -77,10 +84,12 @@ def main():
         some(folder/'80', 40), some(folder/'100', 50)
         roots = dict(old=args.old.resolve(), new=ROOT)
         for case in args.cases:
-            took = {k: [] for k in roots}
-            for i in range(args.n + (case in ('second', 'few', 'load'))):   # the first of these fills the caches
-                for k,root in roots.items(): took[k].append(seconds(case, root, folder/k, folder))
-            old,new = (statistics.median(o[-args.n:]) for o in took.values())
-            print(f'{case:7} {old:6.2f} s, now {new:6.2f} s: {new/old:.2f} of it', flush=True)
+            took = {k: [] for k in roots}   # (seconds, of the processors)
+            for _ in range(args.n + (case in ('photos', 'few', 'load'))):   # the first of these fills the caches
+                for k,root in roots.items():
+                    before = used()
+                    took[k].append((seconds(case, root, folder/k/case, folder), used() - before))
+            if case in ('photos', 'few'): show(f'{case}, empty cache', *(o[:1] for o in took.values()))
+            show(case, *(o[-args.n:] for o in took.values()))
 
 if __name__ == '__main__': main()

@@ -8,12 +8,10 @@ __all__ = ['serve_app', 'App']
 # %% ../nbs/07_app.ipynb #5a41b881
 import os, tempfile
 from pathlib import Path
-
-from .core.errors import command
+from .core.errors import CatdogError, command
 from .core.files import can_write_home, check_writable
 from .deploy.predictor import Classifier
 from .deploy.widgets import App
-
 _all_ = ['App']
 
 # %% ../nbs/07_app.ipynb #19bca5e7
@@ -33,7 +31,8 @@ def serve_app(
         os.environ['CATDOG_MODEL'] = os.path.abspath(classifier.path)
     if keep := keep or os.environ.get('CATDOG_KEEP'):
         check_writable(keep)
-        Path(keep).mkdir(parents=True, exist_ok=True)
+        try: Path(keep).mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise CatdogError(f'{keep}: is no folder, and cannot be made one ({e.strerror})') from None
         os.environ['CATDOG_KEEP'] = os.path.abspath(keep)
     with tempfile.TemporaryDirectory() as folder:
         if not can_write_home(): os.environ['HOME'] = folder   # where Jupyter and the kernels write

@@ -10,16 +10,14 @@ __all__ = ['compare', 'write_report', 'Cleaner', 'Labeller', 'suspects', 'predic
 import os
 from functools import cache
 from pathlib import Path
-
 from fastcore.script import is_cli
-
 from .core.errors import DataError, command
 from .dataset.folder import ImageFolder
 from .dataset.journal import apply_choices, can_undo, undo_choices
-
 _all_ = ['Cleaner', 'Labeller', 'suspects', 'predictions', 'scores', 'plot_confusion', 'gradcam', 'gradcam_overlays',
          'apply_choices', 'can_undo', 'undo_choices', 'report', 'saved_learner']
 
+# %% ../nbs/04_review.ipynb #03f25b61
 @cache
 def _load():
     "Import what needs torch and fastai, which take seconds"

@@ -11,13 +11,12 @@ import os, threading, time
 from functools import cache
 from pathlib import Path
 from typing import Annotated
-
 from .core.errors import CatdogError, command
 from .learn.backbones import ARCHS, RECIPES, check_recipe, get_learner
-
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
          'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 
+# %% ../nbs/03_train.ipynb #16179a19
 @cache
 def _load():
     "Import what needs torch and fastai, which take seconds"
@@ -78,7 +77,7 @@ def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe)
     "Return (labels, path, out), with defaults filled in; raise `CatdogError` on anything that cannot work"
     from catdog.core.model_file import check_model_folder
     from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
-    from catdog.dataset.split import check_number
+    from catdog.dataset.split import check_folder, check_number
     from catdog.web.engines import check_search
     check_recipe(**recipe)
     words = [words] if isinstance(words, str) else list(words)
@@ -91,12 +90,13 @@ def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe)
     labels = ImageFolder(photos, words or None).labels if photos else None
     path = Path(photos or path or default_folder(words))
     out = Path(out or default_folder(words or [path.resolve().name], 'models'))
-    labels = labels or parse_labels(words, path)
-    if len(labels) < 2:
+    labels = labels if photos else parse_labels(words, path)
+    if len(labels) == 1:
         raise CatdogError(f'{labels[0]!r} alone: a classifier needs two labels or more, such as: cat dog')
     if path.resolve() in (out.resolve(), *out.resolve().parents):
         raise CatdogError(f'{out}: is inside the folder of images; give another folder for the model')
     check_model_folder(out)
+    if photos: check_folder(photos, labels or None)
     return labels,path,out
 
 @command
@@ -128,13 +128,15 @@ def build(
     (loading := threading.Thread(target=_load)).start()
     if not photos and not (resume and path.exists()): scrape(labels, path, n or 150, engine, safe=safe)
     if also: print(f'{add_images(path, also, labels)} new images from {also}', flush=True)
-    split_files(path, labels=labels, n=n if photos else None)   # opens the images while torch is imported
+    # this opens the images, while torch is imported
+    split_files(path, labels=labels, n=n if photos else None, group_by=group_by)
     print('[2/4] Training', flush=True)
     if loading.is_alive(): print('Loading torch and fastai', flush=True)
     loading.join()
     learn = train(path, arch, epochs, size, recipe=recipe, resume=resume, labels=labels, n=n if photos else None,
                   minutes=minutes, group_by=group_by)
-    if getattr(learn, 'stopped', False): raise CatdogError('stopped; run the same command with --resume to continue')
+    if getattr(learn, 'stopped', False):
+        raise CatdogError('stopped' + '; run the same command with --resume to continue'*learn.resumable)
     print('[3/4] How good is it?', flush=True)
     print_confusion(learn)
     print(f'[4/4] Writing the model to {out}', flush=True)

@@ -1,5 +1,5 @@
 "Commands in a terminal: an error is one line on stderr and exit status 2, never a traceback."
-import os, re, subprocess, sys
+import os, re, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,9 @@ def folders(tmp_path):
     (tmp_path/'empty').mkdir()
     (tmp_path/'one'/'cat').mkdir(parents=True)
     for i in range(6): draw('cat', seed=i).save(tmp_path/'one'/'cat'/f'{i}.jpg')
+    shutil.copytree(tmp_path/'one', tmp_path/'few')
+    (tmp_path/'few'/'dog').mkdir()
+    shutil.copy(tmp_path/'one'/'cat'/'0.jpg', tmp_path/'few'/'dog')
     (tmp_path/'notes.txt').write_text('a cat')
     (tmp_path/'no_model').mkdir()
     return tmp_path
@@ -28,6 +31,11 @@ WRONG = {
     'label that climbs':    (['catdog-scrape', '..', 'bird'], '..'),
     'missing key':          (['catdog-scrape', 'cat', 'dog', '--engine', 'bing'], 'AZURE_SEARCH_KEY'),
     'unknown architecture': (['catdog-build', 'cat', 'dog', '--arch', 'resnet19'], 'resnet18'),
+    'no labels':            (['catdog-build', '--photos', 'empty'], 'empty: there are no images'),
+    'no label folders':     (['catdog-build', '--photos', 'one/cat'], 'lies outside any label'),
+    'photos of one label':  (['catdog-build', '--photos', 'one'], "'cat' alone"),
+    'few photographs':      (['catdog-build', '--photos', 'few'], "fewer than 5 images of 'dog' (1)"),
+    'keep is a file':       (['catdog-app', '--keep', 'notes.txt'], 'notes.txt: is no folder'),
     'no photographs':       (['catdog-build', 'cat', 'dog', '--photos', 'nowhere'], 'nowhere'),
     'empty photographs':    (['catdog-build', 'cat', 'dog', '--photos', 'empty'], 'cat'),
     'one label':            (['catdog-build', 'cat', '--engine', 'sample', '--n', '10'], 'two labels'),
@@ -49,6 +57,24 @@ def test_bad_input_is_one_line_and_exit_status_2(folders, args, words):
     assert done.returncode == 2, done
     assert words in done.stderr and len(done.stderr.splitlines()) == 1 and 'Traceback' not in done.stdout
     assert set(before) <= set(folders.rglob('*'))   # no file is lost
+
+WAITS = '''import signal, sys, time
+from catdog.core.errors import command
+signal.signal(signal.SIGINT, signal.default_int_handler)   # ignored where the tests run in the background
+@command
+def wait():
+    print('ready', flush=True)
+    time.sleep(60)
+sys.exit(wait())
+'''
+
+def test_ctrl_c_is_one_line(tmp_path):
+    (tmp_path/'wait').write_text(WAITS)
+    p = subprocess.Popen([sys.executable, 'wait'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
+    assert p.stdout.readline() == 'ready\n'
+    p.send_signal(signal.SIGINT)
+    assert p.communicate(timeout=30)[1] == '\nwait: stopped\n' and p.returncode == 130
 
 @pytest.mark.parametrize('folder,words', [('empty', 'no images'), ('one', "labelled 'cat'"), ('nowhere', 'no such folder')])
 def test_bad_folder_is_refused_for_training(folders, folder, words):

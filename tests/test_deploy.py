@@ -458,7 +458,7 @@ def test_binder_serves_the_app(binder_url, page, tmp_path, cat):
     large = tmp_path/'large.jpg'
     large.write_bytes(cat.read_bytes() + bytes(12*2**20))   # more than Jupyter lets through when it is told nothing
     assert used(page, large).startswith('cat, ')
-    assert page.locator('.jp-Cell').count() == 1 and 'import' not in page.locator('body').inner_text()
+    assert page.locator('.jp-Cell').count() == 2 and 'import' not in page.locator('body').inner_text()   # one is empty
     # the page finds its kernel below the path of that user
     page.wait_for_timeout(6000)
     assert page.get_by_role('alert').all_inner_texts() in ([], [''])

@@ -115,7 +115,7 @@ def test_images_of_one_source_stay_on_one_side(tmp_path, by, capsys):
     assert None not in found and len(found) == len(split.train)
 
 @pytest.mark.parametrize('by,words', [('page', 'use host, author, folder'), ('host', 'do not come from several hosts'),
-                                      ('folder', 'do not come from several folders')])
+                                      ('folder', 'do not come from several folders of a label')])
 def test_group_by_what_is_not_known(tmp_path, by, words):
     with pytest.raises(CatdogError, match=words): split_files(fill(tmp_path/'mine', 6), group_by=by)
 
@@ -147,10 +147,18 @@ def test_insights_reach_the_card(learn):
     meta = model_metadata(learn, logits, truth)
     assert json.loads(json.dumps(meta)) == meta and set(meta['insights']) == {'curve', 'shortcuts', 'groups'}
     card = model_card(meta)
-    assert 'Twice as many images would bring about' in card and 'Brightness alone tells dog from the others' in card
+    assert 'Twice as many images would lower the error by about' in card and 'Brightness alone tells dog from the others' in card
     assert 'most confused: cat for fish, 2 of 2' in card
     assert '| cat | 2 | 0 | 0 | 100.0% (34.2% to 100.0%) |' in card and '| fish | 2 | 0 | 0 | 0.0%' in card
     assert 'Not measured.' in model_card({**meta, 'insights': {}})
+
+def test_no_curve_of_one_point(learn, monkeypatch):
+    "Of so few images of each label that no part of them has all labels, nothing can be predicted"
+    from catdog.learn import insights as module
+    curve = module.learning_curve
+    for few,kept in ((1, True), (8, False)):
+        monkeypatch.setattr(module, 'learning_curve', lambda x, y, n: curve(x[::few], y[::few], n))
+        assert ('curve' in insights(learn)) is kept
 
 def test_insights_reach_the_report(learn, tmp_path):
     table = prediction_table(learn).table

@@ -45,14 +45,18 @@ def test_pages_teach(data):
     assert {o.name for o in labeller.shown} == {*suggested}   # to correct one
     assert images(folder) == sorted(o.read_bytes() for o in folder.iterdir() if o.is_file())   # nothing has moved
 
-def test_apply_and_undo(data):
+@pytest.mark.parametrize('slow', [False, True])
+def test_apply_and_undo(data, slow):
+    "Also where learning takes long, and runs in a thread"
     folder,truth = data
     start,labeller = state(folder),Labeller(folder, WORDS, max_n=6)
     answer(labeller, truth, 2)
     files = [*labeller.choices]
     labeller.choose(files[0], '<Delete>')
     labeller.choose(files[1], '<Keep>')
+    labeller.iw.slow = slow
     labeller.bt_apply.click()
+    if slow: labeller.iw.working.join()
     assert labeller.message.value == 'Moved 11 images.'
     assert (folder/'.removed'/files[0].name).exists() and files[1].exists()
     for o in files[2:]: assert (folder/truth[o.name]/o.name).exists()
@@ -60,7 +64,9 @@ def test_apply_and_undo(data):
     assert labeller.learned.value.startswith('10 labelled')   # those in folders count
     again = Labeller(folder, WORDS, max_n=6)
     assert again.learned.value.startswith('10 labelled') and again.choices == {files[1]: '<Keep>'}
+    again.iw.slow = slow
     again.bt_undo.click()
+    if slow: again.iw.working.join()
     assert {k: v for k,v in state(folder).items() if 'json' not in k} == start
     assert len(again.choices) == 11 and all(truth[o.name] == k for o,k in again.choices.items() if o != files[1])
 
@@ -106,15 +112,21 @@ def test_the_rest_is_labelled_after_a_sample_only(data, monkeypatch):
     labeller.bt_rest.click()
     assert not labeller.auto and labeller.tally.value.count('to') == 2
     assert len([*folder.glob('*.jpg')]) == 60
+    labeller.bt_rest.click()
+    labeller.bt_apply.click()
+    labeller.bt_undo.click()
+    assert 'suggestions were right' not in labeller.learned.value   # labels by the network are no answers to them
 
 def test_another_label(data):
     folder,truth = data
-    labeller = Labeller(folder, ['cat'], max_n=6)
+    labeller = Labeller(folder, 'cat', max_n=6)
+    assert labeller.labels == ['cat'] and '60 left, sure of 0' in labeller.learned.value   # nothing is learned from one label
     labeller.new.value = 'cat'
     labeller._add_label()
     assert 'given twice' in labeller.message.value
     labeller.new.value = 'dog'
     labeller._add_label()
+    assert not labeller.message.value
     assert labeller.cards[0].menu.options == ('<Keep>', '<Delete>', 'cat', 'dog') and '<kbd>2</kbd> dog' in labeller.keys.value
     answer(labeller, truth, 1)
     assert Labeller(folder, ['cat'], max_n=6).labels == ['cat', 'dog']
@@ -125,7 +137,16 @@ def test_files_that_are_no_images(tmp_path, data):
     labeller = Labeller(folder, WORDS, max_n=6)
     assert '1 cannot be opened: 000.jpg' in labeller.message.value and len(labeller.files) == 59
     (tmp_path/'empty').mkdir()
-    with pytest.raises(DataError, match='no image that can be opened'): Labeller(tmp_path/'empty', WORDS)
+    for name,words in (('empty', 'no image that can be opened'), ('nowhere', 'no such folder')):
+        with pytest.raises(DataError, match=words): Labeller(tmp_path/name, WORDS)
+
+@pytest.mark.parametrize('text', ['', '{"labels": ["ca', '[]', '{"labels": ["cat"], "choices": [], "auto": {}}'])
+def test_damaged_answers_are_not_replaced(data, text):
+    file = data[0]/'.removed'/'answers.json'
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises(DataError, match='answers.json: holds the answers given so far'): Labeller(data[0], WORDS, max_n=6)
+    assert file.read_text() == text
 
 def test_proposals_are_uncertain_and_unlike_each_other():
     "Of two clouds, those between them come first, and no two that are the same"

@@ -123,16 +123,13 @@ def faults(source):
     ('def f(): print(1)\nf()', 0), ('try: f()\nexcept A: pass', 1)])
 def test_house_style(source, n): assert len(faults(source)) == n
 
-LATER = '03_train', '04_review', '07_app', 'page', 'widgets', 'finetune', 'features', 'head', 'calibration', 'cleaner', 'interpret', 'issues', 'report'
-
-@pytest.mark.parametrize('path', [o for o in NOTEBOOKS if o.stem not in LATER], ids=lambda o: o.stem)
+@each_notebook
 def test_cells_keep_to_the_house_style(path):
     assert not {o: f for o in cells(path, 'code') if (f := faults(o))}
     for o in cells(path, 'markdown'):
         if re.search('^#+ ', re.sub('^```.*?^```', '', o, flags=re.S | re.M), re.M):
             assert re.fullmatch(r'#+ .*|# .*\n+> .*(\n+\[!\[Open in Colab.*)?', o), f'a heading needs a cell of its own: {o}'
 
-@pytest.mark.skipif(bool(LATER), reason="not for all notebooks yet")
 def test_documentation_can_be_built(tmp_path):
     "What `nbdev-docs` does before it calls Quarto: it runs the cells with imports and exports, and no others"
     for o in ('nbs', 'catdog'): shutil.copytree(ROOT/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))

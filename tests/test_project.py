@@ -102,7 +102,7 @@ CALLED_BY = dict(
     jupyter_server='last_activity server_url VisitorKernels',
     onnxruntime='get_next intra_op_num_threads log_severity_level graph_optimization_level optimized_model_filepath _model_bytes',
     onnx_ir='const_value',
-    ipywidgets='disabled tooltip',
+    ipywidgets='disabled grid_template_columns tooltip',
     python='__doc__ __getattr__')
 # Prints what a target would do
 MAKE_N = 'make', '--no-print-directory', '-n', '-o', '.venv/installed'

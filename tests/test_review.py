@@ -92,7 +92,7 @@ def test_card_and_report_agree_for_any_seed(project, reviewed):
     table = predicted()
     assert set(table.index[table.dataset == 'Valid']) == project
     assert set(table.dataset) == {'Train', 'Valid'} and len(table) == 48
-    for o in ('Twice as many images would bring about', 'class="figure"'): assert o in page()   # kept with the model
+    for o in ('Twice as many images would lower the error by about', 'class="figure"'): assert o in page()   # kept with the model
 
 def test_relabelled_image_changes_the_report(project, reviewed):
     before = predicted()

@@ -238,6 +238,34 @@ def test_minutes_end_the_last_stages(turned, tmp_path, monkeypatch, capsys):
     train(turned, size=64, epochs=10**4, minutes=.2)
     assert 10 < time.monotonic() - start < 20 and '\nlast stages: ' in capsys.readouterr().out
 
+def test_no_larger_body_after_the_deadline(turned, tmp_path, monkeypatch, capsys):
+    from catdog.learn import finetune
+    from catdog.train import train
+    monkeypatch.chdir(tmp_path)
+    fit = finetune._fit_best_head
+    monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (1., .25))[1])
+    train(turned, minutes=.001)
+    said = capsys.readouterr().out
+    assert 'head: 25.0% error' in said and 'efficientnet_lite2' not in said
+
+def test_stopped_before_anything_could_be_resumed(turned, tmp_path, monkeypatch):
+    from fastai.learner import Learner
+    from catdog.train import build
+    monkeypatch.chdir(tmp_path)
+    def stopped(*args, **kw): raise KeyboardInterrupt
+    monkeypatch.setattr(Learner, 'fit_one_cycle', stopped)
+    with pytest.raises(CatdogError, match='^stopped$'): build([], photos=turned, recipe='fast', epochs=1, size=64)
+
+def test_many_labels_are_not_printed_as_a_matrix(tmp_path, monkeypatch, capsys):
+    from types import SimpleNamespace as S
+    import numpy as np
+    from catdog.learn import calibration
+    for n in (3, 81):
+        monkeypatch.setattr(calibration, 'confusion', lambda learn: np.eye(n, dtype=int))
+        calibration.print_confusion(S(dls=S(vocab=range(n), path=tmp_path)))
+    three,many = capsys.readouterr().out.split('The confusion matrix of the ')
+    assert three.startswith('truth \\ answer') and many == '81 labels is in the model card.\n'
+
 @pytest.mark.parametrize('losses,arch,size', [((1., .8), 'efficientnet_lite2', 80), ((1., .95), 'efficientnet_lite0', 64)])
 def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, turned, tmp_path, monkeypatch, capsys):
     from dataclasses import replace

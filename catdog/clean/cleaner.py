@@ -263,9 +263,9 @@ class ReviewWidget(GetAttr):
         self.tally,self.learned = widgets.HTML(),widgets.HTML().add_class('cd-status')
 
     def _lay_out(self, *top):
-        iw,moves = self.iw,_line(self.bt_apply, self.bt_undo, self.tally)
-        self.widget = widgets.VBox([iw.style, _line(*top).add_class('cd-top'), iw.pager, moves, self.learned, iw.message,
-                                    iw.widget, iw.large]).add_class('cd-review')
+        iw,top = self.iw,_line(*top).add_class('cd-top')
+        self.widget = widgets.VBox([iw.style, top, iw.pager, _line(self.bt_apply, self.bt_undo, self.tally), self.learned,
+                                    iw.message, iw.widget, iw.large]).add_class('cd-review')
 
     def _ipython_display_(self):
         display({'text/html': f'<script>{_static("cleaner.js")}</script>'}, raw=True)   # a widget's would not run
@@ -273,7 +273,8 @@ class ReviewWidget(GetAttr):
 
     def _count(self, wanted, more=''):
         "Show the numbers of `wanted` choices, and of pending moves of an interrupted `apply`"
-        parts = [f'{n} to {"delete" if o == "<Delete>" else escape(o)}' for o,n in sorted(Counter(wanted.values()).items())]
+        counts = sorted(Counter(wanted.values()).items())
+        parts = [f'{n} to {"delete" if o == "<Delete>" else escape(o)}' for o,n in counts]
         if n := self._unfinished: more += f'; {n} move{"s"*(n > 1)} left over from an interrupted Apply'
         self.tally.value = ('Chosen: ' + ', '.join(parts) if parts else 'Nothing is chosen') + more
 
@@ -282,7 +283,7 @@ class ReviewWidget(GetAttr):
         wanted = self._wanted()
         try:
             with self._lock: return apply_choices(self.path, wanted)
-        finally: self._moved()
+        finally: self._moved({})
 
     def undo(self,
         everything:bool=False # Whether to undo everything that was ever applied, instead of the last time
@@ -291,7 +292,8 @@ class ReviewWidget(GetAttr):
         moves = []
         try:
             with self._lock: moves = undo_choices(self.path, everything)
-        finally: self._moved(moves)
+        finally:
+            self._moved({o.to: '<Delete>' if REMOVED in o.file.parts else self._folder_label(o.file) for o in moves})
         return moves
 
     def _run(self, func, verb):
@@ -329,7 +331,8 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
     ):
         predicted,vocab = prediction_table(learn),list(learn.dls.vocab)
         self._vocab = list(map(str, vocab))
-        if wrong := {*map(str, pair or ())} - {*self._vocab}: raise DataError(f'{min(wrong)!r} is no label of the network')
+        self.pair = tuple(map(str, pair or ()))
+        if wrong := {*self.pair} - {*self._vocab}: raise DataError(f'{min(wrong)!r} is no label of the network')
         super().__init__(learn.dls.path, vocab, **kwargs)
         self.table,self._probabilities,self.suspects = predicted.table,predicted.probabilities,suspects
         self._features,self._reduced,self._answered,self._learned_from = predicted.features,None,set(),{}
@@ -342,9 +345,9 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         self.dd_cats = _menu('Label', vocab)
         self.dd_ds = _menu('Data set', list(dict.fromkeys(['Train', *([] if 'Unknown' in sets else ['Valid']), *sets])))
         self.dd_view = _menu('Show', ['Worst first'][suspects is None:] + ['All images', 'Confusion matrix'])
-        self.pair,self._cells,self.matrix = tuple(map(str, pair or ())),None,widgets.GridBox().add_class('cd-matrix')
+        self._cells,self.matrix = None,widgets.GridBox().add_class('cd-matrix')
         if pair: self.dd_view.value = 'Confusion matrix'
-        self.iw.explain = lambda f: gradcam_overlays(learn, [f], 1200)[0] if self.matrix.layout.display == 'grid' else None
+        self.iw.explain = lambda f: gradcam_overlays(learn, [f], 1200)[0] if self.matrix.layout.display == '' else None
         self._lay_out(self.dd_view, self.dd_cats, self.dd_ds, self.matrix)
         self._suggest()
         self._update_table()
@@ -364,7 +367,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         elif view == 'All images': files = t.file[(t.label == self.dd_cats.value) & (t.dataset == self.dd_ds.value)]
         else: files = self._open_cell(t[t.dataset.isin(['Valid', 'Unknown']) & t.file.isin([*self._rows])])
         for o in (self.dd_cats, self.dd_ds): o.disabled = view != 'All images'
-        self.matrix.layout.display = 'grid' if view == 'Confusion matrix' else 'none'
+        self.matrix.layout.display = '' if view == 'Confusion matrix' else 'none'
         self.iw.set_fns((f for f in files if f in self._rows), page)
 
     def _open_cell(self, t):
@@ -392,10 +395,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         return [f for f,o in zip(t.file, cell_of) if o == self.pair]
 
     def _fit(self, labels):
-        """Fit heads to `labels`, one for each row of `table`, or None
-
-        Return (wrong, n) for the validation images, and (row, label, most probable label, probability of the label)
-        for each image by a head that has not seen it."""
+        "Return (wrong, n) for validation, and for each image row, label, best label, probability of the label, unseen"
         labels,counts = np.array(labels, object),Counter(labels)
         rows = np.array([i for i,o in enumerate(labels) if o and counts[o] > 1], int)
         y,z,sets = labels[rows].astype(str),self._reduced[rows],self.table.dataset.values[rows]
@@ -404,7 +404,8 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         model = LogisticRegression(C=.003, max_iter=200, tol=.01)
         folds = StratifiedKFold(max(2, min(5, *Counter(y).values())), shuffle=True, random_state=0)
         p = cross_val_predict(model, z, y, cv=folds, method='predict_proba')
-        unseen = list(zip(rows, y.tolist(), names[p.argmax(1)].tolist(), p[np.arange(len(y)), np.searchsorted(names, y)]))
+        given = p[np.arange(len(y)), np.searchsorted(names, y)]
+        unseen = list(zip(rows, y.tolist(), names[p.argmax(1)].tolist(), given))
         if not valid.any() or len({*y[train]}) < 2: return (0, 0),unseen
         wrong = model.fit(z[train], y[train]).predict(z[valid]) != y[valid]
         return (int(wrong.sum()), len(wrong)),unseen
@@ -422,8 +423,10 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
             choices = dict(self.iw.choices)
             self._prepare()
             self._answered |= {self._rows[f].Index for f in choices if f in self._rows}
-            now = [choices.get(o.file, '<Keep>') if o.file in self._rows else '<Delete>' for o in self.table.itertuples()]
-            now = [dict([('<Delete>', None), ('<Keep>', str(label))]).get(o, o) for o,label in zip(now, self.table.label)]
+            def _now(o):
+                choice = choices.get(o.file, '<Keep>') if o.file in self._rows else '<Delete>'
+                return {'<Delete>': None, '<Keep>': str(o.label)}.get(choice, choice)
+            now = list(map(_now, self.table.itertuples()))
             (wrong,n),unseen = self._fit(now)
             changed = [a != b for a,b in zip(now, self._first)]
             text = f'{sum(changed)} corrected'
@@ -433,11 +436,13 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
                 if k := sum(c and o == 'Valid' for c,o in zip(changed, self.table.dataset)):
                     text += f', counting {k} corrected label{"s"*(k > 1)}'
             if self.suspects is not None:
-                found = [(self.table.file[i], label, best, 'label', 1 - p, f'a head that has not seen this label says {best}')
+                found = [dict(file=self.table.file[i], label=label, suggested=best, kind='label', score=1 - p,
+                              reason=f'a head that has not seen this label says {best}')
                          for i,label,best,p in unseen if best != label]
-                df = pd.DataFrame(found, columns=['file', 'label', 'suggested', 'kind', 'score', 'reason'])
-                df = pd.concat([self.suspects[self.suspects.kind != 'label'], df]).sort_values('score', ascending=False, kind='stable')
-                df = df[[f in self._rows and self._rows[f].Index not in self._answered for f in df.file]]
+                df = pd.DataFrame(found, columns=self.suspects.columns)
+                df = pd.concat([self.suspects[self.suspects.kind != 'label'], df])
+                df = df.loc[[f in self._rows and self._rows[f].Index not in self._answered for f in df.file]]
+                df = df.sort_values('score', ascending=False, kind='stable')
                 self.suspects = df.drop_duplicates('file', ignore_index=True)
                 self._suggest()
                 text += f'; {(n := len(self.suspects))} suspect{"s"*(n != 1)} left'
@@ -482,7 +487,8 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
     def _describe(self, file):
         "Return the HTML below an image: its label, the network's answer, why it is suspect"
         o = self._rows[file]
-        text = (f'{"folder" if self._can_move(file) else "label"}: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br>'
+        what = 'folder' if self._can_move(file) else 'label'
+        text = (f'{what}: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br>'
                 f'network: <b>{escape(str(o.predicted))}</b> {o.probability:.0%}')
         return text + (f'<br>{escape(self._reasons[file])}' if file in self._reasons else '')
 
@@ -509,9 +515,8 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
                 raise DataError(f'{f} is not in a folder that is its label, so it cannot be moved to another')
         return self.iw.wanted
 
-    def _moved(self, undone=()):
+    def _moved(self, back):
         self._update_table()
         # not of images that `learn` does not have: they are on no page, so their choices could not be changed
-        back = {o.to: '<Delete>' if REMOVED in o.file.parts else self._folder_label(o.file) for o in undone if o.to in self._rows}
-        self.iw.choices = {f: o for f,o in self.iw.choices.items() if f in self._rows and f.exists()} | back
+        self.iw.choices = {f: o for f,o in (self.iw.choices | back).items() if f in self._rows and f.exists()}
         self.iw.background(lambda: (self.relearn(), self.on_change_ds(page=self.iw.page)))

@@ -39,7 +39,7 @@ def propose(
     k:int # Number of labels
 ) -> tuple: # (probabilities, shape (images,labels); indices of at most `n` images that would teach most)
     "Predict the label of each image, and choose those to label next"
-    p,rows,left = np.full((len(z), k), 1/k),np.flatnonzero(known >= 0),np.flatnonzero(known == -1)
+    p,rows,left = np.full((len(z), k), 1/max(k, 2)),np.flatnonzero(known >= 0),np.flatnonzero(known == -1)
     some,n = left,min(n, len(left))
     def _fit(C, sure=()):   # also to the answers of the head before, where it was `sure`
         labels = np.concatenate([known[rows], p[sure].argmax(1)]) if len(sure) else known[rows]
@@ -68,6 +68,15 @@ def _body(path, files, labels):
                       splitter=lambda o: (range(len(o)), [0]), **recipe_tfms('fast', size))
     with no_random(): return get_learner(block.dataloaders(path, path=path, num_workers=0))
 
+def _saved_answers(file):
+    "Return what a labeller saved in `file`; raise `DataError` if it is damaged, as it would be replaced"
+    try:
+        saved = json.loads(file.read_text(encoding='utf8'))
+        if [*map(type, map(saved.get, ('labels', 'choices', 'auto')))] == [list, dict, dict]: return saved
+    except (FileNotFoundError, NotADirectoryError): return {}
+    except (OSError, ValueError, AttributeError): pass
+    raise DataError(f'{file}: holds the answers given so far, but cannot be read: repair it, or move it elsewhere')
+
 def _opens(file):
     try: return bool(open_image(file, max_side=64))
     except ImageError: return False
@@ -82,12 +91,13 @@ class Labeller(ReviewWidget):
         labels:list, # Labels; more can be added in the widget
         **kwargs # `height` and `width` of a thumbnail in pixels (128, 180), `max_n` images per page (24)
     ):
-        path,files,bad,saved = Path(path),image_files(path),[],{}
+        path,files,bad = Path(path),image_files(path),[]
         self._file = path/REMOVED/'answers.json'
-        with suppress(OSError, ValueError): saved = json.loads(self._file.read_text(encoding='utf8'))
+        saved,labels = _saved_answers(self._file),[labels] if isinstance(labels, str) else labels
         self.labels = parse_labels([*dict.fromkeys([*labels, *saved.get('labels', [])])], path)
         first = next(filter(_opens, files), None)
-        if first is None: raise DataError(f'{path}: has no image that can be opened; give a folder of images')
+        why = 'has no image that can be opened' if path.is_dir() else 'there is no such folder'
+        if first is None: raise DataError(f'{path}: {why}; give a folder of images')
         learn = _body(path, [first, *(o for o in files if o != first)], self.labels)   # fastai opens the first one
         features = image_features(learn, files, on_bad=lambda file,_: bad.append(file.name))
         self.files,self._z = list(features),reduced(np.stack([*features.values()]))
@@ -102,16 +112,20 @@ class Labeller(ReviewWidget):
         self._lay_out(self.new, self._button('Add label', self._add_label), self.bt_rest, self.dd_sure, self.keys)
         self.iw.bt_agree.description = '✓ Accept this page'
         self.iw.message.value = f'{len(bad)} cannot be opened: {escape(", ".join(bad[:3]))}.' if bad else ''
+        self._place()
         self._start()
 
-    def _start(self):
-        "Note where the images are, and show a first page"
+    def _place(self):
+        "Note where the images are, and which labels they have by their folders"
         folder = ImageFolder(self.path)
         def _label(file):
             with suppress(DataError): return label if (label := folder.label(file)) in self.labels else None
         self._images = {f: (i, f.relative_to(self.path).as_posix(), _label(f)) for i,f in enumerate(self.files)}
         self.bt_undo.disabled,self._unfinished = not can_undo(self.path),unfinished_moves(self.path)
         self._name_labels()
+
+    def _start(self):
+        "Show a first page"
         self.relearn()
         self.iw.set_fns(self._next)
 
@@ -125,18 +139,19 @@ class Labeller(ReviewWidget):
         except DataError as e:
             self.iw.message.value = escape(str(e))
             return
-        self.new.value = ''
+        self.new.value = self.iw.message.value = ''
         self._name_labels()
         for o in self.iw.cards: o.refresh()
         self._update_tally()
 
-    def _label_of(self, file): return self._images[file][2]   # by its folder, or None
+    def _label_of(self, file): return self._images[file][2] if file in self._images else None   # by its folder
+    _folder_label = _label_of
 
     def _options(self, file): return self.iw.opts
 
     def _describe(self, file):
         (i,name,_),label = self._images[file],self.iw.suggestions.get(file)
-        return escape(name) if label is None else f'{escape(name)}<br>network: <b>{escape(label)}</b> {self._p[i].max():.0%}'
+        return escape(name) + (f'<br>network: <b>{escape(label)}</b> {self._p[i].max():.0%}' if label else '')
 
     def relearn(self):
         "Fit a head to the labels as they are now, choose the next page, and show how far it is"
@@ -146,7 +161,8 @@ class Labeller(ReviewWidget):
             given = [done.get(f) or self._label_of(f) for f in self.files]
             known = np.array([index.get(o, -1 if o is None else -2) for o in given])
             self._p,which = p,_ = propose(self._z, known, iw.max_n, len(self.labels))
-            best,counts,self._left = p.argmax(1),np.bincount(known[known >= 0], minlength=len(index)),np.flatnonzero(known == -1)
+            best,counts = p.argmax(1),np.bincount(known[known >= 0], minlength=len(index))
+            self._left = np.flatnonzero(known == -1)
             right = [iw.choices[f] == o for f,o in iw.suggestions.items() if iw.choices.get(f) in index]
             which = sorted(which, key=lambda i: (best[i], -p[i].max()))   # one label after the other
             if (counts > 2).sum() > 1: self._suggest(i for i in which if counts[best[i]] > 2)
@@ -156,7 +172,8 @@ class Labeller(ReviewWidget):
                                   f'{(p[self._left].max(1) >= self.dd_sure.value).sum():,} of them'
                                   + f'; {sum(right)} of {len(right)} suggestions were right'*bool(right))
 
-    def _suggest(self, which): self.iw.suggestions.update({self.files[i]: self.labels[self._p[i].argmax()] for i in which})
+    def _suggest(self, which):
+        self.iw.suggestions.update({self.files[i]: self.labels[self._p[i].argmax()] for i in which})
 
     def _more(self): return True
 
@@ -166,8 +183,8 @@ class Labeller(ReviewWidget):
             wrong,n = sum(self.iw.choices[f] != self._sure[f] for f in self._sample),len(self._sample)
             error,low,high = error_interval(wrong, n)
             self._sample,self._sure = [],{f: o for f,o in self._sure.items() if f not in self.iw.choices}
-            self.iw.message.value = (f'{wrong} of these {n} were wrong, {error:.1%} (95% interval {low:.1%} to {high:.1%}): '
-                                     'if that is good enough, the network may label the others.')
+            self.iw.message.value = (f'{wrong} of these {n} were wrong, {error:.1%} (95% interval {low:.1%} to '
+                                     f'{high:.1%}): if that is good enough, the network may label the others.')
         self.relearn()
         return self._next
 
@@ -182,19 +199,21 @@ class Labeller(ReviewWidget):
         else:
             sample = np.random.default_rng().choice(sure, n, replace=False)
             self._suggest(sure)
-            self._sure,self._sample = {f: iw.suggestions[f] for f in (self.files[i] for i in sure)},[self.files[i] for i in sample]
-            iw.message.value = f'{n} of the {len(sure):,} that it is sure of, at random: correct what is wrong, accept the page.'
+            self._sample = [self.files[i] for i in sample]
+            self._sure = {self.files[i]: iw.suggestions[self.files[i]] for i in sure}
+            iw.message.value = f'{n} of the {len(sure):,} that it is sure of, at random: correct them, then accept.'
             iw.set_fns(iw.view[:len(iw.view)//n*n] + self._sample, iw.n_pages)
         self._update_tally()
 
     def _update_tally(self):
         "Show and save what is chosen"
-        self.bt_rest.description = (f'Take back the labels of {len(self.auto):,} images' if self.auto else
-                                    f'Label {len(self._sure):,} images' if self._sure and not self._sample else 'Label the rest')
+        if self.auto: self.bt_rest.description = f'Take back the labels of {len(self.auto):,} images'
+        elif self._sure and not self._sample: self.bt_rest.description = f'Label {len(self._sure):,} images'
+        else: self.bt_rest.description = 'Label the rest'
         self._count(self._wanted())
-        choices,auto = ({self._images[f][1]: o for f,o in part.items()} for part in (self.iw.choices, self.auto))
-        now = dict(labels=self.labels, choices=choices, auto=auto)
-        if now == self._saved or not choices and not self._saved: return
+        def _named(o): return {self._images[f][1]: label for f,label in o.items()}
+        now = dict(labels=self.labels, choices=_named(self.iw.choices), auto=_named(self.auto))
+        if now == self._saved or not now['choices'] and not self._saved: return
         self._saved = now
         try:
             self._file.parent.mkdir(exist_ok=True)
@@ -204,10 +223,11 @@ class Labeller(ReviewWidget):
     def _wanted(self):
         return {f: o for f,o in (self.auto | self.iw.choices).items() if o not in ('<Keep>', self._label_of(f))}
 
-    def _moved(self, undone=()):
-        back = {o.to: '<Delete>' if REMOVED in o.file.parts else self._label_of(o.file) for o in undone if o.file in self._images}
+    def _moved(self, back):
+        self.iw.suggestions = {f: o for f,o in self.iw.suggestions.items() if f not in back}   # they are not right answers
         self.files = present_places(self.path, self.files)
         there = {f for f in self.files if REMOVED not in f.parts}
         self.auto = {f: o for f,o in self.auto.items() if f in there}
         self.iw.choices = {f: o for f,o in (self.iw.choices | back).items() if o and f in there}
+        self._place()
         self.iw.background(self._start)

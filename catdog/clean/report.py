@@ -70,8 +70,9 @@ def report(
     sources = image_sources(split.folder, table.file) if split else {}
     found['shortcuts'] = shortcuts(table.label, table.file, predicted.quality, sources)
     drawn = io.BytesIO()
-    if 'curve' in found: plot_learning_curve(found['curve']).figure.savefig(drawn, dpi=120)
-    plt.close()
+    if 'curve' in found:
+        plot_learning_curve(found['curve']).figure.savefig(drawn, dpi=120)
+        plt.close()
     notes = [getattr(learn, 'note', '') or getattr(split, 'note', ''),
              f'{used[0].upper()}{used[1:]}.' if ';' in used else '']
     n = table.groupby([table.label.astype(str), 'dataset']).size().unstack(fill_value=0)

@@ -70,7 +70,7 @@ _PLACE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT   # 
 def command(
     func # A function with docments, which become the command's help
 ): # `func` for Python, and an entry point for console scripts
-    "Make `func` a command with fastcore's `call_parse`; one sentence on a `CatdogError` or a full disk, and exit status 2"
+    "Make `func` a command with fastcore's `call_parse`; one sentence on a `CatdogError`, a full disk or Ctrl-C"
     @wraps(func)
     def _f(*args, **kwargs):
         _escape_output()   # stdout may have been replaced
@@ -81,5 +81,9 @@ def command(
             text = f'{e.filename or "a file"}: cannot be written or read ({e.strerror})' if place else e
             print(f'{os.path.basename(sys.argv[0])}: {text}', file=sys.stderr)
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            if not is_cli(main): raise
+            print(f'\n{os.path.basename(sys.argv[0])}: stopped', file=sys.stderr)
+            raise SystemExit(130) from None
     main = call_parse(_f)
     return main

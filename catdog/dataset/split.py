@@ -122,7 +122,8 @@ def _sides(folder, files, checked, valid_pct, seed, group_by=None):
         for i,key in enumerate(keys):
             if key is not None: groups[groups == groups[i]] = groups[keys.index(key)]
         n = len({*keys} - {None})
-        if n < 2: raise DataError(f'{folder.path}: its images do not come from several {group_by}s: leave out group_by')
+        of = ' of a label'*(group_by == 'folder')
+        if n < 2: raise DataError(f'{folder.path}: its images do not come from several {group_by}s{of}: leave out group_by')
         note = f'{note} Images of one {group_by} are on one side of the split ({n} {group_by}s).'.strip()
     return *([train[i] for i in side] for side in stratify(labels, groups, valid_pct, seed)),note
 

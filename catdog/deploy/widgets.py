@@ -6,7 +6,7 @@
 __all__ = ['MAX_MESSAGE', 'App']
 
 # %% ../../nbs/deploy/widgets.ipynb #26108f22
-import json, os, re
+import json, os, re, sys
 from collections import Counter
 from html import escape
 from importlib.resources import files as package_files
@@ -20,7 +20,7 @@ from ..core.files import content_id, folder_lock, walk_files, write_atomic
 from ..core.images import data_url, jpeg_bytes, open_image
 from catdog.deploy.predictor import (Classifier, find_models, forced_choice, percent, question, shown_probabilities,
     tally)
-from ..sample.draw import draw
+from ..sample.draw import PHOTOS, draw
 
 # %% ../../nbs/deploy/widgets.ipynb #17d35298
 MAX_MESSAGE = 64*2**20   # bytes from a browser at once
@@ -52,7 +52,8 @@ def _keep(folder, data, label, answer):
     if label.startswith('.') or {'/', '\\'} & {*label}: return 'It cannot be kept: its label is no name of a folder.'
     data = jpeg_bytes(open_image(data, max_side=1024))
     id,folder = content_id(data),Path(folder)
-    row = dict(label=label, file=f'{label}/{id}.jpg', status='ok', reason=f'the app said {answer}', url=f'app:{id}', engine='app')
+    row = dict(label=label, file=f'{label}/{id}.jpg', status='ok', reason=f'the app said {answer}', url=f'app:{id}',
+               engine='app')
     try:
         with folder_lock(folder, 10):
             kept = [o.stem for o in walk_files(folder) if o.suffix == '.jpg']
@@ -60,8 +61,10 @@ def _keep(folder, data, label, answer):
             if len(kept) >= _MAX_KEPT: return f'It is not kept: {_MAX_KEPT:,} images are there already.'
             (folder/label).mkdir(exist_ok=True)
             write_atomic(folder/label/f'{id}.jpg', data)
-            with (folder/'manifest.jsonl').open('a', encoding='utf8') as f: f.write(json.dumps(row, ensure_ascii=False) + '\n')
-    except (OSError, CatdogError) as e: return f'It cannot be kept: {e}'
+            with (folder/'manifest.jsonl').open('a', encoding='utf8') as f: print(json.dumps(row), file=f)
+    except (OSError, CatdogError) as e:
+        print(f'{folder}: an image cannot be kept: {e}', file=sys.stderr)   # not for visitors
+        return 'It cannot be kept.'
     return f'Thank you: kept as {label}.'
 
 class _Card(VBox):
@@ -105,7 +108,8 @@ class _Card(VBox):
         # the button stays where it is, and with it the keyboard's focus
         self.button.description = 'Show all' if why else 'Why?'
         self.html.value = (f'<div class="catdog-card"><img src="{image}" alt="{escape(self.name)}"><div>'
-                           f'{_answer(self.pred) if self.pred else ""}{_soft(self.name)}{_soft(note)}{_soft(self.thanks)}</div></div>')
+                           f'{_answer(self.pred) if self.pred else ""}{_soft(self.name)}{_soft(note)}'
+                           f'{_soft(self.thanks)}</div></div>')
 
 # %% ../../nbs/deploy/widgets.ipynb #123d6f4d
 def _open_models(classifier=None):
@@ -123,7 +127,7 @@ def _option(name, model):
     if isinstance(model, str): return f'{name}: cannot be opened'
     return f'{name}: only knows drawings' if model.meta.get('trained_on') == 'drawings' else name
 
-_drawings = ('cat', 242), ('dog', 1447), ('cat', 66), ('dog', 166)   # label and seed
+_DRAWINGS = ('cat', 242), ('dog', 1447)   # label and seed
 
 # %% ../../nbs/deploy/widgets.ipynb #b823dc4e
 class App(VBox):
@@ -138,11 +142,12 @@ class App(VBox):
         self.menu = Dropdown(options=[(_option(*o), o[0]) for o in self.models.items()], description='Model')
         self.ask,self.button = Box(),Button(description='Predict!', disabled=True)
         self.probe,self.lost,self.received = Button(),Button(),HTML()   # for the script
-        self.drawings = [(f'drawn {o[0]} {o[1]}.jpg', jpeg_bytes(draw(*o, (320, 320)))) for o in _drawings]
-        self.tries = [self._try_button(*o) for o in enumerate(self.drawings)]
+        self.examples = [(o.name, o.read_bytes()) for o in PHOTOS.values()]
+        self.examples += [(f'drawn {o[0]}.jpg', jpeg_bytes(draw(*o, (320, 320)))) for o in _DRAWINGS]
+        self.tries = [self._try_button(*o) for o in enumerate(self.examples)]
         style = ''.join(f'.catdog button.catdog-try-{i} {{background-image: url("{data_url(open_image(data))}")}}\n'
-                        for i,(_,data) in enumerate(self.drawings))
-        tries,hint = Box(self.tries),'<p class="catdog-soft catdog-hint">No image at hand? Try one of these drawings:</p>'
+                        for i,(_,data) in enumerate(self.examples))
+        tries,hint = Box(self.tries),'<p class="catdog-soft catdog-hint">No image at hand? Try one of these:</p>'
         super().__init__([HTML(f'<style>{_static("app.css")}{style}</style>'), self.head, self.ask, self.status,
                           self.cards, HTML(hint), tries, self.menu, self.about, self.probe, self.lost, self.received])
         for o,name in ((self.menu, 'model'), (self.button, 'go'), (tries, 'tries')): o.add_class(f'catdog-{name}')
@@ -167,9 +172,9 @@ class App(VBox):
         if hasattr(super(), '_ipython_display_'): super()._ipython_display_(**kw)   # ipywidgets 7
         else: display(self._repr_mimebundle_(**kw), raw=True)
 
-    def _try_button(self, i, drawing):
-        name,data = drawing
-        res = Button(description=name.rsplit(' ', 1)[0], tooltip=f'Predict {name}')
+    def _try_button(self, i, example):
+        name,data = example
+        res = Button(description=Path(name).stem, tooltip=f'Predict {name}')
         res.add_class('catdog-try').add_class(f'catdog-try-{i}')
         res.on_click(lambda _: (self.choose([(name, data)]), self.predict()))
         return res
@@ -209,8 +214,8 @@ class App(VBox):
             f'<div class="catdog-head"><span aria-hidden="true">{_static("icon.svg")}</span><div><h1>{escape(title)}</h1>'
             '<p class="catdog-soft">Choose images, press Predict!, and read what they show.</p></div></div>')
         self.about.value = _soft(self.classifier.summary) if self.classifier else _error(self.models[self.menu.value])
-        if self.keep: self.about.value += _soft(f'Images that you correct are kept by the owner of this page, {_MAX_KEPT:,} at '
-                                                'most, to train with; all others are forgotten.')
+        if self.keep: self.about.value += _soft('Images that you correct are kept by the owner of this page, '
+                                                f'{_MAX_KEPT:,} at most, to train with; all others are forgotten.')
         self._enable()
         if self.classifier and any(o.pred for o in self.images): self.predict()
 

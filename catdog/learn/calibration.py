@@ -196,7 +196,8 @@ def print_confusion(
 ):
     "Print the confusion matrix of `learn`, and a warning if it was trained on drawings"
     labels = list(map(str, learn.dls.vocab))
-    print(pd.DataFrame(confusion(learn), labels, labels).rename_axis(columns='truth \\ answer').to_string())
+    if len(labels) > 15: print(f'The confusion matrix of the {len(labels)} labels is in the model card.')   # too wide
+    else: print(pd.DataFrame(confusion(learn), labels, labels).rename_axis(columns='truth \\ answer').to_string())
     if provenance(learn.dls.path)['trained_on'] == 'drawings':
         print('Trained on drawings: this shows how it works, and knows nothing about photographs.')
 

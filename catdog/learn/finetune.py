@@ -288,7 +288,8 @@ def _auto(learn, epochs, asked, checkpoint, end, larger=False, **kw):
         if not more or error <= .03 and not asked: return
         print(f'head: {error:.1%} error, {time.monotonic() - start:.0f} s', flush=True)
         enough = _cut_body(learn.model[0]) and (asked or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab)))
-        if larger and (error > .2 or not enough): loss,error = _try_larger_body(learn, loss, error, **kw)
+        if larger and (error > .2 or not enough) and time.monotonic() < end:
+            loss,error = _try_larger_body(learn, loss, error, **kw)
         if not enough: return
         checkpoint.consider(loss)
         checkpoint.error,checkpoint.lowest = error,.9*loss   # anything less may be luck
@@ -344,9 +345,9 @@ def run_recipe(
     except KeyboardInterrupt:
         if checkpoint.best is None or num_distrib() > 1: raise
         checkpoint.restore()
-        learn.stopped = True
+        learn.stopped,learn.resumable = True,checkpoint.file.exists()
         print('Stopped. These are the best weights so far'
-              + ('; resume=True continues after the last whole epoch.' if checkpoint.file.exists() else '.'))
+              + ('; resume=True continues after the last whole epoch.' if learn.resumable else '.'))
         return
     if not checkpoint.done: checkpoint.finish(epochs)
     learn.checkpoint_file = checkpoint.file   # `export` deletes it

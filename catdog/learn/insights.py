@@ -18,7 +18,6 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross
 from sklearn.preprocessing import StandardScaler
 
 from ..dataset.split import SOURCES, image_sources
-from .calibration import error_interval
 from .features import labelled_features
 from .head import note_bad
 
@@ -50,7 +49,7 @@ def learning_curve(
     x:np.ndarray, # Features of images, shape (n,channels), of a body that was not trained on them
     y:np.ndarray, # Index of the label of each, shape (n,); at least five of each
     now:int=None # Number of training images that there are; default: what four fifths of `x` are
-) -> dict: # sizes, errors; now; more, low, middle, high: for the curve; gain of twice as many: low, middle, high
+) -> dict: # sizes, errors; more (the fourth is now), low, middle, high; gain of twice as many: low, middle, high
     "Measure how the error of a head falls with the number of images, and predict it for up to eight times as many"
     sizes,wrong = _count_errors(_standard(x), y)
     now,n = now or sizes[-1],len(y)
@@ -65,21 +64,19 @@ def learning_curve(
         return [float(values.ravel()[order[i]]) for i in np.searchsorted(total, np.array([.025, .5, .975])*total[-1])]
     more = now*2.**np.arange(-3, 4)
     low,middle,high = map(list, zip(*(_interval(_at(m)) for m in more)))
-    return dict(sizes=sizes.round(1).tolist(), errors=(wrong/n).tolist(), n=n, more=more.tolist(), low=low,
+    return dict(sizes=sizes.round(1).tolist(), errors=(wrong/n).tolist(), more=more.tolist(), low=low,
                 middle=middle, high=high, gain=_interval(_at(now) - _at(2*now)))
 
 # %% ../../nbs/learn/insights.ipynb #95af2e4a
 def plot_learning_curve(
     curve:dict # From `learning_curve`
 ): # Matplotlib axes
-    "Plot the measured errors with their 95% intervals, and the predicted ones with theirs"
+    "Plot the measured errors as dots, and the curve with its 95% interval"
     from matplotlib import pyplot as plt
     ax = plt.subplots(figsize=(6, 3.6), layout='constrained')[1]
     ax.plot(curve['more'], curve['middle'], color='tab:blue')
     ax.fill_between(curve['more'], curve['low'], curve['high'], color='tab:blue', alpha=.15, lw=0)
-    for m,error in zip(curve['sizes'], curve['errors']):
-        _,low,high = error_interval(round(error*curve['n']), curve['n'])
-        ax.errorbar(m, error, [[max(0, error - low)], [max(0, high - error)]], fmt='o', color='black', capsize=3)
+    ax.plot(curve['sizes'], curve['errors'], 'o', color='black')
     ax.axvline(curve['more'][3], color='grey', lw=.8, ls=':')
     ax.set_xscale('log', base=2)
     ax.set(xticks=curve['more'], xticklabels=[f'{m:,.0f}' for m in curve['more']], ylim=(0, None),
@@ -164,7 +161,8 @@ def insights(
     some = some[np.bincount(y[some])[y[some]] >= 5]
     if len(np.unique(y[some])) < 2: return {}
     x,y,split,found = x[some, x.shape[1]//2:],y[some],vars(dls).get('split'),{}
-    found['curve'] = learning_curve(x, y, len(dls.train_ds))
+    curve = learning_curve(x, y, len(dls.train_ds))
+    if len(curve['sizes']) > 1: found['curve'] = curve   # one point has no slope
     if split and split.quality:
         files = [ds.items[i] for ds,*_,which in parts for i in which]
         files = [files[i] for i in some]
@@ -180,7 +178,7 @@ def insight_sentences(
     res = []
     if 'curve' in found:
         low,middle,high = (f'{100*o:.1f}' for o in found['curve']['gain'])
-        res.append(f'Twice as many images would bring about {middle} points (95% interval {low} to {high}).')
+        res.append(f'Twice as many images would lower the error by about {middle} points (95% interval {low} to {high}).')
     for o in found.get('shortcuts', [])[:3]:
         res.append(f'{o["trait"].capitalize()} alone tells {o["label"]} from {o["others"]}: {o["accuracy"]:.0%} right, '
                    f'where guessing gives 50% ({o["example"]}). Does the network look at more than that?')
