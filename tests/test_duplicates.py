@@ -141,4 +141,4 @@ def test_collector_opens_100_000_rows_in_5_seconds(tmp_path):
     start = time.process_time()   # nothing is waited for
     collector = Collector(Manifest(tmp_path))
     assert time.process_time() - start < 5
-    assert len(collector.index.index) == 100_000
+    assert len(collector.index) == 100_000

@@ -201,11 +201,11 @@ def test_the_same_seed_gives_the_same_network(drawings, tmp_path):
 
 @pytest.fixture(scope='module')
 def turned(tmp_path_factory):
-    "60 drawings each that are upright, upside down, and on their side"
+    "100 drawings each that are upright, upside down, and on their side"
     folder = tmp_path_factory.mktemp('turned')
     for label,angle in (('upright', 0), ('upside down', 180), ('sideways', 90)):
         (folder/label).mkdir()
-        for i in range(60):
+        for i in range(100):
             image = draw('cat' if i % 2 else 'dog', f'{label}{i}', (64, 64)).rotate(angle if i % 4 > 1 else -angle)
             image.save(folder/label/f'{i}.png')
     return folder
@@ -215,7 +215,7 @@ def test_auto_trains_the_last_stages_and_they_are_exported(turned, tmp_path, cap
     from catdog.learn import features
     from catdog.learn.features import labelled_features
     from catdog.train import export, get_learner, train
-    learn = train(turned, size=64, epochs=6)
+    learn = train(turned, size=64, epochs=8)
     assert re.search(r'last stages: [\d.]+% → [\d.]+% error, \d+ s', capsys.readouterr().out)
     assert learn.tuned == 'last stages'
     first,now = (o.model[0].model for o in (get_learner(learn.dls), learn))
