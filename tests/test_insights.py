@@ -114,7 +114,7 @@ def test_images_of_one_source_stay_on_one_side(tmp_path, by, capsys):
     found = image_sources(split.folder, split.train)[by]
     assert None not in found and len(found) == len(split.train)
 
-@pytest.mark.parametrize('by,words', [('page', 'use host, author, folder'), ('host', 'do not come from several hosts'),
+@pytest.mark.parametrize('by,words', [('page', 'use host or author or folder'), ('host', 'do not come from several hosts'),
                                       ('folder', 'do not come from several folders of a label')])
 def test_group_by_what_is_not_known(tmp_path, by, words):
     with pytest.raises(CatdogError, match=words): split_files(fill(tmp_path/'mine', 6), group_by=by)

@@ -335,12 +335,17 @@ def test_images_of_another_data_set_are_trained_on_too(tmp_path, monkeypatch):
     for label in ('cat', 'bird'):
         (tmp_path/'kept'/label).mkdir(parents=True)
         draw('cat', label).save(tmp_path/'kept'/label/'1.jpg')
-    monkeypatch.setattr('catdog.scrape.scrape', lambda *args, **kw: None)
+    def scraped(labels, path, *args, **kw):
+        for o in labels:
+            (path/o).mkdir(parents=True)
+            draw(o, 1).save(path/o/'0.jpg')
+    monkeypatch.setattr('catdog.scrape.scrape', scraped)
     class Trained(Exception): pass
-    def trains(path, *args, **kw): raise Trained([o.relative_to(path).as_posix() for o in path.rglob('*.jpg')])
+    def trains(path, *args, **kw): raise Trained(sorted(o.relative_to(path).as_posix() for o in path.rglob('*.jpg')))
     monkeypatch.setattr('catdog.train.train', trains)
     from catdog.train import build
-    with pytest.raises(Trained, match=r"^\['cat/1.jpg'\]$"): build(['cat', 'dog'], engine='sample', also='kept')
+    with pytest.raises(Trained, match=r"^\['cat/0.jpg', 'cat/1.jpg', 'dog/0.jpg'\]$"):
+        build(['cat', 'dog'], engine='sample', also='kept')
 
 def test_vision_learner_arguments_are_used_or_refused(drawings, monkeypatch):
     from fastai.metrics import accuracy

@@ -332,7 +332,8 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         predicted,vocab = prediction_table(learn),list(learn.dls.vocab)
         self._vocab = list(map(str, vocab))
         self.pair = tuple(map(str, pair or ()))
-        if wrong := {*self.pair} - {*self._vocab}: raise DataError(f'{min(wrong)!r} is no label of the network')
+        if pair and (len(self.pair) != 2 or not {*self.pair} <= {*self._vocab}):
+            raise DataError(f'pair is {pair!r}: give two labels of the network: {", ".join(self._vocab)}')
         super().__init__(learn.dls.path, vocab, **kwargs)
         self.table,self._probabilities,self.suspects = predicted.table,predicted.probabilities,suspects
         self._features,self._reduced,self._answered,self._learned_from = predicted.features,None,set(),{}

@@ -223,7 +223,7 @@ def split_files(
 ) -> Split:
     "Open and split the images below `path`; raise `DataError` if no network can be trained on them"
     check_number(n)
-    if group_by not in (None, *SOURCES): raise DataError(f'group_by is {group_by!r}: use {", ".join(SOURCES)}')
+    if group_by not in (None, *SOURCES): raise DataError(f'group_by is {group_by!r}: use {" or ".join(SOURCES)}')
     if not 0 < valid_pct < 1:
         raise DataError(f'valid_pct is the fraction for validation, above 0 and below 1, not {valid_pct}')
     folder = _read_folder(path, labels)

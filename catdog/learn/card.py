@@ -120,8 +120,8 @@ def _confidence_section(meta):
                 + '\nWith so few images these figures are rough.'*(meta['n_valid'] < 100))
     if limits == NOTHING_SURE:
         return f'{text}\n\n**It is sure of nothing: even its most confident validation answers were too often wrong.**'
-    far = (f',\nor if the features of the image are further than {limits["distance"]:.2f} (0 to 1) from the '
-           'subspace of those of the training images') if 'distance' in limits else ''
+    far = (',\nor if the image is unlike the training images: its features are further than '
+           f'{limits["distance"]:.2f} (0 to 1) from theirs') if 'distance' in limits else ''
     return (f'{text}\n\nIt answers "not sure" if the probability is below {limits["probability"]:.2f}{far}.\n'
             'At least eight in ten of its other answers about the validation images were right.')
 

@@ -53,7 +53,7 @@ def learning_curve(
     "Measure how the error of a head falls with the number of images, and predict it for up to eight times as many"
     sizes,wrong = _count_errors(_standard(x), y)
     now,n = now or sizes[-1],len(y)
-    grid = np.geomspace(1e-4, .95, 120),np.linspace(0, .95, 20)**2,np.linspace(.05, 1, 20)
+    grid = np.geomspace(1e-4, .95, 120),np.linspace(0, 1, 21)**2,np.linspace(.05, 1, 20)
     e,a,c = np.meshgrid(*grid, indexing='ij')
     def _at(m): return np.minimum(e*(a + (1 - a)*(m/now)**-c), .999)
     fit = .5*np.log(e) + sum(.5*(k*np.log(p) + (n - k)*np.log1p(-p)) for k,p in zip(wrong, map(_at, sizes)))
