@@ -21,7 +21,7 @@ PHOTOS = Path(os.environ.get('CATDOG_SHARED', ROOT.parent/'shared'))/'photos'/'w
 BUILD = Path(sys.executable).with_name('catdog-build')
 FEATURES = '''import sys, time
 from catdog.data import get_dls
-from catdog.learn.backbones import get_learner
+from catdog.train import get_learner
 from catdog.learn.features import image_features
 learn = get_learner(get_dls(sys.argv[1], 224))
 files = [*learn.dls.train_ds.items, *learn.dls.valid_ds.items]

@@ -285,7 +285,8 @@ def _auto(learn, epochs, asked, checkpoint, end, larger=False, **kw):
         start = time.monotonic()
         loss,error = _fit_best_head(learn)
         more = epochs and num_distrib() < 2 and are_files(learn.dls.train_ds.items)
-        if not more or error <= .03 and not asked: return
+        wrong = round(error*len(learn.dls.valid_ds))   # one may be luck
+        if not more or not asked and (error <= .03 or wrong < 2): return
         print(f'head: {error:.1%} error, {time.monotonic() - start:.0f} s', flush=True)
         enough = _cut_body(learn.model[0]) and (asked or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab)))
         if larger and (error > .2 or not enough) and time.monotonic() < end:
