@@ -17,7 +17,7 @@ VARIES = {
     '03_train': ['ways =', 'finder.lr_find', 'results ='],
     '04_review': ['again_asked'],
     '05_predict': ['cost('],
-    '06_serve': ['catdog_requests_total'],
+    '06_serve': ['catdog_requests_total', 'two_visitors('],
 }
 
 FOREIGN = [(r'data:image/[^"\')\s]+', 'IMAGE'), (r'<(style|script)\b.*?</\1>', ''), (r'<[^>]*>', ' '),
