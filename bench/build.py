@@ -22,11 +22,11 @@ BUILD = Path(sys.executable).with_name('catdog-build')
 FEATURES = '''import sys, time
 from catdog.data import get_dls
 from catdog.train import get_learner
-from catdog.learn.features import image_features
+from catdog.learn import features
 learn = get_learner(get_dls(sys.argv[1], 224))
 files = [*learn.dls.train_ds.items, *learn.dls.valid_ds.items]
 start = time.monotonic()
-image_features(learn, files)
+(getattr(features, 'image_features', None) or features.picture_features)(learn, files)   # an older name
 print('seconds', time.monotonic() - start)'''
 
 def some(folder, n):
