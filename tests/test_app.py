@@ -29,7 +29,7 @@ def until_open(process, port):
     while process.poll() is None:
         with socket.socket() as sock:
             if sock.connect_ex(('127.0.0.1', port)) == 0: return f'http://127.0.0.1:{port}/'
-        time.sleep(.1)
+        time.sleep(.01)
     raise AssertionError('the server has ended')
 
 def ended(process):
@@ -501,7 +501,7 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     assert process.wait(30) == 0 and sorted(tmp_path.rglob('*')) == before
     assert [o for o in process.stdout if '404 HEAD' not in o] == []
 
-@pytest.mark.parametrize('seconds', [.05, .2])
+@pytest.mark.parametrize('seconds', [0, .05, .2])
 def test_stopped_while_a_page_loads(start, seconds, tmp_path):
     "Kernels that are just starting end without a word"
     port = free_port()

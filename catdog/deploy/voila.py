@@ -4,7 +4,7 @@ Importing it imports Jupyter's server, so `catdog.app` does it only when it serv
 `voila.json` in the project's folder is a copy of its settings, for starting `voila nbs/07_app.ipynb` by hand.
 """
 
-import json, os, re, shutil, time, webbrowser
+import json, os, re, shutil, signal, threading, time, webbrowser
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.resources import files as package_files
@@ -100,7 +100,10 @@ class Voila(voila.app.Voila):   # its options are called after the class
         self.ioloop = IOLoop.current()
         self.ioloop.add_callback(lambda: self.on_open())
         with suppress(KeyboardInterrupt): self.ioloop.start()
-        self.stop()
+
+    def _handle_signal_stop(self, *args):
+        if hasattr(self, 'ioloop'): super()._handle_signal_stop(*args)
+        else: raise SystemExit(0)
 
     def stop(self):
         "End the kernels; Voilà would interrupt those that are just starting, which print a traceback, or miss them"
@@ -139,14 +142,18 @@ def run_voila(
     prefix:str='/' # A path that a proxy leaves in each request, such as /catdog/
 ):
     "Serve the app until a signal comes; raise `CatdogError` if that fails"
+    app = Voila(config=Config(VOILA_CONFIG))
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, app._handle_signal_stop)
     sockets,url = listen(host, port)
     os.environ['JUPYTER_RUNTIME_DIR'] = str(Path(folder)/'runtime')
     def opened():
         print(f'{url} is open: Ctrl+C closes it.', flush=True)
         if browser: webbrowser.open(url)
-    app = Voila(config=Config(VOILA_CONFIG))
     app.prefix,app.sockets,app.on_open = prefix,sockets,opened
-    app.initialize([str(app_notebook(folder)), '--Voila.base_url=./', '--Voila.log_level=ERROR', '--no-browser'])
-    # a Space of Hugging Face is shown in a frame of theirs
-    if 'SPACE_ID' in os.environ: app.tornado_settings['headers']['Content-Security-Policy'] += ' https://huggingface.co'
-    app.start()
+    try:
+        app.initialize([str(app_notebook(folder)), '--Voila.base_url=./', '--Voila.log_level=ERROR', '--no-browser'])
+        # a Space of Hugging Face is shown in a frame of theirs
+        if 'SPACE_ID' in os.environ:
+            app.tornado_settings['headers']['Content-Security-Policy'] += ' https://huggingface.co'
+        app.start()
+    finally: app.stop()
