@@ -279,7 +279,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'catdog.deploy.widgets._answer': ('deploy/widgets.html#_answer', 'catdog/deploy/widgets.py'),
                                        'catdog.deploy.widgets._error': ('deploy/widgets.html#_error', 'catdog/deploy/widgets.py'),
                                        'catdog.deploy.widgets._files': ('deploy/widgets.html#_files', 'catdog/deploy/widgets.py'),
-                                       'catdog.deploy.widgets._keep': ('deploy/widgets.html#_keep', 'catdog/deploy/widgets.py'),
                                        'catdog.deploy.widgets._open_models': ( 'deploy/widgets.html#_open_models',
                                                                                'catdog/deploy/widgets.py'),
                                        'catdog.deploy.widgets._option': ('deploy/widgets.html#_option', 'catdog/deploy/widgets.py'),
