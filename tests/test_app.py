@@ -204,7 +204,8 @@ def test_app(app_url, browser, size, scheme, cat, drawings, classifier, tmp_path
     page.keyboard.press('Enter')
     page.get_by_text('what spoke for cat').wait_for(state='hidden')
     assert cards.first.locator('img').get_attribute('src') == before
-    page.get_by_label('That was wrong. It is:').first.select_option('dog')
+    page.get_by_label('Wrong? It is').first.select_option('dog')
+    page.get_by_role('button', name='Send').first.click()
     page.get_by_text(re.compile('kept (as dog|already)')).wait_for()   # or by the visitor before
     page.screenshot(path=tmp_path/'corrected.png')
     context.close()
