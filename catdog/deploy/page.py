@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from importlib.resources import files as package_files
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated
 
 import flask, jinja2
 from fastcore.script import is_cli
@@ -188,7 +187,7 @@ def _check_out(out):
 
 @command
 def build_site(
-    model:Annotated[str, dict(nargs='?', opt=False)]=None, # Model folder; default: the one the app starts with
+    model:str=None, # Model folder; default: the one the app starts with
     out:str='site', # Folder for the page
     local:bool=False, # Include onnxruntime-web (fetched through npm), so that the page contacts no other host?
     github_pages:bool=False # Also write a workflow that publishes the folder with GitHub Pages?
