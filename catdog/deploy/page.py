@@ -73,7 +73,8 @@ def render_answer(
     status = min(o.get('status', 200) for o in results)
     if wants_page(): return render_page(classifier, results), status
     predictions = [{k: v for k,v in o.items() if k != 'status'} for o in results]
-    single = {k: v for k,v in predictions[0].items() if k != 'file'} if len(predictions) == 1 else {}
+    twice = predictions[0].items() if len(predictions) == 1 else ()
+    single = {k: v for k,v in twice if k not in ('file', 'image', 'why')}   # images are large
     if status != 200: single['error'] = '; '.join(o['error'] for o in predictions)
     return {**single, 'predictions': predictions}, status
 
