@@ -280,6 +280,7 @@ def test_openapi_document(server, images):
             for k,v in value.items(): fits(v, known[k] if k in known else other)
     fits(post(server, images[0]).json(), schema('/predict', 'post'))
     fits(post(server, *images[:3], data=dict(image=1, why=1)).json(), schema('/predict', 'post'))
+    assert post(server, images[0], data=dict(image=1, why=1)).text.count('data:image') == 2   # each is sent once
     fits(requests.get(f'{server[0]}/healthz').json(), schema('/healthz', 'get'))
 
 def test_server_follows_its_openapi_document(server):

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from importlib.resources import files as package_files
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated
 
 import flask, jinja2
 from fastcore.script import is_cli
@@ -78,7 +77,8 @@ def render_answer(
     status = min(o.get('status', 200) for o in results)
     if wants_page(): return render_page(classifier, results), status
     predictions = [{k: v for k,v in o.items() if k != 'status'} for o in results]
-    single = {k: v for k,v in predictions[0].items() if k != 'file'} if len(predictions) == 1 else {}
+    twice = predictions[0].items() if len(predictions) == 1 else ()
+    single = {k: v for k,v in twice if k not in ('file', 'image', 'why')}   # images are large
     if status != 200: single['error'] = '; '.join(o['error'] for o in predictions)
     return {**single, 'predictions': predictions}, status
 
@@ -192,7 +192,7 @@ def _check_out(out):
 
 @command
 def build_site(
-    model:Annotated[str, dict(nargs='?', opt=False)]=None, # Model folder; default: the one the app starts with
+    model:str=None, # Model folder; default: the one the app starts with
     out:str='site', # Folder for the page
     local:bool=False, # Include onnxruntime-web (fetched through npm), so that the page contacts no other host?
     github_pages:bool=False # Also write a workflow that publishes the folder with GitHub Pages?
