@@ -545,7 +545,7 @@ def test_three_labels_from_the_sample_web(tmp_path, page):
              'sample', '--path', 'data/bears', '--out', 'models/bears']
     res = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
     assert res.returncode == 0, res.stderr
-    res = catdog_site('models/bears', '--out', 'page', '--local', cwd=tmp_path)
+    res = catdog_site('--model', 'models/bears', '--out', 'page', '--local', cwd=tmp_path)
     assert res.returncode == 0, res.stderr
     bears = Classifier(tmp_path/'models'/'bears')
     files = [o for label in bears.labels for o in sorted((tmp_path/'data'/'bears'/label).iterdir())[:4]]
@@ -558,7 +558,7 @@ def test_three_labels_from_the_sample_web(tmp_path, page):
 # The command
 
 def test_files_of_the_command(tmp_path, monkeypatch):
-    res = catdog_site(shipped_model(), '--out', 'my page', '--github-pages', cwd=tmp_path)
+    res = catdog_site('--model', shipped_model(), '--out', 'my page', '--github-pages', cwd=tmp_path)
     assert res.returncode == 0 and "-d 'my page', then http://127.0.0.1:8000" in res.stdout
     out = tmp_path/'my page'
     shipped = (shipped_model()/'model.onnx').read_bytes()
@@ -590,10 +590,10 @@ def test_the_worker_keeps_every_file_and_its_hash(site):
     assert there - set(files) == {'index.html', 'sw.js', 'README.md'}
 
 @pytest.mark.parametrize('args,words', [
-    (['nowhere'], 'nowhere: there is no such model folder'),
-    ([shipped_model(), '--out', 'full'], 'full holds other files: give a new folder'),
-    ([shipped_model(), '--out', 'full/notes.txt'], 'full/notes.txt is a file: give a new folder'),
-    ([shipped_model()], 'is not installed: install Node.js')])
+    (['--model', 'nowhere'], 'nowhere: there is no such model folder'),
+    (['--model', shipped_model(), '--out', 'full'], 'full holds other files: give a new folder'),
+    (['--model', shipped_model(), '--out', 'full/notes.txt'], 'full/notes.txt is a file: give a new folder'),
+    (['--model', shipped_model()], 'is not installed: install Node.js')])
 def test_errors_are_reported_before_anything_is_written(tmp_path, args, words):
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'notes.txt').write_text('mine')
@@ -603,7 +603,7 @@ def test_errors_are_reported_before_anything_is_written(tmp_path, args, words):
 
 @pytest.mark.skipif(not shutil.which('npm'), reason='no npm: install Node.js')
 def test_npm_without_a_connection(tmp_path):
-    res = catdog_site(shipped_model(), '--local', cwd=tmp_path, npm_config_registry='http://127.0.0.1:9/',
+    res = catdog_site('--model', shipped_model(), '--local', cwd=tmp_path, npm_config_registry='http://127.0.0.1:9/',
                       npm_config_fetch_retries='0', npm_config_cache=str(tmp_path/'cache'))
     assert res.returncode == 2 and re.search(r'npm cannot fetch onnxruntime-web [\d.]+ \(.*ECONNREFUSED', res.stderr)
     assert res.stderr.count('\n') == 1 and not (tmp_path/'site').exists()
@@ -617,6 +617,6 @@ def test_wrong_hash_from_npm_is_refused(tmp_path):
     (tmp_path/'bin').mkdir()
     (tmp_path/'bin'/'npm').write_text(f'#!/bin/sh\ncp "{tmp_path}/package.tgz" .\n')
     (tmp_path/'bin'/'npm').chmod(0o755)
-    res = catdog_site(shipped_model(), '--local', cwd=tmp_path, PATH=f'{tmp_path}/bin:{os.environ["PATH"]}')
+    res = catdog_site('--model', shipped_model(), '--local', cwd=tmp_path, PATH=f'{tmp_path}/bin:{os.environ["PATH"]}')
     assert res.returncode == 2 and 'does not have the hashes that catdog expects' in res.stderr
     assert not (tmp_path/'site').exists()
