@@ -23,7 +23,7 @@ _LOCK_SECONDS = 10   # how long to wait for another process that works in the fo
 
 Moved = namedtuple('Moved', 'file to reason')
 
-class Journal:
+class _Journal:
     """The batches of moves in the journal of a data set
 
     `batches`: number -> dict with `number`, `undoes` (the number of the batch it undoes, or None), `finished` and
@@ -79,19 +79,19 @@ class Journal:
         last = self.batches[max(self.batches)] if self.batches else None
         return last and (None if last['finished'] else last)
 
-def read_journal(
+def _read_journal(
     path:str|os.PathLike # Folder of the data set
-) -> Journal: # To read only
+) -> _Journal: # To read only
     "Return the journal of `path`; it is empty if nothing was ever moved"
     file = Path(path)/REMOVED/'journal.jsonl'
-    return Journal(Path(path), io.BytesIO(file.read_bytes() if file.exists() else b''))
+    return _Journal(Path(path), io.BytesIO(file.read_bytes() if file.exists() else b''))
 
 def present_places(
     path:str|os.PathLike, # Folder of the data set
     files:list # Paths of images
 ) -> list: # The present path of each; its old one if it is nowhere
     "Return where `files` are now, by the journal of `path`"
-    moves = (o for b in read_journal(path).batches.values() for o in b['moves'] if o['state'] != 'skipped')
+    moves = (o for b in _read_journal(path).batches.values() for o in b['moves'] if o['state'] != 'skipped')
     moved,places = {Path(path)/o['file']: Path(path)/o['to'] for o in moves},[]
     for f in files:
         while not f.exists() and f in moved: f = moved.pop(f)   # each move once: some lead back
@@ -104,7 +104,7 @@ def _open_journal(path):
     try:
         with folder_lock(path, _LOCK_SECONDS):
             (path/REMOVED).mkdir(exist_ok=True)
-            with (path/REMOVED/'journal.jsonl').open('a+b', buffering=0) as f: yield Journal(path, f)
+            with (path/REMOVED/'journal.jsonl').open('a+b', buffering=0) as f: yield _Journal(path, f)
     except OSError as e:
         raise CatdogError(f'{e.filename or path}: {e.strerror}. Nothing is lost: fix that and do the same again, '
                           'or undo') from e
@@ -208,14 +208,14 @@ def can_undo(
     path:str|os.PathLike # Folder of the data set
 ) -> bool:
     "Return whether `undo_choices` has anything to undo, or to finish, in `path`"
-    journal = read_journal(path)
+    journal = _read_journal(path)
     return bool(journal.applied or journal.unfinished)
 
 def unfinished_moves(
     path:str|os.PathLike # Folder of the data set
 ) -> int: # 0 unless an application was interrupted
     "Return the number of pending moves of the last batch in `path`"
-    batch = read_journal(path).unfinished
+    batch = _read_journal(path).unfinished
     return 0 if not batch or batch['undoes'] else sum(o['state'] == 'planned' for o in batch['moves'])
 
 def apply_choices(
