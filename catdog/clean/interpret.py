@@ -156,12 +156,8 @@ def gradcam_overlays(
     return [overlay_heatmap(img, heat, prepared) for img,heat in zip(imgs, gradcam(learn, files))]
 
 # %% ../../nbs/clean/interpret.ipynb #35b45432
-def _out_of_sample(
-    features:np.ndarray, # Shape (images,channels)
-    labels, # The label of each image; each occurs at least twice
-    folds:int=10 # Number of folds; fewer if a label has fewer images
-) -> np.ndarray: # Shape (images,labels), 0 to 1; labels sorted
-    "Predict the probabilities of the `labels`, each by a logistic regression that was not fitted to the image"
+def _out_of_sample(features, labels, folds=10):
+    "Return the probability of each label (sorted), by logistic regressions that were not fitted to the image"
     folds = max(2, min(folds, min(Counter(labels).values())))
     model = make_pipeline(StandardScaler(), LogisticRegression(C=.003, max_iter=1000, tol=.01, class_weight='balanced'))
     parts = StratifiedKFold(folds, shuffle=True, random_state=0)

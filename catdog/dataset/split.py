@@ -137,17 +137,11 @@ def ApartSplitter(
 
 class _LeftOut(Sequence):
     "Images that are not used, as (file, reason) pairs; other processes of a training may add to it"
-    def __init__(self,
-        pairs=() # (file, reason) pairs known so far
-    ):
-        "Start with `pairs`"
+    def __init__(self, pairs=()):
         self.pairs,self._file = list(pairs),Path(tempfile.mkdtemp(prefix='catdog-'))/'left_out'
         finalize(self, shutil.rmtree, self._file.parent, ignore_errors=True)
 
-    def add(self,
-        file:str|os.PathLike, # An image
-        reason:str # Why it cannot be used
-    ):
+    def add(self, file, reason):
         "Leave out `file`, with one warning"
         if file in {f for f,_ in self}: return
         reason = reason.removeprefix(f'{file}: ')

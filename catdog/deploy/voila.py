@@ -122,10 +122,8 @@ import os; os.chdir({!r})   # where the models are
 from catdog.app import App
 App()'''
 
-def _app_notebook(
-    folder:str|os.PathLike # Where a notebook may be written
-) -> Path: # nbs/07_app.ipynb, or catdog.ipynb in `folder`
-    "Return the chapter with the app if this is the project's folder, else write a notebook of one cell"
+def _app_notebook(folder):
+    "Return the chapter with the app if this is the project's folder, else write catdog.ipynb, of one cell, to `folder`"
     here,file = Path('nbs/07_app.ipynb'),Path(folder)/'catdog.ipynb'
     if here.exists(): return here.resolve()
     from nbformat import v4, write
