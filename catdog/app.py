@@ -7,9 +7,9 @@ __all__ = ['serve_app', 'App']
 
 # %% ../nbs/07_app.ipynb #5a41b881
 import os, tempfile
-from pathlib import Path
-from .core.errors import CatdogError, command
-from .core.files import can_write_home, check_writable
+from .core.errors import command
+from .core.files import can_write_home
+from .deploy.corrections import make_kept
 from .deploy.predictor import Classifier
 from .deploy.widgets import App
 _all_ = ['App']
@@ -29,11 +29,7 @@ def serve_app(
     print(f'Model: {classifier.summary}', flush=True)
     if model or os.environ.get('CATDOG_MODEL'):   # the app runs in the notebook's folder
         os.environ['CATDOG_MODEL'] = os.path.abspath(classifier.path)
-    if keep := keep or os.environ.get('CATDOG_KEEP'):
-        check_writable(keep)
-        try: Path(keep).mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise CatdogError(f'{keep}: is no folder, and cannot be made one ({e.strerror})') from None
-        os.environ['CATDOG_KEEP'] = os.path.abspath(keep)
+    if keep := keep or os.environ.get('CATDOG_KEEP'): os.environ['CATDOG_KEEP'] = make_kept(keep)
     with tempfile.TemporaryDirectory() as folder:
         if not can_write_home(): os.environ['HOME'] = folder   # where Jupyter and the kernels write
         from catdog.deploy.voila import run_voila   # imports Jupyter's server

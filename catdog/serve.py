@@ -8,6 +8,7 @@ __all__ = ['create_app', 'serve', 'MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_F
 # %% ../nbs/06_serve.ipynb #6f4abb02
 import flask
 from .core.errors import command
+from .deploy.corrections import make_kept
 from .deploy.page import MAX_BODY, MAX_FILES, render_page
 from .deploy.predictor import Classifier
 from .deploy.server import MAX_FIELDS, MAX_WAITING, Server, UploadPredictor, configure, read_origins
@@ -16,7 +17,8 @@ _all_ = ['MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_FIELDS']
 # %% ../nbs/06_serve.ipynb #97f965fb
 def create_app(
     classifier:Classifier=None, # What predicts; the default is `Classifier(threads=1)`
-    cors:str=None # Origins whose pages may ask, such as 'https://example.org', separated by commas; '*': all
+    cors:str=None, # Origins whose pages may ask, such as 'https://example.org', separated by commas; '*': all
+    keep:str=None # A folder for images that visitors correct, 1,000 at most; default: none are kept
 ) -> flask.Flask: # The WSGI app
     "Make a web app around `classifier`: `/`, `POST /predict`, `/healthz`, `/metrics` and `/openapi.json`"
     origins,classifier = read_origins(cors),classifier or Classifier(threads=1)
@@ -28,6 +30,9 @@ def create_app(
     @app.post('/predict')
     def predict(): return predictor.answer()
 
+    if keep:
+        app.config['KEEP'] = make_kept(keep)   # the page shows it
+        app.post('/correct')(predictor.correct)
     return app
 
 # %% ../nbs/06_serve.ipynb #74a51c4c
@@ -36,10 +41,11 @@ def serve(
     host:str='127.0.0.1', # The address to listen on; 0.0.0.0 lets other machines in
     port:int=8000, # The port to listen on; 0 takes a free one
     model:str=None, # A model folder; the default is the one that `Classifier()` takes
-    cors:str=None # Origins whose pages may ask, such as https://example.org, separated by commas; *: all
+    cors:str=None, # Origins whose pages may ask, such as https://example.org, separated by commas; *: all
+    keep:str=None # A folder for images that visitors correct, 1,000 at most; default: none are kept
 ):
     "Serve the page and the JSON API for `model` on `host` and `port`"
     classifier = Classifier(model, threads=1)
-    server = Server(create_app(classifier, cors), host, port)
+    server = Server(create_app(classifier, cors, keep), host, port)
     print(f'{server.url} is open: Ctrl+C closes it. Model: {classifier.summary}', flush=True)
     server.run()

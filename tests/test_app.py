@@ -102,7 +102,10 @@ def corrected(monkeypatch, keep, data, label):
     app = App(Classifier(shipped_model()))
     app.choose([('mine.jpg', data)])
     app.predict()
-    app.images[0].wrong.value = label
+    card = app.images[0]
+    card.truth.value = label
+    assert not card.thanks   # arrow keys pass the labels in between
+    card.send.click()
     return app,app.images[0]
 
 def test_corrections_are_kept_if_the_owner_wants(monkeypatch, tmp_path, cat, capsys):
@@ -120,9 +123,10 @@ def test_corrections_are_kept_if_the_owner_wants(monkeypatch, tmp_path, cat, cap
     assert (row['label'], row['file'], row['engine'], row['status']) == ('dog', f'dog/{file.name}', 'app', 'ok')
     assert row['reason'] == 'the app said cat' or row['reason'].startswith('the app said')
     assert ImageFolder(keep).labels == ['dog']
-    card.wrong.value = 'cat'   # once
+    card.truth.value = 'cat'
+    card.send.click()   # once
     for label in ('dog', 'cat'): assert 'kept already' in corrected(monkeypatch, keep, f.getvalue(), label)[1].html.value
-    monkeypatch.setattr('catdog.deploy.widgets._MAX_KEPT', 1)
+    monkeypatch.setattr('catdog.deploy.corrections.MAX_KEPT', 1)
     assert 'not kept: 1 images' in corrected(monkeypatch, keep, jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
     assert len([*keep.rglob('*.jpg')]) == 1
     text = corrected(monkeypatch, tmp_path/'gone', jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
@@ -200,7 +204,8 @@ def test_app(app_url, browser, size, scheme, cat, drawings, classifier, tmp_path
     page.keyboard.press('Enter')
     page.get_by_text('what spoke for cat').wait_for(state='hidden')
     assert cards.first.locator('img').get_attribute('src') == before
-    page.get_by_label('That was wrong. It is:').first.select_option('dog')
+    page.get_by_label('Wrong? It is').first.select_option('dog')
+    page.get_by_role('button', name='Send').first.click()
     page.get_by_text(re.compile('kept (as dog|already)')).wait_for()   # or by the visitor before
     page.screenshot(path=tmp_path/'corrected.png')
     context.close()

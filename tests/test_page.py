@@ -1,5 +1,5 @@
 "The page in a browser, with both of its back ends: the server and onnxruntime-web"
-import base64, io, os, re
+import base64, io, os, re, zipfile
 from pathlib import Path
 
 import pillow_heif, pytest, requests
@@ -9,13 +9,18 @@ from page_helpers import (BEAR, CAT, ask, as_files, cards, classifier, drop, hos
     site)
 from playwright.sync_api import expect
 
-from catdog.core.images import jpeg_bytes
+from catdog.core.images import jpeg_bytes, open_image
+from catdog.dataset.journal import add_images
+from catdog.dataset.manifest import read_rows
 from catdog.deploy.predictor import forced_choice, percent, shown_probabilities
 from catdog.sample.draw import draw
 
 @pytest.fixture(scope='module')
-def server():
-    with serving() as url: yield url
+def kept(tmp_path_factory): return tmp_path_factory.mktemp('kept')
+
+@pytest.fixture(scope='module')
+def server(kept):
+    with serving('--keep', str(kept)) as url: yield url
 
 @pytest.fixture(scope='module', params=['server', 'browser'])
 def url(request):
@@ -149,6 +154,56 @@ def test_keyboard_alone(page, url, tmp_path):
     page.keyboard.press('Space')
     expect(page.locator('figure')).to_be_hidden()
 
+# "Wrong? Say what it is"
+
+def correct(card, label):
+    "Say that `card` shows `label`; return what the page says to it"
+    card.get_by_label('It is').select_option(label)
+    card.get_by_role('group').get_by_role('button').click()
+    expect(card.locator('details > div')).not_to_be_empty()
+    return card.locator('details > div').inner_text()
+
+def test_a_correction_is_learned_from(page, url, kept, tmp_path):
+    "By keyboard: the server keeps the image, the other page makes a zip file of it; without metadata, such as the place"
+    exif,folder = Image.Exif(),tmp_path/'unzipped'
+    exif[0x010e] = 'at home'
+    open_page(page, url)
+    ask(page, {'Käse/../猫 1.jpg': saved(Image.open(io.BytesIO(CAT)), exif=exif), 'notes.txt': b'buy cat food', '2.png': CAT})
+    assert page.locator('details').count() == 2 and page.get_by_label('It is').first.is_hidden()
+    page.locator('summary').first.focus()
+    for key in ('Enter', 'Tab', 'd', 'Tab', 'Enter'): page.keyboard.press(key)
+    said = page.locator('article').first.locator('details > div')
+    expect(said).not_to_be_empty()
+    expect(page.locator('summary').first).to_be_focused()
+    expect(page.get_by_label('It is').first).to_be_disabled()
+    if page.locator('#predict').count():
+        expect(said).to_have_text('Thank you: kept as dog.')
+        file, = kept.glob('dog/*.jpg')
+        row, = read_rows(kept).values()
+        assert row['file'] == f'dog/{file.name}' and row['engine'] == 'page' and row['reason'].startswith('the page said cat, ')
+        folder = kept
+    else:
+        expect(said).to_have_text('Added as dog: download the zip file below.')
+        assert 'Added as cat' in (page.locator('summary').last.click(), correct(page.locator('article').last, 'cat'))[1]
+        with page.expect_download() as download: page.get_by_role('button', name='Download 2 corrections').click()
+        with zipfile.ZipFile(download.value.path()) as file:
+            assert file.testzip() is None
+            file.extractall(folder)
+        assert sorted(o.parent.name for o in folder.rglob('*.jpg')) == ['cat', 'dog']
+        file, = folder.glob('dog/*猫 1-*.jpg')
+    assert not Image.open(file).getexif() and max(Image.open(file).size) == min(1024, max(open_image(CAT).size))
+    assert add_images(tmp_path/'data', folder, ['dog']) == 1 and (tmp_path/'data'/'dog'/file.name).exists()   # --also
+
+def test_a_correction_that_cannot_be_kept_can_be_tried_again(page, server):
+    ask(open_page(page, server), {'cat.jpg': jpeg_bytes(draw('cat', 99, (320, 240)))})
+    page.route('**/correct', lambda o: o.abort())
+    page.locator('summary').click()
+    card = page.locator('article')
+    assert correct(card, 'cat') == 'The connection broke. Try again in a moment, or with a smaller image.'
+    page.unroute('**/correct')
+    card.get_by_role('button', name='Send').click()
+    expect(card.locator('details > div')).to_have_text('Thank you: kept as cat.')
+
 BRIGHTNESS = '''all => all.map(o => { const c = document.createElement('canvas'); c.width = c.height = 32;
     const g = c.getContext('2d'); g.drawImage(o, 0, 0, 32, 32);
     return [o.naturalWidth/o.naturalHeight, g.getImageData(0, 0, 32, 32).data.reduce((sum, o) => sum + o, 0)]; })'''
@@ -177,6 +232,9 @@ def test_accessibility(new_context, url, scheme, width):
     expect(page.locator('article')).to_have_count(3)
     page.get_by_role('button', name='Why?').first.click()
     expect(page.get_by_text('Bright: what spoke')).to_be_visible()
+    page.get_by_text('Wrong? Say what it is cat.jpg').click()
+    page.get_by_text('Wrong? Say what it is bear.jpg').click()
+    correct(page.locator('article').first, 'dog')
     assert violations(page, everything) == []
     if folder := os.environ.get('CATDOG_SCREENSHOTS'):
         page.screenshot(path=Path(folder)/f'page-{width}-{scheme}.png', full_page=True)

@@ -211,7 +211,7 @@ def test_wheel_works_outside_the_clone(built, tmp_path):
     draw('cat', seed=99).save(work/'new.png')
     assert re.match(r'new\.png: ', run('catdog-predict', 'new.png', '--model', 'models/cat-dog'))
     assert 'model.onnx' in ' '.join(o.name for o in (work/'models'/'cat-dog').iterdir())
-    assert run('catdog-site', 'models/cat-dog') and (work/'site'/'index.html').exists()
+    assert run('catdog-site', '--model', 'models/cat-dog') and (work/'site'/'index.html').exists()
 
 # make
 

@@ -184,6 +184,34 @@ def test_every_origin_that_is_sent_can_be_given(classifier):
 def test_invalid_origins_are_refused(classifier, cors, words):
     with pytest.raises(CatdogError, match=re.escape(words)): create_app(classifier, cors=cors)
 
+# Corrections
+
+def test_corrections_that_are_refused(classifier, images, tmp_path, monkeypatch):
+    "What the page does not send; and without `keep`, all"
+    app,mine = create_app(classifier, cors='*', keep=tmp_path/'new'/'kept'),{'X-Requested-With': 'catdog'}
+    def send(label, *data, app=app, path='/correct', headers=mine):
+        form = dict(label=label, file=[(io.BytesIO(o), 'cat.jpg') for o in data])
+        return app.test_client().post(path, data={k: v for k,v in form.items() if v}, headers=headers)
+    for res,status,words in [
+            (send('cat', images[0], headers={}), 403, 'Only the page'), (send('cat'), 415, 'multipart'),
+            (send(None, images[0]), 400, "'label': cat, dog"), (send('../cat', images[0]), 400, 'its label'),
+            (send('/tmp', images[0]), 400, 'its label'), (send('cat', *images[:2]), 400, 'one image'),
+            (send('cat', b'buy cat food'), 415, 'a text file'), (send('cat', b''), 400, 'empty'),
+            (send('cat', bytes(17*2**20)), 413, 'too much')]:
+        assert res.status_code == status and words in res.json['error'], (status, words, res.json)
+    assert [*(tmp_path/'new'/'kept').iterdir()] == []
+    assert send('cat', images[0], path='/some/where/correct').json == dict(text='Thank you: kept as cat.')
+    assert send('dog', images[0]).json == dict(text='It has been kept already.')
+    monkeypatch.setattr('catdog.deploy.corrections.MAX_KEPT', 1)
+    res = send('cat', images[1])
+    assert res.status_code == 503 and 'not kept: 1 images' in res.json['error']
+    told = app.test_client().options('/correct', headers={'Origin': 'https://b.org'})   # pages of another site
+    assert 'Access-Control-Allow-Origin' not in told.headers
+    assert b'Images that you correct are kept' in app.test_client().get('/').data
+    plain = create_app(classifier)
+    page = plain.test_client().get('/').data
+    assert b'<details>' not in page and b'never stored' in page and send('cat', images[0], app=plain).status_code == 404
+
 def test_command_allows_origins(server):
     res = requests.get(f'{server[0]}/healthz', headers={'Origin': 'https://it-s.b.org'}, timeout=60)
     assert res.headers['Access-Control-Allow-Origin'] == 'https://it-s.b.org' and res.json()['status'] == 'ok'
@@ -252,6 +280,7 @@ def test_openapi_document(server, images):
             for k,v in value.items(): fits(v, known[k] if k in known else other)
     fits(post(server, images[0]).json(), schema('/predict', 'post'))
     fits(post(server, *images[:3], data=dict(image=1, why=1)).json(), schema('/predict', 'post'))
+    assert post(server, images[0], data=dict(image=1, why=1)).text.count('data:image') == 2   # each is sent once
     fits(requests.get(f'{server[0]}/healthz').json(), schema('/healthz', 'get'))
 
 def test_server_follows_its_openapi_document(server):

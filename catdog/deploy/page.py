@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from importlib.resources import files as package_files
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated
 
 import flask, jinja2
 from fastcore.script import is_cli
@@ -19,6 +18,7 @@ from werkzeug.exceptions import HTTPException
 
 from ..core.errors import CatdogError, command
 from ..core.files import can_write_home, check_writable, write_atomic
+from .corrections import NOTICE
 from .predictor import Classifier, forced_choice, one_of, percent, question, shown_probabilities
 
 # %% ../../nbs/deploy/page.ipynb #28a123d7
@@ -31,7 +31,8 @@ def _render(name, **values): return _templates.get_template(name).render(**value
 
 def _page(classifier, **values):
     "Return the HTML of the page about `classifier`"
-    return _render('page.html', title=question(classifier.labels), summary=classifier.summary, percent=percent,
+    return _render('page.html', title=question(classifier.labels), labels=classifier.labels,
+                   summary=classifier.summary, percent=percent,
                    can_explain='activation' in [o.name for o in classifier.session.get_outputs()], **values)
 
 def render_page(
@@ -40,7 +41,9 @@ def render_page(
     error:str=None # Message to show instead of answers
 ) -> str: # HTML
     "Return the server's page, with `results` or an `error`"
+    app = flask.current_app   # none in the notebook
     return _page(classifier, static='static/', icon='static/icon.svg', results=results, error=error,
+                 notice=NOTICE if app and app.config.get('KEEP') else None,
                  max_bytes=MAX_BODY, max_files=MAX_FILES, shown=lambda o: shown_probabilities(SimpleNamespace(**o)),
                  forced=lambda o: forced_choice(SimpleNamespace(**o)))
 
@@ -74,7 +77,8 @@ def render_answer(
     status = min(o.get('status', 200) for o in results)
     if wants_page(): return render_page(classifier, results), status
     predictions = [{k: v for k,v in o.items() if k != 'status'} for o in results]
-    single = {k: v for k,v in predictions[0].items() if k != 'file'} if len(predictions) == 1 else {}
+    twice = predictions[0].items() if len(predictions) == 1 else ()
+    single = {k: v for k,v in twice if k not in ('file', 'image', 'why')}   # images are large
     if status != 200: single['error'] = '; '.join(o['error'] for o in predictions)
     return {**single, 'predictions': predictions}, status
 
@@ -188,7 +192,7 @@ def _check_out(out):
 
 @command
 def build_site(
-    model:Annotated[str, dict(nargs='?', opt=False)]=None, # Model folder; default: the one the app starts with
+    model:str=None, # Model folder; default: the one the app starts with
     out:str='site', # Folder for the page
     local:bool=False, # Include onnxruntime-web (fetched through npm), so that the page contacts no other host?
     github_pages:bool=False # Also write a workflow that publishes the folder with GitHub Pages?

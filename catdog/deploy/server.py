@@ -2,7 +2,7 @@
 
 import errno, io, logging, os, re, signal, socket, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.resources import files as package_files
 from ipaddress import ip_address
 
@@ -14,6 +14,7 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from ..core.errors import CatdogError, ImageError
 from ..core.images import data_url, open_image
+from .corrections import keep_image
 from .page import MAX_BODY, MAX_FILES, error_answer, render_answer, secure, wants_page
 from .predictor import Classifier
 
@@ -65,15 +66,31 @@ class UploadPredictor:
         # one thread per core: more would only keep more decoded images in memory
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
+    def _predict(self, files, image=False, why=False):
+        if not self.slots.acquire(blocking=False):
+            raise ServiceUnavailable('Too many images at the moment. Try again in a second.', retry_after=1)
+        try: return list(self.pool.map(lambda o: _predict_upload(self.classifier, o, image, why), files))
+        finally: self.slots.release()
+
     def answer(self) -> tuple: # A page, or a dict for JSON; and the status
         "Answer the current request; raise an `HTTPException` if it has no files or too many requests wait"
         files,form = _uploaded_files(),flask.request.form
-        image,why = wants_page() or bool(form.get('image')),bool(form.get('why'))
-        if not self.slots.acquire(blocking=False):
-            raise ServiceUnavailable('Too many images at the moment. Try again in a second.', retry_after=1)
-        try: results = list(self.pool.map(lambda o: _predict_upload(self.classifier, o, image, why), files))
-        finally: self.slots.release()
+        results = self._predict(files, wants_page() or bool(form.get('image')), bool(form.get('why')))
         return render_answer(self.classifier, results)
+
+    def correct(self) -> dict: # text: a sentence for the visitor
+        "Keep the image of the current request, in the app's folder `KEEP`, under the label that the visitor gives"
+        # a page of another site can send a form, but not this header
+        if 'X-Requested-With' not in flask.request.headers: flask.abort(403, 'Only the page itself may send this.')
+        files,label = _uploaded_files(),flask.request.form.get('label')
+        if label not in self.classifier.labels or len(files) > 1:
+            flask.abort(400, f"Send one image, and its label in the field 'label': {', '.join(self.classifier.labels)}.")
+        found, = self._predict(files)
+        if 'error' in found: flask.abort(found['status'], found['error'])
+        files[0].seek(0)
+        try: text = keep_image(flask.current_app.config['KEEP'], files[0].read(), label, 'page', found['text'])
+        except CatdogError as e: raise ServiceUnavailable(str(e))
+        return dict(text=text)
 
 # The Flask app
 
@@ -142,7 +159,7 @@ def _add_metrics(app):
         return flask.Response(prometheus_client.generate_latest(registry),
                               content_type=prometheus_client.CONTENT_TYPE_LATEST)
 
-_ours = re.compile(r'(.*?)(/(?:predict|healthz|openapi\.json|static/[^/]+)?)')
+_ours = re.compile(r'(.*?)(/(?:predict|correct|healthz|openapi\.json|static/[^/]+)?)')
 
 def _below_any_prefix(app):
     "Let the WSGI app `app` work below any path prefix; `/metrics`, which a proxy may block, only without one"

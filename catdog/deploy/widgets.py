@@ -6,7 +6,7 @@
 __all__ = ['MAX_MESSAGE', 'App']
 
 # %% ../../nbs/deploy/widgets.ipynb #26108f22
-import json, os, re, sys
+import json, os, re
 from collections import Counter
 from html import escape
 from importlib.resources import files as package_files
@@ -16,8 +16,8 @@ from IPython.display import display
 from ipywidgets import Box, Button, Dropdown, FileUpload, HTML, VBox
 
 from ..core.errors import CatdogError, ImageError
-from ..core.files import content_id, folder_lock, walk_files, write_atomic
 from ..core.images import data_url, jpeg_bytes, open_image
+from .corrections import NOTICE, keep_image
 from catdog.deploy.predictor import (Classifier, find_models, forced_choice, percent, question, shown_probabilities,
     tally)
 from ..sample.draw import PHOTOS, draw
@@ -45,28 +45,6 @@ def _answer(pred):
     return (f'<p class="catdog-label{"" if pred.sure else " catdog-unsure"}">{escape(str(pred))}</p>'
             + ''.join(bars) + _soft(forced_choice(pred)))
 
-_MAX_KEPT = 1000   # images of visitors
-
-def _keep(folder, data, label, answer):
-    "Keep the image `data` as `label` in the data set `folder`, without its metadata; return a sentence for the visitor"
-    if label.startswith('.') or {'/', '\\'} & {*label}: return 'It cannot be kept: its label is no name of a folder.'
-    data = jpeg_bytes(open_image(data, max_side=1024))
-    id,folder = content_id(data),Path(folder)
-    row = dict(label=label, file=f'{label}/{id}.jpg', status='ok', reason=f'the app said {answer}', url=f'app:{id}',
-               engine='app')
-    try:
-        with folder_lock(folder, 10):
-            kept = [o.stem for o in walk_files(folder) if o.suffix == '.jpg']
-            if id in kept: return 'It has been kept already.'
-            if len(kept) >= _MAX_KEPT: return f'It is not kept: {_MAX_KEPT:,} images are there already.'
-            (folder/label).mkdir(exist_ok=True)
-            write_atomic(folder/label/f'{id}.jpg', data)
-            with (folder/'manifest.jsonl').open('a', encoding='utf8') as f: print(json.dumps(row), file=f)
-    except (OSError, CatdogError) as e:
-        print(f'{folder}: an image cannot be kept: {e}', file=sys.stderr)   # not for visitors
-        return 'It cannot be kept.'
-    return f'Thank you: kept as {label}.'
-
 class _Card(VBox):
     "The card of the file `name` with the content `data`; a visitor's corrections go to the folder `keep`, if any"
     def __init__(self, name, data, keep=None):
@@ -75,8 +53,10 @@ class _Card(VBox):
         super().__init__([self.html])
         self.add_class('catdog-box')
         self.button.on_click(lambda _: self._show(why=self.button.description == 'Why?'))
-        self.wrong = Dropdown(description='That was wrong. It is:', options=['']).add_class('catdog-wrong')
-        self.wrong.observe(lambda change: self._correct(change['new']), 'value')
+        self.truth,self.send = Dropdown(description='Wrong? It is', options=['']),Button(description='Send', disabled=True)
+        self.wrong = Box([self.truth, self.send]).add_class('catdog-wrong')
+        self.truth.observe(lambda change: setattr(self.send, 'disabled', not change['new']), 'value')
+        self.send.on_click(lambda _: self._correct(self.truth.value))
         try:
             if len(data) > _MAX_BYTES:
                 raise ImageError(f'{len(data)/2**20:.0f} MB, more than the {_MAX_BYTES//2**20} MB that we open',
@@ -87,14 +67,16 @@ class _Card(VBox):
 
     def predict(self, classifier):
         self.classifier,self.pred = classifier,classifier.predict(self.data)
-        self.wrong.options = ['', *classifier.labels]
+        self.truth.options = ['', *classifier.labels]
         self.children = [self.html, self.button, *([self.wrong] if self.keep and not self.thanks else [])]
         self._show()
 
     def _correct(self, label):
         "Keep the image as `label`, once"
         if not label or self.thanks: return
-        self.thanks,self.wrong.disabled = _keep(self.keep, self.data, label, self.pred),True
+        try: self.thanks = keep_image(self.keep, self.data, label, 'app', self.pred)
+        except CatdogError as e: self.thanks = str(e)
+        self.truth.disabled = self.send.disabled = True
         self._show()
 
     def _show(self, why=False):
@@ -214,8 +196,7 @@ class App(VBox):
             f'<div class="catdog-head"><span aria-hidden="true">{_static("icon.svg")}</span><div><h1>{escape(title)}</h1>'
             '<p class="catdog-soft">Choose images, press Predict!, and read what they show.</p></div></div>')
         self.about.value = _soft(self.classifier.summary) if self.classifier else _error(self.models[self.menu.value])
-        if self.keep: self.about.value += _soft('Images that you correct are kept by the owner of this page, '
-                                                f'{_MAX_KEPT:,} at most, to train with; all others are forgotten.')
+        if self.keep: self.about.value += _soft(NOTICE)
         self._enable()
         if self.classifier and any(o.pred for o in self.images): self.predict()
 

@@ -186,7 +186,7 @@ def print_validation(
     if rank_distrib(): return   # in distributed training, only the first process prints
     print(*error_lines(confusion_counts(logits, truth), learn.dls.vocab), sep='\n')
     if len(truth) < 100:
-        print('That is a small validation set: more images narrow the interval, and say how sure the model may be.')
+        print('With fewer than 100 validation images the interval is wide, and the probabilities are rough.')
     else: print(f'Calibrated: temperature {learn.calibration["temperature"]:.2f}.')
     if test: print(*error_lines(confusion_counts(*test), learn.dls.vocab, 'test images'), sep='\n')
 

@@ -7,7 +7,7 @@ __all__ = ['validation_batches', 'Pool', 'network_graph', 'fast_forward', 'image
            'are_files', 'labelled_features']
 
 # %% ../../nbs/learn/features.ipynb #2acadf32
-import hashlib, os, tempfile
+import hashlib, io, os, tempfile, warnings
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -75,32 +75,45 @@ def _body_digest(body):
     for o in body.state_dict().values(): digest.update(o.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()
 
-def _write_graph(net, size, weights, file):
-    "Let torch export `net`, with `weights` as inputs, to `file`"
-    program = torch.onnx.export(net, (torch.zeros(2, 3, size, size),), dynamo=True, verbose=False, optimize=False,
-                                input_names=['images'], output_names=['features'],
-                                dynamic_shapes=({0: torch.export.Dim('batch')},))
-    graph = program.model.graph
-    for k in [o for o in weights if o in graph.initializers]:
-        graph.inputs.append(graph.initializers.pop(k))
-        graph.inputs[-1].const_value = None
-    program.optimize()
-    for o in (model := program.model_proto).graph.node: o.ClearField('metadata_props')   # has local paths
-    with suppress(OSError):   # a home folder that cannot be written to
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, model.SerializeToString())
-    return model
-
-def _simplify(model, x):
+def _fold(model, x=None):
     "Return `model` with constants computed and batch norms merged into convolutions, and what it makes of `x`"
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4   # it raises its errors, too
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = f'{folder}/simple.onnx'
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'])
         model = onnx.load(options.optimized_model_filepath)
     for o in [o for o in model.opset_import if o.domain]: model.opset_import.remove(o)   # its own, not used
-    return model,session.run(None, {'images': x.numpy()})[0]
+    return model,None if x is None else session.run(None, {'images': x.numpy()})[0]
+
+_names = dict(input_names=['images'], output_names=['features'])
+
+def _export_traced(net, size):
+    "Let torch's older exporter, several times as fast as the other, write `net` with its weights as inputs"
+    net = deepcopy(net)
+    for i,o in enumerate(net.state_dict().values()):
+        if o.is_floating_point(): o.fill_(i)   # it takes weights with the same values for one
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # it says that it is deprecated
+        torch.onnx.export(net, (torch.zeros(2, 3, size, size),), f := io.BytesIO(), dynamo=False, export_params=False,
+                          training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, **_names)
+    model,_ = _fold(onnx.load_from_string(f.getvalue()))   # computes the shapes, as long as that of a batch is fixed
+    model.graph.ClearField('value_info')
+    for o in (model.graph.input[0], model.graph.output[0]): o.type.tensor_type.shape.dim[0].dim_param = 'batch'
+    return model
+
+def _export(net, size):
+    "Let torch write `net` with its weights as inputs"
+    program = torch.onnx.export(net, (torch.zeros(2, 3, size, size),), dynamo=True, verbose=False, optimize=False,
+                                dynamic_shapes=({0: torch.export.Dim('batch')},), **_names)
+    graph = program.model.graph
+    for k in [k for k,v in net.state_dict().items() if v.is_floating_point() and k in graph.initializers]:
+        graph.inputs.append(graph.initializers.pop(k))
+        graph.inputs[-1].const_value = None
+    program.optimize()
+    for o in (model := program.model_proto).graph.node: o.ClearField('metadata_props')   # has local paths
+    return model
 
 _graphs = {}   # (digest, size) -> graph of the network that was asked for last
 
@@ -110,22 +123,27 @@ def network_graph(
 ): # An `onnx.ModelProto` from `images` (n,3,size,size) to `features`; raises `OnnxExporterError`
     "Return `net` as an ONNX graph, checked; torch writes the operations of an architecture once, and its cache keeps them"
     if found := _graphs.get(asked := (_body_digest(net.eval()), size)): return deepcopy(found)
-    weights = {k: v for k,v in net.state_dict().items() if v.is_floating_point()}
-    key = repr((net, size, torch.__version__, [(k, *v.shape) for k,v in weights.items()]))
+    weights = net.state_dict()
+    key = repr((net, size, torch.__version__, [(k, *v.shape) for k,v in weights.items() if v.is_floating_point()]))
     file = Path(torch.hub.get_dir())/'catdog'/f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.onnx'
-    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))   # not 2: a graph may be for 2 alone
     with torch.no_grad(): expected = net(x).numpy()
-    for known in [True][:file.exists()] + [False]:
+    def _read(*_): return onnx.load(file)
+    for write in [_read][:file.exists()] + [_export_traced, _export]:
         try:
-            model = onnx.load(file) if known else _write_graph(net, size, weights, file)
-            _,*names = (o.name for o in model.graph.input)
+            model = write(net, size)
+            operations,(_,*names) = model.SerializeToString(),(o.name for o in model.graph.input)
             del model.graph.input[1:]
             model.graph.initializer.extend(onnx.numpy_helper.from_array(weights[o].numpy(), o) for o in names)
-            model,output = _simplify(model, x)
-            if not np.abs(output - expected).max() < 1e-3*max(1, np.abs(expected).max()): raise torch.onnx.errors.OnnxExporterError('its graph gives other numbers')
-        except Exception:   # a damaged file can raise almost anything
-            if not known: raise
+            model,output = _fold(model, x)
+            if not np.abs(output - expected).max() < 1e-3*max(1, np.abs(expected).max()):
+                raise torch.onnx.errors.OnnxExporterError('its graph gives other numbers')
+        except Exception:   # a damaged file, and the older exporter, can raise almost anything
+            if write is _export: raise
             continue
+        with suppress(OSError):   # a home folder that cannot be written to
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if write is not _read: write_atomic(file, operations)
         _graphs.clear()
         _graphs[asked] = model
         return deepcopy(model)

@@ -5,9 +5,10 @@ const results = get('results'), preview = get('preview'), button = get('predict'
 let backend, chosen = [], note = '', turn = 0;   // a new turn ends the one before it
 document.documentElement.classList.add('script');
 
-// Connect a back end: {ready, parallel, predict}. `ready` is a promise; `parallel` the number of images to predict at the
+// Connect a back end: {ready, parallel, predict, correct}. `ready` is a promise; `parallel` the number of images to predict at the
 // same time; `predict(file, why)` returns a promise of {label, probabilities, doubt, text, image}, of {why} or {why_not} if
 // `why`, or of {error} about this file. It throws an error whose message says why it cannot predict at all.
+// `correct(file, label)`, which is used if the page offers it, keeps a correction and returns a promise of a sentence.
 function connect(it) {
   backend = it;
   backend.ready.then(() => { if (!button && !turn) report('Ready.'); }, e => report(e.message, true));
@@ -50,19 +51,32 @@ function card(file, answer) {
     one.querySelector('span').textContent = percent(p);
     return one;
   }));
-  part('button')?.addEventListener('click', () => toggleWhy(file, answer, part));
+  part('[aria-expanded]')?.addEventListener('click', () => toggleWhy(file, answer, part));
+  part('form')?.addEventListener('submit', event => correct(event, file, part));
   return card;
 }
 
 async function toggleWhy(file, {label}, part) {
   const figure = part('figure'), img = part('figure img'), caption = part('figcaption');
   figure.hidden = !figure.hidden;
-  part('button').setAttribute('aria-expanded', !figure.hidden);
+  part('[aria-expanded]').setAttribute('aria-expanded', !figure.hidden);
   if (figure.hidden || img.src) return;
   caption.textContent = 'Looking …';
   const {why, why_not, error} = await backend.predict(file, true).catch(e => ({error: e.message}));
   if (why) img.src = why;
   caption.textContent = why ? `Bright: what spoke for ${label}. Dark and grey: what did not.` : why_not || error;
+}
+
+async function correct(event, file, part) {
+  event.preventDefault();
+  const fields = part('fieldset'), said = part('details > div'), label = part('select').value;
+  part('summary').focus();   // what is disabled loses the focus
+  fields.disabled = true;   // once
+  try { said.textContent = await backend.correct(file, label); }
+  catch (e) {
+    said.textContent = e.message;
+    fields.disabled = false;
+  }
 }
 
 async function predictChosen() {

@@ -97,25 +97,10 @@ async function unturned(file) {
   return new Blob([bytes]);
 }
 
-// Whether the PNG file that begins with `bytes` has colours that the server refuses; `_png_colours` in catdog/core/images.py
-function hasRareColours(bytes) {
-  const view = new DataView(bytes.buffer), at = {}, primaries = [.3127, .329, .64, .33, .3, .6, .15, .06];
-  for (let i = 8; i + 12 <= bytes.length; i += 12 + view.getUint32(i))   // chunk: position of its body
-    at[String.fromCharCode(...bytes.subarray(i + 4, i + 8))] ??= i + 8;
-  const numbers = (name, n) => Array.from({length: n}, (_, i) => view.getUint32(at[name] + 4*i)/100_000);
-  if (at.cICP) return view.getUint32(at.cICP) !== 0x010d0001;
-  if (at.iCCP || at.sRGB || !at.gAMA) return false;
-  const [gamma] = numbers('gAMA', 1), points = at.cHRM ? numbers('cHRM', 8) : primaries;
-  if (!gamma || !points.every(Boolean)) return false;
-  return gamma < .1 || gamma > 10 || points.some((o, i) => Math.abs(o - primaries[i]) > .0002);
-}
-
 // Open the image in `file`: upright and in sRGB, or as it is stored for models that were trained so
 async function opened(file, {opened: how} = {}) {
   const start = await startOf(file), refused = kindOf(REFUSED, start);
   if (refused) throw new ImageError(refused);
-  if (start[0] === 0x89 && hasRareColours(new Uint8Array(await file.slice(0, 2**20).arrayBuffer())))
-    throw new ImageError('an image for HDR screens, or in rare colours: save it as JPEG first');
   const img = make('img', {src: URL.createObjectURL(file)});
   // An <img> knows its size before it decodes the pixels
   try { await new Promise((done, failed) => Object.assign(img, {onload: done, onerror: failed})); }
@@ -280,6 +265,18 @@ function darken(context, {data: spoke, dims: [, , h, w]}, {best, rival}, {size, 
   context.putImageData(image, 0, 0);
 }
 
+// `bitmap` on white, at most `side` pixels wide and high: the context of its canvas
+function drawn(bitmap, side) {
+  const scale = Math.min(1, side/Math.max(bitmap.width, bitmap.height));
+  const context = contextOf(...[bitmap.width, bitmap.height].map(o => Math.max(1, Math.round(scale*o))));
+  const {width, height} = context.canvas;
+  Object.assign(context, {fillStyle: 'white', imageSmoothingQuality: 'high'}).fillRect(0, 0, width, height);
+  context.drawImage(bitmap, 0, 0, width, height);
+  return context;
+}
+
+const jpeg = ({canvas}, quality = .85) => new Promise(done => canvas.toBlob(done, 'image/jpeg', quality));
+
 async function predict(file, why = false) {
   const run = await ready;
   await new Promise(done => setTimeout(done));   // let the browser paint
@@ -287,19 +284,64 @@ async function predict(file, why = false) {
   let bitmap;
   try {
     bitmap = await opened(file, model);
-    const scale = Math.min(1, PREVIEW/Math.max(bitmap.width, bitmap.height));
-    const [width, height] = [bitmap.width, bitmap.height].map(o => Math.max(1, Math.round(scale*o)));
-    const context = contextOf(width, height);
-    Object.assign(context, {fillStyle: 'white', imageSmoothingQuality: 'high'}).fillRect(0, 0, width, height);
-    context.drawImage(bitmap, 0, 0, width, height);
-    const save = () => new Promise(done => context.canvas.toBlob(done, 'image/jpeg', .85));
-    const preview = why || save();   // while the model runs
+    const context = drawn(bitmap, PREVIEW), preview = why || jpeg(context);   // while the model runs
     const outputs = await run(pixelsOf(bitmap, model)), answer = answerOf(model, outputs);
     if (why) darken(context, outputs.activation, answer, model);
-    const image = URL.createObjectURL(await (why ? save() : preview));
+    const image = URL.createObjectURL(await (why ? jpeg(context) : preview));
     return why ? {why: image} : {...answer, image};
   } catch (e) { return {error: e instanceof ImageError ? e.message : 'this browser cannot open it'}; }
   finally { bitmap?.close(); }
 }
 
-connect({ready, parallel: 1, predict});
+// ---- Corrections: kept in the page, without metadata, until the visitor downloads them as one zip file
+
+const MAX_KEPT = 1000, kept = new Map();   // name -> {path, bytes, crc}
+let unsaved = false;
+
+const CRC = Uint32Array.from({length: 256}, (_, n) => { for (let k = 8; k--;) n = n & 1 ? n >>> 1 ^ 0xedb88320 : n >>> 1; return n; });
+const crc32 = bytes => ~bytes.reduce((sum, o) => sum >>> 8 ^ CRC[(sum ^ o) & 255], -1) >>> 0;
+
+// `values` as little-endian numbers, each of as many bytes as its digit in `sizes`: 2 or 4
+function packed(sizes, ...values) {
+  const bytes = values.map((o, i) => [o, o >>> 8, o >>> 16, o >>> 24].slice(0, sizes[i]));
+  return Uint8Array.from(bytes.flat());
+}
+
+// A zip file, not compressed, of {path, bytes, crc}
+function zip(files) {
+  const local = [], central = [], size = parts => parts.reduce((sum, o) => sum + o.length, 0);
+  for (const {path, bytes, crc} of files) {
+    const name = new TextEncoder().encode(path), at = size(local);
+    // version 2.0, names in UTF-8, no compression, 1980-01-01
+    const entry = packed('2222244422', 20, 2048, 0, 0, 33, crc, bytes.length, bytes.length, name.length, 0);
+    central.push(packed('42', 0x02014b50, 20), entry, packed('22244', 0, 0, 0, 0, at), name);
+    local.push(packed('4', 0x04034b50), entry, name, bytes);
+  }
+  const n = files.length, end = packed('42222442', 0x06054b50, 0, 0, n, n, size(central), size(local), 0);
+  return new Blob([...local, ...central, end], {type: 'application/zip'});
+}
+
+async function keep(file, label) {
+  if (/^\.|[/\\]/.test(label)) throw new Error('It cannot be kept: its label is no name of a folder.');
+  if (kept.size >= MAX_KEPT) throw new Error(`It is not kept: there are ${MAX_KEPT} already. Download them, and load the page again.`);
+  const bitmap = await opened(file), image = await jpeg(drawn(bitmap, 1024), .92);
+  bitmap.close();
+  const bytes = new Uint8Array(await image.arrayBuffer()), crc = crc32(bytes);
+  const stem = [...file.name.replace(/\.\w+$/, '').replace(/[^\p{L}\p{M}\p{N} _-]/gu, '_')].slice(0, 50).join('');
+  const name = `${stem}-${crc.toString(16).padStart(8, '0')}.jpg`;   // no two zip files have it for different images
+  kept.set(name, {path: `${label}/${name}`, bytes, crc});
+  get('corrections').hidden = false;
+  get('download').textContent = `Download ${kept.size} correction${kept.size > 1 ? 's' : ''}`;
+  unsaved = true;
+  return `Added as ${label}: download the zip file below.`;
+}
+
+get('download').addEventListener('click', () => {
+  const href = URL.createObjectURL(zip([...kept.values()]));
+  make('a', {href, download: 'corrections.zip'}).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60_000);
+  unsaved = false;
+});
+addEventListener('beforeunload', event => { if (unsaved) event.preventDefault(); });
+
+connect({ready, parallel: 1, predict, correct: keep});
