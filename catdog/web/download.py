@@ -69,11 +69,12 @@ class _Downloads:
         "Yield (label, photo, `Download` or error) in the order in which the photos were added; `block`: wait for all"
         while self.pending:
             label,photo,future = self.pending[0]
-            while not wait([future], .2 if block else 0).done:
+            late = self.end + 4*self.fetcher.timeout   # a server may send headers without end
+            while not wait([future], .2 if block else 0).done and time.monotonic() < late:
                 self.bar.update(max(0, self.counts.total() + sum(f.done() for _,_,f in self.pending) - self.bar.n))
                 if not block: return
             self.pending.popleft()
-            yield label,photo,future.result()
+            yield label,photo,future.result() if future.done() else FetchError('its server took too long', 'timeout')
 
     def count(self, status):
         "Count the outcome of a photo in the progress bar"

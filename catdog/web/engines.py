@@ -7,7 +7,7 @@ __all__ = ['SEARCH_SECONDS', 'ENGINES', 'AUTO', 'SAFE', 'parse_answer', 'bing_pa
            'search_terms', 'save_urls']
 
 # %% ../../nbs/web/engines.ipynb #54352e58
-import inspect, itertools, json, os, re, socket, threading, time
+import inspect, itertools, json, os, re, time
 from urllib.parse import urlsplit
 
 from bs4 import BeautifulSoup
@@ -19,18 +19,14 @@ from ..dataset.manifest import Photo
 from .http import BUSY, TRIES, ask, clean_url, proxy_for, retry_delay
 
 # %% ../../nbs/web/engines.ipynb #723c12b9
-_NOT_SHOWN = 'head style script title svg iframe object video audio canvas datalist select rp noscript noframes noembed'
-
 def _plain_text(o):
     "Return the HTML text `o` as one line of plain text, without what a browser hides; '' if it is not text"
     if not isinstance(o, str): return ''
     o = o.encode('utf8', 'replace').decode()   # JSON may hold half a character, a file may not
     if re.search(r'<[a-zA-Z/!]|&#?\w+;', o):
         soup = BeautifulSoup(o, 'lxml')   # html.parser does not end a paragraph where the next one starts
-        hidden = [e for e in soup.select('[style]') if re.search(r'display\s*:(\s|/\*.*?\*/)*none', e['style'].lower())]
-        for e in (*hidden, *soup.select('[hidden]'), *soup(_NOT_SHOWN.split())): e.extract()
-        for e in soup('br p div ul ol li dl dt dd table th td tr'.split()): e.insert_before(' '), e.insert_after(' ')
-        o = soup.get_text()
+        for e in soup.select('[style*="display: none"], [style*="display:none"], [hidden], head, style, script'): e.extract()
+        o = soup.get_text(' ')
     return ' '.join(o.split())
 
 # %% ../../nbs/web/engines.ipynb #824c7daf
@@ -127,6 +123,7 @@ def _get_json(engine, url, params, headers=None):
         advice = _ADVICE.get(status, 'try again later, or another engine')
         if status == 403 and engine in _NEED_CONTACT: advice = 'set CATDOG_CONTACT, or try another engine'
         raise SearchError(engine, f'it answered {status}{_complaint(body)}; {advice}', term=status == 400)
+    if engine in _NEED_CONTACT: _check_contact(engine)
     try: return json.loads(body)
     except (ValueError, RecursionError):
         raise SearchError(engine, 'its answer is not JSON; check the endpoint, or try another engine') from None
@@ -217,7 +214,6 @@ _OPENVERSE = 'https://api.openverse.org/v1/images/'
 
 def _search_openverse(term, n=150, safe='moderate'):
     "Search Openverse, 20 results a page"
-    _check_contact('openverse')
     mature = {'mature': 'true'} if safe == 'off' else {}
     def _pages():
         for page in itertools.count(1):
@@ -230,7 +226,6 @@ _COMMONS = 'https://commons.wikimedia.org/w/api.php'
 
 def _search_commons(term, n=150):
     "Search Wikimedia Commons, which has no safe search"
-    _check_contact('commons')
     params = dict(action='query', format='json', formatversion=2, generator='search', gsrnamespace=6, gsrlimit=50,
                   gsrsearch=f'{term} filetype:bitmap', prop='imageinfo', iiprop='url|size|extmetadata', iiurlwidth=960,
                   iiextmetadatafilter='LicenseShortName|Artist')
@@ -250,38 +245,18 @@ def _search_sample(term, n=150, safe='moderate'):
 # Engine -> a function of a term, a number and, if it has safe search, `safe`; it returns `Photo`s, best first
 ENGINES = dict(bing=_search_bing, ddg=_search_ddg, openverse=_search_openverse, commons=_search_commons,
                sample=_search_sample)
-# Engines that `auto` asks, in this order, and their URLs; that of Bing is in `CATDOG_BING_ENDPOINT`
-AUTO = dict(bing='', ddg='https://duckduckgo.com', openverse=_OPENVERSE, commons=_COMMONS)
+AUTO = 'bing','ddg','openverse','commons'   # engines that `auto` asks, in this order
 
 # %% ../../nbs/web/engines.ipynb #4ca5e056
 SAFE = 'strict', 'moderate', 'off'
 
-_PROBED = {}   # (host, port) -> (when it was probed, whether it could be reached)
+_unreachable = {}   # engine -> when it could not be reached
 
-def _endpoint(engine):
-    "Return the URL of `engine`, and its host and port; None if its settings are missing"
-    url = AUTO[engine]
-    if engine == 'bing': url = os.environ.get('AZURE_SEARCH_KEY') and os.environ.get('CATDOG_BING_ENDPOINT')
-    o = urlsplit(url or '')
-    return o.hostname and (url, (o.hostname, o.port or (80 if o.scheme == 'http' else 443)))
-
-def _probe(host, port):
-    "Record in `_PROBED` if `host` can be reached"
-    try: socket.create_connection((host, port), timeout=3).close()
-    except (OSError, UnicodeError): return
-    _PROBED[host, port] = time.monotonic(),True
-
-def _reachable(safe='moderate'):
-    "Return the names of the live engines that are configured and can be reached"
-    found = {o: _endpoint(o) for o in AUTO if (safe != 'strict' or _has_safe_search(o)) and _endpoint(o)}
-    direct = {address for url,address in found.values() if not proxy_for(url)}   # a proxy can reach any
-    old = [o for o in direct if time.monotonic() - _PROBED.get(o, (-1e9,))[0] > 300]
-    _PROBED.update((o, (time.monotonic(), False)) for o in old)
-    threads = [threading.Thread(target=_probe, args=o, daemon=True) for o in old]
-    for o in threads: o.start()
-    end = time.monotonic() + 3.5   # without a network, resolving a name can take longer than the connection may
-    for o in threads: o.join(max(0, end - time.monotonic()))
-    return [name for name,(_,address) in found.items() if address not in direct or _PROBED[address][1]]
+def _live_engines(safe):
+    "Return the engines of `AUTO` that are configured, and could be reached in the last five minutes if they were asked"
+    has_bing = os.environ.get('AZURE_SEARCH_KEY') and os.environ.get('CATDOG_BING_ENDPOINT')
+    return [o for o in AUTO if (o != 'bing' or has_bing) and (safe != 'strict' or _has_safe_search(o))
+            and time.monotonic() > _unreachable.get(o, -1e9) + 300]
 
 def _has_safe_search(engine): return 'safe' in inspect.signature(ENGINES[engine]).parameters
 
@@ -295,12 +270,12 @@ def _search(engine, term, n, safe):
 def _search_auto(term, n, safe):
     "Return photos from the live engines in turn, or from the sample web if none of them can be reached"
     photos,errors,answered,end = {},[],False,time.monotonic() + SEARCH_SECONDS
-    for name in _reachable(safe):
+    for name in _live_engines(safe):
         if time.monotonic() > end: break
         try: found = _search(name, term, n, safe)
         except SearchError as e:
             errors.append(e)
-            if e.offline: _PROBED[_endpoint(name)[1]] = time.monotonic(),False
+            if e.offline: _unreachable[name] = time.monotonic()
             continue
         answered = True
         for p in found: photos.setdefault(p.url, p)
