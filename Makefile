@@ -19,7 +19,7 @@ JOBS ?= 3
 .PHONY: help app site lab hooks repository screenshot test nightly outputs bench readme clean browser
 
 help: ## this list
-	@grep -hE '^[a-zA-Z._-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):.*## /\1\t/' | expand -t 18
+	@awk -F ':.*## ' '/^[a-zA-Z._-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv: .venv/installed ## only create the environment
 .venv/installed: settings.ini setup.py pyproject.toml constraints.txt

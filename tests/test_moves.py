@@ -104,16 +104,16 @@ def test_sigkill(tmp_path, what):
         undo_choices(folder, everything=True)
         assert state(folder) == start
 
-def test_new_choice_replaces_one_of_an_interrupted_batch(tmp_path):
+def test_interrupted_batch_is_finished_before_new_choices(tmp_path):
     folder = dataset(tmp_path/'data', 3)
     apply_choices(folder, choices(folder, 3))
     plan = (folder/JOURNAL).read_bytes().splitlines(keepends=True)[0]
     undo_choices(folder)
     (folder/JOURNAL).write_bytes(plan)   # nothing but the plan was written
     assert unfinished_moves(folder) == 4
-    apply_choices(folder, {folder/'cat'/'0.jpg': '<Keep>', folder/'dog'/'0.jpg': '<Delete>'})
-    assert (folder/'cat/0.jpg').read_text() == 'cat 0' and (folder/'.removed/dog/0.jpg').read_text() == 'dog 0'
-    assert (folder/'.removed/cat/1.jpg').exists() and unfinished_moves(folder) == 0
+    moved = apply_choices(folder, {folder/'cat'/'0.jpg': '<Delete>', folder/'cat'/'2.jpg': '<Delete>'})
+    assert (folder/'dog/0-2.jpg').read_text() == 'cat 0' and (folder/'.removed/cat/2.jpg').exists()
+    assert [(o.file, o.reason) for o in moved if not o.to] == [(folder/'cat'/'0.jpg', 'it is no longer there')]
 
 def test_label_folder_on_another_disk(tmp_path):
     "Its images can be moved and removed, and back; on a real other disk if there is one"

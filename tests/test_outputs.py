@@ -14,10 +14,9 @@ import notebooks
 
 # Patterns of cells whose numbers differ between runs or machines: rates, races between threads, epochs
 VARIES = {
-    '03_train': ['ways =', 'finder.lr_find', 'results ='],
-    '04_review': ['again_asked'],
+    '03_train': ['ways =', 'results ='],
     '05_predict': ['cost('],
-    '06_serve': ['catdog_requests_total', 'two_visitors('],
+    '06_serve': ['two_visitors('],
 }
 
 FOREIGN = [(r'data:image/[^"\')\s]+', 'IMAGE'), (r'<(style|script)\b.*?</\1>', ''), (r'<[^>]*>', ' '),

@@ -1,6 +1,7 @@
 "Training in several processes, stopped, killed and resumed; the recipe that chooses; wrong arguments; model cards"
 import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_helpers import run_command
@@ -249,15 +250,19 @@ def test_minutes_end_the_last_stages(turned, tmp_path, monkeypatch, capsys):
     train(turned, size=64, epochs=10**4, minutes=.2)
     assert 10 < time.monotonic() - start < 20 and '\nlast stages: ' in capsys.readouterr().out
 
-def test_no_larger_body_after_the_deadline(turned, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('minutes,n', [(.001, 0), (1, 256)])
+def test_no_larger_body_after_the_deadline(turned, tmp_path, monkeypatch, capsys, minutes, n):
+    "Nor one whose features would take too long"
     from catdog.learn import finetune
     from catdog.train import train
     monkeypatch.chdir(tmp_path)
-    fit = finetune._fit_best_head
+    fit,computed = finetune._fit_best_head,[]
     monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (1., .25))[1])
-    train(turned, minutes=.001)
+    monkeypatch.setattr(finetune, 'image_features', lambda learn, files, on_bad: computed.extend(files))
+    monkeypatch.setattr(finetune, 'time', SimpleNamespace(monotonic=lambda: time.monotonic() + len(computed)))
+    train(turned, minutes=minutes)
     said = capsys.readouterr().out
-    assert 'head: 25.0% error' in said and 'efficientnet_lite2' not in said
+    assert 'head: 25.0% error' in said and 'efficientnet_lite2: not tried' in said and len(computed) == n
 
 def test_stopped_before_anything_could_be_resumed(turned, tmp_path, monkeypatch):
     from fastai.learner import Learner

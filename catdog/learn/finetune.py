@@ -25,7 +25,7 @@ from fastai.distributed import DistributedDL
 from fastai.metrics import AccumMetric, error_rate
 from fastai.torch_core import get_model, num_distrib, params, rank_distrib
 from fastai.vision.augment import FlipItem, RandomResizedCrop
-from fastcore.basics import patch, risinstance
+from fastcore.basics import chunked, patch, risinstance
 from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.nn import functional as F
@@ -37,7 +37,7 @@ from ..core.errors import CatdogError
 from ..core.files import write_atomic
 from .backbones import find_arch, get_learner
 from .calibration import calibrate, calibrated_loss, validation_logits
-from .features import Pool, are_files, fast_forward, keep_features, validation_batches
+from .features import Pool, are_files, fast_forward, image_features, keep_features, validation_batches
 from .head import fit_head, head_scores, last_layer, note_bad
 from .loaders import OpenUpright
 
@@ -174,7 +174,7 @@ class _Maps:
                     compute,start = fast_forward(early, x),time.monotonic()
                     shape = compute(x).shape[1:]
                     seconds = (time.monotonic() - start)/len(x)*n   # one view of all images
-                    views = int(min(views, 1.5e9/(2*np.prod(shape)*n), .4*(end - start)/seconds))
+                    views = int(min(views, 2e9/(2*np.prod(shape)*n), .4*(end - start)/seconds))
                     self.maps = torch.empty(n, max(1, views), *shape, dtype=torch.float16)
                     crop = transforms.Compose([transforms.RandomResizedCrop(x.shape[-1], (.5, 1)),
                                                transforms.RandomHorizontalFlip()])
@@ -236,14 +236,19 @@ def _change_body(learn, arch, model=None, **kw):
     learn.model,learn.arch_name = model or recipe_learner(learn.dls, arch, 'auto', **kw).model,arch
     learn.create_opt()
 
-def _try_larger_body(learn, loss, error, **kw):
+def _try_larger_body(learn, loss, error, end, **kw):
     "Fit the head on a larger body, and keep it if the validation loss is a tenth lower; return loss and error"
     start,arch,model = time.monotonic(),learn.arch_name,learn.model
+    files = [*learn.dls.train_ds.items, *learn.dls.valid_ds.items]
     _change_body(learn, _LARGER, **kw)
-    new = _fit_best_head(learn)
-    kept = new[0] < .9*loss
-    _print_step(_LARGER, start, error, new[1] if kept else None)
-    if kept: return new
+    for some in chunked(files, 256 if end < np.inf else len(files)):
+        if time.monotonic() < end: image_features(learn, some, note_bad(learn))
+    if time.monotonic() > end: print(f'{_LARGER}: not tried, too little time', flush=True)
+    else:
+        new = _fit_best_head(learn)
+        kept = new[0] < .9*loss
+        _print_step(_LARGER, start, error, new[1] if kept else None)
+        if kept: return new
     _change_body(learn, arch, model)
     return loss,error
 
@@ -289,8 +294,8 @@ def _auto(learn, epochs, asked, checkpoint, end, larger=False, **kw):
         if not more or not asked and (error <= .03 or wrong < 2): return
         print(f'head: {error:.1%} error, {time.monotonic() - start:.0f} s', flush=True)
         enough = _cut_body(learn.model[0]) and (asked or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab)))
-        if larger and (error > .2 or not enough) and time.monotonic() < end:
-            loss,error = _try_larger_body(learn, loss, error, **kw)
+        if larger and (error > .2 or not enough):
+            loss,error = _try_larger_body(learn, loss, error, end, **kw)
         if not enough: return
         checkpoint.consider(loss)
         checkpoint.error,checkpoint.lowest = error,.9*loss   # anything less may be luck

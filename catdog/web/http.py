@@ -1,61 +1,49 @@
 """Fetch images from unknown servers: URLs as browsers read them, no private addresses, limits per host, retries,
 deadlines, and the opt-outs that a server sends"""
 
-import ipaddress, os, random, re, socket, tempfile, threading, time
+import ipaddress, os, random, re, tempfile, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
-import idna, requests
+import requests
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies, select_proxy
 from urllib3 import Retry
-from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError, ProxySchemeUnknown, ReadTimeoutError
+from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError, ReadTimeoutError
 from urllib3.poolmanager import pool_classes_by_scheme
 
 from .. import __version__
 from ..core.errors import CatdogError, FetchError, ImageError
 
-PER_HOST = 8             # connections to one host; browsers open six
+_PER_HOST = 8             # connections to one host; browsers open six
 TRIES = 3                # requests for one image while its server fails
 _MAX_REFUSALS = 6         # refusals (429, or 503 with Retry-After) of one image before it is given up
-GIVE_UP = 3              # refusals or unanswered requests in a row before no more are sent to a host
-MAX_WAIT = 30            # seconds; the longest pause that a server may ask for
+_GIVE_UP = 3              # refusals or unanswered requests in a row before no more are sent to a host
+_MAX_WAIT = 30            # seconds; the longest pause that a server may ask for
 BUSY = (429, 500, 502, 503, 504)   # statuses after which a request may succeed later
-MAX_BYTES = 30_000_000   # of one image; a photo straight from a camera has 5 to 20 million
+_MAX_BYTES = 30_000_000   # of one image; a photo straight from a camera has 5 to 20 million
 _MAX_REDIRECTS = 5
 _ANSWER_SECONDS,_ANSWER_BYTES = 30,20_000_000   # limits of one answer of a search engine
 
 _CONTROLS = ''.join(map(chr, range(33)))
 
-def _clean_host(host):
-    "Return `host` in ASCII, by UTS 46 as in browsers; raise ValueError if it is not a host name"
-    host = unquote(host, errors='strict').lower()
-    if not host.isascii():
-        host = '.'.join(o if o.isascii() else f'xn--{o.encode("punycode").decode()}'
-                        for o in idna.uts46_remap(host).split('.'))
-    if host[:1] == '[': return f'[{ipaddress.IPv6Address(host[1:-1])}]'
-    if not re.fullmatch(r"[a-z0-9._~!$&'()*+,;=-]+", host): raise ValueError(host)
-    return host
-
 def clean_url(
     url:str, # A URL as a search engine or a redirect gave it
     base:str=None # The URL that it is relative to; default: it must be absolute
 ) -> str: # ASCII, with a host and a path, without user name and fragment
-    "Return `url` as a browser would request it; raise `FetchError` if it is not an http(s) URL"
+    "Return `url` as it is requested; raise `FetchError` if it is not an http(s) URL"
     text = re.sub(r'[\t\r\n]', '', url.strip(_CONTROLS)).encode('utf8', 'replace').decode()
-    path,query = re.fullmatch(r'(?s)([^?#]*)(\?[^#]*)?(?:#.*)?', text).groups('')
+    text = re.sub('%(?![0-9a-fA-F]{2})', '%25', text)   # or requests would escape each % again
     try:
-        if base: path,_,query = urljoin(base, path.replace('\\', '/') + query).partition('?')
-        o = re.fullmatch(r'(?is)(?:(https?):/*|//+)(?:[^/]*@)?(\[[^/]*\]|[^/:]*)(:\d*)?(/.*)?', path.replace('\\', '/'))
-        scheme,host,port,path = o.groups('')
-        if int(port[1:] or 0) > 65535: raise ValueError(port)
-        rest = (path or '/') + (f'?{query.lstrip("?")}' if query else '')
-        rest = re.sub('%(?![0-9a-fA-F]{2})', '%25', quote(rest, safe="%/?!$&'()*+,;=:@~[]|"))
-        return f'{scheme.lower() or "https"}://{_clean_host(host)}{port}{rest}'
-    except (AttributeError, ValueError, idna.IDNAError):
-        raise FetchError(f'{url[:200]!r} is not an http(s) URL', 'invalid') from None
+        text,request = urljoin(base or 'https:', text.replace('\\', '/')),requests.PreparedRequest()
+        request.prepare_url(text, None)
+        o = urlsplit(request.url)
+        if o.scheme in ('http', 'https') and o.hostname:
+            return o._replace(netloc=o.netloc.rpartition('@')[2], fragment='').geturl()
+    except (ValueError, HTTPError): pass   # those of requests are ValueErrors
+    raise FetchError(f'{url[:200]!r} is not an http(s) URL', 'invalid')
 
 def _is_private(address):
     "Return whether the IP `address` belongs to this machine or its network"
@@ -70,23 +58,18 @@ def _check_address(address):
     if os.environ.get('CATDOG_ALLOW_PRIVATE') != '1' and _is_private(address):
         raise FetchError(f'{address} is in a private network: set CATDOG_ALLOW_PRIVATE=1 to allow it', 'refused')
 
-def check_host(
-    url:str # From `clean_url`
-) -> str: # Its host
-    "Return the host of `url`; raise `FetchError` if it is localhost or a private IP address"
+def _check_host(url):
+    "Return the host of `url`, from `clean_url`; raise `FetchError` if it is localhost or a private IP address"
     host = urlsplit(url).hostname
     try: address = str(ipaddress.ip_address('127.0.0.1' if host.rstrip('.').endswith('localhost') else host))
     except ValueError: return host   # a name: its address is checked when it is connected to
     _check_address(address)
     return host
 
-OPT_OUTS = ('noai', 'noimageai', 'noml', 'noindex', 'noimageindex', 'none', 'tdm-reservation')
+_OPT_OUTS = ('noai', 'noimageai', 'noml', 'noindex', 'noimageindex', 'none', 'tdm-reservation')
 
-def opt_out(
-    headers, # Of an answer, with a `getlist` method, as in urllib3
-    ignored:tuple=() # Rules to ignore
-) -> str|None: # One of `OPT_OUTS`
-    """Return the rule by which a server forbids the use of its image, or None
+def _opt_out(headers, ignored=()):
+    """Return the rule of `_OPT_OUTS` by which a server forbids the use of its image, or None
 
     `X-Robots-Tag` as in https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag, with noai and
     noml; `TDM-Reservation` as in https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/"""
@@ -97,39 +80,20 @@ def opt_out(
             name,_,value = map(str.strip, rule.partition(':'))
             if value and re.fullmatch(r'(?!max-|unavailable_after$)[a-z*][\w.-]*', name):   # the name of a crawler
                 for_us,name = name in ('catdog', '*'),value
-            if for_us and name in OPT_OUTS and name not in ignored: return name
+            if for_us and name in _OPT_OUTS and name not in ignored: return name
 
-class _Timed:
-    "A urllib3 connection whose answer must have all its headers within the read timeout"
-    def getresponse(self, *args, **kwargs):
-        sock,late = self.sock,threading.Event()
-        def _cut():
-            late.set()
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)   # of an SSL socket, too
-        timer = threading.Timer(self.timeout, _cut)   # the socket's own timeout starts again with every byte
-        timer.daemon = True
-        timer.start()
-        try: return super().getresponse(*args, **kwargs)
-        finally:
-            timer.cancel()
-            if late.is_set(): raise TimeoutError('the headers took too long')
-
-class _Public(_Timed):
-    "A `_Timed` connection that refuses private addresses after DNS, whatever the name resolved to before"
+class _Public:
+    "A urllib3 connection that refuses private addresses after DNS, whatever the name resolved to before"
     def _new_conn(self):
         sock = super()._new_conn()
         try: _check_address(sock.getpeername()[0])
         except BaseException: sock.close(); raise
         return sock
 
-def _pools(connection):
-    "Return urllib3's connection pools by scheme, with connections that are a `connection` too"
-    return {scheme: type('Pool', (o,), {'ConnectionCls': type('Connection', (connection, o.ConnectionCls), {})})
-            for scheme,o in pool_classes_by_scheme.items()}
+_PUBLIC_POOLS = {scheme: type('Pool', (o,), {'ConnectionCls': type('Connection', (_Public, o.ConnectionCls), {})})
+                 for scheme,o in pool_classes_by_scheme.items()}
 
-_TIMED,_PUBLIC = _pools(_Timed),_pools(_Public)
-
-def user_agent() -> str: # ASCII, on one line
+def _user_agent():
     "Return our User-Agent, with the contact in `CATDOG_CONTACT` if it is set"
     contact = ' '.join(os.environ.get('CATDOG_CONTACT', '').encode('ascii', 'replace').decode().split())
     return (f'catdog/{__version__} ({contact and contact + "; "}collects images for an image classifier) '
@@ -140,37 +104,29 @@ def _no_proxy():
     mine = (os.environ.get('no_proxy') or os.environ.get('NO_PROXY') or '').strip()
     return mine if mine == '*' else f'{mine},localhost,127.0.0.1,::1'
 
-def _proxies(url):
-    "Return the proxies for `url` in the environment: scheme -> URL"
-    found = get_environ_proxies(url, no_proxy=_no_proxy())
-    return {k: o.strip() if '://' in o else f'http://{o.strip()}' for k,o in found.items()}   # proxy:3128, as in curl
-
 def proxy_for(
     url:str # URL to request
 ) -> str|None: # Its URL
     "Return the proxy for `url` in `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, or None"
-    return select_proxy(url, _proxies(url))
+    proxy = select_proxy(url, get_environ_proxies(url, no_proxy=_no_proxy()))
+    return proxy and (proxy if '://' in proxy else f'http://{proxy}')   # proxy:3128, as in curl
 
 class _Session(requests.Session):
     "A session for `workers` threads that identifies itself and sends neither passwords nor cookies"
     def __init__(self, public=True, workers=1):   # public: refuse private addresses
         super().__init__()
-        self.headers['User-Agent'] = user_agent()
+        self.headers['User-Agent'] = _user_agent()
         self.auth = lambda request: request   # otherwise requests reads ~/.netrc
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for o in ('http://', 'https://'):
             self.mount(o, HTTPAdapter(pool_connections=4*workers, pool_maxsize=workers))
-            self.adapters[o].poolmanager.pool_classes_by_scheme = _PUBLIC if public else _TIMED
+            if public: self.adapters[o].poolmanager.pool_classes_by_scheme = _PUBLIC_POOLS
 
     def open(self, url, timeout, **kwargs):
         "Return the answer to one GET request; requests' own `get` reads the body of a redirect, however long it is"
         request = self.prepare_request(requests.Request('GET', url, **kwargs))
         settings = self.merge_environment_settings(request.url, {'no_proxy': _no_proxy()}, True, None, None)
-        settings['proxies'] = _proxies(request.url)
-        adapter,proxy = self.get_adapter(request.url),proxy_for(request.url)
-        if proxy and not proxy.lower().startswith('socks'):
-            adapter.proxy_manager_for(proxy).pool_classes_by_scheme = _TIMED   # it may have a private address
-        return adapter.send(request, timeout=timeout, **settings)
+        return self.get_adapter(request.url).send(request, timeout=timeout, **settings)
 
 class _TryAgain(FetchError):
     "A request that failed, and may succeed later"
@@ -214,7 +170,6 @@ def _fetch_error(e):
     if isinstance(e, (requests.Timeout, ReadTimeoutError)) or isinstance(inner, ReadTimeoutError):
         return FetchError('its server took too long', 'timeout')
     if 'SOCKS' in str(e): return FetchError('a SOCKS proxy needs PySocks: pip install pysocks', 'unreachable')
-    if isinstance(e, ProxySchemeUnknown): return FetchError(f'the proxy cannot be used ({e})', 'unreachable')
     if isinstance(e, requests.exceptions.RequestException) and isinstance(e, ValueError):   # InvalidURL and the like
         return FetchError(f'not a URL that can be requested ({e})', 'invalid')
     if isinstance(e, HTTPError): return _TryAgain('the connection broke off', 'unreachable')
@@ -242,9 +197,6 @@ def ask(
     except ImageError: raise
     except Exception as e: raise _fetch_error(e) from None
 
-_WIKIMEDIA = '''wikimedia wikipedia wikidata wiktionary wikibooks wikisource wikivoyage wikiquote wikinews wikiversity
-    wikifunctions mediawiki wmfusercontent wmcloud wmflabs toolforge'''.split()
-
 @dataclass
 class _Site:
     limit:int              # Connections at once
@@ -260,12 +212,12 @@ class Fetcher:
     def __init__(self,
         workers:int, # Threads that fetch at once
         timeout:float, # Seconds to wait for the next bytes; one request may take three times as long
-        ignore_robots=None # Rules of `OPT_OUTS` to ignore where you have permission
+        ignore_robots=None # Rules of `_OPT_OUTS` to ignore where you have permission
     ):
         words = [ignore_robots] if isinstance(ignore_robots, str) else ignore_robots or []
         self.ignored,self.timeout,self.workers = [o.lower() for o in words],timeout,workers
-        if unknown := set(self.ignored) - set(OPT_OUTS):
-            raise CatdogError(f'{min(unknown)!r} is not an opt-out that catdog knows: use {", ".join(OPT_OUTS)}')
+        if unknown := set(self.ignored) - set(_OPT_OUTS):
+            raise CatdogError(f'{min(unknown)!r} is not an opt-out that catdog knows: use {", ".join(_OPT_OUTS)}')
         self.session = _Session(workers=workers)
         self.session.headers.update({'Accept': 'image/*', 'Accept-Encoding': 'identity'})
         self.sites,self.changed,self.stopped = {},threading.Condition(),threading.Event()
@@ -303,11 +255,11 @@ class Fetcher:
                 if started > site.paused: site.refusals,site.paused = site.refusals + 1,time.monotonic()
                 seconds = 2**site.refusals if error.retry_after is None else error.retry_after
                 site.until = max(site.until, time.monotonic() + seconds)
-                if site.refusals >= GIVE_UP or seconds > MAX_WAIT:
+                if site.refusals >= _GIVE_UP or seconds > _MAX_WAIT:
                     site.error = f'{host} keeps refusing requests ({error}): try again later',error.reason
             elif error and error.reason in ('timeout', 'unreachable') and not getattr(error, 'answered', False):
                 site.unanswered += 1
-                if site.unanswered >= GIVE_UP and not site.error:
+                if site.unanswered >= _GIVE_UP and not site.error:
                     site.error = f'{error}, like the {site.unanswered} requests before it',error.reason
             else: site.refusals = site.unanswered = 0
 
@@ -322,9 +274,9 @@ class Fetcher:
                     is_refused = r.status_code == 429 or r.status_code == 503 and seconds is not None
                     raise _TryAgain(text, 'busy', seconds, is_refused)
                 if not r.ok: raise FetchError(text, 'not-found' if r.status_code in (404, 410) else 'refused')
-                if rule := opt_out(r.raw.headers, self.ignored):
+                if rule := _opt_out(r.raw.headers, self.ignored):
                     raise FetchError(f'its server forbids this use ({rule})', 'refused')
-                return _read_body(r, end, MAX_BYTES)
+                return _read_body(r, end, _MAX_BYTES)
         except ImageError: raise
         # requests, urllib3, http.client, ssl and idna raise a dozen types each for what a server may do
         except Exception as e: raise _fetch_error(e) from None
@@ -332,12 +284,10 @@ class Fetcher:
     def _follow(self, url, end):
         "Return the body at `url`, after redirects"
         for _ in range(_MAX_REDIRECTS + 1):
-            host = check_host(url)
-            name,error = host.rstrip('.'),None
-            # https://wikitech.wikimedia.org/wiki/Robot_policy: two connections to all of Wikimedia
-            is_wikimedia = name.endswith('.org') and name.split('.')[-2] in _WIKIMEDIA
-            if is_wikimedia: name = 'wikimedia.org'
-            site = self.sites.setdefault(name, _Site(2 if is_wikimedia else PER_HOST))
+            host = _check_host(url)
+            name,error = re.sub(r'.*\.wikimedia\.org$', 'wikimedia.org', host.rstrip('.')),None
+            # https://wikitech.wikimedia.org/wiki/Robot_policy: two connections
+            site = self.sites.setdefault(name, _Site(2 if name == 'wikimedia.org' else _PER_HOST))
             with self._slot(site, end) as started:
                 try: res = self._request(url)
                 except FetchError as e: error = e; raise
@@ -357,5 +307,5 @@ class Fetcher:
             except _TryAgain as e:
                 seconds = 0 if e.refused else retry_delay(e.retry_after, failures)   # `_slot` waits after a refusal
                 failures += 1
-                if failures >= (_MAX_REFUSALS if e.refused else TRIES) or seconds > MAX_WAIT: raise
+                if failures >= (_MAX_REFUSALS if e.refused else TRIES) or seconds > _MAX_WAIT: raise
                 if self.stopped.wait(seconds): raise
