@@ -198,9 +198,7 @@ class Pages(ImagesCleaner):
         self.working.start()
 
     def _turn(self, agree=False):
-        if self.working: return
-        self.message.value = ''
-        self.background(lambda: self.forward(agree))
+        if not self.working: self.background(lambda: (setattr(self.message, 'value', ''), self.forward(agree)))
 
     def open_suggestion(self,
         file:Path # An image
