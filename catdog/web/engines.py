@@ -115,7 +115,7 @@ def _get_json(engine, url, params, headers=None):
         if e.reason == 'invalid': raise SearchError(engine, f'{url!r} is {e}; check the endpoint') from None
         text = f'{urlsplit(url).hostname} cannot be reached ({e}); check the connection'
         raise SearchError(engine, text, offline='pysocks' not in text) from None
-    if status >= 400:
+    if status >= 300:
         advice = _ADVICE.get(status, 'try again later, or another engine')
         if status == 403 and engine in _NEED_CONTACT: advice = 'set CATDOG_CONTACT, or try another engine'
         raise SearchError(engine, f'it answered {status}{_complaint(body)}; {advice}', term=status == 400)

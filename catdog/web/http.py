@@ -181,19 +181,13 @@ def _fetch_error(e):
 def ask(
     url:str, # Endpoint of a service; its address may be private
     params:dict, # Parameters of the request
-    headers:dict=None # Such as a key; they do not follow a redirect to another host
+    headers:dict=None # Such as a key
 ) -> tuple[int,bytes,float|None]: # Status, body, and the seconds that `Retry-After` asks to wait
-    "Return the answer of a service after redirects; raise `FetchError`, or `ImageError` if the answer is too large"
+    "Return the answer of a service, also a redirect; raise `FetchError`, or `ImageError` if the answer is too large"
     end = time.monotonic() + _ANSWER_SECONDS
     try:
-        with _Session(public=False) as session:
-            for _ in range(_MAX_REDIRECTS + 1):
-                with session.open(url, (3.05, 20), params=params, headers=headers) as r:
-                    if not r.is_redirect:
-                        with _read_body(r, end, _ANSWER_BYTES) as f: return r.status_code,f.read(),_retry_after(r)
-                    url,params = clean_url(session.get_redirect_target(r), r.url),None
-                    if session.should_strip_auth(r.url, url): headers = None
-        raise FetchError('too many redirects', 'refused')
+        with _Session(public=False) as session, session.open(url, (3.05, 20), params=params, headers=headers) as r:
+            with _read_body(r, end, _ANSWER_BYTES) as f: return r.status_code,f.read(),_retry_after(r)
     except ImageError: raise
     except Exception as e: raise _fetch_error(e) from None
 
