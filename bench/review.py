@@ -26,7 +26,7 @@ from fastcore.script import call_parse
 from PIL import Image, ImageFilter
 from sklearn.metrics import average_precision_score
 
-from catdog.clean.interpret import out_of_sample, prediction_table
+from catdog.clean.interpret import _out_of_sample, prediction_table
 from catdog.sample.draw import draw
 from catdog.core.images import open_image
 from catdog.data import get_dls, image_files
@@ -127,7 +127,7 @@ def rank(photos, seed, size, recipe, epochs, cleanlab):
                              [float(o[2]) for o in info], truth, took))
         if cleanlab:
             labels = t.label.astype(str).values
-            names,unseen = np.unique(labels),out_of_sample(predicted.features, labels)
+            names,unseen = np.unique(labels),_out_of_sample(predicted.features, labels)
             for name,p in (("cleanlab, catdog's out-of-sample probabilities", unseen),
                            ("cleanlab, the network's probabilities", predicted.probabilities)):
                 given = json.dumps(dict(labels=np.searchsorted(names, labels).tolist(), p=p.tolist()))
@@ -228,7 +228,7 @@ def answer_pages(photos, seed, n, pages, cleanlab):
         _first('the same list, without refitting', list(worst.file))
         predicted = prediction_table(learn)
         t,names = predicted.table,np.array(labels)
-        p = out_of_sample(predicted.features, t.label.astype(str).values)
+        p = _out_of_sample(predicted.features, t.label.astype(str).values)
         given = np.searchsorted(names, t.label.astype(str).values)
         _first('all images, least probable label first', t.file[np.argsort(p[np.arange(len(p)), given])].tolist())
         if cleanlab:

@@ -73,10 +73,10 @@ def _serve_photographs(folder):
 
 def _measure(name, who, workers, photos, n, hosts):
     from catdog.scrape import SampleWeb
-    from catdog.web.engines import bing_pages
+    from catdog.web.engines import _bing_pages
     if photos: _serve_photographs(photos)
     with SampleWeb(faults=FAULTS, latency=(.05, .3)) as web:
-        found = {o: [p.url for p in bing_pages(o, n//2, web.endpoint, 'XXX', 'sample')] for o in ('cat', 'dog')}
+        found = {o: [p.url for p in _bing_pages(o, n//2, web.endpoint, 'XXX', 'sample')] for o in ('cat', 'dog')}
         truth = {f'{label}/{Path(u).stem}': web.truths[u] for label,us in found.items() for u in us}
         port = web.url.rpartition(':')[2]
         def _host(i): return f'http://h{i%50}.images.test:{port}' if hosts else web.url
@@ -164,7 +164,7 @@ def _index_costs(sizes, n=500):
 
 def _open_manifest(n):
     "Measure seconds to open a data set whose manifest has `n` lines, and to read it as a table"
-    from catdog.web.download import Collector
+    from catdog.web.download import _Collector
     from catdog.dataset.manifest import Manifest, Photo, read_manifest
     r = random.Random(0)
     with tempfile.TemporaryDirectory() as d:
@@ -174,7 +174,7 @@ def _open_manifest(n):
                               640, 480, 'CC BY 4.0', 'somebody', 'openverse', 'cat')
                 f.write(json.dumps(dict(label='cat', file=f'cat/{i:016x}.jpg', status='ok', reason='', **asdict(photo),
                                         phash=r.randbytes(18).hex(), area=640*480, copy_of=None)) + '\n')
-        return _least(lambda: Collector(Manifest(Path(d))), 3),_least(lambda: read_manifest(d), 3)
+        return _least(lambda: _Collector(Manifest(Path(d))), 3),_least(lambda: read_manifest(d), 3)
 
 def growth(photos):
     from catdog.sample.draw import draw

@@ -7,7 +7,7 @@ __all__ = ['train', 'build', 'ARCHS', 'RECIPES', 'get_learner', 'error_interval'
            'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 
 # %% ../nbs/03_train.ipynb #443371fb
-import os, threading, time
+import gc, os, threading, time
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -23,16 +23,20 @@ def _load():
     global calibrate, calibration_error, confusion, error_interval, ood_limits, plot_calibration, print_confusion
     global get_dls, model_card, check_exportable, export, recipe_learner, recipe_tfms, run_recipe, fit_head
     global print_used, print_validation, no_random, num_distrib, insights, insight_sentences, plot_learning_curve
-    from fastai.torch_core import no_random, num_distrib
-    from catdog.data import get_dls
-    from catdog.learn.calibration import (calibrate, calibration_error, confusion, error_interval, ood_limits,
-        plot_calibration, print_confusion, print_validation)
-    from catdog.learn.card import model_card
-    from catdog.learn.export import check_exportable, export
-    from catdog.learn.finetune import recipe_learner, recipe_tfms, run_recipe
-    from catdog.learn.head import fit_head
-    from catdog.learn.insights import insight_sentences, insights, plot_learning_curve
-    from catdog.learn.loaders import print_used
+    thresholds = gc.get_threshold()
+    gc.set_threshold(0)   # imports take less time if no garbage is collected meanwhile
+    try:
+        from fastai.torch_core import no_random, num_distrib
+        from catdog.data import get_dls
+        from catdog.learn.calibration import (calibrate, calibration_error, confusion, error_interval, ood_limits,
+            plot_calibration, print_confusion, print_validation)
+        from catdog.learn.card import model_card
+        from catdog.learn.export import check_exportable, export
+        from catdog.learn.finetune import recipe_learner, recipe_tfms, run_recipe
+        from catdog.learn.head import fit_head
+        from catdog.learn.insights import insight_sentences, insights, plot_learning_curve
+        from catdog.learn.loaders import print_used
+    finally: gc.set_threshold(*thresholds)
 
 def __getattr__(name):   # what `_load` imports can be imported from here, too
     if not name.startswith('_'): _load()

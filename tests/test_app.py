@@ -10,7 +10,7 @@ from catdog.app import App
 from catdog.core.images import jpeg_bytes
 from catdog.dataset.folder import ImageFolder
 from catdog.dataset.manifest import read_rows
-from catdog.deploy.voila import VOILA_CONFIG, app_notebook
+from catdog.deploy.voila import _VOILA_CONFIG, _app_notebook
 from catdog.deploy.widgets import MAX_MESSAGE
 from catdog.predict import Classifier, shipped_model
 from catdog.sample.draw import draw
@@ -520,12 +520,12 @@ def test_stopped_while_a_page_loads(start, seconds, tmp_path):
     assert ended(process) == (0, []) and process.stderr.read() == ''
 
 def test_voila_settings_agree(monkeypatch, tmp_path):
-    assert json.loads((ROOT/'voila.json').read_text()) == VOILA_CONFIG
-    assert VOILA_CONFIG['Voila']['tornado_settings']['websocket_max_message_size'] == MAX_MESSAGE
-    pattern = re.compile(VOILA_CONFIG['RegexRemovePreprocessor']['patterns'][0])
+    assert json.loads((ROOT/'voila.json').read_text()) == _VOILA_CONFIG
+    assert _VOILA_CONFIG['Voila']['tornado_settings']['websocket_max_message_size'] == MAX_MESSAGE
+    pattern = re.compile(_VOILA_CONFIG['RegexRemovePreprocessor']['patterns'][0])
     chapter = nbformat.read(ROOT/'nbs'/'07_app.ipynb', 4)
     monkeypatch.chdir(tmp_path)
-    for nb in (chapter, nbformat.read(app_notebook(tmp_path), 4)):
+    for nb in (chapter, nbformat.read(_app_notebook(tmp_path), 4)):
         shown = [o.source for o in nb.cells if not pattern.match(o.source)]
         assert len(shown) <= 2 and shown[-1].endswith('App()')   # one may import
     assert set(chapter.metadata) == {'kernelspec', 'title'}   # no saved state of widgets

@@ -48,7 +48,7 @@ def begun(folder, n=600):
     "Start a run that has saved some predictions about `n` images and is still running"
     album(folder/'album', n)
     process,part = start(folder, 'album', '--out', 'answers.csv'),folder/'.answers.csv.part'
-    while not (part.exists() and part.stat().st_size > 60_000 + 60*n):   # more than the list of images takes
+    while not (part.exists() and part.stat().st_size > 30_000):
         assert process.poll() is None
         time.sleep(.02)
     return process
@@ -74,17 +74,15 @@ def test_error_line_names_its_image_once(tmp_path):
     assert said.startswith('cat.jpg: ') and said.count('\n') == 1 and long.count(url) == 1
 
 def test_name_that_is_not_utf8(tmp_path):
-    "Parquet cannot hold it, which is reported before anything is predicted; CSV and a terminal can"
+    "Parquet cannot hold it and gets it escaped; CSV keeps its bytes"
     album(tmp_path/'album', 2)
     draw('cat', 1).save(tmp_path/'album'/NOT_UTF8)
     code,_,err = run(tmp_path, 'album', '--out', 'answers.parquet')
-    assert code == 2 and r'album/caf\xe9.jpg: ' in err and '.csv' in err and len(err.splitlines()) == 1
-    assert os.listdir(tmp_path) == ['album']
+    assert code == 0 and pd.read_parquet(tmp_path/'answers.parquet').file[2] == r'album/caf\xe9.jpg', err
     predict_files(tmp_path/'album', model=shipped_model(), out=tmp_path/'answers.csv')
     assert [o['file'] for o in rows(tmp_path/'answers.csv')][-1] == f'{tmp_path}/album/{NOT_UTF8}'
     code,said,_ = run(tmp_path, f'album/{NOT_UTF8}', env=dict(PYTHONIOENCODING='utf8:strict'))
-    assert code == 0 and said.startswith(f'album/{NOT_UTF8}: ')
-    with pytest.raises(CatdogError, match='UTF-8'): predict_bucket(tmp_path/'album', tmp_path/'answers')
+    assert code == 0 and said.startswith(r'album/caf\udce9.jpg: ')
 
 def test_unreadable_folder_has_a_row(tmp_path):
     "Missing images must not go unnoticed"
@@ -209,7 +207,7 @@ def test_full_disk_is_reported_and_nothing_is_lost(tmp_path, suffix):
     "The limit is real: the kernel refuses to write more"
     album(tmp_path/'album', 120)
     def limit(size): return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    for size in (0, 45_000):   # nothing fits; then some predictions do
+    for size in (0, 26_000):   # nothing fits; then some predictions do
         code,_,err = run(tmp_path, 'album', '--out', f'answers.{suffix}', preexec_fn=limit(size))
         last = err.splitlines()[-1]
         assert code == 2 and last.startswith(f'catdog-predict: answers.{suffix}: cannot be written'), err

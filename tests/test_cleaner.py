@@ -13,6 +13,7 @@ from network_helpers import free_port, violations
 from PIL import Image
 from playwright.sync_api import expect
 
+from catdog.clean import cleaner as cleaner_module
 from catdog.clean.cleaner import Cleaner
 from catdog.clean.interpret import predictions, suspects
 from catdog.core.errors import DataError
@@ -236,6 +237,15 @@ def test_it_learns_from_each_page(tmp_path):
     assert not {*cleaner.iw.view} & {*seen}
     cleaner.bt_undo.click()
     assert {*cleaner.iw.shown} >= {*wrong} and cleaner.iw.wanted == wrong   # first, to change one
+    assert cleaner.message.value == 'Put back 3 images.'
+    cleaner.bt_next.click()
+    assert not cleaner.message.value   # of an earlier page
+    data.rename(tmp_path/'renamed')
+    cleaner.bt_apply.click()
+    assert 'there is no such folder' in cleaner.message.value
+    (tmp_path/'renamed').rename(data)
+    cleaner.bt_apply.click()
+    assert cleaner.message.value == 'Moved 3 images.'
 
 def test_no_suspects(tmp_path):
     "None at first, and none that it finds"
@@ -486,6 +496,15 @@ def test_cleaner_in_jupyterlab(page, lab, tmp_path):
         expect(page.locator('.cd-open')).to_have_text(n)
         expect(o.cards).to_have_count(min(4, int(n)))
         o.is_readable()
+
+def test_a_double_click_counts_once(page):
+    "The second click would accept or undo what nobody has looked at; pages may be turned fast"
+    page.set_content('<div class="cd-review"><button>✓ Yes to all on this page</button><button>Next ›</button></div>')
+    page.evaluate('clicks = {}; addEventListener("click", e => { clicks[e.target.textContent[0]] = 1 + (clicks[e.target.textContent[0]] || 0) })')
+    page.add_script_tag(content=(Path(cleaner_module.__file__).parent.parent/'static'/'cleaner.js').read_text(encoding='utf8'))
+    for o in page.get_by_role('button').all(): o.dblclick()
+    page.get_by_role('button').first.click()
+    assert page.evaluate('clicks') == {'✓': 2, 'N': 2}
 
 LABELLING = '''from catdog.review import Labeller
 Labeller('data', ['cat', 'dog'], max_n={})'''

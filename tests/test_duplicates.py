@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catdog.core.duplicates import (ALIKE, CLOSE, DuplicateIndex, colour_signature, find_copies, near_copies,
+from catdog.core.duplicates import (_ALIKE, CLOSE, DuplicateIndex, colour_signature, find_copies, near_copies,
     perceptual_hash, phash_bits)
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.sample.draw import draw
-from catdog.web.download import Collector
+from catdog.web.download import _Collector
 from catdog.dataset.manifest import Manifest
 
 GREY = np.full((8, 8, 3), 192**-.5, 'float32')
@@ -52,7 +52,7 @@ def test_nearest_copy_is_found():
     assert index.find(one, -GREY) == 'other colours'
     index.add('unknown', differing(one, CLOSE//3, 2))
     assert index.find(one, -GREY) == 'other colours' and index.find(one, GREY) == 'unknown'
-    assert ALIKE < (GREY*GREY).sum() < 1.01
+    assert _ALIKE < (GREY*GREY).sum() < 1.01
 
 def test_pairs_agree_with_brute_force():
     known = hashes(700, 1)
@@ -105,7 +105,7 @@ def test_copies_in_an_ordinary_set_stay_copies():
     images += [o.crop((6, 5, 154, 116)) for o in images[:12]] + images[20:22]
     labels += labels[:12] + ['dog', 'cat']   # the last two are conflicts
     groups,limits = find_copies(*signatures(images), labels)
-    assert limits == (CLOSE, ALIKE) and groups[60:].tolist() == groups[[*range(12), 20, 21]].tolist()
+    assert limits == (CLOSE, _ALIKE) and groups[60:].tolist() == groups[[*range(12), 20, 21]].tolist()
 
 def test_colours_are_computed_once_and_only_for_close_hashes():
     asked,(one,) = [],hashes(1)
@@ -139,6 +139,6 @@ def test_collector_opens_100_000_rows_in_5_seconds(tmp_path):
                                     url=f'https://a.example/{i}.jpg', title='A cat on a wall', engine='openverse',
                                     phash=o, area=640*480)) + '\n')
     start = time.process_time()   # nothing is waited for
-    collector = Collector(Manifest(tmp_path))
+    collector = _Collector(Manifest(tmp_path))
     assert time.process_time() - start < 5
     assert len(collector.index) == 100_000

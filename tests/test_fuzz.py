@@ -9,8 +9,8 @@ from catdog.sample.draw import draw
 from catdog.core.errors import FetchError, ImageError, SearchError
 from catdog.core.files import IMAGE_FORMATS
 from catdog.core.images import open_image
-from catdog.web.engines import parse_answer
-from catdog.web.http import check_host, clean_url
+from catdog.web.engines import _parse_answer
+from catdog.web.http import _check_host, clean_url
 from catdog.dataset.manifest import Photo
 
 EXAMPLES = int(os.environ.get('CATDOG_FUZZ', 200))   # of each test; the bench asks for 10,000
@@ -36,7 +36,7 @@ fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list
 @fuzz
 @given(answer=answers | shaped)
 def test_parsers_accept_any_answer(protocol, answer):
-    try: photos = parse_answer(protocol, answer, 'cat')
+    try: photos = _parse_answer(protocol, answer, 'cat')
     except SearchError: return
     for p in photos:
         assert isinstance(p, Photo) and p.url.strip()
@@ -51,7 +51,7 @@ def test_parsers_accept_any_answer(protocol, answer):
 def test_any_url_has_a_host_or_is_refused(url):
     try:
         clean = clean_url(url)
-        assert clean.isascii() and clean_url(clean) == clean and check_host(clean)
+        assert clean.isascii() and clean_url(clean) == clean and _check_host(clean)
     except FetchError as e: assert e.reason in ('invalid', 'refused')
 
 IMAGES = []

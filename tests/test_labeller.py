@@ -117,19 +117,77 @@ def test_the_rest_is_labelled_after_a_sample_only(data, monkeypatch):
     labeller.bt_undo.click()
     assert 'suggestions were right' not in labeller.learned.value   # labels by the network are no answers to them
 
+def edit(labeller, what, new=''):
+    labeller.edit.value = dict(labeller.edit.options)[what]
+    labeller.new.value = new
+    labeller.widget.children[1].children[2].click()   # OK
+
 def test_another_label(data):
     folder,truth = data
     labeller = Labeller(folder, 'cat', max_n=6)
     assert labeller.labels == ['cat'] and '60 left, sure of 0' in labeller.learned.value   # nothing is learned from one label
-    labeller.new.value = 'cat'
-    labeller._add_label()
+    edit(labeller, 'Add label', 'cat')
     assert 'given twice' in labeller.message.value
-    labeller.new.value = 'dog'
-    labeller._add_label()
+    edit(labeller, 'Add label', 'dog')
     assert not labeller.message.value
     assert labeller.cards[0].menu.options == ('<Keep>', '<Delete>', 'cat', 'dog') and '<kbd>2</kbd> dog' in labeller.keys.value
     answer(labeller, truth, 1)
     assert Labeller(folder, ['cat'], max_n=6).labels == ['cat', 'dog']
+
+def test_a_label_with_a_typing_error(data):
+    "It is renamed, in answers, by the network and in folders, or joined with another; or removed, if no image has it"
+    folder,truth = data
+    (folder/'dgo').mkdir()
+    there,other = (next(k for k,o in truth.items() if o == word) for word in WORDS[::-1])
+    (folder/there).rename(folder/'dgo'/there)
+    labeller = Labeller(folder, ['cat', 'dgo', 'bird'], max_n=6)
+    labeller.choose(folder/other, 'dgo')
+    labeller.auto = {o: 'dgo' for o in labeller.files[-2:] if o.parent == folder}
+    edit(labeller, 'Remove dgo')
+    assert 'images are labelled dgo: rename it instead' in labeller.message.value and 'dgo' in labeller.labels
+    edit(labeller, 'Rename dgo', '')
+    assert 'a label is empty' in labeller.message.value
+    edit(labeller, 'Remove bird')
+    edit(labeller, 'Rename dgo', 'dog')
+    assert labeller.labels == ['cat', 'dog'] and not labeller.message.value and {*labeller.auto.values()} == {'dog'}
+    assert labeller.choices == {folder/'dgo'/there: 'dog', folder/other: 'dog'} and 'dog' in labeller.cards[0].menu.options
+    assert Labeller(folder, 'cat', max_n=6).labels == ['cat', 'dog']
+    edit(labeller, 'Rename dog', 'cat')   # the same as another
+    assert labeller.labels == ['cat'] and {*labeller.choices.values()} == {'cat'}
+    edit(labeller, 'Rename cat', 'dog')
+    labeller.bt_apply.click()
+    assert (folder/'dog'/there).exists() and (folder/'dog'/other).exists() and not labeller.choices
+
+def test_two_labellers_of_one_folder(data):
+    "The answers of both are kept; of two about one image, the last"
+    folder,truth = data
+    one,two = (Labeller(folder, WORDS, max_n=6) for _ in range(2))
+    a,b,c,d = one.shown[:4]
+    def kept(): return {o.name: k for o,k in Labeller(folder, WORDS, max_n=6).choices.items()}
+    one.choose(a, 'cat')
+    two.choose(b, 'dog')
+    two.choose(c, 'dog')
+    one.choose(b, 'cat')
+    edit(two, 'Add label', 'bird')
+    two.choose(d, 'bird')
+    one.choose(c, '<Keep>')
+    assert kept() == {a.name: 'cat', b.name: 'cat', c.name: '<Keep>', d.name: 'bird'}
+    assert Labeller(folder, WORDS, max_n=6).labels == [*WORDS, 'bird']
+    one.bt_apply.click()
+    two.choose(two.files[-1], 'dog')
+    assert (folder/'cat'/a.name).exists() and kept() == {c.name: '<Keep>', d.name: 'bird', two.files[-1].name: 'dog'}
+
+def test_a_folder_that_is_renamed_meanwhile(data):
+    "It is said; and nothing is made in its old place"
+    folder,truth = data
+    labeller = Labeller(folder, WORDS, max_n=6)
+    answer(labeller, truth)
+    folder.rename(folder.with_name('moved'))
+    labeller.choose(labeller.shown[0], 'cat')
+    assert 'is no longer in' in labeller.message.value
+    for o in (labeller.bt_agree, labeller.bt_next, labeller.bt_back, labeller.bt_apply, labeller.bt_undo): o.click()
+    assert not folder.exists() and labeller.message.value.startswith('<b>')
+    assert len(Labeller(folder.with_name('moved'), WORDS, max_n=6).choices) == 6
 
 def test_files_that_are_no_images(tmp_path, data):
     folder = data[0]

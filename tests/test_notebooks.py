@@ -130,6 +130,20 @@ def test_cells_keep_to_the_house_style(path):
         if re.search('^#+ ', re.sub('^```.*?^```', '', o, flags=re.S | re.M), re.M):
             assert re.fullmatch(r'#+ .*|# .*\n+> .*(\n+\[!\[Open in Colab.*)?', o), f'a heading needs a cell of its own: {o}'
 
+each_chapter = pytest.mark.parametrize('path', [o for o in NOTEBOOKS if o.name[0] == '0'], ids=lambda o: o.stem)
+
+@each_chapter
+def test_no_cell_is_there_twice(path):
+    "Git merges notebooks line by line, and may keep both versions of a cell"
+    defined = re.findall(r'^(?:def|class) (\w+)', '\n'.join(cells(path, 'code')), re.M)
+    sources = [*cells(path, 'code'), *cells(path, 'markdown'), *defined]
+    assert not {o for o in sources if sources.count(o) > 1}
+
+@each_chapter
+def test_catdog_is_imported_before_fastai(path):
+    "It silences a warning that the import of fastai would show in red"
+    assert re.search('^from (catdog|fastai)', '\n'.join(cells(path, 'code')), re.M)[1] == 'catdog'
+
 def test_documentation_can_be_built(tmp_path):
     "What `nbdev-docs` does before it calls Quarto: it runs the cells with imports and exports, and no others"
     for o in ('nbs', 'catdog'): shutil.copytree(ROOT/o, tmp_path/o, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))

@@ -94,9 +94,9 @@ CALLED_BY = dict(
            'encodes input_types _broadcast',
     flask='allow healthz openapi request_class show_metrics sort_keys _get_file_stream '
           'content_length content_type total_content_length',
-    http_server='allow_reuse_address close_connection daemon_threads disable_nagle_algorithm do_HEAD log_message '
+    http_server='allow_reuse_address close_connection daemon_threads disable_nagle_algorithm do_GET log_message '
                 'protocol_version request_queue_size',
-    requests='auth getresponse pool_classes_by_scheme _new_conn',
+    requests='auth pool_classes_by_scheme _new_conn',
     ddgs='extract_results',
     waitress='channel_class received',
     jupyter_server='last_activity server_url VisitorKernels',

@@ -17,7 +17,7 @@ from catdog.scrape import ENGINES, Photo, scrape
 from catdog.web import download
 found = json.loads(open(sys.argv[2]).read())
 ENGINES['test'] = lambda term, n: [Photo(u, engine='test', term=term) for u in found.get(term, [])][:n]
-download.TIMEOUT = 300   # so that no stall ends by itself
+download._TIMEOUT = 300   # so that no stall ends by itself
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)   # ignored, where the tests run in the background
 sys.argv[1:] = [*found, '--path', sys.argv[1], '--engine', 'test']

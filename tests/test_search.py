@@ -57,7 +57,7 @@ def test_safe_search_goes_to_every_engine_that_has_it(engines):
     def safe(term, n, safe): return asked.append(safe) or [Photo(f'https://example.org/{len(asked)}.jpg')]
     def none(term, n): return asked.append('none') or [Photo('https://example.org/0.jpg')]
     engines(ddg=safe, openverse=safe, commons=none)
-    for o in search.SAFE: search_images('cat', 9, safe=o)
+    for o in search._SAFE: search_images('cat', 9, safe=o)
     # strict leaves out the last one
     assert asked == ['strict', 'strict', 'moderate', 'moderate', 'none', 'off', 'off', 'none']
     search.search_terms('cat', 1, 'ddg', safe='off')
@@ -139,7 +139,7 @@ def test_auto_reports_refusals_and_keeps_other_results(engines, capsys):
 def test_urls_of_earlier_labels_are_written_when_a_later_one_is_refused(monkeypatch, tmp_path):
     import pyarrow.parquet as pq
     monkeypatch.setitem(ENGINES, 'test', refuses_after(2)[0])
-    with pytest.raises(SearchError, match='test|ddg: it answered 429.*urls.parquet has what was found before'):
+    with pytest.raises(SearchError, match='ddg: it answered 429'):
         search.save_urls(['cat', 'dog', 'bird'], tmp_path/'urls.parquet', n=3, engine='test')
     assert pq.read_table(tmp_path/'urls.parquet')['caption'].to_pylist() == ['cat']*3 + ['dog']*3
 
@@ -152,7 +152,7 @@ def test_urls_are_written_in_their_requested_form(monkeypatch, tmp_path):
 
 def test_search_has_a_time_limit(monkeypatch, engines, capsys):
     "However slow terms and engines are, photos found until then are kept"
-    monkeypatch.setattr(search, 'SEARCH_SECONDS', .1)
+    monkeypatch.setattr(search, '_SEARCH_SECONDS', .1)
     def slow(term, n):
         time.sleep(.15)
         return [Photo(f'https://example.org/{term}.jpg')]

@@ -108,7 +108,7 @@ class Pages(ImagesCleaner):
         self.slow,self.working,self.turns = False,None,0   # working: the thread
         self.widget = widgets.Box([], layout=dict(flex_flow='row wrap', display='flex', width='100%'))
         self.where,self.message,self.caption = (widgets.HTML().add_class('cd-status') for _ in range(3))
-        self.bt_back = _button('‹ Back', lambda: self.show(self.page - 1))
+        self.bt_back = _button('‹ Back', lambda: (setattr(self.message, 'value', ''), self.show(self.page - 1)))
         self.bt_next = _button('Next ›', self._turn).add_class('cd-next')
         self.bt_agree = _button('✓ Yes to all on this page', lambda: self._turn(agree=True),
                                 tooltip='Accept the suggestions, and turn the page').add_class('cd-agree-all')
@@ -198,7 +198,7 @@ class Pages(ImagesCleaner):
         self.working.start()
 
     def _turn(self, agree=False):
-        if not self.working: self.background(lambda: self.forward(agree))
+        if not self.working: self.background(lambda: (setattr(self.message, 'value', ''), self.forward(agree)))
 
     def open_suggestion(self,
         file:Path # An image
@@ -220,7 +220,7 @@ class Pages(ImagesCleaner):
 
     def _changed(self):
         "Show which page it is; the script reads how often a page was shown, and how many cards it has"
-        where = f'page {self.page + 1} of {self.n_pages}, {len(self.view)} images'
+        where = f'page {self.page + 1} of {self.n_pages}, {(n := len(self.view))} image{"s"*(n != 1)}'
         self.where.value = ('Learning from your answers ...' if self.working else
                             f'<span data-turn="{self.turns}" data-cards="{len(self.shown)}">{where}</span>')
         self.bt_back.disabled,self.bt_agree.disabled = self.page == 0,bool(self.working)
@@ -517,6 +517,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         return self.iw.wanted
 
     def _moved(self, back):
+        if not self.path.is_dir(): return   # the folder was renamed; the choices count again once it is back
         self._update_table()
         # not of images that `learn` does not have: they are on no page, so their choices could not be changed
         self.iw.choices = {f: o for f,o in (self.iw.choices | back).items() if f in self._rows and f.exists()}

@@ -20,8 +20,8 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 
 from .cleaner import ReviewWidget, reduced
-from ..core.errors import DataError, ImageError
-from ..core.files import write_atomic
+from ..core.errors import CatdogError, DataError, ImageError
+from ..core.files import folder_lock, write_atomic
 from ..core.images import open_image
 from ..dataset.folder import ImageFolder, parse_labels
 from ..dataset.journal import REMOVED, can_undo, present_places, unfinished_moves
@@ -69,13 +69,19 @@ def _body(path, files, labels):
     with no_random(): return get_learner(block.dataloaders(path, path=path, num_workers=0))
 
 def _saved_answers(file):
-    "Return what a labeller saved in `file`; raise `DataError` if it is damaged, as it would be replaced"
+    "Return what labellers saved in `file`; raise `DataError` if it is damaged, as it would be replaced"
     try:
         saved = json.loads(file.read_text(encoding='utf8'))
-        if [*map(type, map(saved.get, ('labels', 'choices', 'auto')))] == [list, dict, dict]: return saved
+        if [*map(type, map(saved.get, ('labels', 'choices', 'auto')))] == [list, dict, dict]:
+            return saved | dict(labels=dict.fromkeys(saved['labels'], ''))
     except (FileNotFoundError, NotADirectoryError): return {}
-    except (OSError, ValueError, AttributeError): pass
+    except (OSError, ValueError, AttributeError, TypeError): pass
     raise DataError(f'{file}: holds the answers given so far, but cannot be read: repair it, or move it elsewhere')
+
+def _merge(before, now, there):
+    "Return the dict `there`, which another labeller may have written, changed as `before` was to `now`"
+    kept = {k: o for k,o in there.items() if k in now or k not in before}
+    return kept | {k: o for k,o in now.items() if before.get(k) != o}
 
 def _opens(file):
     try: return bool(open_image(file, max_side=64))
@@ -106,10 +112,12 @@ class Labeller(ReviewWidget):
         self.iw.choices,self.auto = ({path/f: o for f,o in saved.get(k, {}).items() if path/f in features}
                                      for k in ('choices', 'auto'))
         self._saved,self._sure,self._sample,self._unanswered,self.iw.slow = saved,{},[],0,len(self.files) > 2000
-        self.new,self.keys = widgets.Text(placeholder='another label', layout=dict(width='10em')),widgets.HTML()
+        self.edit,self.keys = self._menu('Labels', [('Add label', '')]),widgets.HTML()
+        self.new = widgets.Text(placeholder='its name', layout=dict(width='10em'))
         self.dd_sure = self._menu('of which it is sure by', [('90%', .9), ('95%', .95), ('99%', .99)])
         self.bt_rest = self._button('', self._label_rest)
-        self._lay_out(self.new, self._button('Add label', self._add_label), self.bt_rest, self.dd_sure, self.keys)
+        self._lay_out(self.edit, self.new, self._button('OK', lambda: self.iw.background(self._edit_labels)), self.bt_rest,
+                      self.dd_sure, self.keys)
         self.iw.bt_agree.description = '✓ Accept this page'
         self.iw.message.value = f'{len(bad)} cannot be opened: {escape(", ".join(bad[:3]))}.' if bad else ''
         self._place()
@@ -133,16 +141,24 @@ class Labeller(ReviewWidget):
         self.iw.opts = ('<Keep>', '<Delete>', *self.labels)
         names = ', '.join(f'<kbd>{i}</kbd> {escape(o)}' for i,o in enumerate(self.labels[:9], 1))
         self.keys.value = f'{names}, <kbd>0</kbd> none, <kbd>Enter</kbd> accepts the page'
+        self.edit.options = [('Add label', ''), *((f'{verb} {o}', (verb, o)) for verb in ('Rename', 'Remove')
+                                                  for o in self.labels)]
 
-    def _add_label(self):
-        try: self.labels = parse_labels([*self.labels, self.new.value])
-        except DataError as e:
-            self.iw.message.value = escape(str(e))
-            return
-        self.new.value = self.iw.message.value = ''
-        self._name_labels()
-        for o in self.iw.cards: o.refresh()
-        self._update_tally()
+    def _edit_labels(self):
+        "Add a label, rename one, which may join it with another, or remove one that no image has"
+        iw,(verb,old) = self.iw,self.edit.value or ('Add', None)
+        used = [f for f in self.files if old and (iw.choices.get(f) or self.auto.get(f) or self._label_of(f)) == old]
+        new = [] if verb == 'Remove' else parse_labels(self.new.value)
+        if used and not new: raise DataError(f'{len(used)} images are labelled {old}: rename it instead')
+        i = self.labels.index(old) if old else len(self.labels)
+        labels = [*self.labels[:i], *new, *self.labels[i + bool(old):]]
+        self.labels = parse_labels([*dict.fromkeys(labels)] if old else labels)
+        for f in used: (self.auto if f in self.auto and f not in iw.choices else iw.choices)[f] = new[0]
+        iw.suggestions,self._sure = ({f: o for f,o in k.items() if o != old} for k in (iw.suggestions, self._sure))
+        self.new.value = iw.message.value = ''
+        self._place()
+        for o in iw.cards: o.refresh()
+        self.relearn()
 
     def _label_of(self, file): return self._images[file][2] if file in self._images else None   # by its folder
     _folder_label = _label_of
@@ -156,7 +172,7 @@ class Labeller(ReviewWidget):
     def relearn(self):
         "Fit a head to the labels as they are now, choose the next page, and show how far it is"
         with self._lock:
-            iw,index = self.iw,{o: i for i,o in enumerate(self.labels)}
+            iw,index,self._names = self.iw,{o: i for i,o in enumerate(self.labels)},self.labels
             done = dict.fromkeys((f for f in self.files if REMOVED in f.parts or f in self.auto), '<Keep>') | iw.choices
             given = [done.get(f) or self._label_of(f) for f in self.files]
             known = np.array([index.get(o, -1 if o is None else -2) for o in given])
@@ -173,7 +189,7 @@ class Labeller(ReviewWidget):
                                   + f'; {sum(right)} of {len(right)} suggestions were right'*bool(right))
 
     def _suggest(self, which):
-        self.iw.suggestions.update({self.files[i]: self.labels[self._p[i].argmax()] for i in which})
+        self.iw.suggestions.update({self.files[i]: self._names[self._p[i].argmax()] for i in which})
 
     def _more(self): return True
 
@@ -212,13 +228,16 @@ class Labeller(ReviewWidget):
         else: self.bt_rest.description = 'Label the rest'
         self._count(self._wanted())
         def _named(o): return {self._images[f][1]: label for f,label in o.items()}
-        now = dict(labels=self.labels, choices=_named(self.iw.choices), auto=_named(self.auto))
+        now = dict(labels=dict.fromkeys(self.labels, ''), choices=_named(self.iw.choices), auto=_named(self.auto))
         if now == self._saved or not now['choices'] and not self._saved: return
-        self._saved = now
         try:
             self._file.parent.mkdir(exist_ok=True)
-            write_atomic(self._file, json.dumps(now, ensure_ascii=False).encode())
-        except OSError as e: self.iw.message.value = f'<b>Answers cannot be kept: {escape(str(e))}</b>'
+            with folder_lock(self._file.parent, 5):
+                there,before = _saved_answers(self._file),self._saved
+                both = {k: _merge(before.get(k, {}), now[k], there.get(k, {})) for k in now}
+                write_atomic(self._file, json.dumps(both | dict(labels=[*both['labels']]), ensure_ascii=False).encode())
+            self._saved = now
+        except (OSError, CatdogError) as e: self.iw.message.value = f'<b>Answers cannot be kept: {escape(str(e))}</b>'
 
     def _wanted(self):
         return {f: o for f,o in (self.auto | self.iw.choices).items() if o not in ('<Keep>', self._label_of(f))}

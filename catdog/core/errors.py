@@ -8,7 +8,7 @@
     └── ModelError          a file that is not a model we can use
 """
 
-import codecs, errno, os, sys
+import errno, os, sys
 from functools import wraps
 
 from fastcore.script import call_parse, is_cli
@@ -51,17 +51,10 @@ class SearchError(FetchError):
         super().__init__(f'{engine}: {text}', 'unreachable' if offline else 'refused')
         self.engine,self.text,self.offline,self.term = engine,text,offline,term
 
-def _escape(e):
-    "Handle a `UnicodeEncodeError`: the bytes of a file name that is not UTF-8 stay as they are, the rest is escaped"
-    try: return codecs.lookup_error('surrogateescape')(e)
-    except UnicodeEncodeError: return codecs.lookup_error('backslashreplace')(e)
-
-codecs.register_error('catdog-escape', _escape)
-
 def _escape_output():
     "Let stdout escape characters that its encoding lacks, as stderr does, instead of raising an error"
     if getattr(sys.stdout, 'errors', None) in ('strict', 'surrogateescape') and hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='catdog-escape')
+        sys.stdout.reconfigure(errors='backslashreplace')
 
 _escape_output()   # for functions that are not commands
 

@@ -5,7 +5,7 @@ The journal, `.removed/journal.jsonl` in the folder of the data set, gets a line
 `finished`. A rename is atomic, so after a crash the files themselves show which of the planned moves were made. A batch
 is undone by another batch with the same moves in reverse."""
 
-import errno, filecmp, io, json, os, shutil
+import io, json, os
 from collections import namedtuple
 from contextlib import contextmanager
 from datetime import datetime
@@ -23,16 +23,13 @@ _LOCK_SECONDS = 10   # how long to wait for another process that works in the fo
 
 Moved = namedtuple('Moved', 'file to reason')
 
-class Journal:
+class _Journal:
     """The batches of moves in the journal of a data set
 
     `batches`: number -> dict with `number`, `undoes` (the number of the batch it undoes, or None), `finished` and
     `moves`, dicts with `file` and `to` (paths in the data set), `choice`, `row` (of `file` in the manifest, or None)
     and `state` ('planned', 'done' or 'skipped')."""
-    def __init__(self,
-        path:Path, # Folder of the data set
-        f # Binary file with the journal, open to append
-    ):
+    def __init__(self, path, f):   # f: binary file, open to append
         self.path,self.f,self.batches = path,f,{}
         f.seek(0)
         lines = f.read().split(b'\n')
@@ -48,50 +45,43 @@ class Journal:
         elif event == 'finished': self.batches[batch]['finished'] = True
         else: self.batches[batch]['moves'][move]['state'] = event
 
-    def write(self,
-        **line # event, batch, and what else the event has: move, or moves, undoes and time
-    ):
+    def write(self, **line):
         "Append a line to the journal, then apply it; all but single moves are flushed to the disk"
         data = json.dumps(line, ensure_ascii=False).encode() + b'\n'
         while data: data = data[self.f.write(data):]
         if 'move' not in line: os.fsync(self.f.fileno())
         self._add(**line)
 
-    def plan(self,
-        moves:list, # Dicts with file, to, choice and row
-        undoes:int=None # Number of the batch that they undo
-    ) -> dict: # The new batch
-        "Append a batch of `moves`"
+    def plan(self, moves, undoes=None):
+        "Append a batch of `moves`, dicts with file, to, choice and row, and return it; `undoes`: a batch's number"
         n = max(self.batches, default=0) + 1
         now = datetime.now().isoformat(timespec='seconds')
         self.write(event='planned', batch=n, time=now, moves=moves, undoes=undoes)
         return self.batches[n]
 
     @property
-    def applied(self) -> list: # Batches, in order
+    def applied(self):
         "The batches that have not been undone, not even in part"
         undone = {o['undoes'] for o in self.batches.values()}
         return [o for k,o in self.batches.items() if o['undoes'] is None and k not in undone]
 
     @property
-    def unfinished(self) -> dict|None:
+    def unfinished(self):
         "The last batch if it was interrupted, or None"
         last = self.batches[max(self.batches)] if self.batches else None
         return last and (None if last['finished'] else last)
 
-def read_journal(
-    path:str|os.PathLike # Folder of the data set
-) -> Journal: # To read only
-    "Return the journal of `path`; it is empty if nothing was ever moved"
+def _read_journal(path):
+    "Return the journal of `path`, to read only; it is empty if nothing was ever moved"
     file = Path(path)/REMOVED/'journal.jsonl'
-    return Journal(Path(path), io.BytesIO(file.read_bytes() if file.exists() else b''))
+    return _Journal(Path(path), io.BytesIO(file.read_bytes() if file.exists() else b''))
 
 def present_places(
     path:str|os.PathLike, # Folder of the data set
     files:list # Paths of images
 ) -> list: # The present path of each; its old one if it is nowhere
     "Return where `files` are now, by the journal of `path`"
-    moves = (o for b in read_journal(path).batches.values() for o in b['moves'] if o['state'] != 'skipped')
+    moves = (o for b in _read_journal(path).batches.values() for o in b['moves'] if o['state'] != 'skipped')
     moved,places = {Path(path)/o['file']: Path(path)/o['to'] for o in moves},[]
     for f in files:
         while not f.exists() and f in moved: f = moved.pop(f)   # each move once: some lead back
@@ -104,45 +94,25 @@ def _open_journal(path):
     try:
         with folder_lock(path, _LOCK_SECONDS):
             (path/REMOVED).mkdir(exist_ok=True)
-            with (path/REMOVED/'journal.jsonl').open('a+b', buffering=0) as f: yield Journal(path, f)
+            with (path/REMOVED/'journal.jsonl').open('a+b', buffering=0) as f: yield _Journal(path, f)
     except OSError as e:
         raise CatdogError(f'{e.filename or path}: {e.strerror}. Nothing is lost: fix that and do the same again, '
                           'or undo') from e
 
-def _copy(file, to):
-    "Copy `file` to `to` on another disk, so that a crash leaves no incomplete file under that name"
-    part = to.with_name(f'.{to.name[-60:]}.00000000.part')   # the same name next time; `Manifest` removes old ones
-    with file.open('rb') as a, part.open('wb') as b:
-        shutil.copyfileobj(a, b, 2**20)
-        b.flush()
-        os.fsync(b.fileno())
-    shutil.copystat(file, part)
-    os.replace(part, to)
-    if os.name == 'nt': return   # it opens no folders
-    folder = os.open(to.parent, os.O_RDONLY)
-    try: os.fsync(folder)
-    finally: os.close(folder)
-
 def _move(file, to):
-    "Move `file` to `to`, which does not exist; keep relative links valid, and copy first if `to` is on another disk"
+    "Move `file` to `to`, which does not exist; keep relative links valid"
     to.parent.mkdir(parents=True, exist_ok=True)
-    if file.is_symlink():
-        target = os.readlink(file)
-        if not os.path.isabs(target):
-            target = os.path.relpath(os.path.join(os.path.realpath(file.parent), target), os.path.realpath(to.parent))
-        os.symlink(target, to)
-        return file.unlink()
-    try: os.rename(file, to)
-    except OSError as e:
-        if e.errno != errno.EXDEV: raise
-        _copy(file, to)
-        file.unlink()
+    if not file.is_symlink(): return os.rename(file, to)
+    target = os.readlink(file)
+    if not os.path.isabs(target):
+        target = os.path.relpath(os.path.join(os.path.realpath(file.parent), target), os.path.realpath(to.parent))
+    os.symlink(target, to)
+    file.unlink()
 
 def _was_made(file, to):
-    "Return whether a planned move was made before a crash; remove the original if only that was left to do"
+    "Return whether a planned move was made before a crash; remove the original of a link if only that was left to do"
     if not os.path.lexists(to) or not os.path.lexists(file): return os.path.lexists(to)
-    if file.is_symlink() or to.is_symlink(): same = file.is_symlink() and to.is_symlink() and file.resolve() == to.resolve()
-    else: same = not file.samefile(to) and filecmp.cmp(file, to, shallow=False)
+    same = file.is_symlink() and to.is_symlink() and file.resolve() == to.resolve()
     if same: file.unlink()
     return same
 
@@ -208,14 +178,14 @@ def can_undo(
     path:str|os.PathLike # Folder of the data set
 ) -> bool:
     "Return whether `undo_choices` has anything to undo, or to finish, in `path`"
-    journal = read_journal(path)
+    journal = _read_journal(path)
     return bool(journal.applied or journal.unfinished)
 
 def unfinished_moves(
     path:str|os.PathLike # Folder of the data set
 ) -> int: # 0 unless an application was interrupted
     "Return the number of pending moves of the last batch in `path`"
-    batch = read_journal(path).unfinished
+    batch = _read_journal(path).unfinished
     return 0 if not batch or batch['undoes'] else sum(o['state'] == 'planned' for o in batch['moves'])
 
 def apply_choices(
@@ -228,23 +198,17 @@ def apply_choices(
     places = _places(path, choices)
     if not places and not can_undo(path): return []
     with _open_journal(path) as journal:
-        moved,done = [],set()
+        moved,done = [],{}
         if batch := journal.unfinished:
-            for i,o in enumerate(batch['moves']):   # a choice made since then takes precedence
-                file = path/o['file']
-                other = choices.get(file, o['choice']) != o['choice']
-                if o['state'] == 'planned' and other and not _was_made(file, path/o['to']):
-                    journal.write(event='skipped', batch=batch['number'], move=i)
             finished = _finish(journal, batch)
-            if not batch['undoes']:
-                moved,done = finished,{path/o['file'] for o in batch['moves'] if o['state'] == 'done'}
+            if not batch['undoes']: moved,done = finished,{path/o['file']: o['choice'] for o in batch['moves']}
         rows,taken,moves = {o['file']: o for o in read_rows(path).values()},set(),[]
         for file,to in places.items():
             if os.path.lexists(file):
                 name = file.relative_to(path).as_posix()
                 to = free_name(to, taken).relative_to(path).as_posix()
                 moves.append(dict(file=name, to=to, choice=choices[file], row=rows.get(name)))
-            elif file not in done: moved.append(Moved(file, None, _GONE))
+            elif done.get(file) != choices[file]: moved.append(Moved(file, None, _GONE))
         return moved + (_finish(journal, journal.plan(moves)) if moves else [])
 
 def undo_choices(

@@ -135,19 +135,13 @@ def ApartSplitter(
     "A `RandomSplitter` that has each label of `path` on both sides and keeps copies of an image together"
     return lambda files: _sides(ImageFolder(path), files, _check_images(files), valid_pct, seed)[:2]
 
-class LeftOut(Sequence):
+class _LeftOut(Sequence):
     "Images that are not used, as (file, reason) pairs; other processes of a training may add to it"
-    def __init__(self,
-        pairs=() # (file, reason) pairs known so far
-    ):
-        "Start with `pairs`"
+    def __init__(self, pairs=()):
         self.pairs,self._file = list(pairs),Path(tempfile.mkdtemp(prefix='catdog-'))/'left_out'
         finalize(self, shutil.rmtree, self._file.parent, ignore_errors=True)
 
-    def add(self,
-        file:str|os.PathLike, # An image
-        reason:str # Why it cannot be used
-    ):
+    def add(self, file, reason):
         "Leave out `file`, with one warning"
         if file in {f for f,_ in self}: return
         reason = reason.removeprefix(f'{file}: ')
@@ -178,7 +172,7 @@ class Split:
     train:list           # Files for training
     valid:list           # Files for validation
     test:list            # Files for testing, sorted
-    left_out:LeftOut     # Images that cannot be opened
+    left_out:_LeftOut     # Images that cannot be opened
     content_ids:dict     # File -> 16 hex digits, for all that can be opened
     unvalidated:list     # Labels without an image for validation
     new:list=()          # For a saved model: files that it was neither trained, validated nor tested with
@@ -240,7 +234,7 @@ def split_files(
         raise DataError(f'{path}: nearly all images {why}')
     if lacking := _missing(folder, train): raise DataError(f'{path}: has no image of {lacking[0]!r} to train with')
     ids = {f: o.content_id for f,o in good.items()}
-    return Split(folder, train, valid, test, LeftOut(left_out), ids, _missing(folder, valid), note=note,
+    return Split(folder, train, valid, test, _LeftOut(left_out), ids, _missing(folder, valid), note=note,
                  quality={f: o.quality for f,o in good.items()})
 
 def used_sentence(
@@ -288,7 +282,7 @@ def saved_split(
         good,bad = _open_all(folder.files)
         note = ('The model folder has no images.json, so it is unknown which images the network was trained on: '
                 'they may be among these, and the error may look too small')
-        return Split(folder, [], list(good), [], LeftOut(bad), {f: o.content_id for f,o in good.items()}, [],
+        return Split(folder, [], list(good), [], _LeftOut(bad), {f: o.content_id for f,o in good.items()}, [],
                      known=False, note='. '.join(filter(None, [note, unknown])) + '.')
     contents = dict(zip(folder.files, map_ahead(_content, folder.files)))
     bad = [(f, f'cannot be read ({o.strerror})') for f,o in contents.items() if isinstance(o, OSError)]
@@ -309,7 +303,7 @@ def saved_split(
     if n and unvalidated: notes.append(f'None of these is labelled {" or ".join(unvalidated)}')
     if new: notes.append(f'New in {path}, and measured separately: {len(new):,}')
     if copied: notes.append(f'Copies of training images, which count as such: {len(copied):,}')
-    return Split(folder, train + copied, valid, test, LeftOut(bad), ids, unvalidated, new,
+    return Split(folder, train + copied, valid, test, _LeftOut(bad), ids, unvalidated, new,
                  note='. '.join(filter(None, [*notes, unknown])) + '.')
 
 def saved_folders(

@@ -81,15 +81,9 @@ def check_out_file(
         raise CatdogError(f'{out}: for Parquet, pip install pyarrow; or give a name that ends in .csv')
     return check_new_file(out)
 
-def _check_utf8(path):
-    "Return `path` as text; raise `CatdogError` if Parquet cannot hold it"
-    name = str(path)
-    try: name.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(name).decode(errors='backslashreplace')
-        raise CatdogError(f'{shown}: this name is not in UTF-8, as Parquet requires: '
-                          'rename the file, or write a file that ends in .csv') from None
-    return name
+def _utf8(path):
+    "Return `path` as text that Parquet can hold: bytes that are not UTF-8 become backslash escapes"
+    return os.fsencode(path).decode(errors='backslashreplace')
 
 _TYPES = dict(file='string', label='string', probability='float64', sure='boolean', doubt='string', text='string')
 
@@ -109,7 +103,7 @@ def _write_parquet(file, columns, rows):
     types = dict(string=pa.string(), boolean=pa.bool_(), float64=pa.float64())
     schema = pa.schema([(name, types[kind]) for name,kind in columns.items()])
     with parquet.ParquetWriter(file, schema) as writer:
-        for some in chunked(rows, 20_000):
+        for some in chunked(([_utf8(o[0]), *o[1:]] for o in rows), 20_000):
             writer.write_table(pa.table([pa.array(o, t) for o,t in zip(zip(*some), schema.types)], schema=schema))
 
 def _write(out, columns, rows):
@@ -120,22 +114,21 @@ def _write(out, columns, rows):
         os.replace(new, out)
     finally: new.unlink(missing_ok=True)
 
-def _wanted(model, paths):
-    "Yield the path of each image in bytes, and what tells whether it or the `model` (an ID) has changed since"
+def _stamped(paths, model):
+    "Yield the path of each image, and what tells whether it or the `model` (an ID) has changed since"
     for path in found_files(paths):
         try: stamp = f'{os.stat(path).st_size} {os.stat(path).st_mtime_ns}'
         except (OSError, ValueError): stamp = ''
-        yield os.fsencode(path),f'{model} {stamp}'
+        yield path,f'{model} {stamp}'
 
 def _open_db(part):
     "Open the database `part`, locked for other processes until it is closed"
     db = sqlite3.connect(part, timeout=0)
     try:
         db.execute('PRAGMA locking_mode = EXCLUSIVE')
-        db.execute('DROP TABLE IF EXISTS wanted')
-        db.execute('CREATE TABLE wanted (n INTEGER PRIMARY KEY, file BLOB, stamp TEXT)')   # the images of this run
-        db.execute('CREATE INDEX by_file ON wanted (file)')
-        db.execute('CREATE TABLE IF NOT EXISTS answers (file BLOB PRIMARY KEY, stamp TEXT, row TEXT)')   # of any run
+        db.execute('BEGIN EXCLUSIVE')
+        db.execute('CREATE TABLE IF NOT EXISTS answers (file BLOB PRIMARY KEY, stamp TEXT, row TEXT)')
+        db.commit()
     except sqlite3.Error as e:
         db.close()
         if isinstance(e, sqlite3.OperationalError): raise
@@ -157,14 +150,6 @@ def _answers_db(out):
         raise CatdogError(f'{out}: cannot be written ({reason}): fix that, then run the same command again; '
                           'it continues from the predictions so far') from e
 
-def _unanswered(db):
-    "Yield the paths of the images of this run that have no valid prediction yet"
-    n = 0
-    while some := db.execute('SELECT n, file FROM wanted LEFT JOIN answers USING (file, stamp) '
-                             'WHERE n > ? AND row IS NULL ORDER BY n LIMIT 1000', (n,)).fetchall():
-        n = some[-1][0]
-        yield from (Path(os.fsdecode(o)) for _,o in some)
-
 def write_file(
     classifier:Classifier, # What predicts
     paths, # Images, and folders of images
@@ -173,31 +158,36 @@ def write_file(
 ) -> int: # Rows with an error
     "Write predictions for `paths` to `out`, with a progress bar; resume an interrupted run"
     from tqdm.auto import tqdm
-    columns,bad = _columns(classifier.labels),0
-    def all_rows(db):
-        nonlocal bad
-        for file,row in db.execute('SELECT file, row FROM wanted JOIN answers USING (file, stamp) ORDER BY n'):
-            values = [os.fsdecode(file), *json.loads(row)]
-            bad += values[-1] is not None
-            yield values
-    if out.suffix == '.parquet':
-        for o in found_files(paths): _check_utf8(o)
+    columns,model,bad = _columns(classifier.labels),content_id(classifier.file),0
     with _answers_db(out) as db:
-        with db: db.executemany('INSERT INTO wanted (file, stamp) VALUES (?, ?)',
-                                _wanted(content_id(classifier.file), paths))
-        (n,),(known,) = (db.execute(f'SELECT count(*) FROM wanted {o}').fetchone()
-                         for o in ('', 'JOIN answers USING (file, stamp)'))
+        def saved(path, stamp):
+            query = 'SELECT 1 FROM answers WHERE file = ? AND stamp = ?'
+            return db.execute(query, (os.fsencode(path), stamp)).fetchone()
+        stamps = {}   # of images that are open: from before, so that the next run predicts one that changes meanwhile
+        def unanswered():
+            for path,stamp in _stamped(paths, model):
+                if saved(path, stamp): continue
+                stamps[str(path)] = stamp
+                yield path
+        def all_rows():
+            nonlocal bad
+            for path in found_files(paths):
+                for row, in db.execute('SELECT row FROM answers WHERE file = ?', (os.fsencode(path),)):
+                    values = [str(path), *json.loads(row)]
+                    bad += values[-1] is not None
+                    yield values
+        n = known = 0
+        for o in _stamped(paths, model): n,known = n + 1,known + bool(saved(*o))
         if known: print(f'{known:,} of {n:,} images are predicted already: continuing from there.', file=sys.stderr)
         with tqdm(total=n, desc='Predicting', unit=' images', delay=1) as bar:
             bar.update(known)
-            for rows in chunked(answer_rows(classifier, _unanswered(db)), 32):
-                # the stamp is from before the image was read: if it changes meanwhile, the next run predicts it again
-                with db: db.executemany(
-                    'INSERT OR REPLACE INTO answers SELECT file, stamp, ? FROM wanted WHERE file = ? LIMIT 1',
-                    ((json.dumps([row.get(o) for o in [*columns][1:]]), os.fsencode(row['file'])) for row in rows))
+            for rows in chunked(answer_rows(classifier, unanswered()), 32):
+                new = [(os.fsencode(o['file']), stamps.pop(o['file'], ''),
+                        json.dumps([o.get(k) for k in [*columns][1:]])) for o in rows]
+                with db: db.executemany('INSERT OR REPLACE INTO answers VALUES (?, ?, ?)', new)
                 if print_errors: print_rows(o for o in rows if 'error' in o)
                 bar.update(len(rows))
-        _write(out, columns, all_rows(db))
+        _write(out, columns, all_rows())
     return bad
 
 def _read_url(url):
@@ -219,7 +209,8 @@ def _frame(classifier, urls):
     "Return the rows about the images at `urls` as a data frame"
     import pandas as pd
     columns = _columns(classifier.labels)
-    return pd.DataFrame(list(answer_rows(classifier, urls, read=_read_url)), columns=[*columns]).astype(columns)
+    rows = [dict(o, file=_utf8(o['file'])) for o in answer_rows(classifier, urls, read=_read_url)]
+    return pd.DataFrame(rows, columns=[*columns]).astype(columns)
 
 _TASK_SIZE = 500   # images that a worker gets at a time
 
@@ -232,7 +223,7 @@ def predict_bucket(
     if not find_spec('dask'): raise CatdogError("Dask is not installed: in a clone, pip install '.[cluster]'")
     import dask
     from dask import dataframe
-    classifier,urls = Classifier(model),[_check_utf8(o) for o in _urls(folder)]
+    classifier,urls = Classifier(model),_urls(folder)
     if not urls: raise DataError(f'{folder}: there are no images in it')
     sent = dask.delayed(classifier)   # once to each worker, not once with each task
     parts = [dask.delayed(_frame)(sent, urls[i:i+_TASK_SIZE]) for i in range(0, len(urls), _TASK_SIZE)]

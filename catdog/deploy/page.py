@@ -41,10 +41,9 @@ def render_page(
     error:str=None # Message to show instead of answers
 ) -> str: # HTML
     "Return the server's page, with `results` or an `error`"
-    app = flask.current_app   # none in the notebook
     return _page(classifier, static='static/', icon='static/icon.svg', results=results, error=error,
-                 notice=NOTICE if app and app.config.get('KEEP') else None,
-                 max_bytes=MAX_BODY, max_files=MAX_FILES, shown=lambda o: shown_probabilities(SimpleNamespace(**o)),
+                 notice=flask.current_app and flask.current_app.config.get('KEEP') and NOTICE, max_bytes=MAX_BODY,
+                 max_files=MAX_FILES, shown=lambda o: shown_probabilities(SimpleNamespace(**o)),
                  forced=lambda o: forced_choice(SimpleNamespace(**o)))
 
 # %% ../../nbs/deploy/page.ipynb #4f5cc32b

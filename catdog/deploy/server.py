@@ -2,7 +2,7 @@
 
 import errno, io, logging, os, re, signal, socket, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.resources import files as package_files
 from ipaddress import ip_address
 
@@ -82,15 +82,14 @@ class UploadPredictor:
         "Keep the image of the current request, in the app's folder `KEEP`, under the label that the visitor gives"
         # a page of another site can send a form, but not this header
         if 'X-Requested-With' not in flask.request.headers: flask.abort(403, 'Only the page itself may send this.')
-        files,label = _uploaded_files(),flask.request.form.get('label')
-        if label not in self.classifier.labels or len(files) > 1:
+        (file,*more),label = _uploaded_files(),flask.request.form.get('label')
+        if more or label not in self.classifier.labels:
             flask.abort(400, f"Send one image, and its label in the field 'label': {', '.join(self.classifier.labels)}.")
-        found, = self._predict(files)
+        found, = self._predict([file])
         if 'error' in found: flask.abort(found['status'], found['error'])
-        files[0].seek(0)
-        try: text = keep_image(flask.current_app.config['KEEP'], files[0].read(), label, 'page', found['text'])
+        file.seek(0)
+        try: return dict(text=keep_image(flask.current_app.config['KEEP'], file.read(), label, 'page', found['text']))
         except CatdogError as e: raise ServiceUnavailable(str(e))
-        return dict(text=text)
 
 # The Flask app
 

@@ -115,17 +115,15 @@ class Voila(voila.app.Voila):   # its options are called after the class
 # Only the cell with the app is run; a kernel that ends is not restarted, as a new one would not have the app. Without
 # a login the token against cross-site requests protects nothing, and Voilà's page forgets it when it ends its kernel
 # (voila#1458). `ws_ping_timeout` is what tornado makes of Jupyter's own, with a warning.
-VOILA_CONFIG = json.loads((package_files('catdog')/'templates/voila.json').read_text(encoding='utf8'))
+_VOILA_CONFIG = json.loads((package_files('catdog')/'templates/voila.json').read_text(encoding='utf8'))
 
 _cell = '''# The app: Voilà runs and shows this cell alone
 import os; os.chdir({!r})   # where the models are
 from catdog.app import App
 App()'''
 
-def app_notebook(
-    folder:str|os.PathLike # Where a notebook may be written
-) -> Path: # nbs/07_app.ipynb, or catdog.ipynb in `folder`
-    "Return the chapter with the app if this is the project's folder, else write a notebook of one cell"
+def _app_notebook(folder):
+    "Return the chapter with the app if this is the project's folder, else write catdog.ipynb, of one cell, to `folder`"
     here,file = Path('nbs/07_app.ipynb'),Path(folder)/'catdog.ipynb'
     if here.exists(): return here.resolve()
     from nbformat import v4, write
@@ -142,7 +140,7 @@ def run_voila(
     prefix:str='/' # A path that a proxy leaves in each request, such as /catdog/
 ):
     "Serve the app until a signal comes; raise `CatdogError` if that fails"
-    app = Voila(config=Config(VOILA_CONFIG))
+    app = Voila(config=Config(_VOILA_CONFIG))
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, app._handle_signal_stop)
     sockets,url = listen(host, port)
     os.environ['JUPYTER_RUNTIME_DIR'] = str(Path(folder)/'runtime')
@@ -151,7 +149,7 @@ def run_voila(
         if browser: webbrowser.open(url)
     app.prefix,app.sockets,app.on_open = prefix,sockets,opened
     try:
-        app.initialize([str(app_notebook(folder)), '--Voila.base_url=./', '--Voila.log_level=ERROR', '--no-browser'])
+        app.initialize([str(_app_notebook(folder)), '--Voila.base_url=./', '--Voila.log_level=ERROR', '--no-browser'])
         # a Space of Hugging Face is shown in a frame of theirs
         if 'SPACE_ID' in os.environ:
             app.tornado_settings['headers']['Content-Security-Policy'] += ' https://huggingface.co'

@@ -207,7 +207,7 @@ def _learner_logits(learn, sources):
             logits.append(model(dl.after_batch((x,))[0].as_subclass(torch.Tensor).cpu().contiguous(**fast)))
     return torch.cat(logits).numpy()
 
-def _check_answers(learn, model, sources, prepared, n=16):
+def _check_answers(learn, model, sources, prepared, n=4):
     "Raise `CatdogError` unless the ONNX `model` and `learn` agree about `n` of `sources` and some odd images"
     with tempfile.TemporaryDirectory() as folder:
         files = [o for o in sources[:n] if _pixels(o, prepared) is not None] + _odd_images(Path(folder))

@@ -196,7 +196,8 @@ def image_features(
             if not on_bad: raise
             on_bad(f, e)
     new = [f for f,o in stamps.items() if o not in cache]
-    bar = tqdm(desc='features', total=len(new), unit=' images', delay=2, leave=False)
+    # Voilà would show an error in place of a bar that is gone
+    bar = tqdm(desc='features', total=len(new), unit=' images', delay=2, leave=False, disable='VOILA_BASE_URL' in os.environ)
     with no_random(reproducible=False), bar:   # later random numbers must not depend on what was cached
         for names,x in validation_batches(learn, new, on_bad, on_open):
             compute = compute or fast_forward(learn.model[0], x)

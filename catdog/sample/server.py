@@ -89,13 +89,9 @@ class _Result:
     def json(self):
         "Return the result as in the Bing v7 protocol"
         (w,h),n = self.size,self.n
-        page = f'{self.web.url}/pages/{quote(self.label, safe="")}/{n}'
-        return dict(name=f'{self.label.title()} number {n}', contentUrl=self.url, hostPageUrl=page,
-            hostPageDisplayUrl=page, width=w, height=h, contentSize=f'{self.bytes} B',
-            imageId=f'{zlib.crc32(self.path.encode()):08X}', encodingFormat=self.type[6:],
-            datePublished=f'20{10+n%15}-{1+n%12:02}-{1+n%28:02}T12:00:00.0000000Z',
-            thumbnailUrl=self.url.replace('/images/', '/thumbnails/'),
-            thumbnail=dict(width=160, height=round(160*h/w)))
+        return dict(name=f'{self.label.title()} number {n}', contentUrl=self.url, width=w, height=h,
+                    hostPageUrl=f'{self.web.url}/pages/{quote(self.label, safe="")}/{n}',
+                    contentSize=f'{self.bytes} B', encodingFormat=self.type[6:])
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version,disable_nagle_algorithm = 'HTTP/1.1',True
@@ -113,13 +109,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             for o in headers.items(): self.send_header(*o)
             self.end_headers()
-            if self.command == 'HEAD': return
             self.wfile.write(body)
             if len(body) == int(headers['Content-Length']): return
             self.server.web._stopping.wait(300)
         except OSError: pass   # the client has left
         self.close_connection = True
-    do_HEAD = do_GET
 
 class _Server(ThreadingTCPServer):
     allow_reuse_address,daemon_threads,request_queue_size = True,True,256
@@ -219,7 +213,7 @@ class SampleWeb:
 
     def _find(self, path):
         "Return the kind of page at `path` and its result; (None, None) if there is none"
-        match = re.fullmatch(r'/(images|thumbnails|pages)/([^/]+)/(\d{1,5})(?:\.(\w+))?', path)
+        match = re.fullmatch(r'/(images|pages)/([^/]+)/(\d{1,5})(?:\.(\w+))?', path)
         o = match and self._result(unquote(match[2]), int(match[3]))
         return (match[1], o) if o and match[4] in (None, o.suffix) else (None, None)
 
@@ -230,15 +224,13 @@ class SampleWeb:
 
     def _search(self, params, key):
         "Return an answer of the Bing v7 image search protocol"
-        def _error(message, parameter=None, status=400, code='InvalidRequest'):
-            return _json(status, _type='ErrorResponse', errors=[dict(code=code, message=message, parameter=parameter)])
-        if key in ('', 'wrong'): return _error('Authorization is required.', status=401, code='InvalidAuthorization')
+        def _error(text, status): return _json(status, _type='ErrorResponse', errors=[dict(message=text)])
+        if key in ('', 'wrong'): return _error('Authorization is required.', 401)
         q = params.get('q', '').strip()
-        if not q: return _error('Required parameter is missing.', 'q')
-        numbers = {o: params.get(o, d) for o,d in dict(count='35', offset='0', minHeight='0', minWidth='0').items()}
-        for o,value in numbers.items():
-            if not re.fullmatch(r'\d{1,9}', value): return _error('Parameter has invalid value.', o)
-        count,offset,height,width = map(int, numbers.values())
+        numbers = [params.get(*o) for o in dict(count='35', offset='0', minHeight='0', minWidth='0').items()]
+        if not q or not all(re.fullmatch(r'\d{1,9}', o) for o in numbers):
+            return _error('A parameter is missing or has an invalid value.', 400)
+        count,offset,height,width = map(int, numbers)
         text = ' '.join(words_of(q))
         found = self.results(' '.join(w for w in text.split() if w not in _FILLERS) or text)
         large = (o for o in found if o.size[0] >= width and o.size[1] >= height)
@@ -256,10 +248,6 @@ class SampleWeb:
             time.sleep(Random(f'{self.seed}{o.path}').uniform(*self.latency))
             return o.answer()
         if page == 'pages': return _html(f'Number {o.n}', more=f'<img src="{o.path}" alt="">')
-        if page == 'thumbnails':
-            img = o.image()
-            img.thumbnail((160, 160))
-            return 200, {'Content-Type': 'image/jpeg'}, jpeg_bytes(img)
         return _html('Not found', 404)
 
 def sample_web() -> SampleWeb: # A running web

@@ -66,6 +66,12 @@
     else press(pages, menu && target, key)
   }, first)
 
+  // The second click of a double click would accept, undo or take back what nobody has looked at
+  addEventListener('click', event => {
+    const button = event.target.closest?.('.cd-review button')
+    if (event.detail > 1 && button && !/[‹›]/.test(button.textContent)) event.stopImmediatePropagation()
+  }, first)
+
   const roles = setInterval(() =>   // for screen readers
     document.querySelectorAll('.cd-status:not([role])').forEach(o => o.setAttribute('role', 'status')), 1000)
   signal.addEventListener('abort', () => clearInterval(roles))

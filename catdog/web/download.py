@@ -19,7 +19,7 @@ from .http import Fetcher
 from .engines import search_terms
 
 _MIN_SIDE = 32   # pixels; smaller images are icons
-WORKERS,TIMEOUT = 64,10   # images fetched at once, and seconds to wait for the next bytes of one
+_WORKERS,_TIMEOUT = 64,10   # images fetched at once, and seconds to wait for the next bytes of one
 _DECODERS = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))   # bounds the memory of 50-megapixel images
 
 # A downloaded image: file name, JPEG bytes, number of pixels, and the signatures that find copies (None if not needed)
@@ -86,8 +86,8 @@ class _Downloads:
 def download_images(
     photos:list, # `Photo`s, or just their URLs
     dest:str|os.PathLike, # Folder for the images; created if missing
-    workers:int=WORKERS, # Images to fetch at once
-    timeout:float=TIMEOUT, # Seconds to wait for the next bytes of an image; all of it may take three times as long
+    workers:int=_WORKERS, # Images to fetch at once
+    timeout:float=_TIMEOUT, # Seconds to wait for the next bytes of an image; all of it may take three times as long
     max_side:int=512, # Shrink images so that neither side is longer, in pixels; None: keep their size
     ignore_robots:list=None # Opt-outs to ignore where you have permission, such as 'noai'
 ) -> list[Outcome]: # One for each of `photos`, in their order
@@ -107,12 +107,9 @@ def download_images(
 
 def _name(file): return file.rpartition('/')[2]
 
-class Collector:
-    "Decides which downloaded images to keep, and records each in the manifest"
-    def __init__(self,
-        manifest:Manifest # Of the data set; images are written to its folder
-    ):
-        "Index the images in `manifest`, to find copies of them"
+class _Collector:
+    "Decides which downloaded images to keep, and records each in `manifest`, whose images it knows"
+    def __init__(self, manifest):
         self.manifest,self.path,self.index = manifest,manifest.path,DuplicateIndex(self._colours)
         rows = [o for o in manifest.rows.values() if o['file'] and o['phash']]
         self.keys = {_name(o['file']): (o['label'], o['url']) for o in rows}   # file name -> key of its row
@@ -142,12 +139,8 @@ class Collector:
         key = self.keys[_name(row['file'])] = row['label'],row['url']
         self.index.add(key, row['phash'], colours)
 
-    def decide(self,
-        label:str, # What the image was searched for
-        photo:Photo, # Where it comes from
-        image:Download|CatdogError # The image, or why there is none
-    ) -> dict: # Its row in the manifest
-        "Keep `image` unless it is an error, a copy or in conflict with an image of another label"
+    def decide(self, label, photo, image):
+        "Keep `image`, a `Download` or an error, unless it is a copy or in conflict with another label; return its row"
         if isinstance(image, CatdogError): return self._record(label, photo, _status(image), str(image))
         key = self.index.find(image.phash, image.colours)
         known = key and self._current(self.manifest.rows[key])
@@ -239,7 +232,7 @@ def _check_kept(manifest, label):
 def _collect(labels, manifest, downloads, n, engine, queries, retry, safe):
     labels = parse_labels(labels, manifest.path, {label for label,_ in manifest.rows})
     _forget_deleted(manifest, labels, retry)
-    collector = Collector(manifest)
+    collector = _Collector(manifest)
     def _decide(block):
         for label,photo,o in downloads.results(block): downloads.count(collector.decide(label, photo, o)['status'])
     for label in labels:
@@ -267,7 +260,7 @@ def collect(
 ):
     "Search for each of `labels`, and download the photos that `path` lacks of `n`"
     check_writable(path)
-    with _Downloads(Fetcher(WORKERS, TIMEOUT, ignore_robots), n*len(labels), signature=True) as downloads:
+    with _Downloads(Fetcher(_WORKERS, _TIMEOUT, ignore_robots), n*len(labels), signature=True) as downloads:
         try:
             path.mkdir(parents=True, exist_ok=True)
             with folder_lock(path): _collect(labels, Manifest(path), downloads, n, engine, queries, retry, safe)

@@ -17,13 +17,13 @@ from urllib3.poolmanager import pool_classes_by_scheme
 from .. import __version__
 from ..core.errors import CatdogError, FetchError, ImageError
 
-PER_HOST = 8             # connections to one host; browsers open six
+_PER_HOST = 8             # connections to one host; browsers open six
 TRIES = 3                # requests for one image while its server fails
 _MAX_REFUSALS = 6         # refusals (429, or 503 with Retry-After) of one image before it is given up
-GIVE_UP = 3              # refusals or unanswered requests in a row before no more are sent to a host
-MAX_WAIT = 30            # seconds; the longest pause that a server may ask for
+_GIVE_UP = 3              # refusals or unanswered requests in a row before no more are sent to a host
+_MAX_WAIT = 30            # seconds; the longest pause that a server may ask for
 BUSY = (429, 500, 502, 503, 504)   # statuses after which a request may succeed later
-MAX_BYTES = 30_000_000   # of one image; a photo straight from a camera has 5 to 20 million
+_MAX_BYTES = 30_000_000   # of one image; a photo straight from a camera has 5 to 20 million
 _MAX_REDIRECTS = 5
 _ANSWER_SECONDS,_ANSWER_BYTES = 30,20_000_000   # limits of one answer of a search engine
 
@@ -58,23 +58,18 @@ def _check_address(address):
     if os.environ.get('CATDOG_ALLOW_PRIVATE') != '1' and _is_private(address):
         raise FetchError(f'{address} is in a private network: set CATDOG_ALLOW_PRIVATE=1 to allow it', 'refused')
 
-def check_host(
-    url:str # From `clean_url`
-) -> str: # Its host
-    "Return the host of `url`; raise `FetchError` if it is localhost or a private IP address"
+def _check_host(url):
+    "Return the host of `url`, from `clean_url`; raise `FetchError` if it is localhost or a private IP address"
     host = urlsplit(url).hostname
     try: address = str(ipaddress.ip_address('127.0.0.1' if host.rstrip('.').endswith('localhost') else host))
     except ValueError: return host   # a name: its address is checked when it is connected to
     _check_address(address)
     return host
 
-OPT_OUTS = ('noai', 'noimageai', 'noml', 'noindex', 'noimageindex', 'none', 'tdm-reservation')
+_OPT_OUTS = ('noai', 'noimageai', 'noml', 'noindex', 'noimageindex', 'none', 'tdm-reservation')
 
-def opt_out(
-    headers, # Of an answer, with a `getlist` method, as in urllib3
-    ignored:tuple=() # Rules to ignore
-) -> str|None: # One of `OPT_OUTS`
-    """Return the rule by which a server forbids the use of its image, or None
+def _opt_out(headers, ignored=()):
+    """Return the rule of `_OPT_OUTS` by which a server forbids the use of its image, or None
 
     `X-Robots-Tag` as in https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag, with noai and
     noml; `TDM-Reservation` as in https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/"""
@@ -85,7 +80,7 @@ def opt_out(
             name,_,value = map(str.strip, rule.partition(':'))
             if value and re.fullmatch(r'(?!max-|unavailable_after$)[a-z*][\w.-]*', name):   # the name of a crawler
                 for_us,name = name in ('catdog', '*'),value
-            if for_us and name in OPT_OUTS and name not in ignored: return name
+            if for_us and name in _OPT_OUTS and name not in ignored: return name
 
 class _Public:
     "A urllib3 connection that refuses private addresses after DNS, whatever the name resolved to before"
@@ -98,7 +93,7 @@ class _Public:
 _PUBLIC_POOLS = {scheme: type('Pool', (o,), {'ConnectionCls': type('Connection', (_Public, o.ConnectionCls), {})})
                  for scheme,o in pool_classes_by_scheme.items()}
 
-def user_agent() -> str: # ASCII, on one line
+def _user_agent():
     "Return our User-Agent, with the contact in `CATDOG_CONTACT` if it is set"
     contact = ' '.join(os.environ.get('CATDOG_CONTACT', '').encode('ascii', 'replace').decode().split())
     return (f'catdog/{__version__} ({contact and contact + "; "}collects images for an image classifier) '
@@ -120,7 +115,7 @@ class _Session(requests.Session):
     "A session for `workers` threads that identifies itself and sends neither passwords nor cookies"
     def __init__(self, public=True, workers=1):   # public: refuse private addresses
         super().__init__()
-        self.headers['User-Agent'] = user_agent()
+        self.headers['User-Agent'] = _user_agent()
         self.auth = lambda request: request   # otherwise requests reads ~/.netrc
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         for o in ('http://', 'https://'):
@@ -186,19 +181,13 @@ def _fetch_error(e):
 def ask(
     url:str, # Endpoint of a service; its address may be private
     params:dict, # Parameters of the request
-    headers:dict=None # Such as a key; they do not follow a redirect to another host
+    headers:dict=None # Such as a key
 ) -> tuple[int,bytes,float|None]: # Status, body, and the seconds that `Retry-After` asks to wait
-    "Return the answer of a service after redirects; raise `FetchError`, or `ImageError` if the answer is too large"
+    "Return the answer of a service, also a redirect; raise `FetchError`, or `ImageError` if the answer is too large"
     end = time.monotonic() + _ANSWER_SECONDS
     try:
-        with _Session(public=False) as session:
-            for _ in range(_MAX_REDIRECTS + 1):
-                with session.open(url, (3.05, 20), params=params, headers=headers) as r:
-                    if not r.is_redirect:
-                        with _read_body(r, end, _ANSWER_BYTES) as f: return r.status_code,f.read(),_retry_after(r)
-                    url,params = clean_url(session.get_redirect_target(r), r.url),None
-                    if session.should_strip_auth(r.url, url): headers = None
-        raise FetchError('too many redirects', 'refused')
+        with _Session(public=False) as session, session.open(url, (3.05, 20), params=params, headers=headers) as r:
+            with _read_body(r, end, _ANSWER_BYTES) as f: return r.status_code,f.read(),_retry_after(r)
     except ImageError: raise
     except Exception as e: raise _fetch_error(e) from None
 
@@ -217,12 +206,12 @@ class Fetcher:
     def __init__(self,
         workers:int, # Threads that fetch at once
         timeout:float, # Seconds to wait for the next bytes; one request may take three times as long
-        ignore_robots=None # Rules of `OPT_OUTS` to ignore where you have permission
+        ignore_robots=None # Rules of `_OPT_OUTS` to ignore where you have permission
     ):
         words = [ignore_robots] if isinstance(ignore_robots, str) else ignore_robots or []
         self.ignored,self.timeout,self.workers = [o.lower() for o in words],timeout,workers
-        if unknown := set(self.ignored) - set(OPT_OUTS):
-            raise CatdogError(f'{min(unknown)!r} is not an opt-out that catdog knows: use {", ".join(OPT_OUTS)}')
+        if unknown := set(self.ignored) - set(_OPT_OUTS):
+            raise CatdogError(f'{min(unknown)!r} is not an opt-out that catdog knows: use {", ".join(_OPT_OUTS)}')
         self.session = _Session(workers=workers)
         self.session.headers.update({'Accept': 'image/*', 'Accept-Encoding': 'identity'})
         self.sites,self.changed,self.stopped = {},threading.Condition(),threading.Event()
@@ -260,11 +249,11 @@ class Fetcher:
                 if started > site.paused: site.refusals,site.paused = site.refusals + 1,time.monotonic()
                 seconds = 2**site.refusals if error.retry_after is None else error.retry_after
                 site.until = max(site.until, time.monotonic() + seconds)
-                if site.refusals >= GIVE_UP or seconds > MAX_WAIT:
+                if site.refusals >= _GIVE_UP or seconds > _MAX_WAIT:
                     site.error = f'{host} keeps refusing requests ({error}): try again later',error.reason
             elif error and error.reason in ('timeout', 'unreachable') and not getattr(error, 'answered', False):
                 site.unanswered += 1
-                if site.unanswered >= GIVE_UP and not site.error:
+                if site.unanswered >= _GIVE_UP and not site.error:
                     site.error = f'{error}, like the {site.unanswered} requests before it',error.reason
             else: site.refusals = site.unanswered = 0
 
@@ -279,9 +268,9 @@ class Fetcher:
                     is_refused = r.status_code == 429 or r.status_code == 503 and seconds is not None
                     raise _TryAgain(text, 'busy', seconds, is_refused)
                 if not r.ok: raise FetchError(text, 'not-found' if r.status_code in (404, 410) else 'refused')
-                if rule := opt_out(r.raw.headers, self.ignored):
+                if rule := _opt_out(r.raw.headers, self.ignored):
                     raise FetchError(f'its server forbids this use ({rule})', 'refused')
-                return _read_body(r, end, MAX_BYTES)
+                return _read_body(r, end, _MAX_BYTES)
         except ImageError: raise
         # requests, urllib3, http.client, ssl and idna raise a dozen types each for what a server may do
         except Exception as e: raise _fetch_error(e) from None
@@ -289,10 +278,10 @@ class Fetcher:
     def _follow(self, url, end):
         "Return the body at `url`, after redirects"
         for _ in range(_MAX_REDIRECTS + 1):
-            host = check_host(url)
+            host = _check_host(url)
             name,error = re.sub(r'.*\.wikimedia\.org$', 'wikimedia.org', host.rstrip('.')),None
             # https://wikitech.wikimedia.org/wiki/Robot_policy: two connections
-            site = self.sites.setdefault(name, _Site(2 if name == 'wikimedia.org' else PER_HOST))
+            site = self.sites.setdefault(name, _Site(2 if name == 'wikimedia.org' else _PER_HOST))
             with self._slot(site, end) as started:
                 try: res = self._request(url)
                 except FetchError as e: error = e; raise
@@ -312,5 +301,5 @@ class Fetcher:
             except _TryAgain as e:
                 seconds = 0 if e.refused else retry_delay(e.retry_after, failures)   # `_slot` waits after a refusal
                 failures += 1
-                if failures >= (_MAX_REFUSALS if e.refused else TRIES) or seconds > MAX_WAIT: raise
+                if failures >= (_MAX_REFUSALS if e.refused else TRIES) or seconds > _MAX_WAIT: raise
                 if self.stopped.wait(seconds): raise
