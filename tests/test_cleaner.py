@@ -240,6 +240,12 @@ def test_it_learns_from_each_page(tmp_path):
     assert cleaner.message.value == 'Put back 3 images.'
     cleaner.bt_next.click()
     assert not cleaner.message.value   # of an earlier page
+    data.rename(tmp_path/'renamed')
+    cleaner.bt_apply.click()
+    assert 'there is no such folder' in cleaner.message.value
+    (tmp_path/'renamed').rename(data)
+    cleaner.bt_apply.click()
+    assert cleaner.message.value == 'Moved 3 images.'
 
 def test_no_suspects(tmp_path):
     "None at first, and none that it finds"

@@ -120,7 +120,7 @@ def test_the_rest_is_labelled_after_a_sample_only(data, monkeypatch):
 def edit(labeller, what, new=''):
     labeller.edit.value = dict(labeller.edit.options)[what]
     labeller.new.value = new
-    labeller._edit_labels()
+    labeller.widget.children[1].children[2].click()   # OK
 
 def test_another_label(data):
     folder,truth = data

@@ -198,9 +198,7 @@ class Pages(ImagesCleaner):
         self.working.start()
 
     def _turn(self, agree=False):
-        if self.working: return
-        self.message.value = ''
-        self.background(lambda: self.forward(agree))
+        if not self.working: self.background(lambda: (setattr(self.message, 'value', ''), self.forward(agree)))
 
     def open_suggestion(self,
         file:Path # An image
@@ -519,6 +517,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         return self.iw.wanted
 
     def _moved(self, back):
+        if not self.path.is_dir(): return   # the folder was renamed; the choices count again once it is back
         self._update_table()
         # not of images that `learn` does not have: they are on no page, so their choices could not be changed
         self.iw.choices = {f: o for f,o in (self.iw.choices | back).items() if f in self._rows and f.exists()}

@@ -116,8 +116,8 @@ class Labeller(ReviewWidget):
         self.new = widgets.Text(placeholder='its name', layout=dict(width='10em'))
         self.dd_sure = self._menu('of which it is sure by', [('90%', .9), ('95%', .95), ('99%', .99)])
         self.bt_rest = self._button('', self._label_rest)
-        self._lay_out(self.edit, self.new, self._button('OK', self._edit_labels, tooltip='Change the labels'),
-                      self.bt_rest, self.dd_sure, self.keys)
+        self._lay_out(self.edit, self.new, self._button('OK', lambda: self.iw.background(self._edit_labels)), self.bt_rest,
+                      self.dd_sure, self.keys)
         self.iw.bt_agree.description = '✓ Accept this page'
         self.iw.message.value = f'{len(bad)} cannot be opened: {escape(", ".join(bad[:3]))}.' if bad else ''
         self._place()
@@ -148,21 +148,17 @@ class Labeller(ReviewWidget):
         "Add a label, rename one, which may join it with another, or remove one that no image has"
         iw,(verb,old) = self.iw,self.edit.value or ('Add', None)
         used = [f for f in self.files if old and (iw.choices.get(f) or self.auto.get(f) or self._label_of(f)) == old]
-        try:
-            new = [] if verb == 'Remove' else parse_labels(self.new.value)
-            if used and not new: raise DataError(f'{len(used)} images are labelled {old}: rename it instead')
-            i = self.labels.index(old) if old else len(self.labels)
-            labels = [*self.labels[:i], *new, *self.labels[i + bool(old):]]
-            self.labels = parse_labels([*dict.fromkeys(labels)] if old else labels)
-        except DataError as e:
-            iw.message.value = escape(str(e))
-            return
+        new = [] if verb == 'Remove' else parse_labels(self.new.value)
+        if used and not new: raise DataError(f'{len(used)} images are labelled {old}: rename it instead')
+        i = self.labels.index(old) if old else len(self.labels)
+        labels = [*self.labels[:i], *new, *self.labels[i + bool(old):]]
+        self.labels = parse_labels([*dict.fromkeys(labels)] if old else labels)
         for f in used: (self.auto if f in self.auto and f not in iw.choices else iw.choices)[f] = new[0]
         iw.suggestions,self._sure = ({f: o for f,o in k.items() if o != old} for k in (iw.suggestions, self._sure))
         self.new.value = iw.message.value = ''
         self._place()
         for o in iw.cards: o.refresh()
-        iw.background(self.relearn)
+        self.relearn()
 
     def _label_of(self, file): return self._images[file][2] if file in self._images else None   # by its folder
     _folder_label = _label_of
