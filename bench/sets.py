@@ -4,12 +4,13 @@
     python bench/sets.py --sets sign --seeds 3           # one set, three splits and seeds
     python bench/sets.py --recipes fast,auto,fine_tune   # beside fastai's `fine_tune(4)` of the same body: slow
     python bench/sets.py --minutes 2                     # with a limit for each training
+    python bench/sets.py --neither                       # the exported model, also asked about other things
 
 A set is a folder with train, test and perhaps valid above the labels, in sets/ of the shared folder (CATDOG_SHARED, or
 ../shared beside the project). The recipes alternate. Times go from the folder to a calibrated `Learner`; on a machine's
 first run they include writing the graphs for ONNX Runtime.
 """
-import os, time
+import os, tempfile, time
 from pathlib import Path
 from statistics import mean
 
@@ -22,9 +23,24 @@ from torch.nn import functional as F
 from catdog.learn import features
 from catdog.learn.calibration import error_interval, validation_logits
 from catdog.learn.loaders import labelled_dl
-from catdog.train import train
+from catdog.train import export, train
 
-def measure(name, recipe, seed, minutes):
+def ask_about_others(learn):
+    "Export `learn`; print how the model answers about validation and test images, and about photos/neither"
+    from catdog.predict import Classifier
+    with tempfile.TemporaryDirectory() as folder:
+        classifier = Classifier(export(learn, Path(folder)/'model'))
+        sets = dict(validation=learn.dls.valid_ds.items, test=learn.dls.test_files,
+                    neither=sorted((shared/'photos'/'neither').glob('*')))
+        for name,files in sets.items():
+            given = classifier.predict_batch(files)
+            print(f'  {name}: {sum(o.doubt == "unlike" for o in given)/len(given):.1%} unlike, '
+                  f'{sum(o.sure for o in given)/len(given):.1%} answered, of {len(given)}', flush=True)
+        logits,_ = validation_logits(learn, labelled_dl(learn.dls, sets['test']))
+        same = [o.label == learn.dls.vocab[i] for o,i in zip(classifier.predict_batch(sets['test']), logits.argmax(1))]
+        print(f'  the same answer as the learner about {sum(same)} of {len(same)} test images', flush=True)
+
+def measure(name, recipe, seed, minutes, neither=False):
     "Train on the set `name`; print and return the test error, the loss and the minutes it took"
     kw = dict(recipe='classic', arch='efficientnet_lite0', epochs=4) if recipe == 'fine_tune' else dict(recipe=recipe)
     features._features.clear()   # of earlier trainings
@@ -37,6 +53,7 @@ def measure(name, recipe, seed, minutes):
     print(f'{name}, {recipe} ({learn.arch_name}, tuned: {learn.tuned}), seed {seed}: '
           f'{error:.2%} ({low:.1%} to {high:.1%}) of {len(truth)} test images wrong, loss {loss:.3f}, '
           f'{took:.1f} minutes', flush=True)
+    if neither: ask_about_others(learn)
     return error,loss,took
 
 @call_parse
@@ -44,7 +61,8 @@ def main(
     sets:str='clothing,sign', # Names of the sets, separated by commas
     recipes:str='fast,auto', # 'fast', 'auto' and 'fine_tune', separated by commas
     seeds:int=1, # Number of seeds
-    minutes:float=None # Limit for each training
+    minutes:float=None, # Limit for each training
+    neither:bool=False # Also export, and ask the model about photos/neither?
 ):
     "Compare recipes"
     print(f'load average at the start: {os.getloadavg()[0]:.1f}')
@@ -52,7 +70,7 @@ def main(
     for seed in range(seeds):
         for name in sets.split(','):
             for recipe in recipes.split(','):
-                rows.setdefault((name, recipe), []).append(measure(name, recipe, seed, minutes))
+                rows.setdefault((name, recipe), []).append(measure(name, recipe, seed, minutes, neither))
     for (name,recipe),o in rows.items():
         error,loss,took = map(mean, zip(*o))
         print(f'{name:12} {recipe:10} {error:6.2%} error, loss {loss:.3f}, {took:5.1f} minutes (mean of {len(o)})')

@@ -139,7 +139,7 @@ def _grouped_errors(x, y, sources):
     found,z = [],_standard(x)
     for by in SOURCES:
         keys = pd.Series(sources[by], dtype=object)
-        groups = keys.fillna(pd.Series(range(len(y)))).map(str)   # an image from nowhere is alone
+        groups = keys.map(str).mask(keys.isna(), pd.Series(range(len(y))).map(str))   # an image from nowhere is alone
         parts = min(5, groups.groupby(y).nunique().min())
         if keys.duplicated(keep=False)[keys.notna()].sum() < len(y)/5 or parts < 2: continue
         with suppress(ValueError):   # all training images of a part may have one label

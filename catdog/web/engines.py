@@ -101,6 +101,15 @@ def _complaint(body):
 
 _MAX_SEARCH_WAIT = 65   # seconds; Openverse allows 20 requests a minute
 
+_NEED_CONTACT = {'openverse': 'Openverse', 'commons': 'Wikimedia'}
+_reported = set()   # engines whose missing contact has been reported
+
+def _check_contact(engine):
+    "Print what to set if no contact is set, once for each `engine`"
+    if os.environ.get('CATDOG_CONTACT', '').strip() or engine in _reported: return
+    _reported.add(engine)
+    print(f'{_NEED_CONTACT[engine]} asks for a contact: set CATDOG_CONTACT to your e-mail address or web page.')
+
 def _get_json(engine, url, params, headers=None):
     "Return the JSON that `engine` answers at `url`, retrying while it is busy; raise `SearchError` if it fails"
     try:
@@ -190,15 +199,6 @@ def _search_ddg(term, n=150, safe='moderate'):
                              'wait a minute, or try another engine', term=True)
 
 # %% ../../nbs/web/engines.ipynb #ed45d9c8
-_NEED_CONTACT = {'openverse': 'Openverse', 'commons': 'Wikimedia'}
-_reported = set()   # engines whose missing contact has been reported
-
-def _check_contact(engine):
-    "Print what to set if no contact is set, once for each `engine`"
-    if os.environ.get('CATDOG_CONTACT', '').strip() or engine in _reported: return
-    _reported.add(engine)
-    print(f'{_NEED_CONTACT[engine]} asks for a contact: set CATDOG_CONTACT to your e-mail address or web page.')
-
 _OPENVERSE = 'https://api.openverse.org/v1/images/'
 
 def _search_openverse(term, n=150, safe='moderate'):
