@@ -339,7 +339,7 @@ def run_recipe(
     checkpoint = _Checkpoint(_checkpoint_file(learn, **settings), learn)
     if num_distrib() > 1 and end < np.inf: raise CatdogError('leave out minutes, which is for one process')
     asked,learn.tuned = epochs is not None,None   # tuned: None, 'last stages' or 'all layers'
-    if not asked: epochs = dict(auto=round(np.clip(1e4/len(learn.dls.train_ds), 10, 30)), fast=0, classic=4)[recipe]
+    if not asked: epochs = dict(auto=round(np.clip(2e4/len(learn.dls.train_ds), 15, 30)), fast=0, classic=4)[recipe]
     if resume: checkpoint.resume(epochs)
     try:
         with _distributed(learn), learn.added_cbs(_Deadline(end)):

@@ -33,7 +33,7 @@ def _count_errors(z, y):
     "Return numbers of training images, and the wrong answers about all of `z` after training on so many"
     n,labels = len(y),len(np.unique(y))
     shares = [o for o in (1/8, 1/4, 1/2, 1) if o == 1 or .8*o*n >= 4*labels]
-    sizes,wrong,repeats = np.zeros(len(shares)),np.zeros(len(shares)),max(1, 600//n)
+    sizes,wrong,repeats = np.zeros(len(shares)),np.zeros(len(shares)),min(3, max(1, 600//n))
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
         for train,test in StratifiedKFold(5, shuffle=True, random_state=seed).split(z, y):
