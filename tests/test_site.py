@@ -1,6 +1,6 @@
 "The page without a server: the same answers as the `Classifier`, no image leaves the device, offline, `catdog-site`"
 import base64, gzip, hashlib, io, itertools, json, os, random, re, shutil, ssl, struct, subprocess, tarfile, threading
-import time
+import time, zlib
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,10 +223,19 @@ def test_doubts_agree_with_python(app, limits):
 
 JPEG_FIRST = 'which this browser cannot open: save it as JPEG first'
 JXL = base64.b64decode('/wpDQCQIBAEAbABLGIsVANQZY8aJE+cAIuDMxcABAzROEMjnAwQ=')   # 16 by 16 red pixels
+def png_with(*chunks):
+    "A PNG file with `chunks` (name and body) behind its header"
+    data = saved(draw('cat', 1, (64, 64)), 'PNG')
+    parts = (struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body)) for name,body in chunks)
+    return data[:33] + b''.join(parts) + data[33:]
+
+P3_POINTS = struct.pack('>8I', 31_270, 32_900, 68_000, 32_000, 26_500, 69_000, 15_000, 6000)
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
 # Shown by Chromium (JPEG XL since 156) or Safari, but not opened by the server
 NOT_BY_THE_SERVER = {
     'new.jxl': JXL, 'box.jxl': b'\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl \0\0\0\0jxl \0\0\0\0jxlc' + JXL,
+    'hdr.png': png_with((b'cICP', b'\x09\x10\0\1')), 'p3.png': png_with((b'cICP', b'\x0c\x0d\0\1')),
+    'wide.png': png_with((b'gAMA', struct.pack('>I', 45_455)), (b'cHRM', P3_POINTS)),
     'old.jp2': b'\0\0\0\x0cjP  \r\n\x87\n', 'icon.png': saved(draw('cat', 1, (64, 64)), 'ICO'),
     'drawing.svg': SVG, 'noted.svg': b'\xef\xbb\xbf<!-- one\n -->\n<?xml version="1.0"?>\n' + SVG}
 REFUSED = {

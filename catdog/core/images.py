@@ -4,6 +4,7 @@ import base64, io, logging, os, re, struct, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
@@ -30,8 +31,14 @@ def _transform(profile, mode):
     same = mode in ('RGB', 'L') and abs(out - np.asarray(colours.convert('RGB'))).max() <= 2
     return None if same or np.ptp(out) < 64 else transform
 
-def _to_srgb(img, profile):
-    "Convert `img`, of mode RGB, L, CMYK or LAB, to sRGB by `profile` (bytes); ignore a profile for another mode"
+def _to_srgb(img, profile, gamma=None):
+    """Convert `img`, of mode RGB, L, CMYK or LAB, to sRGB by `profile` (bytes); ignore a profile for another mode
+
+    `gamma`: the numbers of `img` are light to this power; None: they are sRGB's"""
+    if gamma:
+        light = (np.arange(256)/255)**(1/gamma)
+        table = 255*np.where(light <= .0031308, light*12.92, 1.055*light**(1/2.4) - .055)
+        img = img.point(table.round().astype(int).tolist()*len(img.getbands()))
     if img.mode == 'L' and profile[16:20] == b'RGB ': img = img.convert('RGB')
     fits = profile[16:20] == {'L': b'GRAY', 'LAB': b'Lab '}.get(img.mode, img.mode.ljust(4).encode())
     transform = _transform(profile, img.mode) if fits else None
@@ -57,34 +64,167 @@ def _grey8(img):
     if tags.get(262) == 0: a = 1 - a   # Pillow does not invert a deep TIFF file in which 0 is white
     return Image.fromarray((a*255).round().astype('uint8'))
 
-def _opacity(img):
-    "Return the alpha channel of `img`; None if it is opaque"
-    if img.mode[:1] in ('I', 'F') or not img.has_transparency_data: return None
-    alpha = (img if 'A' in img.getbands() else img.convert('RGBA')).getchannel('A')
+def _transparent_colour(img):
+    "Return the transparent colour of `img`, not loaded yet, in the depth that its pixels have after loading"
+    key,stored = img.info.get('transparency'),[o[3] for o in getattr(img, 'tile', ())]
+    if key is not None and 'RGB;16B' in stored:   # Pillow drops the lower byte
+        raise ImageError('a PNG image of 16 bits with a transparent colour: save it as JPEG first')
+    if img.mode == 'L' and isinstance(key, int): return key*{'L;2': 85, 'L;4': 17}.get(stored[0] if stored else '', 1)
+    return tuple(o & 255 for o in key) if img.mode == 'RGB' and isinstance(key, tuple) else key
+
+def _opacity(img, facts):
+    "Return the alpha channel of `img`, about whose file `facts` are known; None if it is opaque"
+    key,alpha = facts.key,None
+    if img.mode[:1] in ('I', 'F'):
+        if key is not None: alpha = Image.fromarray(np.where(np.asarray(img) == key, 0, 255).astype('uint8'))
+    elif key is not None:
+        img = img.copy()
+        img.info['transparency'] = key
+        alpha = img.convert('RGBA').getchannel('A')
+    elif img.has_transparency_data: alpha = (img if 'A' in img.getbands() else img.convert('RGBA')).getchannel('A')
+    if facts.box:
+        inside = Image.new('L', img.size)
+        inside.paste(255 if alpha is None else alpha.crop(facts.box), facts.box)
+        alpha = inside
+    if alpha is None: return None
     low,high = alpha.getextrema()
     return None if low == 255 or (high == 0 and img.format in ('BMP', 'TIFF')) else alpha   # some programs write 0
 
-def _to_rgb(img):
-    "Convert the loaded `img` to sRGB on white, if needed"
-    profile = img.info.get('icc_profile') or b''
+def _to_rgb(img, facts):
+    "Convert the loaded `img`, about whose file `facts` are known, to sRGB on white, if needed"
     if img.mode in ('La', 'RGBa'): img = img.convert(img.mode.upper())
-    alpha = _opacity(img)
+    alpha = _opacity(img, facts)
     if 'transparency' in img.info:   # Pillow would warn that it gets lost
         img = img.copy()
         del img.info['transparency']
     if img.mode[:1] in ('I', 'F'): img = _grey8(img)
     elif img.mode in ('1', 'LA'): img = img.convert('L')
+    elif facts.grey: img = img.getchannel('R')
     elif img.mode not in ('L', 'RGB', 'CMYK', 'LAB'): img = img.convert('RGB')
-    img = _to_srgb(img, profile)
+    darkest = Image.new(img.mode, (1, 1), (1,)*len(img.getbands()))
+    if facts.is_deep and max(_to_srgb(darkest, facts.profile, facts.gamma).getpixel((0, 0))) > 3:   # 8 bits are too few
+        raise ImageError('an image of 16 bits in linear light: save it as JPEG first')
+    img = _to_srgb(img, facts.profile, facts.gamma)
     return Image.composite(img, Image.new('RGB', img.size, 'white'), alpha) if alpha else img
 
-def _orientation(img):
-    "Return the orientation in the EXIF block of `img`, or None; browsers ignore that of WebP files and that in XMP"
-    if img.format in ('TIFF', 'WEBP'): return None   # Pillow itself rotates TIFF files
-    exif = Image.Exif()
-    try: exif.load(img.info.get('exif'))
-    except Exception: return None   # a broken block
-    return exif.get(ExifTags.Base.Orientation)
+_PRIMARIES = .3127, .329, .64, .33, .3, .6, .15, .06   # of sRGB: x and y of white, red, green and blue
+
+def _png_colours(info, cicp):
+    """Return the ICC profile (b'' for sRGB) and the gamma (None for that of sRGB) of a PNG file (PNG 3, 4.3)
+
+    `cicp`: the body of its cICP chunk, or b''"""
+    icc,gamma,xy = info.get('icc_profile') or b'',info.get('gamma'),info.get('chromaticity')
+    rare = ImageError('an image for HDR screens, or in rare colours: save it as JPEG first')
+    if cicp == b'\1\x0d\0\1': return b'',None
+    if cicp or icc[16:20] in (b'Lab ', b'XYZ '): raise rare
+    try:
+        if icc and ImageCms.ImageCmsProfile(io.BytesIO(icc)): return icc,None
+    except Exception: pass   # a broken one
+    if not gamma or info.get('srgb', 4) < 4 or not xy and abs(gamma*2.2 - 1) < .05: return b'',None
+    if xy and not all(xy): return b'',None   # points that are no colours
+    if not .1 <= gamma <= 10 or xy and abs(np.subtract(xy, _PRIMARIES)).max() > .0002: raise rare
+    return b'',gamma
+
+def _chunks(data):
+    "Yield the complete chunks of the PNG file `data`: name, body, and whether the checksum is right"
+    pos = 8
+    while pos + 12 <= len(data):
+        n,name = struct.unpack_from('>I4s', data, pos)
+        end = pos + 8 + n
+        if end + 4 > len(data): return
+        yield name,data[pos + 8:end],data[end:end + 4] == struct.pack('>I', zlib.crc32(data[pos + 4:end]))
+        pos = end + 4
+
+def _has_all_rows(data):
+    "Whether the pixels of the PNG file `data` unpack to as many bytes as its header requires (an interlaced one: more)"
+    w,h,depth,kind = struct.unpack_from('>IIBB', data, 16)
+    left,inflate = h*(1 + -(-w*depth*{2: 3, 4: 2, 6: 4}.get(kind, 1)//8)),zlib.decompressobj()
+    for name,body,_ in _chunks(data):
+        while name == b'IDAT' and body and left > 0 and not inflate.eof:
+            left -= len(inflate.decompress(body, 2**20))
+            body = inflate.unconsumed_tail
+    return left <= 0
+
+def _orientation(exif):
+    "Return the orientation in the EXIF block `exif` as browsers read it: one 16-bit number in its first directory"
+    try:
+        order = {b'II*\0': '<', b'MM\0*': '>'}[exif[:4]]
+        at, = struct.unpack_from(order + 'I', exif, 4)
+        for i in range(*struct.unpack_from(order + 'H', exif, at)):
+            *found,number = struct.unpack_from(order + 'HHIH2x', exif, at + 2 + 12*i)
+            if found == [ExifTags.Base.Orientation, 3, 1]: return number
+    except (KeyError, struct.error): pass   # a broken block, or none
+
+def _jpeg_profile(segments):
+    "Return the ICC profile in the numbered APP2 `segments` of a JPEG file; b'' if a part is missing or there twice"
+    segments = [o for o in segments if len(o) > 13]
+    n = segments[0][13] if segments else 0
+    parts = {o[12]: o[14:] for o in segments[:n]}
+    return b''.join(parts[i + 1] for i in range(n)) if parts.keys() == {*range(1, n + 1)} else b''
+
+def _png_facts(img, data, facts):
+    "Add to `facts` what the PNG file `data` says; its `img` must not be loaded yet"
+    names,chunks = [],{}
+    for name,body,is_right in _chunks(data):
+        if name[:1].isupper() and not is_right: raise ImageError('a damaged image: a checksum is wrong')
+        if is_right and b'IDAT' not in names: chunks[name] = body
+        names += [name]*is_right
+    k = names.count(b'IDAT')
+    first = names.index(b'IDAT') if k else len(names)
+    if data[26:28] not in (b'', b'\0\0') or names[first:first + k] != [b'IDAT']*k or \
+       any(o[:1].isupper() for o in {*names} - {b'IHDR', b'PLTE', b'IDAT', b'IEND'}):
+        raise ImageError('a PNG image of a kind that we do not know')
+    names = names[:first]
+    if any(names.count(o) > 1 for o in (*_KEPT, b'iCCP')) or chunks.get(b'iCCP', b'x')[:1] == b'\0' or \
+       any(_KEPT.get(name) not in (None, len(o)) for name,o in chunks.items()):
+        raise ImageError('a damaged image: its header is wrong')
+    (facts.profile,facts.gamma),stored = _png_colours(img.info, chunks.get(b'cICP', b'')),[o[3] for o in img.tile]
+    facts.grey,facts.is_deep = 'LA;16B' in stored,any('16' in o for o in stored)
+    if data: facts.orientation = _orientation(chunks.get(b'eXIf', b''))
+    if b'tRNS' in names and b'PLTE' in names[names.index(b'tRNS'):]:
+        raise ImageError('a damaged image: transparency before the palette')
+    facts.n_colours = len(chunks.get(b'PLTE', b''))//3
+    if img.default_image: raise ImageError('an animated PNG image with another one before it: save it as JPEG first')
+
+def _facts(img, data):
+    "Return what the file `data` of `img`, not loaded yet, says about its pixels"
+    info = img.info
+    facts = SimpleNamespace(
+        key=_transparent_colour(img), profile=info.get('icc_profile') or b'', gamma=None,   # None: that of sRGB
+        grey=False, is_deep=False,   # grey opened as RGB; 16 bits a channel
+        orientation=_orientation((info.get('exif') or b'').removeprefix(b'Exif\0\0')),
+        box=None, n_colours=None)   # the part of the canvas that has pixels; colours in the palette
+    if img.format == 'PNG': _png_facts(img, data, facts)
+    elif img.format in ('JPEG', 'MPO'):
+        exifs,profiles = ([o for name,o in img.applist if name == kind and o.startswith(start)]
+                          for kind,start in (('APP1', b'Exif\0'), ('APP2', b'ICC_PROFILE\0')))
+        facts.orientation,facts.profile = _orientation(exifs[0][6:]) if exifs else None,_jpeg_profile(profiles)
+    elif img.format == 'WEBP':   # browsers neither turn these nor change the colours of an animation
+        facts.orientation,facts.profile = None,b'' if img.is_animated else facts.profile
+        if data[12:16] == b'VP8X' and not data[20] & 16 and img.mode == 'RGBA':
+            raise ImageError('a damaged image: it denies its own transparency')
+    elif img.format == 'TIFF':   # what Pillow 13 reads wrongly
+        tags = img.tag_v2
+        bits,signs,palette = (tags.get(o) or (0,) for o in (258, 339, 320))
+        planes = bits[0] == 16 and tags.get(284) == 2 and tags.get(277, 1) > 1
+        if planes or bits[0] == 8 and 2 in signs or 0 < max(palette) < 256:
+            raise ImageError('a TIFF image of a rare kind: save it as JPEG first')
+    elif img.format == 'BMP' and data and int.from_bytes(data[10:14], 'little') < 26:
+        raise ImageError('a damaged image: it does not say where its pixels are')
+    elif img.format == 'GIF' and img.tile:
+        box,at = img.tile[0][1:3]
+        if tuple(box) != (0, 0, *img.size): facts.box = tuple(box)   # the first frame; around it there is nothing
+        if data and data[10] < 128 and data[at - 11:at - 10] == b',' and data[at - 2] < 128:
+            raise ImageError('a damaged image: it has no palette')
+    return facts
+
+def _check_loaded(img, data, facts):
+    "Raise `ImageError` if the loaded `img` lacks pixels or colours"
+    if facts.n_colours and img.mode == 'P' and img.getextrema()[1] >= facts.n_colours:
+        raise ImageError('a damaged image: a colour outside its palette')
+    if img.format == 'PNG' and data and \
+       not np.asarray(img.crop((0, max(0, img.height - 2), *img.size))).any() and not _has_all_rows(data):
+        raise ImageError('a damaged image: rows are missing', 'truncated')
 
 _TRANSPOSE = dict(enumerate('''FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE
                                ROTATE_90'''.split(), 2))   # EXIF orientation: method
@@ -105,11 +245,15 @@ def _start_large():
 _start_large()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_start_large)   # a fork has no threads
 
-def _converted(img, max_side, min_side, as_stored, is_ours):
-    "Convert `img` to what `open_image` returns; leave it unchanged unless it `is_ours`"
+def _converted(img, max_side, min_side, as_stored, data):
+    "Convert `img`, opened from `data`, to what `open_image` returns; leave it unchanged if `data` is None"
+    is_ours,facts = data is not None,_facts(img, data or b'')
     if is_ours and max_side and not min_side and img.format != 'HEIF': img.draft('RGB', (max_side, max_side))
     img.load()
-    res = img.convert('RGB') if as_stored else _upright(_to_rgb(img), _orientation(img), min_side)
+    if is_ours and facts.key is None: img.info.pop('transparency', None)   # it came behind the pixels
+    _check_loaded(img, data, facts)
+    if as_stored: res = img.convert('RGB')
+    else: res = _upright(_to_rgb(img, facts), None if img.format == 'TIFF' else facts.orientation, min_side)
     if res is img and not is_ours: res = img.copy()
     if max_side and max(res.size) > max_side:
         res.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3)
@@ -118,9 +262,9 @@ def _converted(img, max_side, min_side, as_stored, is_ours):
     res.info = {}
     return res
 
-def _checked(img, max_side, max_pixels, min_side, as_stored, is_ours=False):
+def _checked(img, max_side, max_pixels, min_side, as_stored, data=None):
     "Return `_converted` if `img` has at most `max_pixels`; convert at most two large images at a time"
-    (w,h),args = img.size,(img, max_side, min_side, as_stored, is_ours)
+    (w,h),args = img.size,(img, max_side, min_side, as_stored, data)
     if min(w, h) < 1: raise ImageError('an image without pixels')
     if w*h > max_pixels: raise ImageError(f'{w} x {h} pixels: more than the {max_pixels:,} that we open', 'too-large')
     return _converted(*args) if w*h <= 16_000_000 else _large.submit(_converted, *args).result()
@@ -137,14 +281,15 @@ def _completed_jpeg(data):
     rows = (halves[0] != halves[1]).reshape(len(halves[0]), -1).any(1)
     return None if rows[:len(rows)*15//16].any() else data + b'\xff\xd9'
 
-def _plain_png(data, kept):
-    "Return the PNG file `data` without damaged optional chunks, and without those whose names are not in `kept`"
-    out,pos = [data[:8]],8
-    while pos + 12 <= len(data):
-        n,name = struct.unpack_from('>I4s', data, pos)
-        chunk,pos = data[pos:pos + 12 + n],pos + 12 + n
-        is_right = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], 'big')
-        if name[:1].isupper() or name in kept and is_right: out.append(chunk)   # capitals: not optional
+_KEPT = {b'PLTE': None, b'tRNS': None, b'eXIf': None, b'gAMA': 4, b'cHRM': 32, b'sRGB': 1, b'cICP': 4, b'acTL': 8,
+         b'fcTL': 26, b'fdAT': None}   # chunk of a PNG file: its length
+
+def _plain_png(data, profile):
+    "Return the PNG file `data` without optional chunks; keep its colour profile if `profile`"
+    kept,out = _KEPT | ({b'iCCP': None} if profile else {}),[data[:8]]
+    for name,body,is_right in _chunks(data):
+        if is_right and (name[:1].isupper() or kept.get(name, 0) in (None, len(body))):   # capitals: not optional
+            out += [struct.pack('>I', len(body)), name, body, struct.pack('>I', zlib.crc32(name + body))]
     return b''.join(out)
 
 _RAW,_DAMAGED = "a camera's RAW file: save it as JPEG first",'a damaged image, or one of a rare kind'
@@ -159,16 +304,22 @@ _KINDS = (   # how the file begins, and what it is
     (rb'\xff\x0a|\0\0\0\x0cJXL ', 'a JPEG XL image: save it as JPEG first'),
     (rb'\0\0\0\x0cjP  |\xff\x4f\xff\x51', 'a JPEG 2000 image: save it as JPEG first'),
     (rb'8BPS', 'a Photoshop file: save it as JPEG first'), (rb'\0\0\x01\0', 'an icon: save it as PNG first'))
+_HTML = '''a b body br center div font form h1 h2 h3 head header html iframe img link main meta nav p pre script section
+           span strong style table title ul'''.split()
 
 def _looks_like(data):
     "Describe `data`, which Pillow does not recognise"
     if not data: return 'the file is empty'
     if name := next((o for start,o in _KINDS if re.match(start, data, re.S)), None): return name
-    text = re.sub(rb'^(\xef\xbb\xbf|\s|<!--.*?-->|<\?.*?\?>)+', b'', data[:4096].lower(), flags=re.S)
-    if re.match(rb'<(!doctype )?(\w+:)?svg\b', text): return 'an SVG drawing: save it as PNG or JPEG first'
-    if text[:1] == b'<': return 'a web page, not an image'
-    if text and not re.search(rb'[\0-\x08\x0e-\x1f]', text): return 'a text file, not an image'
-    return f'not an image in a format that we open ({", ".join(IMAGE_FORMATS)})'.replace('HEIF', 'HEIC')
+    text = data[:4096].decode('utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig', 'replace').lower()
+    odd = sum(o == '\ufffd' or o < ' ' and o not in '\t\r\n\f' for o in text)
+    text = re.sub(r'^(\s|<!--.*?-->|<\?.*?\?>|\u200b|\xa0)+', '', text, flags=re.S)
+    if not text or odd > len(text)/20 and text[0] != '<':
+        return f'not an image in a format that we open ({", ".join(IMAGE_FORMATS)})'.replace('HEIF', 'HEIC')
+    if re.match(r'<(!doctype )?(\w+:)?svg\b', text): return 'an SVG drawing: save it as PNG or JPEG first'
+    if re.match(r'<(!doctype html|(%s)\b)' % '|'.join(_HTML), text): return 'a web page, not an image'
+    if text[0] == '<': return 'an XML document, not an image'
+    return 'JSON, not an image' if text[0] in '{[' else 'a text file, not an image'
 
 @lru_cache
 def _register_heif():
@@ -183,7 +334,7 @@ def _decode(data, *sizes):
         # A RAW file is often a TIFF file whose first image is a thumbnail
         if img.format == 'TIFF' and (50706 in img.tag_v2 or img.tag_v2.get(254, 0) & 1 or data[8:10] == b'CR'):
             raise ImageError(_RAW)
-        return _checked(img, *sizes, is_ours=True)
+        return _checked(img, *sizes, data)
 
 def _as_image_error(e, data):
     "Return the exception `e` that the decoder of `data` raised as an `ImageError`"
@@ -234,8 +385,7 @@ def open_image(
     except Exception as e: error = _as_image_error(e, data)   # hostile bytes make a decoder raise nearly anything
     if error.status == 'too-large': raise error
     repairs = []
-    if data[:4] == b'\x89PNG':
-        repairs = [lambda: _plain_png(data, (b'tRNS', b'eXIf', b'iCCP')), lambda: _plain_png(data, (b'tRNS', b'eXIf'))]
+    if data[:4] == b'\x89PNG': repairs = [lambda: _plain_png(data, True), lambda: _plain_png(data, False)]
     elif data[:3] == b'\xff\xd8\xff' and error.status == 'truncated': repairs = [lambda: _completed_jpeg(data)]
     for repair in repairs:
         try: return _decode(repair(), *sizes)

@@ -97,10 +97,25 @@ async function unturned(file) {
   return new Blob([bytes]);
 }
 
+// Whether the PNG file that begins with `bytes` has colours that the server refuses; `_png_colours` in catdog/core/images.py
+function hasRareColours(bytes) {
+  const view = new DataView(bytes.buffer), at = {}, primaries = [.3127, .329, .64, .33, .3, .6, .15, .06];
+  for (let i = 8; i + 12 <= bytes.length; i += 12 + view.getUint32(i))   // chunk: position of its body
+    at[String.fromCharCode(...bytes.subarray(i + 4, i + 8))] ??= i + 8;
+  const numbers = (name, n) => Array.from({length: n}, (_, i) => view.getUint32(at[name] + 4*i)/100_000);
+  if (at.cICP) return view.getUint32(at.cICP) !== 0x010d0001;
+  if (at.iCCP || at.sRGB || !at.gAMA) return false;
+  const [gamma] = numbers('gAMA', 1), points = at.cHRM ? numbers('cHRM', 8) : primaries;
+  if (!gamma || !points.every(Boolean)) return false;
+  return gamma < .1 || gamma > 10 || points.some((o, i) => Math.abs(o - primaries[i]) > .0002);
+}
+
 // Open the image in `file`: upright and in sRGB, or as it is stored for models that were trained so
 async function opened(file, {opened: how} = {}) {
   const start = await startOf(file), refused = kindOf(REFUSED, start);
   if (refused) throw new ImageError(refused);
+  if (start[0] === 0x89 && hasRareColours(new Uint8Array(await file.slice(0, 2**20).arrayBuffer())))
+    throw new ImageError('an image for HDR screens, or in rare colours: save it as JPEG first');
   const img = make('img', {src: URL.createObjectURL(file)});
   // An <img> knows its size before it decodes the pixels
   try { await new Promise((done, failed) => Object.assign(img, {onload: done, onerror: failed})); }
