@@ -5,7 +5,7 @@ The journal, `.removed/journal.jsonl` in the folder of the data set, gets a line
 `finished`. A rename is atomic, so after a crash the files themselves show which of the planned moves were made. A batch
 is undone by another batch with the same moves in reverse."""
 
-import io, json, os
+import errno, filecmp, io, json, os, shutil
 from collections import namedtuple
 from contextlib import contextmanager
 from datetime import datetime
@@ -99,20 +99,37 @@ def _open_journal(path):
         raise CatdogError(f'{e.filename or path}: {e.strerror}. Nothing is lost: fix that and do the same again, '
                           'or undo') from e
 
+def _copy(file, to):
+    "Copy `file` to `to` on another disk, so that a crash leaves no incomplete file under that name"
+    part = to.with_name(f'.{to.name[-60:]}.00000000.part')   # the same name next time; `Manifest` removes old ones
+    shutil.copy2(file, part)
+    with part.open('rb+') as f: os.fsync(f.fileno())
+    os.replace(part, to)
+    if os.name == 'nt': return   # it opens no folders
+    folder = os.open(to.parent, os.O_RDONLY)
+    try: os.fsync(folder)
+    finally: os.close(folder)
+
 def _move(file, to):
-    "Move `file` to `to`, which does not exist; keep relative links valid"
+    "Move `file` to `to`, which does not exist; keep relative links valid, and copy first if `to` is on another disk"
     to.parent.mkdir(parents=True, exist_ok=True)
-    if not file.is_symlink(): return os.rename(file, to)
-    target = os.readlink(file)
-    if not os.path.isabs(target):
-        target = os.path.relpath(os.path.join(os.path.realpath(file.parent), target), os.path.realpath(to.parent))
-    os.symlink(target, to)
-    file.unlink()
+    if file.is_symlink():
+        target = os.readlink(file)
+        if not os.path.isabs(target):
+            target = os.path.relpath(os.path.join(os.path.realpath(file.parent), target), os.path.realpath(to.parent))
+        os.symlink(target, to)
+        return file.unlink()
+    try: os.rename(file, to)
+    except OSError as e:
+        if e.errno != errno.EXDEV: raise
+        _copy(file, to)
+        file.unlink()
 
 def _was_made(file, to):
-    "Return whether a planned move was made before a crash; remove the original of a link if only that was left to do"
+    "Return whether a planned move was made before a crash; remove the original if only that was left to do"
     if not os.path.lexists(to) or not os.path.lexists(file): return os.path.lexists(to)
-    same = file.is_symlink() and to.is_symlink() and file.resolve() == to.resolve()
+    if file.is_symlink() or to.is_symlink(): same = file.is_symlink() and to.is_symlink() and file.resolve() == to.resolve()
+    else: same = not file.samefile(to) and filecmp.cmp(file, to, shallow=False)
     if same: file.unlink()
     return same
 
