@@ -238,7 +238,7 @@ def ood_limits(
     def _down(o): return np.floor(o*1e4)/1e4
     def _sure(p, d): return (probability >= p) & (distance <= d)
     for share in np.linspace(1 - keep, 0, 101):
-        p,d = _down(np.quantile(probability, share/4)),-_down(-np.quantile(distance, 1 - share))
+        p,d = _down(np.quantile(probability, share/3)),-_down(-np.quantile(distance, 1 - share))
         if _sure(p, d).mean() >= keep: break
     for limit in np.unique(np.maximum(_down(probability), p)):
         sure = _sure(limit, d)
