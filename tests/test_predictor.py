@@ -34,7 +34,7 @@ def changed(tmp_path):
     "A function that makes a folder with the shipped model and changed weights of the last layer"
     def make(change):
         model = onnx.load(shipped_model()/'model.onnx')
-        change(next(o for o in model.graph.initializer if o.name == 'head.4.weight'))
+        change(next(o for o in model.graph.initializer if o.name == 'head.2.weight'))
         (tmp_path/'changed').mkdir(exist_ok=True)
         (tmp_path/'changed'/'model.onnx').write_bytes(model.SerializeToString())
         return tmp_path/'changed'

@@ -97,6 +97,7 @@ CALLED_BY = dict(
     http_server='allow_reuse_address close_connection daemon_threads disable_nagle_algorithm do_GET log_message '
                 'protocol_version request_queue_size',
     requests='auth pool_classes_by_scheme _new_conn',
+    onnx='dim_param',
     ddgs='extract_results',
     waitress='channel_class received',
     jupyter_server='last_activity server_url VisitorKernels',

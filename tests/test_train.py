@@ -241,7 +241,7 @@ def test_auto_leaves_to_the_head_what_the_head_knows(drawings, turned, tmp_path,
     for kw in (dict(path=drawings), dict(path=turned), dict(path=turned, epochs=5, minutes=1e-6),
                dict(path=turned, epochs=0)): train(size=64, **kw)
     out = capsys.readouterr().out
-    assert out.count('validation images') == 4 and out.count('last stages: not trained') == 1 and '→' not in out
+    assert out.count(' error on ') == 4 and out.count('last stages: not trained') == 1 and '→' not in out
 
 def test_minutes_end_the_last_stages(turned, tmp_path, monkeypatch, capsys):
     from catdog.train import train
