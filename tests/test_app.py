@@ -250,6 +250,8 @@ def drop(page, *paths, items=(), at=(20, 780)):
     data = dict(items=[dict(mimeType=k, data=v) for k,v in items], files=list(map(str, paths)), dragOperationsMask=1)
     cdp = page.context.new_cdp_session(page)
     for kind in ('dragEnter', 'dragOver', 'drop'):
+        # Chromium drops nothing before the page has answered `dragover`, for which `send` does not wait
+        if kind == 'drop': page.evaluate('new Promise(o => requestAnimationFrame(() => setTimeout(o, 50)))')
         cdp.send('Input.dispatchDragEvent', dict(type=kind, x=at[0], y=at[1], data=data))
 
 @pytest.fixture

@@ -370,7 +370,8 @@ def test_odd_responses_have_a_status(server, fetch, status, headers, body, outco
     circle = 302,{'Location': '/circle'},b''
     server.answer = lambda path, *_: circle if path == '/circle' else (status, headers, body)
     start = time.monotonic()
-    assert fetch(server.url, timeout=.3).status == outcome and time.monotonic() - start < 6
+    seconds = .3 if outcome == 'timeout' else 2   # a busy machine needs longer to see that the server has gone
+    assert fetch(server.url, timeout=seconds).status == outcome and time.monotonic() - start < 6
 
 @pytest.mark.parametrize('status,retry_after,outcome,asked', [
     (503, '1', 'ok', 2), (500, None, 'busy', TRIES), (429, '3600', 'busy', 1), (503, 'soon', 'busy', TRIES)])
