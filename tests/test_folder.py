@@ -87,9 +87,10 @@ def test_given_split_is_recognised(tmp_path, files, above):
     assert sorted(folder.splits) == sorted(above)
     assert 'cat' in folder.labels if above else 'train' in folder.labels
 
-def test_evaluation_set_validates(tmp_path):
+def test_role_of_an_evaluation_set(tmp_path):
     folder = ImageFolder(touch(tmp_path, 'train/cat/1.jpg', 'eval/cat/2.jpg'))
     assert folder.splits == dict(train='train', eval='valid')
+    assert ImageFolder(touch(tmp_path, 'dev/cat/3.jpg')).splits == dict(train='train', dev='valid', eval='test')
 
 def test_folder_only_in_test_is_not_a_label(tmp_path):
     folder = ImageFolder(touch(tmp_path, 'train/cat/1.jpg', 'train/dog/1.jpg', 'test/unknown/1.jpg',

@@ -81,8 +81,8 @@ def label_name(
     return normalize('NFC', os.path.basename(folder))
 
 _PARTS = {o: part for part,names in dict(
-    train='train training trn trainset trainval learn learning', test='test testing tst testset',
-    valid='valid val validation dev devel holdout eval evaluation').items() for o in names.split()}
+    train='train training trn trainset trainval learn learning', valid='valid val validation dev devel holdout',
+    eval='eval evaluation', test='test testing tst testset').items() for o in names.split()}
 
 def _part(name):
     "Return which part of a split the folder `name` is, such as 'Test Set', 'tests' or 'val2017'; None: maybe a label"
@@ -92,11 +92,15 @@ def _part(name):
 def _find_splits(path, tops):
     "Return the folders in `path` that split it -> part; `tops`: folder -> (names of its sub-folders, has own images)"
     parts = {o: _part(o) for o in tops}
+    if 'eval' in parts.values():   # beside a validation set it is the test set
+        parts = {o: ('test' if 'valid' in parts.values() else 'valid') if k == 'eval' else k for o,k in parts.items()}
     above = {o: below for o,(below,own) in tops.items() if below and not own}   # labels lie below
     known = {o for o in above if parts[o]}
     if all(parts.values()) and known and known >= {o for o,k in parts.items() if k == 'train'}: return parts
+    words = {o: {_PARTS[k] for k in re.findall('[a-z]+', o.lower()) if k in _PARTS} for o in above}   # cats_train
     lettered = {o: {k for k in below if re.search(r'[^\W\d_]{2}', k)} for o,below in above.items()}   # not years
-    named = known if len(known) > 1 else set()
+    kinds = set().union(*words.values())
+    named = {o for o in above if words[o]} if 'train' in kinds and len(kinds) > 1 else set()
     for o,below in above.items():
         has_same_labels = any(len(lettered[o] & lettered[k]) > 1 for k in above if k != o)
         if has_same_labels or parts[o] == 'train' and len(below) > 1: named.add(o)

@@ -104,12 +104,16 @@ def _no_proxy():
     mine = (os.environ.get('no_proxy') or os.environ.get('NO_PROXY') or '').strip()
     return mine if mine == '*' else f'{mine},localhost,127.0.0.1,::1'
 
+def _proxies(url):
+    "Return the proxies for `url` in the environment: scheme -> URL"
+    found = get_environ_proxies(url, no_proxy=_no_proxy())
+    return {k: o.strip() if '://' in o else f'http://{o.strip()}' for k,o in found.items()}   # proxy:3128, as in curl
+
 def proxy_for(
     url:str # URL to request
 ) -> str|None: # Its URL
     "Return the proxy for `url` in `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, or None"
-    proxy = select_proxy(url, get_environ_proxies(url, no_proxy=_no_proxy()))
-    return proxy and (proxy if '://' in proxy else f'http://{proxy}')   # proxy:3128, as in curl
+    return select_proxy(url, _proxies(url))
 
 class _Session(requests.Session):
     "A session for `workers` threads that identifies itself and sends neither passwords nor cookies"
@@ -126,6 +130,7 @@ class _Session(requests.Session):
         "Return the answer to one GET request; requests' own `get` reads the body of a redirect, however long it is"
         request = self.prepare_request(requests.Request('GET', url, **kwargs))
         settings = self.merge_environment_settings(request.url, {'no_proxy': _no_proxy()}, True, None, None)
+        settings['proxies'] = _proxies(request.url)   # requests makes `proxy:///3128` of proxy:3128
         return self.get_adapter(request.url).send(request, timeout=timeout, **settings)
 
 class _TryAgain(FetchError):
