@@ -214,6 +214,11 @@ def test_a_proxy_of_another_kind_is_reported(monkeypatch, fetch):
     monkeypatch.setenv('ALL_PROXY', 'ftp://127.0.0.1:1')
     assert 'Proxy URL had unsupported scheme' in fetch('http://images.example/a.jpg').reason
 
+def test_a_proxy_without_a_scheme_is_used(monkeypatch, server, fetch):
+    "requests alone would take the name of a host without a dot for a path"
+    monkeypatch.setenv('http_proxy', f'localhost:{server.url.split(":")[2].strip("/")}')
+    assert fetch('http://images.example/a.jpg').status == 'ok'
+
 def test_a_socks_proxy_needs_pysocks(monkeypatch, server, fetch):
     if find_spec('socks'): pytest.skip('PySocks is installed')
     monkeypatch.setenv('ALL_PROXY', 'socks5h://127.0.0.1:1080')
