@@ -94,9 +94,16 @@ def ask(page, images):
     page.set_input_files('#file', as_files(images) if isinstance(images, dict) else images)
     return cards(page, len(images))
 
-def drop(page, *paths, at=(20, 600)):
-    "Drop files and folders on `page` with the mouse, far from the frame"
+def drop(page, *paths, items=(), at=(20, 600)):
+    "Drop files and folders, or other `items`, on `page` with the mouse, far from the frame"
+    assert page.evaluate('([x, y]) => document.elementFromPoint(x, y).closest(".catdog")', at) is None
+    data = dict(items=[dict(mimeType=k, data=v) for k,v in items], files=list(map(str, paths)), dragOperationsMask=1)
     mouse = page.context.new_cdp_session(page)
-    data = dict(items=[], files=[str(o) for o in paths], dragOperationsMask=1)
-    for kind in ('dragEnter', 'dragOver', 'drop'):
-        mouse.send('Input.dispatchDragEvent', dict(type=kind, x=at[0], y=at[1], data=data))
+    page.evaluate("""() => { window.sawDrop = window.sawDragover = false
+        addEventListener('dragover', () => window.sawDragover = true, {capture: true, once: true})
+        addEventListener('drop', () => window.sawDrop = true, {capture: true, once: true}) }""")
+    while not page.evaluate('sawDrop'):   # Chromium drops nothing before the page has answered `dragover`
+        for kind in ('dragEnter', 'dragOver', 'drop'):
+            if kind == 'drop': page.wait_for_function('sawDragover')
+            mouse.send('Input.dispatchDragEvent', dict(type=kind, x=at[0], y=at[1], data=data))
+        page.wait_for_timeout(200)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nbformat, numpy as np, psutil, pytest, requests
 from network_helpers import violations
+from page_helpers import drop
 from PIL import Image
 
 from catdog.app import App
@@ -244,16 +245,6 @@ def test_page_has_only_the_app_and_works_by_keyboard(app_url, page, classifier, 
 
 # Dropping, pasting, limits
 
-def drop(page, *paths, items=(), at=(20, 780)):
-    "Drop files and folders, or other `items`, on `page`, far from the app"
-    assert page.evaluate('([x, y]) => document.elementFromPoint(x, y).closest(".catdog")', at) is None
-    data = dict(items=[dict(mimeType=k, data=v) for k,v in items], files=list(map(str, paths)), dragOperationsMask=1)
-    cdp = page.context.new_cdp_session(page)
-    for kind in ('dragEnter', 'dragOver', 'drop'):
-        # Chromium drops nothing before the page has answered `dragover`, for which `send` does not wait
-        if kind == 'drop': page.evaluate('new Promise(o => requestAnimationFrame(() => setTimeout(o, 50)))')
-        cdp.send('Input.dispatchDragEvent', dict(type=kind, x=at[0], y=at[1], data=data))
-
 @pytest.fixture
 def folder(tmp_path):
     "A folder `holidays` of images, with a sub-folder and system files"
@@ -409,6 +400,14 @@ def kernel_of(page, process):
     id = json.loads(page.locator('#jupyter-config-data').text_content())['kernelId']
     return next(o for o in kernels(process) if id in ' '.join(o.cmdline()))
 
+def idle(url, kernel):
+    "Wait until `kernel` has run the notebook: idle for three seconds"
+    id,seconds = re.search(r'kernel-(.*?)\.json', ' '.join(kernel.cmdline()))[1],0
+    while seconds < 3:
+        time.sleep(1)
+        answer = requests.get(f'{url}api/kernels/{id}', timeout=60)
+        seconds = seconds + 1 if answer.ok and answer.json()['execution_state'] == 'idle' else 0
+
 def gone(page):
     "Wait until `page` reports that the connection is lost"
     page.get_by_role('alert').filter(has_text='The connection to the app is lost.').wait_for()
@@ -470,7 +469,7 @@ def test_kernels_end_with_their_visitors_and_killed_kernels_are_reported(browser
     mine = kernel_of(page, process)
     assert mine.pid != dead.pid
     while not (waiting := [o for o in kernels(process) if o != mine]): time.sleep(.1)
-    time.sleep(5)   # it runs the notebook
+    idle(url, waiting[0])
     waiting[0].send_signal(signal.SIGKILL)   # the next visitor gets it
     page.goto('about:blank')
     page.goto(url)

@@ -72,6 +72,8 @@
   // Uploads
 
   const counts = app => ({...app.querySelector('[data-uploads]')?.dataset})
+  // What went wrong with a later upload stays
+  const progress = (app, text) => app.querySelector(':scope > [role=alert]') || say(app, text, 'status')
 
   // Jupyter closes the connection on a message that is too large, and opens another. A probe sent after the upload is
   // answered after it: if the probe is answered and the upload has not arrived, it is lost
@@ -86,13 +88,13 @@
       app.querySelector('.catdog-probe').click()
       await sleep(1)
       const now = counts(app)
-      if (now.uploads != start.uploads) return say(app, '')
+      if (now.uploads != start.uploads) return progress(app, '')
       if (now.probes != start.probes) {
         app.querySelector('.catdog-lost').click()
         return say(app, `${mb(bytes)} did not arrive: that is more than Jupyter takes at once. `
           + 'Choose smaller images, or fewer, or start it with "make lab", which lets 64 MB through.')
       }
-      say(app, `Sending ${mb(bytes)} ...`, 'status')
+      progress(app, `Sending ${mb(bytes)} ...`)
     }
   }
 
