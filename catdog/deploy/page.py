@@ -16,8 +16,7 @@ from fastcore.script import is_cli
 from werkzeug.exceptions import HTTPException
 from ..core.errors import CatdogError, command
 from ..core.files import can_write_home, check_writable, write_atomic
-from .corrections import NOTICE
-from .predictor import Classifier, forced_choice, one_of, percent, question, shown_probabilities
+from .predictor import NOTICE, Classifier, forced_choice, one_of, percent, question, shown_probabilities
 
 # %% ../../nbs/deploy/page.ipynb #28a123d7
 MAX_BODY,MAX_FILES = 16*2**20,16   # bytes and files per request

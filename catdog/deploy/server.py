@@ -12,9 +12,8 @@ from waitress.server import BaseWSGIServer
 from werkzeug.exceptions import ServiceUnavailable
 from ..core.errors import CatdogError, ImageError
 from ..core.images import data_url, open_image
-from .corrections import keep_image
 from .page import MAX_BODY, MAX_FILES, error_answer, render_answer, secure, wants_page
-from .predictor import Classifier
+from .predictor import Classifier, keep_image
 
 MAX_FIELDS = 64   # form fields in a request
 MAX_WAITING = 32   # requests with images that may run or wait at a time

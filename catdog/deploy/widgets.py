@@ -15,9 +15,8 @@ from IPython.display import display
 from ipywidgets import Box, Button, Dropdown, FileUpload, HTML, VBox
 from ..core.errors import CatdogError, ImageError
 from ..core.images import data_url, jpeg_bytes, open_image
-from .corrections import NOTICE, keep_image
-from catdog.deploy.predictor import (Classifier, find_models, forced_choice, percent, question, shown_probabilities,
-    tally)
+from .predictor import (NOTICE, Classifier, find_models, forced_choice, keep_image, percent, question,
+    shown_probabilities, tally)
 from ..sample.draw import PHOTOS, draw
 
 # %% ../../nbs/deploy/widgets.ipynb #17d35298
