@@ -89,9 +89,7 @@ def check_new_file(
 
 def can_write_home() -> bool:
     "Whether files can be made in the home folder; a container may run as any user, which has none"
-    try: tempfile.TemporaryFile(dir=os.path.expanduser('~')).close()
-    except OSError: return False
-    return True
+    return os.access(os.path.expanduser('~'), os.W_OK | os.X_OK)
 
 def content_id(
     data:bytes|str|os.PathLike # Bytes, or the path of a file

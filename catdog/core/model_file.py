@@ -18,9 +18,6 @@ if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=gc.freeze
 from .errors import CatdogError, ModelError
 from .images import open_image
 
-__all__ = ['OPENED', 'NOTHING_SURE', 'open_as', 'pixels_of', 'overlay_heatmap', 'model_file', 'open_session',
-           'answer_limits', 'read_meta', 'check_answers', 'staged_folder', 'check_model_folder']
-
 # --- Preparing images
 
 OPENED = 'upright', 'as stored'   # how images may be opened; 'as stored' is fastai's `PILImage.create`

@@ -143,10 +143,10 @@ class _LeftOut(Sequence):
         if file in {f for f,_ in self}: return
         reason = reason.removeprefix(f'{file}: ')
         warnings.warn(f'{file}: left out from now on: {reason}')
-        with self._file.open('ab') as f: f.write(os.fsencode(f'{file}\0{reason}\0\n'))
+        with self._file.open('a') as f: f.write(json.dumps([os.fspath(file), reason]) + '\n')
     def _all(self):
-        rows = self._file.read_bytes().split(b'\0\n')[:-1] if self._file.exists() else []
-        return self.pairs + list(dict((Path(f), reason) for f,reason in (os.fsdecode(o).split('\0') for o in rows)).items())
+        rows = self._file.read_text().split('\n')[:-1] if self._file.exists() else []
+        return self.pairs + list({Path(f): reason for f,reason in map(json.loads, rows)}.items())
     def __len__(self): return len(self._all())
     def __getitem__(self, i): return self._all()[i]
     def __repr__(self): return repr(self._all())

@@ -112,12 +112,10 @@ def _write(out, columns, rows):
         os.replace(new, out)
     finally: new.unlink(missing_ok=True)
 
-def _stamped(paths, model):
-    "Yield the path of each image, and what tells whether it or the `model` (an ID) has changed since"
-    for path in found_files(paths):
-        try: stamp = f'{os.stat(path).st_size} {os.stat(path).st_mtime_ns}'
-        except (OSError, ValueError): stamp = ''
-        yield path,f'{model} {stamp}'
+def _stamp(path, model):
+    "Return text that tells whether the image at `path` or the `model` (an ID) has changed since"
+    try: return f'{model} {os.stat(path).st_size} {os.stat(path).st_mtime_ns}'
+    except (OSError, ValueError): return f'{model} '
 
 def _open_db(part):
     "Open the database `part`, locked for other processes until it is closed"
@@ -156,17 +154,9 @@ def write_file(
 ) -> int: # Rows with an error
     "Write predictions for `paths` to `out`, with a progress bar; resume an interrupted run"
     from tqdm.auto import tqdm
-    columns,model,bad = _columns(classifier.labels),content_id(classifier.file),0
+    columns,model,n,bad = _columns(classifier.labels),content_id(classifier.file),0,0
+    todo = {}   # path -> stamp from before it is opened, so that the next run predicts one that changes meanwhile
     with _answers_db(out) as db:
-        def saved(path, stamp):
-            query = 'SELECT 1 FROM answers WHERE file = ? AND stamp = ?'
-            return db.execute(query, (os.fsencode(path), stamp)).fetchone()
-        stamps = {}   # of images that are open: from before, so that the next run predicts one that changes meanwhile
-        def unanswered():
-            for path,stamp in _stamped(paths, model):
-                if saved(path, stamp): continue
-                stamps[str(path)] = stamp
-                yield path
         def all_rows():
             nonlocal bad
             for path in found_files(paths):
@@ -174,14 +164,17 @@ def write_file(
                     values = [str(path), *json.loads(row)]
                     bad += values[-1] is not None
                     yield values
-        n = known = 0
-        for o in _stamped(paths, model): n,known = n + 1,known + bool(saved(*o))
+        for n,path in enumerate(found_files(paths), 1):
+            file,stamp = os.fsencode(path),_stamp(path, model)
+            if not db.execute('SELECT 1 FROM answers WHERE file = ? AND stamp = ?', (file, stamp)).fetchone():
+                todo[str(path)] = stamp
+        known = n - len(todo)
         if known: print(f'{known:,} of {n:,} images are predicted already: continuing from there.', file=sys.stderr)
         with tqdm(total=n, desc='Predicting', unit=' images', delay=1) as bar:
             bar.update(known)
-            for rows in chunked(answer_rows(classifier, unanswered()), 32):
-                new = [(os.fsencode(o['file']), stamps.pop(o['file'], ''),
-                        json.dumps([o.get(k) for k in [*columns][1:]])) for o in rows]
+            for rows in chunked(answer_rows(classifier, todo), 32):
+                new = [(os.fsencode(o['file']), todo[o['file']], json.dumps([o.get(k) for k in [*columns][1:]]))
+                       for o in rows]
                 with db: db.executemany('INSERT OR REPLACE INTO answers VALUES (?, ?, ?)', new)
                 if print_errors: print_rows(o for o in rows if 'error' in o)
                 bar.update(len(rows))

@@ -252,8 +252,7 @@ class Server:
         self._server = create_server(
             app, map=self._map, sockets=sockets, threads=MAX_WAITING + 8, connection_limit=_max_connections(),
             channel_timeout=_IDLE_SECONDS, cleanup_interval=min(5, _IDLE_SECONDS), asyncore_use_poll=True,
-            recv_bytes=2**16,
-            max_request_body_size=most, inbuf_overflow=most, expose_tracebacks=False)
+            recv_bytes=2**16, max_request_body_size=most, inbuf_overflow=most, expose_tracebacks=False)
         for o in self._listening(): o.channel_class = _Channel
     def _listening(self): return [o for o in self._map.values() if isinstance(o, BaseWSGIServer)]
     def _busy(self):
