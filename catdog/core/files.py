@@ -29,7 +29,6 @@ _SYSTEM_FOLDERS = (
     r'\$recycle\.bin|recycle\.bin|recycler|recycled|\$extend|system volume information|found\.\d{3}',   # Windows
     r'__macosx|network trash folder|temporary items|thevolumesettingsfolder|resource\.frk',   # macOS
     r'files_trashbin|files_versions|onedrivetemp|__pycache__')   # Nextcloud, OneDrive, Python
-
 def is_system_folder(
     name:str # Of a folder
 ) -> bool:

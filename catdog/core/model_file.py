@@ -74,7 +74,6 @@ def overlay_heatmap(
 # --- Opening a model
 
 _MAX_BYTES = 1_000_000_000
-
 def model_file(
     path:str|os.PathLike # A model folder, or its `model.onnx`
 ) -> Path:
@@ -119,7 +118,6 @@ def _is_between(o, low, high): return isinstance(o, (int, float)) and low <= o <
 def _is_side(o, low, high): return type(o) is int and low <= o <= high
 
 def _can_prepare(meta):
-    "Whether `pixels_of` understands `meta`"
     size,resize = meta.get('size'),meta.get('resize', {})
     return (_is_side(size, 8, 4096) and _is_side(meta.get('resize_to'), size, 4096)
             and (meta.get('min_side') is None or _is_side(meta['min_side'], 1, 65500))

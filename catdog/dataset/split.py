@@ -68,11 +68,10 @@ def _group(checked, labels):
     return groups,limits[0] < CLOSE
 
 def copies(
-    files, # Paths of images
-    labels:list=None # The label of each; default: the name of its folder
+    files # Paths of images, each in a folder named after its label
 ) -> np.ndarray: # Shape (n,), int: group number of each file
     "Group `files` by the image that they show: copies of one image have the same number"
-    return _group(_check_images(files), [Path(f).parent.name for f in files] if labels is None else labels)[0]
+    return _group(_check_images(files), [Path(f).parent.name for f in files])[0]
 
 SOURCES = 'host','author','folder'
 

@@ -28,14 +28,13 @@ def _row(path, answer):
 def answer_rows(
     classifier:Classifier, # What predicts
     paths, # Any iterable of paths, or of what `read` takes
-    bs:int=32, # Number of images opened ahead
     read=lambda path: path # Returns what `Classifier.predict` takes for each of `paths`; may raise `ImageError`
 ): # Yields dicts, in order: file, label, probability, sure, doubt, text, p_ and each label; or file and error
     "Predict each of `paths`, while threads open the next ones"
     def opened(path):
         try: return path,classifier.pixels(read(path))
         except ImageError as e: return path,e
-    for batch in batches_ahead(opened, paths, bs):
+    for batch in batches_ahead(opened, paths, 32):
         answers = iter(classifier.answers([o for _,o in batch if not isinstance(o, ImageError)]))
         yield from (_row(path, o if isinstance(o, ImageError) else next(answers)) for path,o in batch)
 
@@ -84,13 +83,11 @@ def _utf8(path):
     return os.fsencode(path).decode(errors='backslashreplace')
 
 _TYPES = dict(file='string', label='string', probability='float64', sure='boolean', doubt='string', text='string')
-
 def _columns(labels):
     "Return the columns of the file or bucket, and their types in pandas"
     return {**_TYPES, **{f'p_{o}': 'float64' for o in labels}, 'error': 'string'}
 
 def _write_csv(file, columns, rows):
-    "Write `rows`, lists of values, under `columns` as CSV"
     with open(file, 'w', newline='', encoding='utf8', errors='surrogateescape') as f:
         csv.writer(f).writerows(itertools.chain([columns], rows))
 
@@ -182,7 +179,6 @@ def write_file(
     return bad
 
 def _read_url(url):
-    "Return the bytes at `url`, which fsspec can open; raise `ImageError` if it cannot"
     import fsspec
     try:
         with fsspec.open(url) as f: return f.read()
@@ -197,14 +193,12 @@ def _urls(folder):
             if is_image_name(name) and not any(k.startswith('.') for k in name.split('/'))]
 
 def _frame(classifier, urls):
-    "Return the rows about the images at `urls` as a data frame"
     import pandas as pd
     columns = _columns(classifier.labels)
     rows = [dict(o, file=_utf8(o['file'])) for o in answer_rows(classifier, urls, read=_read_url)]
     return pd.DataFrame(rows, columns=[*columns]).astype(columns)
 
 _TASK_SIZE = 500   # images that a worker gets at a time
-
 def predict_bucket(
     folder:str, # Folder or bucket of images, as fsspec writes it: 'images', 's3://bucket/images'
     out:str, # Folder or bucket for the Parquet files, in the same form

@@ -16,11 +16,9 @@ MAX_BODY,MAX_FILES = 16*2**20,16   # bytes and files per request
 _static = package_files('catdog')/'static'
 _templates = jinja2.Environment(loader=jinja2.FileSystemLoader([_static.parent/'templates', _static/'site']),
                                 autoescape=jinja2.select_autoescape(['html']), keep_trailing_newline=True)
-
 def _render(name, **values): return _templates.get_template(name).render(**values)
 
 def _page(classifier, **values):
-    "Return the HTML of the page about `classifier`"
     return _render('page.html', title=question(classifier.labels), labels=classifier.labels,
                    summary=classifier.summary, percent=percent,
                    can_explain='activation' in [o.name for o in classifier.session.get_outputs()], **values)
@@ -41,7 +39,6 @@ _headers = {
     'Cross-Origin-Resource-Policy': 'same-origin', 'Permissions-Policy': 'camera=(), microphone=(), geolocation=()',
     'Content-Security-Policy': "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
                                "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'"}
-
 def secure(
     response:flask.Response # Response to the current request
 ) -> flask.Response: # The same
@@ -72,7 +69,6 @@ def render_answer(
 _messages = {404: 'There is no such page.', 405: 'This URL does not support that method.',
              413: f'That is too much at once: send at most {MAX_BODY//2**20} MB and {MAX_FILES} images.',
              500: 'Something went wrong here. Try again.'}
-
 def error_answer(
     classifier:Classifier, # Model of the page
     e:Exception # Raised while the current request was handled
@@ -138,11 +134,8 @@ def _browser_model(file):
     graph.node.extend(nodes)
     return model.SerializeToString()
 
-def _page_files(
-    classifier:Classifier, # Model of the page
-    local:bool=False # Include onnxruntime-web?
-) -> dict: # Name -> content
-    "Return all files of a page that runs the model of `classifier` in the browser"
+def _page_files(classifier, local=False):
+    "Return name -> content of the files of a page that runs the model of `classifier` in the browser"
     (script,wasm),files = _runtime_files(local)
     icons = [_data_url('png', _static/'site'/f'icon-{n}.png') for n in (192, 512)]
     manifest = _render('manifest.webmanifest', title=question(classifier.labels), icons=icons)

@@ -26,7 +26,6 @@ def _error(text): return f'<p class="catdog-error" role="alert">{escape(text)}</
 def _soft(text): return f'<p class="catdog-soft">{escape(text)}</p>' if text else ''
 
 def _answer(pred):
-    "Return `pred` as HTML: the sentence, and a bar for each probability"
     bars = (f'<div class="catdog-bar"><span>{escape(label)}</span><i><b style="width:{p:.2%}"></b></i>'
             f'<span>{escape(percent(p))}</span></div>' for label,p in shown_probabilities(pred))
     return (f'<p class="catdog-label{"" if pred.sure else " catdog-unsure"}">{escape(str(pred))}</p>'
@@ -93,7 +92,6 @@ def _option(name, model):
     return f'{name}: only knows drawings' if model.meta.get('trained_on') == 'drawings' else name
 
 _DRAWINGS = ('cat', 242), ('dog', 1447)   # label and seed
-
 class App(VBox):
     "A widget to upload images, preview and predict them"
     def __init__(self,
@@ -149,7 +147,6 @@ class App(VBox):
                                                   '_counter' if o.has_trait('_counter') else 'value')
         self.ask.children = [self.upload, self.camera, self.button]
     def _uploaded(self, upload):
-        "Show the files that were uploaded with the button `upload`"
         if not (files := _files(upload.value)): return
         self._count('uploads')
         if not upload.has_trait('_counter'): upload.value = ()   # so that the same file can be uploaded again

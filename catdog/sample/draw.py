@@ -24,7 +24,6 @@ def _smooth(points, closed=True):
     return q if closed else np.concatenate([q, p[-2:-1]])
 
 _CIRCLE = np.stack([f(np.linspace(0, 2*np.pi, 40, endpoint=False)) for f in (np.cos, np.sin)], 1)
-
 class _Pen:
     "Draws on `img` in a frame with its origin at a pixel, `scale` pixels per unit, turned by `tilt` radians"
     def __init__(self, img, at, scale, tilt=0., mirror=False):
@@ -33,7 +32,6 @@ class _Pen:
         c,s = np.cos(tilt)*scale,np.sin(tilt)*scale
         self.matrix = np.array([[-c, -s] if mirror else [c, s], [-s, c]])
     def inner(self, x, y, scale=1., tilt=0.):
-        "A pen whose frame lies within this one"
         tilt = self.tilt + (-tilt if self.mirror else tilt)
         return _Pen(self.img, self.pixels([(x, y)]), self.scale*scale, tilt, self.mirror)
     def pixels(self, points): return (np.asarray(points, float)@self.matrix + self.at).ravel().tolist()
@@ -49,7 +47,6 @@ class _Pen:
         self.draw.line(p, fill, w, joint='curve')
         for x,y in (p[:2], p[-2:]): self.draw.ellipse((x-w/2, y-w/2, x+w/2, y+w/2), fill)
     def taper(self, points, fill, start, end):
-        "A curve whose width goes from `start` to `end`"
         q = _smooth(points, False)
         d = np.gradient(q, axis=0)
         side = np.stack([-d[:, 1], d[:, 0]], 1)/np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-6)
@@ -148,9 +145,7 @@ _COATS = dict(
     ginger=(222, 146, 78), grey=(136, 138, 148), black=(58, 54, 60), white=(240, 234, 224), brown=(132, 90, 62),
     cream=(230, 204, 164), blue=(108, 120, 138), chocolate=(92, 64, 50), golden=(208, 162, 94), tabby=(156, 130, 104),
     red=(176, 98, 58), fawn=(202, 172, 138))
-
 class _Coat:
-    "The colours of an animal and their pattern"
     def __init__(self, r, words):
         named = [o for o in words if o in _COATS]
         main = _COATS[named[0] if named else r.choice(list(_COATS))]
@@ -297,7 +292,6 @@ def _dog_head(p, r, coat):
 _POSES = dict(   # what it takes up, in radii of the head, and its shadow
     face=((-1.45, -1.7, 1.45, 1.35), None, None), sit=((-2., -1.7, 2., 3.6), (0, 3.4, 1.6), _sit),
     stand=((-1.5, -1.7, 4.9, 3.5), (2., 3.25, 2.3), _stand), lie=((-1.5, -1.7, 4.9, 2.0), (1.6, 1.75, 2.5), _lie))
-
 def _animal(img, r, words, head, tail, thick):
     pose,coat = r.choice(['face', 'face', 'sit', 'sit', 'stand', 'lie']),_Coat(r, words)
     box,shadow,body = _POSES[pose]

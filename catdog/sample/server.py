@@ -167,7 +167,6 @@ class SampleWeb:
         if not _running: os.environ.pop('CATDOG_ALLOW_PRIVATE', None)
         if not _running and _saved[0] is not None: os.environ['CATDOG_ALLOW_PRIVATE'] = _saved[0]
     def _next(self, label, so_far):
-        "Return the result that follows the list `so_far` for `label`"
         n,drawn,original = len(so_far),label,None
         source = f'{self.seed}/{label}/{n}'
         r = Random(source)
@@ -180,7 +179,6 @@ class SampleWeb:
             drawn = dict(cat='dog', dog='cat').get(drawable(label)) or r.choice([o for o in DRAWABLE if o != label])
         return _Result(self, label, n, kind, drawn, source, original)
     def _result(self, label, n):
-        "Return result `n` for `label`, or None"
         with self._lock:
             so_far = self._results.setdefault(label, [])
             while len(so_far) <= n < _TOTAL: so_far.append(self._next(label, so_far))
@@ -195,7 +193,6 @@ class SampleWeb:
         "The ground truth for every URL that a search has returned so far: kind, label, drawn, valid, original"
         return {o.url: o.truth for o in list(self._returned.values())}
     def _search(self, params, key):
-        "Return an answer of the Bing v7 image search protocol"
         def _error(text, status): return _json(status, _type='ErrorResponse', errors=[dict(message=text)])
         if key in ('', 'wrong'): return _error('Authorization is required.', 401)
         q = params.get('q', '').strip()

@@ -92,7 +92,6 @@ _MAX_SEARCH_WAIT = 65   # seconds; Openverse allows 20 requests a minute
 
 _NEED_CONTACT = {'openverse': 'Openverse', 'commons': 'Wikimedia'}
 _reported = set()   # engines whose missing contact has been reported
-
 def _check_contact(engine):
     "Print what to set if no contact is set, once for each `engine`"
     if os.environ.get('CATDOG_CONTACT', '').strip() or engine in _reported: return
@@ -178,16 +177,13 @@ def _ddg_pages(term, safe):
         yield found
 
 def _search_ddg(term, n=150, safe='moderate'):
-    "Search DuckDuckGo"
     photos = _all_pages('ddg', n, _ddg_pages(term, safe))
     if photos: return photos
     raise SearchError('ddg', f'DuckDuckGo found nothing for {term!r}, or had too many requests; '
                              'wait a minute, or try another engine', term=True)
 
 _OPENVERSE = 'https://api.openverse.org/v1/images/'
-
 def _search_openverse(term, n=150, safe='moderate'):
-    "Search Openverse, 20 results a page"
     mature = {'mature': 'true'} if safe == 'off' else {}
     def _pages():
         for page in itertools.count(1):
@@ -197,7 +193,6 @@ def _search_openverse(term, n=150, safe='moderate'):
     return _all_pages('openverse', n, _pages())
 
 _COMMONS = 'https://commons.wikimedia.org/w/api.php'
-
 def _search_commons(term, n=150):
     "Search Wikimedia Commons, which has no safe search"
     params = dict(action='query', format='json', formatversion=2, generator='search', gsrnamespace=6, gsrlimit=50,
@@ -296,7 +291,6 @@ def search_images(
     return _search_auto(term, n, safe) if engine == 'auto' else _search(engine, term, n, safe)
 
 _VARIANTS = ('{}', '{} photo', '{} outdoors', '{} indoors', '{} close up')
-
 def search_terms(
     label:str, # What the images should show
     n:int=150, # Photos at most
