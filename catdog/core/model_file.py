@@ -21,6 +21,7 @@ from .images import open_image
 # --- Preparing images
 
 OPENED = 'upright', 'as stored'   # how images may be opened; 'as stored' is fastai's `PILImage.create`
+_METHODS = 'squish', 'crop', 'pad'
 _PAD_MODES = dict(zeros='constant', border='edge', reflection='reflect')   # fastai's name: numpy's
 
 def open_as(
@@ -122,7 +123,7 @@ def _can_prepare(meta):
             and (meta.get('min_side') is None or _is_side(meta['min_side'], 1, 65500))
             and meta.get('opened', OPENED[0]) in OPENED
             and isinstance(resize, dict) and set(resize) <= {'method', 'pad_mode'}
-            and resize.get('method', 'squish') in ('squish', 'crop', 'pad') and resize.get('pad_mode', 'zeros') in [*_PAD_MODES])
+            and resize.get('method', 'squish') in _METHODS and resize.get('pad_mode', 'zeros') in [*_PAD_MODES])
 
 def read_meta(
     session:onnxruntime.InferenceSession, # From `open_session`

@@ -30,7 +30,7 @@ def _read_folder(path, labels):
     "Return the `ImageFolder` at `path` if a network can be trained on it"
     folder = ImageFolder(path, labels)
     if folder.loose:
-        raise DataError(f'{folder.loose[0]}: lies outside any label; put each image into a folder named after its label')
+        raise DataError(f'{folder.loose[0]}: lies outside any label; put it into a folder named after its label')
     _check_counts(path, folder.counts())
     return folder
 

@@ -1,4 +1,4 @@
-"""One page with two back ends: rendered by the server, or written to a folder of files that run the model in the browser"""
+"""One page with two back ends: rendered by the server, or written to files that run the model in the browser"""
 
 import base64, gzip, hashlib, json, math, os, re, shlex, shutil, subprocess, tarfile, tempfile
 from importlib.util import find_spec
@@ -105,8 +105,8 @@ def _runtime_files(local):
         packed = next(Path(folder).glob('*.tgz'), None)
         if res.returncode or not packed:
             lines = re.findall(r'^npm (?:ERR!|error) (?!code|syscall|errno)(.+)', res.stderr, re.M)
-            raise CatdogError(f'npm cannot fetch onnxruntime-web {_VERSION} ({[*lines, res.stderr.strip()[-200:]][0]}): '
-                              'try again, or leave out --local')
+            raise CatdogError(f'npm cannot fetch onnxruntime-web {_VERSION} ({[*lines, res.stderr.strip()[-200:]][0]}'
+                              '): try again, or leave out --local')
         with tarfile.open(packed) as tar: script,wasm = (tar.extractfile(f'package/dist/{o}').read() for o in _RUNTIME)
     if [_integrity(script), _integrity(wasm)] != [*_RUNTIME.values()]:
         raise CatdogError(f'onnxruntime-web {_VERSION} from npm does not have the hashes that catdog expects')
@@ -116,7 +116,7 @@ def _runtime_files(local):
 def _data_url(kind, file): return f'data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}'
 
 def _browser_model(file):
-    "Return the content of the ONNX `file`, its depthwise convolutions in float32: in 8 bits they are slow in WebAssembly"
+    "Return the content of the ONNX `file`, its depthwise convolutions in float32: 8 bits are slow in WebAssembly"
     if not find_spec('onnx'): return file.read_bytes()   # apps have no need of it; the same answers, more slowly
     import onnx
     graph,nodes = (model := onnx.load(file)).graph,[]
