@@ -11,6 +11,8 @@ from .core.errors import command
 from .core.files import can_write_home
 from .deploy.predictor import Classifier, make_kept
 from .deploy.widgets import App
+
+# %% ../nbs/07_app.ipynb #3cb03b56
 _all_ = ['App']
 
 # %% ../nbs/07_app.ipynb #19bca5e7

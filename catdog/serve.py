@@ -11,6 +11,8 @@ from .core.errors import command
 from .deploy.page import MAX_BODY, MAX_FILES, render_page
 from .deploy.predictor import Classifier, make_kept
 from .deploy.server import MAX_FIELDS, MAX_WAITING, Server, UploadPredictor, configure, read_origins
+
+# %% ../nbs/06_serve.ipynb #c2d39d7d
 _all_ = ['MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_FIELDS']
 
 # %% ../nbs/06_serve.ipynb #97f965fb
