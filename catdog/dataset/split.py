@@ -142,7 +142,7 @@ class _LeftOut(Sequence):
         if file in {f for f,_ in self}: return
         reason = reason.removeprefix(f'{file}: ')
         warnings.warn(f'{file}: left out from now on: {reason}')
-        with self._file.open('a') as f: f.write(json.dumps([os.fspath(file), reason]) + '\n')
+        with self._file.open('a') as f: f.write(json.dumps([str(file), reason]) + '\n')
     def _all(self):
         rows = self._file.read_text().split('\n')[:-1] if self._file.exists() else []
         return self.pairs + list({Path(f): reason for f,reason in map(json.loads, rows)}.items())
