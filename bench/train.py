@@ -37,7 +37,7 @@ from catdog.core.errors import CatdogError
 from catdog.core.files import map_ahead
 from catdog.data import UprightImage, get_dls, image_files
 from catdog.learn import features
-from catdog.learn.features import Pool, fast_forward
+from catdog.learn.features import fast_forward
 from catdog.learn.finetune import unfreeze_except_batchnorm
 from catdog.dataset.split import split_files
 from catdog.train import get_learner, train
@@ -129,7 +129,7 @@ def runtimes(n=320):
     "Images a second through the body: ONNX Runtime, PyTorch in float32 and bfloat16, alternating"
     learn = get_learner(get_dls(web, 224), LITE)
     compute = in_onnx(learn)
-    body = torch.nn.Sequential(learn.model[0], Pool()).eval().to(memory_format=torch.channels_last)
+    body = learn.model[0].eval().to(memory_format=torch.channels_last)
     x = torch.randn(16, 3, 224, 224)
     def by_torch(bf16):
         with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=bf16):

@@ -71,7 +71,7 @@ def train(
         print_used(dls)
         check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
         if recipe != 'classic' and num_distrib() < 2: learn.insights = insights(learn)   # its body is not trained yet
-        run_recipe(learn, recipe, arch, epochs, size, bs, resume, end, seed, larger, **kw)
+        run_recipe(learn, recipe, arch, epochs, resume, end, dict(size=size, bs=bs, seed=seed), larger, **kw)
         print_validation(learn)
     for o in insight_sentences(getattr(learn, 'insights', {})): print(o)
     return learn

@@ -258,7 +258,7 @@ def test_no_larger_body_after_the_deadline(turned, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     fit,computed = finetune._fit_best_head,[]
     monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (1., .25))[1])
-    monkeypatch.setattr(finetune, 'image_features', lambda learn, files, on_bad: computed.extend(files))
+    monkeypatch.setattr(finetune, 'image_features', lambda learn, files: computed.extend(files))
     monkeypatch.setattr(finetune, 'time', SimpleNamespace(monotonic=lambda: time.monotonic() + len(computed)))
     train(turned, minutes=minutes)
     said = capsys.readouterr().out

@@ -9,9 +9,7 @@ __all__ = ['error_interval', 'confusion_counts', 'balanced_error', 'are_uneven',
 
 # %% ../../nbs/learn/calibration.ipynb #65a986cc
 import numpy as np, pandas as pd, torch
-from fastai.data.core import DataLoader
-from fastai.learner import Learner
-from fastai.torch_core import rank_distrib
+from fastai.vision.all import DataLoader, Learner, rank_distrib
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.preprocessing import normalize
@@ -21,7 +19,7 @@ from torch.nn import functional as F
 
 from ..core.model_file import NOTHING_SURE
 from .features import are_files, labelled_features
-from .head import has_plain_head, head_scores, note_bad
+from .head import has_plain_head, head_scores
 from .loaders import labelled_dl, provenance
 
 # %% ../../nbs/learn/calibration.ipynb #a1c7e530
@@ -67,7 +65,7 @@ def validation_logits(
     "Return the logits of `learn` for the images in `dl`, and their labels"
     dl = dl or learn.dls.valid
     if has_plain_head(learn) and are_files(dl.dataset.items):   # their features may be cached
-        x,y,_ = labelled_features(learn, dl.dataset, on_bad=note_bad(learn))
+        x,y,_ = labelled_features(learn, dl.dataset)
         if len(y): return head_scores(learn, x),torch.from_numpy(y)
     learn.model.eval()
     # Not `get_preds`, which gathers the answers of all processes in distributed training

@@ -81,9 +81,9 @@ def _prepare(op, dls, size):
 
 def _answer(op, head, shape, distance):
     "Append to `op` what follows from `features` of `shape` (channels,h,w); return the shapes of the outputs"
-    (pool,layers),(channels,h,w) = head_parts(head),shape
+    (concat,layers),(channels,h,w) = head_parts(head),shape
     mean = op('ReduceMean', 'features', [2, 3], keepdims=0)
-    x,back = op('Concat', op('ReduceMax', 'features', [2, 3], keepdims=0), mean, axis=1) if pool.concat else mean,[]
+    x,back = op('Concat', op('ReduceMax', 'features', [2, 3], keepdims=0), mean, axis=1) if concat else mean,[]
     for i,layer in enumerate(layers):   # back: how to get the gradient of what a layer takes from that of what it gives
         p = {k: op.keep(f'head.{i}.{k}', v) for k,v in layer.state_dict().items() if v.ndim}
         if isinstance(layer, nn.Linear):
@@ -110,7 +110,7 @@ def _answer(op, head, shape, distance):
     places = op('Reshape', 'features', [0, channels, h*w])
     part = op('Slice', slopes, [-channels], [2*channels], [2])
     res = op('MatMul', part, op('Div', places, float(h*w)))   # of the mean
-    if pool.concat:
+    if concat:
         top = op('Cast', op('Equal', places, op('ReduceMax', places, [2])), to=_FLOAT)
         share = op('Div', op('Mul', places, top), op('ReduceSum', top, [2]))
         res = op('Add', res, op('MatMul', op('Slice', slopes, [0], [channels], [2]), share))   # of the maximum

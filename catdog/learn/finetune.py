@@ -7,25 +7,15 @@ __all__ = ['recipe_tfms', 'recipe_learner', 'unfreeze_except_batchnorm', 'run_re
 
 # %% ../../nbs/learn/finetune.ipynb #8adb962b
 import hashlib, io, json, os, time, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 
-import torch
-import numpy as np
-from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.core import Callback, CancelFitException, CancelTrainException
-from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.schedule import Learner, ParamScheduler   # with `fit_one_cycle` and `fine_tune`
-from fastai.callback.progress import ProgressCallback
-from fastai.callback.training import BnFreeze
-from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
+import numpy as np, torch
 from fastai.distributed import DistributedDL
-from fastai.metrics import AccumMetric, error_rate
-from fastai.torch_core import get_model, num_distrib, params, rank_distrib
-from fastai.vision.augment import FlipItem, RandomResizedCrop
-from fastcore.basics import chunked, patch, risinstance
+from fastai.vision.all import (AccumMetric, BnFreeze, Callback, CancelFitException, CancelTrainException, ChannelsLast,
+    DataLoader, DataLoaders, FlipItem, Learner, MixedPrecision, ParamScheduler, ProgressCallback, RandomResizedCrop,
+    chunked, error_rate, get_model, num_distrib, params, patch, rank_distrib, risinstance)
 from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.nn import functional as F
@@ -37,8 +27,8 @@ from ..core.errors import CatdogError
 from ..core.files import write_atomic
 from .backbones import find_arch, get_learner
 from .calibration import calibrate, calibrated_loss, validation_logits
-from .features import Pool, are_files, fast_forward, image_features, keep_features, validation_batches
-from .head import fit_head, head_scores, last_layer, note_bad
+from .features import are_files, fast_forward, image_features, keep_features, pool, validation_batches
+from .head import fit_head, head_scores, last_layer
 from .loaders import OpenUpright
 
 # %% ../../nbs/learn/finetune.ipynb #4f9b3a9c
@@ -105,14 +95,10 @@ class _Checkpoint(Callback):
         opt = self.opt.state_dict()   # as plain numbers and tensors, for `weights_only`
         opt = dict(state=[dict(o) for o in opt['state']],
                    hypers=[{k: float(v) for k,v in o.items()} for o in opt['hypers']])
-        self._save(start=self.epoch + 1, best=self.best, opt=opt, error=self.error)
+        self.save(start=self.epoch + 1, best=self.best, opt=opt, error=self.error)
 
-    def finish(self, epochs):
-        "Save the weights of a finished training of `epochs`, until they are exported"
-        self.start,self.done = epochs,True
-        self._save(start=epochs, done=True)
-
-    def _save(self, **kw):
+    def save(self, **kw):
+        "Save the weights and `kw`"
         if rank_distrib(): return
         kw.update(loss=self.lowest, model=get_model(self.owner.model).state_dict(), arch=self.owner.arch_name,
                   tuned=self.owner.tuned)
@@ -146,13 +132,6 @@ def _broadcast(self:DistributedDL, t, rank):
     torch.distributed.broadcast(t, rank)
     return t.cpu().tolist()
 
-@contextmanager
-def _distributed(learn):
-    "Train `learn` together with the other processes that `accelerate launch` has started, if any"
-    if num_distrib() < 2: yield
-    else:
-        with learn.distrib_ctx(sync_bn=torch.cuda.is_available()): yield
-
 # %% ../../nbs/learn/finetune.ipynb #7a10c5e3
 def _cut_body(body):
     "Return (early, last), the stages of `body` up to feature maps and from there on; None if its stages are unknown"
@@ -169,7 +148,7 @@ class _Maps:
     def __init__(self, learn, early, dset, views, end=np.inf):
         self.files,self.maps,n = [],None,len(dset)
         with tqdm(desc='feature maps', total=n, unit=' images', delay=2, leave=False) as bar:
-            for files,x in validation_batches(learn, list(dset.items), note_bad(learn)):
+            for files,x in validation_batches(learn, list(dset.items)):
                 if self.maps is None:
                     compute,start = fast_forward(early, x),time.monotonic()
                     shape = compute(x).shape[1:]
@@ -222,8 +201,7 @@ def _fit_best_head(learn):
     learn.model[1].load_state_dict(best[2])
     return best[:2]
 
-def _print_step(name, start, before, after=None):
-    "Print what a step that began at `start` did to the error; `after` is None if it was not kept"
+def _print_step(name, start, before, after=None):   # after: the error; None if the step was not kept
     what = f'no better than {before:.1%} error, not kept' if after is None else f'{before:.1%} → {after:.1%} error'
     print(f'{name}: {what}, {time.monotonic() - start:.0f} s', flush=True)
 
@@ -242,7 +220,7 @@ def _try_larger_body(learn, loss, error, end, **kw):
     files = [*learn.dls.train_ds.items, *learn.dls.valid_ds.items]
     _change_body(learn, _LARGER, **kw)
     for some in chunked(files, 256 if end < np.inf else len(files)):
-        if time.monotonic() < end: image_features(learn, some, note_bad(learn))
+        if time.monotonic() < end: image_features(learn, some)
     if time.monotonic() > end: print(f'{_LARGER}: not tried, too little time', flush=True)
     else:
         new = _fit_best_head(learn)
@@ -279,7 +257,7 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
     if not learn.tuned: return _print_step('last stages', start, checkpoint.error)
     for o in (train, valid):   # what follows a training need not compute features again
         with torch.inference_mode():
-            rows = [Pool()(last.eval()(x.float().to(learn.dls.device))) for x in o.maps[:len(o), 0].split(64)]
+            rows = [pool(last.eval()(x.float().to(learn.dls.device))) for x in o.maps[:len(o), 0].split(64)]
         keep_features(learn, o.files, features := torch.cat(rows).cpu().numpy())
     error = (head_scores(learn, features).argmax(1) != valid.y).float().mean().item()
     _print_step('last stages', start, checkpoint.error, error)
@@ -314,7 +292,6 @@ def _tune_all_layers(learn, epochs, checkpoint):
     checkpoint.restore()
 
 def _checkpoint_file(learn, **settings):
-    "Return the checkpoint file of a training with the images of `learn` and `settings`"
     ids = getattr(learn.dls, 'content_ids', {})   # a file may have been replaced
     files = [[(str(f), ids.get(f)) for f in ds.items] for ds in (learn.dls.train_ds, learn.dls.valid_ds)]
     def _name(o): return getattr(o, '__name__', type(o).__name__)   # of a function or a class
@@ -326,23 +303,23 @@ def run_recipe(
     recipe:str, # One of `RECIPES`
     arch:str, # Name of the architecture
     epochs:int|None, # Epochs of fine-tuning; None: as many as pay for 'auto', 0 for 'fast', 4 for 'classic'
-    size:int, # Side of the images, in pixels
-    bs:int, # Images per batch
     resume:bool=False, # Resume the same training after its last whole epoch?
     end:float=np.inf, # Time, by `time.monotonic`, at which fine-tuning ends with the best weights so far
-    seed:int=None, # Seed of the split, which is part of what identifies the training
+    settings:dict={}, # What else `resume` knows the same training by
     larger:bool=False, # May 'auto' take a larger body?
     **kw # As for `recipe_learner`
 ):
     "Train `learn` by `recipe`, and note in `learn.tuned` which part of the body; on Ctrl-C set `learn.stopped`"
-    settings = dict(kw, arch=arch, recipe=recipe, epochs=epochs, size=size, bs=bs, seed=seed, larger=larger)
-    checkpoint = _Checkpoint(_checkpoint_file(learn, **settings), learn)
-    if num_distrib() > 1 and end < np.inf: raise CatdogError('leave out minutes, which is for one process')
+    settings = dict(kw, **settings, arch=arch, recipe=recipe, epochs=epochs, larger=larger)
+    checkpoint,together = _Checkpoint(_checkpoint_file(learn, **settings), learn),nullcontext()
+    if num_distrib() > 1:
+        if end < np.inf: raise CatdogError('leave out minutes, which is for one process')
+        together = learn.distrib_ctx(sync_bn=torch.cuda.is_available())
     asked,learn.tuned = epochs is not None,None   # tuned: None, 'last stages' or 'all layers'
     if not asked: epochs = dict(auto=round(np.clip(2e4/len(learn.dls.train_ds), 15, 30)), fast=0, classic=4)[recipe]
     if resume: checkpoint.resume(epochs)
     try:
-        with _distributed(learn), learn.added_cbs(_Deadline(end)):
+        with together, learn.added_cbs(_Deadline(end)):
             if checkpoint.done: pass
             elif recipe == 'auto': _auto(learn, epochs, asked, checkpoint, end, larger, **kw)
             elif recipe == 'fast': _tune_all_layers(learn, epochs, checkpoint)
@@ -355,5 +332,5 @@ def run_recipe(
         print('Stopped. These are the best weights so far'
               + ('; resume=True continues after the last whole epoch.' if learn.resumable else '.'))
         return
-    if not checkpoint.done: checkpoint.finish(epochs)
+    if not checkpoint.done: checkpoint.save(start=epochs, done=True)
     learn.checkpoint_file = checkpoint.file   # `export` deletes it

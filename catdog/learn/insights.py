@@ -9,8 +9,7 @@ __all__ = ['learning_curve', 'plot_learning_curve', 'shortcuts', 'insights', 'in
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from fastai.learner import Learner
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -19,7 +18,6 @@ from sklearn.preprocessing import StandardScaler
 
 from ..dataset.split import SOURCES, image_sources
 from .features import labelled_features
-from .head import note_bad
 
 # %% ../../nbs/learn/insights.ipynb #10dbb592
 def _standard(x):
@@ -155,7 +153,7 @@ def insights(
 ) -> dict: # curve, from `learning_curve`; shortcuts; groups, errors about unknown sources; only what can be measured
     "Find out what would help: more images, or other ones"
     dls,sets = learn.dls,(learn.dls.train_ds, learn.dls.valid_ds)
-    parts = [(ds, *labelled_features(learn, ds, on_bad=note_bad(learn))) for ds in sets if len(ds)]
+    parts = [(ds, *labelled_features(learn, ds)) for ds in sets if len(ds)]
     x,y = np.concatenate([o[1] for o in parts]),np.concatenate([o[2] for o in parts])
     some = np.random.default_rng(0).permutation(len(y))[:2000]   # more take long
     some = some[np.bincount(y[some])[y[some]] >= 5]
