@@ -20,9 +20,6 @@ _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'cali
 @cache
 def _load():
     "Import what needs torch and fastai, which take seconds"
-    global calibrate, calibration_error, confusion, error_interval, ood_limits, plot_calibration, print_confusion
-    global get_dls, model_card, check_exportable, export, recipe_learner, recipe_tfms, run_recipe, fit_head
-    global print_used, print_validation, no_random, num_distrib, insights, insight_sentences, plot_learning_curve
     thresholds = gc.get_threshold()
     gc.set_threshold(0)   # imports take less time if no garbage is collected meanwhile
     try:
@@ -37,6 +34,7 @@ def _load():
         from catdog.learn.insights import insight_sentences, insights, plot_learning_curve
         from catdog.learn.loaders import print_used
     finally: gc.set_threshold(*thresholds)
+    globals().update(locals())
 
 def __getattr__(name):   # what `_load` imports can be imported from here, too
     if not name.startswith('_'): _load()

@@ -284,14 +284,13 @@ def test_many_labels_are_not_printed_as_a_matrix(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('losses,arch,size', [((1., .8), 'efficientnet_lite2', 80), ((1., .95), 'efficientnet_lite0', 64)])
 def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, turned, tmp_path, monkeypatch, capsys):
-    from dataclasses import replace
     import torch
     from catdog.learn import backbones, finetune
     from catdog.train import export, train
     monkeypatch.chdir(tmp_path)
     find,fit,left = finetune.find_arch,finetune._fit_best_head,[*losses]
     for o in (backbones, finetune):
-        monkeypatch.setattr(o, 'find_arch', lambda name: replace(find(name), size=80 if '2' in name else 64))
+        monkeypatch.setattr(o, 'find_arch', lambda name: find(name)._replace(size=80 if '2' in name else 64))
     monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (left.pop(0), .25))[1])
     learn = train(turned)
     assert (learn.arch_name, left) == (arch, [])

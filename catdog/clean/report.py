@@ -10,10 +10,8 @@ import io, os
 from datetime import date
 from pathlib import Path
 
-import jinja2
-import numpy as np
-import pandas as pd
-from fastai.learner import Learner
+import jinja2, numpy as np, pandas as pd
+from fastai.vision.all import Learner
 from matplotlib import pyplot as plt
 
 from .interpret import find_issues, gradcam_overlays, precision_recall, prediction_table

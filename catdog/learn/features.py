@@ -32,12 +32,11 @@ def validation_batches(
     learn:Learner, # Whose validation transforms are used
     files:list, # Images: what its data set takes, in most cases paths
     on_bad=None, # Called with a file that cannot be opened and the error; default: note it in `left_out`, or raise it
-    on_open=None, # Called with each file and its image, in another thread
-    bs:int=16 # Images per batch
-): # Yields (files, batch): those of `files` that could be opened, and a tensor (n,3,size,size)
+    on_open=None # Called with each file and its image, in another thread
+): # Yields (files, batch): up to 16 of `files` that could be opened, and a tensor (n,3,size,size)
     "Prepare `files` for the network of `learn` as in validation"
     if not len(files): return
-    dl,on_bad = learn.dls.test_dl(files, num_workers=0, bs=bs),on_bad or _note_bad(learn)
+    dl,on_bad = learn.dls.test_dl(files, num_workers=0, bs=16),on_bad or _note_bad(learn)
     dl.before_iter()   # or it would crop as in training
     def _open(i):
         try: item = dl.create_item(i)
@@ -48,7 +47,7 @@ def validation_batches(
         for file,o in zip(files, map_ahead(_open, range(len(files)))):
             if isinstance(o, Exception): on_bad(file, o)
             else: yield file,dl.after_item(o)
-    for batch in chunked(_good(), bs):
+    for batch in chunked(_good(), 16):
         names,items = zip(*batch)
         x = dl.do_batch(items)[0].to(learn.dls.device)
         yield list(names),dl.after_batch((x,))[0].as_subclass(torch.Tensor)

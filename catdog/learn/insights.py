@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from fastai.learner import Learner
+from fastai.vision.all import Learner
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
@@ -105,8 +105,7 @@ def _accuracy(values, has):
     right = (1 + np.sign((rates*(2*own - 1)).sum(1).round(9)))/2
     return np.mean([right[has == i].mean() for i in (0, 1)]),np.sqrt((.25/n).sum())/2
 
-def _example(a, b, label, others):
-    "Say how the values `a` of images with `label` differ from those of others, `b`"
+def _example(a, b, label, others):   # how the values `a` of images with `label` differ from those of others, `b`
     if a.dtype.kind in 'fi': return f'median {a.median():.3g} for {label}, {b.median():.3g} for {others}'
     a,b = (o.fillna('unknown').value_counts(normalize=True) for o in (a, b))
     most = a.sub(b, fill_value=0).abs().idxmax()
