@@ -370,12 +370,12 @@ def test_vision_learner_arguments_are_used_or_refused(drawings, monkeypatch):
 @pytest.mark.parametrize('damaged', [b'', b'<html>Not found</html>', b'PK\x03\x04' + bytes(5000)])
 def test_damaged_weights_are_named(damaged, tmp_path, monkeypatch):
     from torchvision.models import SqueezeNet1_0_Weights
-    from catdog.learn.backbones import check_weights, find_arch
+    from catdog.learn.backbones import _check_weights, find_arch
     file = tmp_path/'hub'/'checkpoints'/Path(SqueezeNet1_0_Weights.DEFAULT.url).name
     file.parent.mkdir(parents=True)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     file.write_bytes(damaged)
-    with pytest.raises(CatdogError, match=f'{file.name}.*delete the file'): check_weights(find_arch('squeezenet1_0'))
+    with pytest.raises(CatdogError, match=f'{file.name}.*delete the file'): _check_weights(find_arch('squeezenet1_0'))
 
 # Model cards
 

@@ -37,13 +37,9 @@ def _button(text, func, width='auto', **kwargs):
 
 def _menu(name, options): return widgets.Dropdown(options=options, description=name, layout=dict(width='auto'),
                                                   style=dict(description_width='initial'))
-
 def _line(*children): return widgets.HBox(children, layout=dict(flex_flow='row wrap', align_items='center'))
-
 def _static(name): return (package_files('catdog')/'static'/name).read_text(encoding='utf8')
-
 def _img(file, data): return f'<img src="{data_url(data)}" alt="{escape(f"{file.parent.name}/{file.name}")}">'
-
 def _set_class(widget, name, on): (widget.add_class if on else widget.remove_class)(name)
 
 class _Card:
@@ -111,16 +107,11 @@ class _Pages(ImagesCleaner):
     def n_pages(self): return max(1, -(-len(self.view)//self.max_n))
     @property
     def shown(self): return self.view[self.page*self.max_n:(self.page + 1)*self.max_n]
-
     @property
-    def wanted(self):
-        "The choices that change something: file -> '<Delete>' or a label"
+    def wanted(self):   # the choices that change something: file -> '<Delete>' or a label
         return {f: o for f,o in self.choices.items() if o not in ('<Keep>', self.label_of(f))}
-
     @property
-    def pending(self):
-        "The part of `wanted` whose files still exist"
-        return {f: o for f,o in self.wanted.items() if f.exists()}
+    def pending(self): return {f: o for f,o in self.wanted.items() if f.exists()}
 
     @property
     def fns(self):

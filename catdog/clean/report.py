@@ -26,7 +26,6 @@ from ..learn.insights import insight_sentences, plot_learning_curve, shortcuts
 def _measured(table): return table[table.dataset.isin(['Valid', 'Unknown'])]
 
 def _confusion(table, labels):
-    "Count the confusion matrix of `labels` on the images that the error is measured on"
     t = _measured(table)
     counts = pd.crosstab(t.label.astype(str), t.predicted.astype(str))
     return counts.reindex(index=labels, columns=labels, fill_value=0).to_numpy()

@@ -110,9 +110,7 @@ def _fetch_timm(backbone):
     except Exception as e:   # the hub's client, its HTTP library and safetensors raise a dozen types
         raise _download_error(backbone, host, str(e).splitlines()[0][:80]) from None
 
-def check_weights(
-    backbone:Backbone # From `find_arch`
-):
+def _check_weights(backbone):
     "Make sure that the weights of `backbone` are on this machine; raise `CatdogError` if they are unavailable"
     dict(pip=_pip_weights, torchvision=_fetch_torchvision, timm=_fetch_timm)[backbone.source](backbone)
 
@@ -122,7 +120,7 @@ def available_arch(
     other:str=DEFAULT_ARCH # Architecture to use instead
 ) -> str: # One of the two
     "Return `name` if its weights are available, else `other`; print, once per session, why"
-    try: check_weights(find_arch(name))
+    try: _check_weights(find_arch(name))
     except CatdogError as e: print(f'{str(e).partition(":")[0]}. Using {(name := other)} instead.')
     return name
 
@@ -148,7 +146,7 @@ def check_recipe(
     if recipe != 'classic' and (own := [o for o in _OWN_HEAD if o in kw and not (o == 'lin_ftrs' and not kw[o])]):
         raise CatdogError(f"the recipe {recipe!r} fits a head of one layer: leave out {', '.join(own)}, "
                           "or use recipe='classic'")
-    if kw.get('pretrained', True): check_weights(backbone)
+    if kw.get('pretrained', True): _check_weights(backbone)
     return backbone.name,size or backbone.size
 
 _LITE_STATS = [127/255]*3,[128/255]*3   # mean and standard deviation of pixels in [0, 1]
@@ -164,7 +162,7 @@ def get_learner(
     from fastai.data.transforms import Normalize
     from fastai.vision.learner import error_rate, vision_learner
     backbone = find_arch(arch)
-    if pretrained: check_weights(backbone)
+    if pretrained: _check_weights(backbone)
     from_pip = pretrained and backbone.source == 'pip'
     if from_pip and not any(isinstance(o, Normalize) for o in dls.after_batch.fs):
         dls.add_tfms([Normalize.from_stats(*_LITE_STATS)], 'after_batch')

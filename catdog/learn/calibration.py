@@ -175,9 +175,8 @@ def print_validation(
     test = validation_logits(learn, labelled_dl(learn.dls, files)) if files else None
     if rank_distrib(): return   # in distributed training, only the first process prints
     print(*error_lines(confusion_counts(logits, truth), learn.dls.vocab), sep='\n')
-    if len(truth) < 100:
-        print('With fewer than 100 validation images the interval is wide, and the probabilities are rough.')
-    else: print(f'Calibrated: temperature {learn.calibration["temperature"]:.2f}.')
+    print('With fewer than 100 validation images the interval is wide, and the probabilities are rough.'
+          if len(truth) < 100 else f'Calibrated: temperature {learn.calibration["temperature"]:.2f}.')
     if test: print(*error_lines(confusion_counts(*test), learn.dls.vocab, 'test images'), sep='\n')
 
 def print_confusion(

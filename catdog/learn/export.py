@@ -25,6 +25,12 @@ from .features import network_graph
 from .head import has_plain_head, head_parts
 from .loaders import OpenUpright, batch_resize, image_source, preprocessing, split_dls
 
+def _name(learn): return getattr(learn, 'arch_name', 'the network')
+def _is_there(source): return not isinstance(source, (str, os.PathLike)) or os.path.exists(source)
+def _pixels(source, prepared):
+    try: return pixels_of(source, prepared)
+    except ImageError: return None
+
 def check_exportable(
     learn:Learner # Trained, or not yet
 ) -> dict: # From `preprocessing`: how an app has to prepare its images
@@ -42,8 +48,6 @@ def check_exportable(
                           f'({str(e).splitlines()[0][:100]}); use another size or architecture') from None
     if shape != (2, n): raise _need(f'a score for each of its {n} labels; its output has the shape {shape}')
     return prepared
-
-def _name(learn): return getattr(learn, 'arch_name', 'the network')
 
 _FLOAT = onnx.TensorProto.FLOAT
 
@@ -158,10 +162,6 @@ def _rounding_fault(exact, rounded):
     if changed > n//100: return f'{changed} of {n} validation answers change'
     return f'probabilities move by {moved:.2f} on average' if moved > .05 else ''
 
-def _pixels(source, prepared):
-    try: return pixels_of(source, prepared)
-    except ImageError: return None
-
 def _measure(model, sources, truth, prepared, bs=4):
     "Return logits, truth and distances (or None) of an ONNX `model` for those of `sources` that can be opened"
     session,size = open_session('the model', _bytes(model)),prepared['size']
@@ -211,8 +211,6 @@ def _write_pickle(learn, file):
     finally:
         learn.dls,learn.opt = kept
         if checkpoint: learn.checkpoint_file = checkpoint
-
-def _is_there(source): return not isinstance(source, (str, os.PathLike)) or os.path.exists(source)
 
 def _in_8_bits(model, answers, ask, images, prepared, n=200):
     "Quantize `model` with the ranges of `n` of `images`; return it and its answers, or both unchanged, with a warning"

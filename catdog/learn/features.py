@@ -202,7 +202,6 @@ def keep_features(
     "Let `image_features` return `features` of `files` without opening them"
     _cached(learn).update(zip(map(image_stamp, files), features))
 
-# %% ../../nbs/learn/features.ipynb #2e43c862
 def are_files(
     items # Of a data set
 ) -> bool: # Whether all are paths

@@ -65,7 +65,6 @@ def learning_curve(
     return dict(sizes=sizes.round(1).tolist(), errors=(wrong/n).tolist(), more=more.tolist(), low=low,
                 middle=middle, high=high, gain=_interval(_at(now) - _at(2*now)))
 
-# %% ../../nbs/learn/insights.ipynb #95af2e4a
 def plot_learning_curve(
     curve:dict # From `learning_curve`
 ): # Matplotlib axes

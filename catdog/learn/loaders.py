@@ -161,7 +161,6 @@ def _how_opened(opener):
                       f'get_dls; {opener.name} gives others')
 
 def _active(pipeline, harmless): return [o for o in pipeline.fs if type(o) not in harmless and o.split_idx != 0]
-
 def _unsupported(tfm):
     return CatdogError('the model can be exported when its images pass RandomResizedCrop, or Resize by squish, crop '
                        f'or pad, to a square; an app cannot repeat {tfm.name}')
