@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..core.model_file import NOTHING_SURE
 from .features import are_files, labelled_features
 from .head import has_plain_head, head_scores
-from .loaders import labelled_dl, provenance
+from .loaders import provenance
 
 # %% ../../nbs/learn/calibration.ipynb #a1c7e530
 def error_interval(
@@ -171,13 +171,15 @@ def print_validation(
     "Print the validation error of `learn`, calibrate it, and print its test error, if it has test images"
     logits,truth = validation_logits(learn)
     calibrate(learn, logits, truth)
-    files = getattr(learn.dls, 'test_files', [])
-    test = validation_logits(learn, labelled_dl(learn.dls, files)) if files else None
+    if files := getattr(learn.dls, 'test_files', []):
+        dl = learn.dls.test_dl(files, with_labels=True)
+        dl.left_out = getattr(learn.dls, 'left_out', None)   # where bad images are noted
+        test = validation_logits(learn, dl)
     if rank_distrib(): return   # in distributed training, only the first process prints
     print(*error_lines(confusion_counts(logits, truth), learn.dls.vocab), sep='\n')
     print('With fewer than 100 validation images the interval is wide, and the probabilities are rough.'
           if len(truth) < 100 else f'Calibrated: temperature {learn.calibration["temperature"]:.2f}.')
-    if test: print(*error_lines(confusion_counts(*test), learn.dls.vocab, 'test images'), sep='\n')
+    if files: print(*error_lines(confusion_counts(*test), learn.dls.vocab, 'test images'), sep='\n')
 
 def print_confusion(
     learn:Learner # Trained

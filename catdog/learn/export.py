@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np, onnx, torch
 from PIL import Image
 from fastai.vision.all import (AdaptiveConcatPool2d, CategoryBlock, CrossEntropyLossFlat, Flatten, IntToFloatTensor,
-    Learner, Normalize, PILImage, RandomResizedCrop, Resize, TransformBlock, error_rate, first, rank_distrib,
-    risinstance)
+    L, Learner, Normalize, PILImage, RandomResizedCrop, Resize, TransformBlock, compose, error_rate, first,
+    rank_distrib, risinstance)
 from onnxruntime.quantization import QuantType, quantize_static
 from scipy.special import softmax
 from torch import nn
@@ -23,7 +23,7 @@ from .calibration import fit_distance
 from .card import model_card, model_metadata
 from .features import network_graph
 from .head import has_plain_head, head_parts
-from .loaders import OpenUpright, batch_resize, image_source, preprocessing, split_dls
+from .loaders import OpenUpright, batch_resize, preprocessing, split_dls
 
 def _name(learn): return getattr(learn, 'arch_name', 'the network')
 def _is_there(source): return not isinstance(source, (str, os.PathLike)) or os.path.exists(source)
@@ -223,7 +223,10 @@ def _in_8_bits(model, answers, ask, images, prepared, n=200):
 
 def _write_model(learn, prepared, folder, int8):
     dls,test = learn.dls,getattr(learn.dls, 'test_files', [])
-    train,valid = ([image_source(dset, i) for i in range(len(dset))] for dset in (dls.train_ds, dls.valid_ds))
+    def _sources(dset):   # what its images are opened from: paths, in most cases
+        read,items = compose(*dset.tls[0].tfms.fs[:-1]),L(dset.items, use_list=None)
+        return [read(items[i]) for i in range(len(items))]
+    train,valid = map(_sources, (dls.train_ds, dls.valid_ds))
     label_of,there = dls.valid_ds.tls[1],[i for i,o in enumerate(train) if _is_there(o)]
     truth = [int(label_of[i]) for i in range(len(valid))]
     def _ask(model): return _measure(model, valid, truth, prepared)

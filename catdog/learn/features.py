@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np, onnx, onnxruntime, torch
 from fastai.vision.all import L, Learner, chunked, no_random
-from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.errors import ImageError
@@ -109,7 +108,7 @@ def _export(net, size):
 _graphs = {}   # (digest, size) -> graph of the network that was asked for last
 
 def network_graph(
-    net:nn.Module, # A body, or a part of one, on the CPU
+    net:torch.nn.Module, # A body, or a part of one, on the CPU
     size:int # Side of its images, in pixels
 ): # An `onnx.ModelProto` from `images` (n,3,size,size) to `features`; raises `OnnxExporterError`
     "Return `net` as an ONNX graph, checked; torch writes the operations of an architecture once, and its cache keeps them"
@@ -140,7 +139,7 @@ def network_graph(
         return deepcopy(model)
 
 def fast_forward(
-    net:nn.Module, # A body, or a part of one
+    net:torch.nn.Module, # A body, or a part of one
     x:torch.Tensor # An example of its batches: shape (n,3,size,size), on the device of `net`
 ): # A function from batches to feature maps, float32 tensors on the CPU
     "Run `net` in ONNX Runtime on a CPU; in PyTorch on other devices, and if torch cannot export it"

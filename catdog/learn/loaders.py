@@ -9,7 +9,7 @@ import numpy as np, torch
 from PIL import Image
 from fastai.vision.all import (AffineCoordTfm, Categorize, DataBlock, DataLoaders, Datasets, IntToFloatTensor, L,
     Learner, Normalize, PILImage, RandomResizedCrop, RandomResizedCropGPU, Resize, ResizeMethod, TensorImage, TfmdDL,
-    ToTensor, Transform, chunked, compose, no_random, rank_distrib, to_np)
+    ToTensor, Transform, chunked, no_random, rank_distrib, to_np)
 from torch import nn
 
 from ..core.errors import CatdogError, ImageError
@@ -119,23 +119,7 @@ def print_used(
     if others := ', '.join(folder.others): print(f'{folder.path} also has images of {others}, which are not used')
     if dls.split.note: print(dls.split.note)
 
-def labelled_dl(
-    dls:DataLoaders, # From `split_dls`, or any others
-    items # Such as paths of images
-) -> TfmdDL: # Batches of images and labels
-    "Prepare `items` as for validation; skip those that cannot be opened if `dls` do"
-    dl = dls.test_dl(items, with_labels=True)
-    dl.left_out = getattr(dls, 'left_out', None)
-    return dl
-
 # How a `Learner` prepares a validation image, so that an app can do the same without fastai
-
-def image_source(
-    dset:Datasets, # Such as `dls.valid_ds`
-    i:int # Index of an item
-): # A path in most cases; else what the pipeline opens: bytes, an array, an image
-    "Return what item `i` of `dset` is opened from"
-    return compose(*dset.tls[0].tfms.fs[:-1])(L(dset.items, use_list=None)[i])
 
 def _check_labels(dls):
     "Raise `CatdogError` unless `dls` give one image and one label of several"
