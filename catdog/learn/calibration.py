@@ -8,13 +8,14 @@ __all__ = ['error_interval', 'confusion_counts', 'balanced_error', 'are_uneven',
            'print_validation', 'print_confusion', 'fit_distance', 'ood_limits']
 
 # %% ../../nbs/learn/calibration.ipynb #65a986cc
+from collections import namedtuple
+
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import DataLoader, Learner, rank_distrib
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
-from torch import nn
 from torch.nn import functional as F
 
 from ..core.model_file import NOTHING_SURE
@@ -192,26 +193,21 @@ def print_confusion(
         print('Trained on drawings: this shows how it works, and knows nothing about photographs.')
 
 # %% ../../nbs/learn/calibration.ipynb #90d4ca7d
-class _SubspaceDistance(nn.Module):
-    "From feature maps (n,channels,h,w) to the distance (n,), 0 to 1, of the directions of their means from a subspace"
-    def __init__(self, x, most=128):   # x: mean features (n,channels), of which it takes the main directions
-        super().__init__()
-        rows = randomized_svd(normalize(x - x.mean(0)), max(1, min(most, len(x)//2)), random_state=0)[2]
-        step = np.abs(rows).max(1, keepdims=True)/127
-        self.register_buffer('centre', torch.tensor(x.mean(0), dtype=torch.float32))
-        self.register_buffer('step', torch.tensor(step, dtype=torch.float32))
-        self.register_buffer('rows', torch.tensor((rows/step).round(), dtype=torch.int8))
-    def forward(self, features):
-        z = F.normalize(features.mean((2, 3)) - self.centre, eps=1e-9)
-        return (1 - (z @ (self.rows.float()*self.step).T).square().sum(1)).clamp(min=0).sqrt()
+_Subspace = namedtuple('_Subspace', 'centre rows step')   # rows: its directions, 8-bit integers in units of `step`
+
+def _subspace(x, most=128):
+    "Return the main directions, at most `most`, of mean features `x`, shape (n,channels)"
+    rows = randomized_svd(normalize(x - x.mean(0)), max(1, min(most, len(x)//2)), random_state=0)[2]
+    step = np.abs(rows).max(1, keepdims=True)/127
+    return _Subspace(x.mean(0).astype('float32'), (rows/step).round().astype('int8'), step.astype('float32'))
 
 def fit_distance(
     learn:Learner, # Trained
     which:list=None # Indices of the training images to use; default: all
-) -> nn.Module: # From feature maps (n,channels,h,w) to distances (n,), 0 to 1
-    "Return the distance from the training images of `learn`, in the features of its body"
+) -> _Subspace: # From which distances are measured
+    "Return the subspace near which the features of the training images of `learn` lie"
     x,_,_ = labelled_features(learn, which=which, on_bad=lambda file,error: None)
-    return _SubspaceDistance(x[:, x.shape[1]//2:])   # the second half are the means
+    return _subspace(x[:, x.shape[1]//2:])   # the second half are the means
 
 # %% ../../nbs/learn/calibration.ipynb #66eeba11
 def ood_limits(
