@@ -124,12 +124,14 @@ def others(path=PRETRAINED):
 
 HEADING = '## On photographs it was not trained on'
 
+def markdown_table(rows, head):
+    return '\n'.join('| ' + ' | '.join(map(str, o)) + ' |' for o in [head, ['---']*len(head), *rows])
+
 def card(path=PRETRAINED):
     "Measure, and write the result and the licence into the model card"
-    from catdog.learn.card import _table
     file = path/'model_card.md'
     names = 'validation, full size','the same kind, 180 x 180 pixels','breeds, other sources'
-    table = _table([(name, *row) for name,row in zip(names, measured(path))],
+    table = markdown_table([(name, *row) for name,row in zip(names, measured(path))],
                            ['photographs', 'number', 'wrong (95% interval)', 'expected calibration error',
                             'not sure: between', 'not sure: unlike'])
     before = file.read_text(encoding='utf8').split(HEADING)[0].rstrip()

@@ -104,8 +104,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'catdog.clean.interpret._out_of_sample': ( 'clean/interpret.html#_out_of_sample',
                                                                                    'catdog/clean/interpret.py'),
                                         'catdog.clean.interpret._outliers': ('clean/interpret.html#_outliers', 'catdog/clean/interpret.py'),
-                                        'catdog.clean.interpret.find_issues': ( 'clean/interpret.html#find_issues',
-                                                                                'catdog/clean/interpret.py'),
                                         'catdog.clean.interpret.gradcam': ('clean/interpret.html#gradcam', 'catdog/clean/interpret.py'),
                                         'catdog.clean.interpret.gradcam_overlays': ( 'clean/interpret.html#gradcam_overlays',
                                                                                      'catdog/clean/interpret.py'),

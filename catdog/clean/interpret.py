@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plot_confusion', 'precision_recall', 'scores', 'prediction_table', 'predictions', 'gradcam', 'gradcam_overlays',
-           'find_issues', 'suspects']
+           'suspects']
 
 # %% ../../nbs/clean/interpret.ipynb #3225bce8
 import math, warnings
@@ -211,17 +211,11 @@ def _duplicates(predicted, given):
     return rows
 
 # %% ../../nbs/clean/interpret.ipynb #898227a0
-def find_issues(
-    predicted:_PredictionTable # From `prediction_table`
-) -> pd.DataFrame: # As from `suspects`
-    "Return the images in `predicted` that are probably wrong"
-    errors,given = _label_errors(predicted)
-    rows = errors + _outliers(predicted) + _low_quality(predicted) + _duplicates(predicted, given)
-    df = pd.DataFrame(rows, columns=_Suspect._fields)
-    return df.sort_values('score', ascending=False, kind='stable').drop_duplicates('file', ignore_index=True)
-
 def suspects(
     learn:Learner # As for `prediction_table`
 ) -> pd.DataFrame: # file, label, suggested (a label or '<Delete>'), kind, score (0 to 1), reason; worst first
     "Return the images of `learn` that are probably wrong; `kind` is label, conflict, duplicate, outlier or quality"
-    return find_issues(prediction_table(learn))
+    errors,given = _label_errors(predicted := prediction_table(learn))
+    rows = errors + _outliers(predicted) + _low_quality(predicted) + _duplicates(predicted, given)
+    df = pd.DataFrame(rows, columns=_Suspect._fields)
+    return df.sort_values('score', ascending=False, kind='stable').drop_duplicates('file', ignore_index=True)

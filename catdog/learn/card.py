@@ -72,29 +72,16 @@ def model_metadata(
 
 def _escape(text): return re.sub(r'([\\`*_\[\]{}<>|#~$&!])', r'\\\1', ' '.join(str(text).split()))
 
-def _table(rows, head):
-    lines = [map(_escape, head), ['---']*len(head), *(map(_escape, row) for row in rows)]
-    return '\n'.join('| ' + ' | '.join(o) + ' |' for o in lines)
-
-def _errors_of(labels, counts, of):
-    lines = error_lines(counts, [_escape(o) for o in labels], of, most=0)
-    if counts.sum() < 100: lines.append('- With so few images the interval is wide.')
-    def _recall(right, n): return '{:.1%} ({:.1%} to {:.1%})'.format(*error_interval(right, n)) if n else 'unknown'
-    rows = [[o, *row, _recall(int(row[i]), int(row.sum()))] for i,(o,row) in enumerate(zip(labels, counts))]
-    table = _table(rows, ['truth \\ answer', *labels, 'recall (95% interval)'])
-    return '\n'.join([lines[0] + '.', '', *lines[1:], *[''][:len(lines) - 1], table])
+def _recall(right, n): return '{:.1%} ({:.1%} to {:.1%})'.format(*error_interval(right, n)) if n else 'unknown'
 
 _templates = jinja2.Environment(loader=jinja2.PackageLoader('catdog'), trim_blocks=True, keep_trailing_newline=True)
 _templates.filters.update(md=_escape, percent='{:.1%}'.format, thousands='{:,}'.format)
-_HOW = dict(squish='stretched', crop='cropped to its central square and scaled',
-            pad='padded to a square ({}) and scaled')
 
 def model_card(
     meta:dict # From `model_metadata`
 ) -> str: # Markdown
     "Render `meta` as a model card"
-    resize = meta.get('resize', {})
+    labels = list(map(_escape, meta['labels']))
     return _templates.get_template('model_card.md').render(
-        m=meta, NOTHING_SURE=NOTHING_SURE, help=insight_sentences(meta.get('insights', {})),
-        how=_HOW[resize.get('method', 'squish')].format(resize.get('pad_mode')),
-        errors=lambda measured, of: _errors_of(meta['labels'], np.array(measured['confusion']), of))
+        m=meta, labels=labels, help=insight_sentences(meta.get('insights', {})), NOTHING_SURE=NOTHING_SURE,
+        error_lines=lambda counts, of: error_lines(counts, labels, of, most=0), recall=_recall)
