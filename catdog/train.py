@@ -89,10 +89,9 @@ def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe)
     if also and photos: raise CatdogError(f'photos are left unchanged: copy the images of {also} into them yourself')
     if also: ImageFolder(also)
     if not photos: words = check_search(words, n or 150, engine=engine, safe=safe)
-    labels = ImageFolder(photos, words or None).labels if photos else None
     path = Path(photos or path or default_folder(words))
+    labels = ImageFolder(photos, words or None).labels if photos else parse_labels(words, path)
     out = Path(out or default_folder(words or [path.resolve().name], 'models'))
-    labels = labels if photos else parse_labels(words, path)
     if len(labels) == 1:
         raise CatdogError(f'{labels[0]!r} alone: a classifier needs two labels or more, such as: cat dog')
     if path.resolve() in (out.resolve(), *out.resolve().parents):

@@ -11,12 +11,11 @@ __all__ = ['error_interval', 'confusion_counts', 'balanced_error', 'are_uneven',
 from collections import namedtuple
 
 import numpy as np, pandas as pd, torch
-from fastai.vision.all import DataLoader, Learner, rank_distrib
+from fastai.vision.all import DataLoader, F, Learner, rank_distrib
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
-from torch.nn import functional as F
 
 from ..core.model_file import NOTHING_SURE
 from .features import are_files, labelled_features

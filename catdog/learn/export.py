@@ -10,10 +10,9 @@ import numpy as np, onnx, torch
 from PIL import Image
 from fastai.vision.all import (AdaptiveConcatPool2d, CategoryBlock, CrossEntropyLossFlat, Flatten, IntToFloatTensor,
     L, Learner, Normalize, PILImage, RandomResizedCrop, Resize, TransformBlock, compose, error_rate, first,
-    rank_distrib, risinstance)
+    nn, rank_distrib, risinstance)
 from onnxruntime.quantization import QuantType, quantize_static
 from scipy.special import softmax
-from torch import nn
 
 from ..core.errors import CatdogError, ImageError, ModelError
 from ..core.files import batches_ahead, content_id, map_ahead

@@ -14,11 +14,9 @@ from pathlib import Path
 import numpy as np, torch
 from fastai.distributed import DistributedDL
 from fastai.vision.all import (AccumMetric, BnFreeze, Callback, CancelFitException, CancelTrainException, ChannelsLast,
-    DataLoader, DataLoaders, FlipItem, Learner, MixedPrecision, ParamScheduler, ProgressCallback, RandomResizedCrop,
-    chunked, error_rate, get_model, num_distrib, params, patch, rank_distrib, risinstance)
+    DataLoader, DataLoaders, F, FlipItem, Learner, MixedPrecision, ParamScheduler, ProgressCallback, RandomResizedCrop,
+    chunked, error_rate, get_model, nn, num_distrib, params, patch, rank_distrib, risinstance)
 from timm.models.efficientnet import EfficientNet
-from torch import nn
-from torch.nn import functional as F
 from torchvision import transforms
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from tqdm.auto import tqdm

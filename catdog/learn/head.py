@@ -7,10 +7,9 @@ __all__ = ['head_parts', 'has_plain_head', 'head_scores', 'image_scores', 'last_
 
 # %% ../../nbs/learn/head.ipynb #e4e92aa2
 import numpy as np, torch
-from fastai.vision.all import AdaptiveConcatPool2d, Flatten, Learner, num_distrib, rank_distrib
+from fastai.vision.all import AdaptiveConcatPool2d, Flatten, Learner, nn, num_distrib, rank_distrib
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
 from ..core.errors import CatdogError
 from ..dataset.split import check_left_out

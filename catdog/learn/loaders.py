@@ -9,8 +9,7 @@ import numpy as np, torch
 from PIL import Image
 from fastai.vision.all import (AffineCoordTfm, Categorize, DataBlock, DataLoaders, Datasets, IntToFloatTensor, L,
     Learner, Normalize, PILImage, RandomResizedCrop, RandomResizedCropGPU, Resize, ResizeMethod, TensorImage, TfmdDL,
-    ToTensor, Transform, chunked, no_random, rank_distrib, to_np)
-from torch import nn
+    ToTensor, Transform, chunked, nn, no_random, rank_distrib, to_np)
 
 from ..core.errors import CatdogError, ImageError
 from ..core.files import is_image_name, walk_files
