@@ -14,6 +14,8 @@ from fastcore.script import is_cli
 from .core.errors import DataError, command
 from .dataset.folder import ImageFolder
 from .dataset.journal import apply_choices, can_undo, undo_choices
+
+# %% ../nbs/04_review.ipynb #bce537e8
 _all_ = ['Cleaner', 'Labeller', 'suspects', 'predictions', 'scores', 'plot_confusion', 'gradcam', 'gradcam_overlays',
          'apply_choices', 'can_undo', 'undo_choices', 'report', 'saved_learner']
 

@@ -12,6 +12,8 @@ from .deploy.corrections import make_kept
 from .deploy.page import MAX_BODY, MAX_FILES, render_page
 from .deploy.predictor import Classifier
 from .deploy.server import MAX_FIELDS, MAX_WAITING, Server, UploadPredictor, configure, read_origins
+
+# %% ../nbs/06_serve.ipynb #c2d39d7d
 _all_ = ['MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_FIELDS']
 
 # %% ../nbs/06_serve.ipynb #97f965fb

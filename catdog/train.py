@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated
 from .core.errors import CatdogError, command
 from .learn.backbones import ARCHS, RECIPES, check_recipe, get_learner
+
+# %% ../nbs/03_train.ipynb #79b9ef62
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
          'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 

@@ -248,7 +248,7 @@ def test_minutes_end_the_last_stages(turned, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
     train(turned, size=64, epochs=10**4, minutes=.2)
-    assert 10 < time.monotonic() - start < 20 and '\nlast stages: ' in capsys.readouterr().out
+    assert 10 < time.monotonic() - start < 60 and '\nlast stages: ' in capsys.readouterr().out
 
 @pytest.mark.parametrize('minutes,n', [(.001, 0), (1, 256)])
 def test_no_larger_body_after_the_deadline(turned, tmp_path, monkeypatch, capsys, minutes, n):

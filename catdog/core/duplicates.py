@@ -92,9 +92,7 @@ class DuplicateIndex:
     ):
         "Create an empty index, which calls `colours_of` at most once per key"
         self.colours_of,self.keys,self.colours,self.words = colours_of,[],[],np.empty((3, 1024), 'uint64')
-
     def __len__(self): return len(self.keys)
-
     def add(self,
         key, # Identifies the image; `find` returns it
         phash:str, # From `perceptual_hash`
@@ -106,7 +104,6 @@ class DuplicateIndex:
         self.words[:, n] = _words([phash_bits(phash)])[:, 0]
         self.keys.append(key)
         self.colours.append(colours)
-
     def find(self,
         phash:str, # From `perceptual_hash`
         colours:np.ndarray # From `colour_signature`

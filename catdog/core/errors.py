@@ -10,7 +10,6 @@
 
 import errno, os, sys
 from functools import wraps
-
 from fastcore.script import call_parse, is_cli
 
 class CatdogError(ValueError):

@@ -5,9 +5,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-
 from fastcore.basics import chunked
-
 from .errors import CatdogError
 
 # The formats that `open_image` opens, by Pillow's names (HEIF: pillow-heif), and the suffixes of their files

@@ -5,10 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
-
 from .errors import ImageError
 from .files import IMAGE_FORMATS
 

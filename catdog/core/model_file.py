@@ -7,7 +7,6 @@ and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `res
 import ctypes, gc, json, os, tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
 import numpy as np
 import onnxruntime
 from PIL import Image

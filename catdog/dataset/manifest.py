@@ -4,7 +4,6 @@ import json, os, re, time
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from pathlib import Path
-
 from ..core.errors import DataError
 from ..core.files import walk_files, write_atomic
 
@@ -73,18 +72,15 @@ class Manifest:
         self.rows = read_rows(path)
         text = self.file.read_bytes() if self.file.exists() else b''
         if text and not (text.endswith(b'\n') and text.count(b'\n') == len(self.rows)): self.rewrite()
-
     def rewrite(self):
         "Write all rows again, one line for each URL"
         write_rows(self.path, self.rows.values())
-
     def of(self,
         label:str, # The label
         *statuses:str # Such as 'ok'; default: all
     ) -> list: # In the order in which their URLs were added
         "Return the rows of `label`, or those with one of `statuses`"
         return [o for (l,_),o in self.rows.items() if l == label and (not statuses or o['status'] in statuses)]
-
     def add(self,
         *rows:dict # New rows, or new states of old ones
     ):

@@ -8,10 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 from weakref import finalize
-
 import numpy as np
 from tqdm.auto import tqdm
-
 from ..core.duplicates import CLOSE, find_copies, image_quality
 from ..core.errors import DataError, ImageError, ModelError
 from ..core.files import content_id, map_ahead
@@ -140,14 +138,12 @@ class _LeftOut(Sequence):
     def __init__(self, pairs=()):
         self.pairs,self._file = list(pairs),Path(tempfile.mkdtemp(prefix='catdog-'))/'left_out'
         finalize(self, shutil.rmtree, self._file.parent, ignore_errors=True)
-
     def add(self, file, reason):
         "Leave out `file`, with one warning"
         if file in {f for f,_ in self}: return
         reason = reason.removeprefix(f'{file}: ')
         warnings.warn(f'{file}: left out from now on: {reason}')
         with self._file.open('ab') as f: f.write(os.fsencode(f'{file}\0{reason}\0\n'))
-
     def _all(self):
         rows = self._file.read_bytes().split(b'\0\n')[:-1] if self._file.exists() else []
         return self.pairs + list(dict((Path(f), reason) for f,reason in (os.fsdecode(o).split('\0') for o in rows)).items())

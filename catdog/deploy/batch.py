@@ -12,9 +12,7 @@ import csv, itertools, json, os, re, sqlite3, sys
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-
 from fastcore.basics import chunked
-
 from ..core.errors import CatdogError, DataError, ImageError
 from ..core.files import batches_ahead, check_new_file, content_id, is_image_name, walk_files
 from .predictor import Classifier

@@ -11,11 +11,9 @@ from importlib.util import find_spec
 from importlib.resources import files as package_files
 from pathlib import Path
 from types import SimpleNamespace
-
 import flask, jinja2
 from fastcore.script import is_cli
 from werkzeug.exceptions import HTTPException
-
 from ..core.errors import CatdogError, command
 from ..core.files import can_write_home, check_writable, write_atomic
 from .corrections import NOTICE

@@ -58,7 +58,6 @@ class Prediction:
         if self.doubt not in ('', 'between', 'unlike'): raise ValueError(f"{self.doubt!r} is not '', 'between' or 'unlike'")
         if self.doubt: object.__setattr__(self, 'sure', False)
         elif not self.sure: object.__setattr__(self, 'doubt', 'between')
-
     def __str__(self):
         if self.doubt == 'unlike': return f'This does not look like {one_of(list(self.probabilities))}'
         best = percent(self.probability)
@@ -100,17 +99,14 @@ class Classifier:
         "Open and check the model at `path`; raise `ModelError`"
         file = model_file(next(iter(find_models().values())) if path is None else path)
         self._open(file, file.read_bytes(), threads)
-
     def _open(self, file, data, threads=None):
         self.path,self.file,self.session = file.parent,file,open_session(file, data, threads)
         self.meta = read_meta(self.session, file)
         check_answers(self.session, self.meta, file)
         self.labels,self.limits = self.meta['labels'],answer_limits(self.meta)
-
     def __getstate__(self): return self.file,self.file.read_bytes()
     def __setstate__(self, state): self._open(*state)
     def __repr__(self): return f'Classifier({self.summary})'
-
     @property
     def summary(self) -> str:
         "One line about the model: its labels, what it was trained on, its measured error"
@@ -120,13 +116,11 @@ class Classifier:
         notes = ['; knows nothing about photographs']*(m.get('trained_on') == 'drawings')
         notes += ['; sure of nothing']*(self.limits == NOTHING_SURE)
         return f'{" / ".join(self.labels)}: trained on {n}{m.get("trained_on", "images")}, {error}{"".join(notes)}'
-
     def pixels(self,
         img # What `predict` takes
     ) -> np.ndarray: # uint8, shape (size,size,3)
         "Prepare `img` for the network; raise `ImageError`"
         return pixels_of(img, self.meta)
-
     def answers(self,
         pixels:list # Arrays from `pixels`
     ) -> list: # A `Prediction` each
@@ -141,19 +135,16 @@ class Classifier:
         e = np.exp(scores - scores.max(1, keepdims=True))
         rows = e/e.sum(1, keepdims=True)
         return [self._prediction(*o) for o in zip(rows, distances[0] if distances else np.zeros(len(rows)))]
-
     def _prediction(self, row, distance):
         best,far = float(row.max()),not distance <= self.limits['distance']
         if far and self.limits != NOTHING_SURE: doubt = 'unlike'
         else: doubt = 'between'*bool(far or not best >= self.limits['probability'])
         return Prediction(self.labels[row.argmax()], best, dict(zip(self.labels, row.tolist())), not doubt, doubt)
-
     def predict(self,
         img # A path, bytes, a binary file, an array (h,w,3) or an image
     ) -> Prediction:
         "Predict `img`; raise `ImageError`"
         return self.answers([self.pixels(img)])[0]
-
     def predict_batch(self,
         imgs, # Iterable of what `predict` takes
         bs:int=32 # Number of images opened ahead
@@ -166,7 +157,6 @@ class Classifier:
                 name = str(img) if isinstance(img, (str, os.PathLike)) else f'imgs[{i}]'
                 raise ImageError(e.reason if name in e.reason else f'{name}: {e.reason}', e.status) from None
         return [o for opened in batches_ahead(_opened, enumerate(imgs), bs) for o in self.answers(opened)]
-
     def explain(self,
         img, # What `predict` takes
         label:str=None # The label to explain; None: the most probable
@@ -180,7 +170,6 @@ class Classifier:
         rival = np.where(np.arange(len(logits)) == i, -np.inf, logits).argmax()
         heat = (places[i] - places[rival]).clip(0)
         return (heat/max(heat.max(), 1e-9)).astype('float32')
-
     def why(self,
         img, # What `predict` takes
         label:str=None, # The label to explain; None: the most probable

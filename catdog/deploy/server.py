@@ -5,13 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.resources import files as package_files
 from ipaddress import ip_address
-
 import flask, idna, prometheus_client
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer
 from werkzeug.exceptions import ServiceUnavailable
-
 from ..core.errors import CatdogError, ImageError
 from ..core.images import data_url, open_image
 from .corrections import keep_image
@@ -65,19 +63,16 @@ class UploadPredictor:
         self.classifier,self.slots = classifier,threading.BoundedSemaphore(limit)
         # one thread per core: more would only keep more decoded images in memory
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-
     def _predict(self, files, image=False, why=False):
         if not self.slots.acquire(blocking=False):
             raise ServiceUnavailable('Too many images at the moment. Try again in a second.', retry_after=1)
         try: return list(self.pool.map(lambda o: _predict_upload(self.classifier, o, image, why), files))
         finally: self.slots.release()
-
     def answer(self) -> tuple: # A page, or a dict for JSON; and the status
         "Answer the current request; raise an `HTTPException` if it has no files or too many requests wait"
         files,form = _uploaded_files(),flask.request.form
         results = self._predict(files, wants_page() or bool(form.get('image')), bool(form.get('why')))
         return render_answer(self.classifier, results)
-
     def correct(self) -> dict: # text: a sentence for the visitor
         "Keep the image of the current request, in the app's folder `KEEP`, under the label that the visitor gives"
         # a page of another site can send a form, but not this header
@@ -261,16 +256,12 @@ class Server:
             recv_bytes=2**16,
             max_request_body_size=most, inbuf_overflow=most, expose_tracebacks=False)
         for o in self._listening(): o.channel_class = _Channel
-
     def _listening(self): return [o for o in self._map.values() if isinstance(o, BaseWSGIServer)]
-
     def _busy(self):
         return any(o.requests or o.total_outbufs_len for o in self._map.values() if isinstance(o, HTTPChannel))
-
     def stop(self, *_):
         "Make `run` return within a second; safe to call from a signal handler or another thread"
         self.stopping = True
-
     def run(self,
         grace:float=20 # Seconds to finish running requests after `stop`
     ):

@@ -11,10 +11,8 @@ from collections import Counter
 from html import escape
 from importlib.resources import files as package_files
 from pathlib import Path
-
 from IPython.display import display
 from ipywidgets import Box, Button, Dropdown, FileUpload, HTML, VBox
-
 from ..core.errors import CatdogError, ImageError
 from ..core.images import data_url, jpeg_bytes, open_image
 from .corrections import NOTICE, keep_image
@@ -64,13 +62,11 @@ class _Card(VBox):
             self.preview = data_url(open_image(data, max_side=480))
             self._show()
         except ImageError as e: self.html.value = _error(f'{name}: {e.reason}')
-
     def predict(self, classifier):
         self.classifier,self.pred = classifier,classifier.predict(self.data)
         self.truth.options = ['', *classifier.labels]
         self.children = [self.html, self.button, *([self.wrong] if self.keep and not self.thanks else [])]
         self._show()
-
     def _correct(self, label):
         "Keep the image as `label`, once"
         if not label or self.thanks: return
@@ -78,7 +74,6 @@ class _Card(VBox):
         except CatdogError as e: self.thanks = str(e)
         self.truth.disabled = self.send.disabled = True
         self._show()
-
     def _show(self, why=False):
         "Show the preview, or, with `why`, the image with everything darkened that does not speak for the label"
         image,note = self.preview,''
@@ -143,9 +138,7 @@ class App(VBox):
         self.lost.on_click(lambda _: (self._make_uploads(), self.choose([])))
         self._count()
         self._switch()
-
     def __repr__(self): return f'App({self.menu.value!r}, {len(self.images)} images)'
-
     def _ipython_display_(self, **kw):
         most = MAX_MESSAGE - 4*2**20 if 'VOILA_BASE_URL' in os.environ else None
         options = json.dumps(dict(icon=_static('icon.svg'), most=most, many=_MAX_FILES)).replace('</', '<\\/')
@@ -153,14 +146,12 @@ class App(VBox):
         display({'text/html': f'<script>{_static("app.js")}({options})</script>'}, raw=True)
         if hasattr(super(), '_ipython_display_'): super()._ipython_display_(**kw)   # ipywidgets 7
         else: display(self._repr_mimebundle_(**kw), raw=True)
-
     def _try_button(self, i, example):
         name,data = example
         res = Button(description=Path(name).stem, tooltip=f'Predict {name}')
         res.add_class('catdog-try').add_class(f'catdog-try-{i}')
         res.on_click(lambda _: (self.choose([(name, data)]), self.predict()))
         return res
-
     def _make_uploads(self):
         "Make new upload buttons; the one for a phone's camera shows only there"
         self.upload = FileUpload(accept='image/*', multiple=True, description='Choose images', icon='')
@@ -170,25 +161,21 @@ class App(VBox):
             o.add_class(f'catdog-{name}').observe(lambda change: self._uploaded(change['owner']),
                                                   '_counter' if o.has_trait('_counter') else 'value')
         self.ask.children = [self.upload, self.camera, self.button]
-
     def _uploaded(self, upload):
         "Show the files that were uploaded with the button `upload`"
         if not (files := _files(upload.value)): return
         self._count('uploads')
         if not upload.has_trait('_counter'): upload.value = ()   # so that the same file can be uploaded again
         self.choose(files)
-
     def _count(self, *what):
         "Count `what` where the script can read it"
         self.counts.update(what)
         self.received.value = f'<i data-uploads="{self.counts["uploads"]}" data-probes="{self.counts["probes"]}"></i>'
-
     @property
     def classifier(self):
         "The chosen model, or None if it cannot be opened"
         model = self.models[self.menu.value]
         return None if isinstance(model, str) else model
-
     def _switch(self):
         "Show the chosen model, and repeat the predictions of the previous one"
         title = question(self.classifier.labels) if self.classifier else 'What is in the image?'
@@ -199,9 +186,7 @@ class App(VBox):
         if self.keep: self.about.value += _soft(NOTICE)
         self._enable()
         if self.classifier and any(o.pred for o in self.images): self.predict()
-
     def _enable(self): self.button.disabled = not (self.images and self.classifier)
-
     def choose(self,
         files:list # (name, bytes) pairs
     ):
@@ -212,7 +197,6 @@ class App(VBox):
         self._enable()
         self.status.value = _soft(f'{n} image{"s"*(n != 1)} chosen'
                                   + f'; {left_out} left out, at most {_MAX_FILES} at once'*bool(left_out))
-
     def predict(self):
         "Predict every image with the chosen model"
         self.button.disabled = True

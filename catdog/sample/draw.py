@@ -39,27 +39,22 @@ class _Pen:
         self.scale,self.tilt,self.mirror = scale,tilt,mirror
         c,s = np.cos(tilt)*scale,np.sin(tilt)*scale
         self.matrix = np.array([[-c, -s] if mirror else [c, s], [-s, c]])
-
     def inner(self, x, y, scale=1., tilt=0.):
         "A pen whose frame lies within this one"
         tilt = self.tilt + (-tilt if self.mirror else tilt)
         return _Pen(self.img, self.pixels([(x, y)]), self.scale*scale, tilt, self.mirror)
-
     def pixels(self, points): return (np.asarray(points, float)@self.matrix + self.at).ravel().tolist()
     def polygon(self, points, fill): self.draw.polygon(self.pixels(points), fill)
     def rect(self, x0, y0, x1, y1, fill): self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], fill)
     def blob(self, points, fill): self.polygon(_smooth(points), fill)
     def even(self, half, fill): self.blob(half + [(-x, y) for x,y in half[::-1] if x], fill)   # mirrored at x = 0
-
     def ellipse(self, x, y, rx, ry, fill, tilt=0.):
         c,s = np.cos(tilt),np.sin(tilt)
         self.polygon(_CIRCLE*(rx, ry)@np.array([[c, s], [-s, c]]) + (x, y), fill)
-
     def line(self, points, fill, width):
         p,w = self.pixels(_smooth(points, False)),max(2, round(width*self.scale))
         self.draw.line(p, fill, w, joint='curve')
         for x,y in (p[:2], p[-2:]): self.draw.ellipse((x-w/2, y-w/2, x+w/2, y+w/2), fill)
-
     def taper(self, points, fill, start, end):
         "A curve whose width goes from `start` to `end`"
         q = _smooth(points, False)
@@ -68,7 +63,6 @@ class _Pen:
         side *= np.linspace(start, end, len(q))[:, None]/2
         self.polygon(np.concatenate([q+side, (q-side)[::-1]]), fill)
         for (x,y),r in ((q[0], start/2), (q[-1], end/2)): self.ellipse(x, y, r, r, fill)
-
     def shadow(self, x, y, rx):
         "A shadow on the ground, in a darker shade of what is there"
         at = np.clip(np.array(self.pixels([(x, y)]), int), 0, np.array(self.img.size) - 1)
@@ -179,7 +173,6 @@ class _Coat:
         self.line = _darker(main, .45) if self.light else _lighter(main, .3)
         self.ears = main,self.mark if self.pattern == 'patches' else main   # of a cat
         self.paw = self.belly if self.pattern == 'bib' else _lighter(main, .12)
-
     def marks(self, p, patch, stripes=(), width=.2, end=.04):
         "Draw the pattern: a `patch`, or a taper along each of `stripes`"
         if self.pattern == 'patches' and patch: p.blob(patch, self.mark)

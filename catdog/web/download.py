@@ -6,9 +6,7 @@ from concurrent.futures import Future, wait
 from dataclasses import asdict, fields
 from pathlib import Path
 from queue import SimpleQueue
-
 from tqdm.auto import tqdm
-
 from ..core.duplicates import DuplicateIndex, colour_signature, perceptual_hash
 from ..core.errors import CatdogError, DataError, FetchError, ImageError, SearchError
 from ..core.files import check_writable, content_id, folder_lock, write_atomic
@@ -44,27 +42,23 @@ class _Downloads:
         self.bar = tqdm(total=n, desc='download', unit=' images', delay=1)
         self.counts,self.end = Counter(),time.monotonic() + _SECONDS
         for _ in range(fetcher.workers): threading.Thread(target=self._work, daemon=True).start()
-
     def __enter__(self): return self
     def __exit__(self, *args):
         self.fetcher.close()   # requests that have not started fail at once
         for _ in range(self.fetcher.workers): self.jobs.put(None)
         self.bar.close()
-
     def _work(self):
         while job := self.jobs.get():
             url,future = job
             try: future.set_result(_download(self.fetcher, url, self.end, *self.settings))
             except (FetchError, ImageError) as e: future.set_result(e)
             except BaseException as e: future.set_exception(e)
-
     def add(self, photos, label=''):
         "Start to download `photos`; `label` is returned with their results"
         self.end += _SECONDS_EACH*len(photos)
         for p in photos:
             self.pending.append((label, p, Future()))
             self.jobs.put((p.url, self.pending[-1][2]))
-
     def results(self, block=True):
         "Yield (label, photo, `Download` or error) in the order in which the photos were added; `block`: wait for all"
         while self.pending:
@@ -75,7 +69,6 @@ class _Downloads:
                 if not block: return
             self.pending.popleft()
             yield label,photo,future.result() if future.done() else FetchError('its server took too long', 'timeout')
-
     def count(self, status):
         "Count the outcome of a photo in the progress bar"
         self.counts['kept' if status == 'ok' else 'duplicate' if 'duplicate' in status else 'broken'] += 1
@@ -115,7 +108,6 @@ class _Collector:
         self.keys = {_name(o['file']): (o['label'], o['url']) for o in rows}   # file name -> key of its row
         for o in rows:
             if self._current(o): self._add(o)
-
     def _current(self, row):
         "Return the row of the image that replaced that of `row`, `row` itself if none did, None if it is gone"
         visited = set()
@@ -125,7 +117,6 @@ class _Collector:
             visited.add(key)
             row = self.manifest.rows[key]
         return row
-
     def _colours(self, key):
         "Return the colour signature of the image of row `key`, wherever the user has moved it, or None"
         path,file = self.path,self.manifest.rows[key]['file']
@@ -133,12 +124,10 @@ class _Collector:
         found = next((o for o in places if o.exists()), None)
         try: return found and colour_signature(open_image(found, 512))
         except ImageError: return
-
     def _add(self, row, colours=None):
         "Add the image of `row` to the index, with its colour signature if that is known"
         key = self.keys[_name(row['file'])] = row['label'],row['url']
         self.index.add(key, row['phash'], colours)
-
     def decide(self, label, photo, image):
         "Keep `image`, a `Download` or an error, unless it is a copy or in conflict with another label; return its row"
         if isinstance(image, CatdogError): return self._record(label, photo, _status(image), str(image))
@@ -154,7 +143,6 @@ class _Collector:
             return self._replace(label, photo, image, file, known, conflict)
         reason = f'the same image as {known["file"]}'
         return self._record(label, photo, 'duplicate' if same else 'near-duplicate', reason, copy_of=known['file'])
-
     def _replace(self, label, photo, image, file, known, conflict):
         "Keep `image` as `file` and remove `known`, its smaller copy; in a conflict, remove both"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +158,6 @@ class _Collector:
         if not conflict: return self._record(label, photo, 'ok', file=file, image=image, old=known)
         reason = f'the same image is in conflict: {known["file"]}'
         return self._record(label, photo, 'conflict', reason, file, image, known['file'], known)
-
     def _record(self, label, photo, status, reason='', file=None, image=None, copy_of=None, old=None):
         "Write `image` to `file`, a row of the manifest, and the new state `old` of another row; return the row"
         if file and not file.exists(): write_atomic(file, image.data)

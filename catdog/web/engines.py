@@ -9,9 +9,7 @@ __all__ = ['ENGINES', 'check_search', 'search_images', 'search_terms', 'save_url
 import inspect, itertools, json, os, re, time
 from contextlib import suppress
 from urllib.parse import urlsplit
-
 from bs4 import BeautifulSoup
-
 from ..core.errors import CatdogError, FetchError, ImageError, SearchError
 from ..core.files import check_new_file, write_atomic
 from ..dataset.folder import parse_labels

@@ -6,14 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import urljoin, urlsplit
-
 import requests
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies, select_proxy
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError, ReadTimeoutError
 from urllib3.poolmanager import pool_classes_by_scheme
-
 from .. import __version__
 from ..core.errors import CatdogError, FetchError, ImageError
 
@@ -125,7 +123,6 @@ class _Session(requests.Session):
         for o in ('http://', 'https://'):
             self.mount(o, HTTPAdapter(pool_connections=4*workers, pool_maxsize=workers))
             if public: self.adapters[o].poolmanager.pool_classes_by_scheme = _PUBLIC_POOLS
-
     def open(self, url, timeout, **kwargs):
         "Return the answer to one GET request; requests' own `get` reads the body of a redirect, however long it is"
         request = self.prepare_request(requests.Request('GET', url, **kwargs))
@@ -220,15 +217,12 @@ class Fetcher:
         self.session = _Session(workers=workers)
         self.session.headers.update({'Accept': 'image/*', 'Accept-Encoding': 'identity'})
         self.sites,self.changed,self.stopped = {},threading.Condition(),threading.Event()
-
     def close(self):
         "Start no further request, and close idle connections"
         self.stopped.set()
         self.session.close()
-
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
-
     @contextmanager
     def _slot(self, site, end):
         "Hold one of the connections of `site`; raise `FetchError` if it was given up, or after `end`"
@@ -246,7 +240,6 @@ class Fetcher:
             with self.changed:
                 site.active -= 1
                 self.changed.notify_all()
-
     def _note(self, host, site, started, error):
         "Record how a request that `started` then ended; pause or give up `site` if it was refused or not answered"
         with self.changed:
@@ -261,7 +254,6 @@ class Fetcher:
                 if site.unanswered >= _GIVE_UP and not site.error:
                     site.error = f'{error}, like the {site.unanswered} requests before it',error.reason
             else: site.refusals = site.unanswered = 0
-
     def _request(self, url):
         "Return the body at `url`, or the URL that it redirects to; raise `FetchError` if it may not be used"
         end = time.monotonic() + 3*self.timeout
@@ -279,7 +271,6 @@ class Fetcher:
         except ImageError: raise
         # requests, urllib3, http.client, ssl and idna raise a dozen types each for what a server may do
         except Exception as e: raise _fetch_error(e) from None
-
     def _follow(self, url, end):
         "Return the body at `url`, after redirects"
         for _ in range(_MAX_REDIRECTS + 1):
@@ -294,7 +285,6 @@ class Fetcher:
             if not isinstance(res, str): return res
             url = res
         raise FetchError('too many redirects', 'refused')
-
     def fetch(self,
         url:str, # What to fetch, as a search engine gave it
         end:float=float('inf') # When it is too late to start a request, in `time.monotonic()`
