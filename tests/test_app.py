@@ -127,7 +127,7 @@ def test_corrections_are_kept_if_the_owner_wants(monkeypatch, tmp_path, cat, cap
     card.truth.value = 'cat'
     card.send.click()   # once
     for label in ('dog', 'cat'): assert 'kept already' in corrected(monkeypatch, keep, f.getvalue(), label)[1].html.value
-    monkeypatch.setattr('catdog.deploy.corrections.MAX_KEPT', 1)
+    monkeypatch.setattr('catdog.deploy.predictor.MAX_KEPT', 1)
     assert 'not kept: 1 images' in corrected(monkeypatch, keep, jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value
     assert len([*keep.rglob('*.jpg')]) == 1
     text = corrected(monkeypatch, tmp_path/'gone', jpeg_bytes(draw('cat', 1)), 'dog')[1].html.value

@@ -202,7 +202,7 @@ def test_corrections_that_are_refused(classifier, images, tmp_path, monkeypatch)
     assert [*(tmp_path/'new'/'kept').iterdir()] == []
     assert send('cat', images[0], path='/some/where/correct').json == dict(text='Thank you: kept as cat.')
     assert send('dog', images[0]).json == dict(text='It has been kept already.')
-    monkeypatch.setattr('catdog.deploy.corrections.MAX_KEPT', 1)
+    monkeypatch.setattr('catdog.deploy.predictor.MAX_KEPT', 1)
     res = send('cat', images[1])
     assert res.status_code == 503 and 'not kept: 1 images' in res.json['error']
     told = app.test_client().options('/correct', headers={'Origin': 'https://b.org'})   # pages of another site

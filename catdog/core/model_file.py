@@ -18,9 +18,6 @@ if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=gc.freeze
 from .errors import CatdogError, ModelError
 from .images import open_image
 
-__all__ = ['OPENED', 'NOTHING_SURE', 'open_as', 'pixels_of', 'overlay_heatmap', 'model_file', 'open_session',
-           'answer_limits', 'read_meta', 'check_answers', 'staged_folder', 'check_model_folder']
-
 # --- Preparing images
 
 OPENED = 'upright', 'as stored'   # how images may be opened; 'as stored' is fastai's `PILImage.create`
@@ -77,7 +74,6 @@ def overlay_heatmap(
 # --- Opening a model
 
 _MAX_BYTES = 1_000_000_000
-
 def model_file(
     path:str|os.PathLike # A model folder, or its `model.onnx`
 ) -> Path:
@@ -122,7 +118,6 @@ def _is_between(o, low, high): return isinstance(o, (int, float)) and low <= o <
 def _is_side(o, low, high): return type(o) is int and low <= o <= high
 
 def _can_prepare(meta):
-    "Whether `pixels_of` understands `meta`"
     size,resize = meta.get('size'),meta.get('resize', {})
     return (_is_side(size, 8, 4096) and _is_side(meta.get('resize_to'), size, 4096)
             and (meta.get('min_side') is None or _is_side(meta['min_side'], 1, 65500))

@@ -84,7 +84,6 @@ def present_places(
 
 @contextmanager
 def _open_journal(path):
-    "Lock the data set `path` and open its journal"
     try:
         with folder_lock(path, _LOCK_SECONDS):
             (path/REMOVED).mkdir(exist_ok=True)
@@ -144,7 +143,6 @@ def _places(path, choices):
     return places
 
 def _update_manifest(path, batch):
-    "Update the manifest of the data set `path` with the new places of the files of `batch`"
     moved = {o['file']: o for o in batch['moves'] if o['state'] == 'done' and o['row']}
     rows = read_rows(path)
     changed = {k: moved[o['file']] for k,o in rows.items() if o['file'] in moved}

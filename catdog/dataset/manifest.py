@@ -34,13 +34,13 @@ def read_rows(
     path:str|os.PathLike # Folder of a data set
 ) -> dict: # (label, URL) -> row, a dict with a value for each column; empty if there is no manifest
     "Read the manifest of `path`: the last row of each label and URL; skip incomplete and invalid lines"
-    file,rows,empty = Path(path)/'manifest.jsonl',{},dict.fromkeys(_COLUMNS)
+    file,rows = Path(path)/'manifest.jsonl',{}
     if not file.exists(): return rows
     for line in file.read_text(encoding='utf8', errors='replace').split('\n'):
         try: o = json.loads(line)
         except (ValueError, RecursionError): continue
         if isinstance(o, dict) and all(isinstance(o.get(k), str) for k in ('label', 'url', 'status')):
-            rows[o['label'], o['url']] = {**empty, **o} if o.keys() <= empty.keys() else {k: o.get(k) for k in _COLUMNS}
+            rows[o['label'], o['url']] = {k: o.get(k) for k in _COLUMNS}
     return rows
 
 def _lines(rows): return ''.join(json.dumps(o, ensure_ascii=False) + '\n' for o in rows)
@@ -54,11 +54,10 @@ def write_rows(
 
 def _remove_unfinished(path):
     "Remove the temporary files of killed processes under `path`, but none that was written to within the last minute"
-    for pattern in ('.*.part', '*/.*.part', '.removed/*/.*.part'):
-        for o in path.glob(pattern):
-            try:
-                if re.search(r'\.[0-9a-f]{8}\.part$', o.name) and time.time() - o.stat().st_mtime > 60: o.unlink()
-            except OSError: pass   # it has just been renamed, or is not ours
+    for o in [o for pattern in ('.*.part', '*/.*.part', '.removed/*/.*.part') for o in path.glob(pattern)]:
+        try:
+            if re.search(r'\.[0-9a-f]{8}\.part$', o.name) and time.time() - o.stat().st_mtime > 60: o.unlink()
+        except OSError: pass   # it has just been renamed, or is not ours
 
 class Manifest:
     "The rows of `path/manifest.jsonl`, which grows while images are fetched: (label, URL) -> row"

@@ -109,7 +109,6 @@ _cell = '''# The app: Voilà runs and shows this cell alone
 import os; os.chdir({!r})   # where the models are
 from catdog.app import App
 App()'''
-
 def _app_notebook(folder):
     "Return the chapter with the app if this is the project's folder, else write catdog.ipynb, of one cell, to `folder`"
     here,file = Path('nbs/07_app.ipynb'),Path(folder)/'catdog.ipynb'

@@ -22,7 +22,6 @@ _DECODERS = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))   # bounds t
 
 # A downloaded image: file name, JPEG bytes, number of pixels, and the signatures that find copies (None if not needed)
 Download = namedtuple('Download', 'name data area phash colours')
-
 def _download(fetcher, url, end, max_side, signature):
     "Return the image at `url` as a `Download`, if the request can start before `end`"
     with fetcher.fetch(url, end) as f, _DECODERS: img = open_image(f, max_side)
@@ -34,7 +33,6 @@ def _download(fetcher, url, end, max_side, signature):
 def _status(e): return e.status if isinstance(e, ImageError) else e.reason
 
 _SECONDS,_SECONDS_EACH = 60,5   # no request starts after 60 seconds, and 5 more for each photo
-
 class _Downloads:
     "A pool of threads that downloads images, for several labels in turn"
     def __init__(self, fetcher, n, max_side=512, signature=False):   # n: photos in all, for the progress bar
@@ -170,7 +168,6 @@ class _Collector:
 def _kind(engine): return 'drawings of the sample web' if engine == 'sample' else 'photographs'
 
 _FINAL = 'ok','duplicate','near-duplicate','conflict','removed'   # removed: by the user, in review
-
 def _photos_to_fetch(manifest, label, n, engine, queries=None, retry=False, safe='moderate', pending=()):
     "Return the photos that `label` lacks of `n`; raise `CatdogError` if none are found, or drawings beside photographs"
     rows = manifest.of(label)
@@ -205,10 +202,7 @@ def _forget_deleted(manifest, labels, retry):
         if again: manifest.add(*({**o, **reset} for o in mine))
 
 def _check_kept(manifest, label):
-    "Raise `CatdogError` if there is no image of `label`"
-    rows = manifest.of(label)
-    if any(o['status'] in ('ok', 'conflict') and (manifest.path/o['file']).exists() for o in rows): return
-    rows = as_found(manifest.path, rows)   # the user may have moved them
+    rows = as_found(manifest.path, manifest.of(label))   # the user may have moved them
     counts = Counter(o['status'] for o in rows)
     if counts['ok'] or counts['conflict']: return
     words = ', '.join(f'{k} {status}' for status,k in counts.most_common())

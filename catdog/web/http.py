@@ -25,14 +25,12 @@ _MAX_BYTES = 30_000_000   # of one image; a photo straight from a camera has 5 t
 _MAX_REDIRECTS = 5
 _ANSWER_SECONDS,_ANSWER_BYTES = 30,20_000_000   # limits of one answer of a search engine
 
-_CONTROLS = ''.join(map(chr, range(33)))
-
 def clean_url(
     url:str, # A URL as a search engine or a redirect gave it
     base:str=None # The URL that it is relative to; default: it must be absolute
 ) -> str: # ASCII, with a host and a path, without user name and fragment
     "Return `url` as it is requested; raise `FetchError` if it is not an http(s) URL"
-    text = re.sub(r'[\t\r\n]', '', url.strip(_CONTROLS)).encode('utf8', 'replace').decode()
+    text = re.sub(r'[\t\r\n]', '', url.strip(''.join(map(chr, range(33))))).encode('utf8', 'replace').decode()
     text = re.sub('%(?![0-9a-fA-F]{2})', '%25', text)   # or requests would escape each % again
     try:
         text,request = urljoin(base or 'https:', text.replace('\\', '/')),requests.PreparedRequest()
@@ -92,7 +90,6 @@ _PUBLIC_POOLS = {scheme: type('Pool', (o,), {'ConnectionCls': type('Connection',
                  for scheme,o in pool_classes_by_scheme.items()}
 
 def _user_agent():
-    "Return our User-Agent, with the contact in `CATDOG_CONTACT` if it is set"
     contact = ' '.join(os.environ.get('CATDOG_CONTACT', '').encode('ascii', 'replace').decode().split())
     return (f'catdog/{__version__} ({contact and contact + "; "}collects images for an image classifier) '
             f'python-requests/{requests.__version__}')
@@ -166,7 +163,6 @@ def _read_body(r, end, max_bytes):
     return f
 
 def _fetch_error(e):
-    "Return the exception `e` of a request as a `FetchError`"
     if isinstance(e, FetchError): return e
     inner = e.args[0] if e.args else None
     if isinstance(e, (requests.Timeout, ReadTimeoutError)) or isinstance(inner, ReadTimeoutError):
