@@ -5,7 +5,7 @@ torch, timm and fastai take seconds to import, so functions import them: the def
 
 import hashlib, io, socket
 from collections import namedtuple
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,9 +91,7 @@ def _fetch_torchvision(backbone):
 
 def _is_reachable(host):
     if getproxies().get('https'): return True
-    try: socket.create_connection((host, 443), timeout=3).close()
-    except OSError: return False
-    return True
+    with suppress(OSError), socket.create_connection((host, 443), timeout=3): return True
 
 def _fetch_timm(backbone):
     "Download the weights of `backbone` into the cache of the Hugging Face hub, unless they are there"

@@ -71,7 +71,6 @@ def model_metadata(
                 versions={o: version(o) for o in ('catdog', 'fastai', 'torch', 'torchvision')})
 
 def _escape(text): return re.sub(r'([\\`*_\[\]{}<>|#~$&!])', r'\\\1', ' '.join(str(text).split()))
-
 def _recall(right, n): return '{:.1%} ({:.1%} to {:.1%})'.format(*error_interval(right, n)) if n else 'unknown'
 
 _templates = jinja2.Environment(loader=jinja2.PackageLoader('catdog'), trim_blocks=True, keep_trailing_newline=True)
