@@ -80,7 +80,6 @@ class _Checkpoint(Callback):
         if loss >= self.lowest: return
         self.lowest,self.best,self.owner.tuned = loss,deepcopy(get_model(self.owner.model).state_dict()),tuned
     def restore(self): get_model(self.owner.model).load_state_dict(self.best)
-
     def before_fit(self):
         if self.opt_state: self.opt.load_state_dict(self.opt_state)
         self.opt_state = None
