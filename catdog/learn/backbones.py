@@ -156,8 +156,7 @@ def get_learner(
 ): # A `Learner`, frozen except for its head if `pretrained`
     "Make fastai's `vision_learner` for `arch`; raise `CatdogError` if fastai cannot cut it or weights are unavailable"
     import torchvision
-    from fastai.data.transforms import Normalize
-    from fastai.vision.learner import error_rate, vision_learner
+    from fastai.vision.all import Normalize, error_rate, vision_learner
     backbone = find_arch(arch)
     if pretrained: _check_weights(backbone)
     from_pip = pretrained and backbone.source == 'pip'
