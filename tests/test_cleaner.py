@@ -570,5 +570,5 @@ def test_label_by_keyboard(page, tmp_path, n, theme):
         page.locator('.jp-CodeCell .cm-content').first.click()
         page.keyboard.press('Shift+Enter')
         expect(page.locator('.cd-card[data-before]')).to_have_count(0)
-        expect(page.locator('.cd-card:visible')).to_have_count(n - 2)   # all others are answered
+        expect(page.locator('.cd-card:visible')).to_have_count(n - 2, timeout=120_000)   # all others are answered
         assert given() == before and not {*names()[:n - 2]} & {*before}
