@@ -16,6 +16,7 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf8'), long_description_content_type='text/markdown',
     classifiers=[statuses[cfg['status']], 'Intended Audience :: Developers', 'Programming Language :: Python :: 3'],
     packages=find_packages(include=['catdog', 'catdog.*']), include_package_data=False,
+    package_dir={'': '.'},   # an editable install is then a .pth file; otherwise setuptools warns, and pip shows it
     package_data={'catdog': ['pretrained/*', 'templates/*', 'static/*', 'static/site/*', 'sample/*.json', 'sample/photos/*']},
     install_requires=lines('requirements'),
     extras_require={'train': lines('train_requirements'),

@@ -40,12 +40,25 @@ def _fetch_fastai(urls, dest, workers):
     return seconds, [f'{o.parent.name}/{o.stem}' for o in get_image_files(dest)]
 
 def _fetch_ours(urls, dest, workers):
-    from catdog.scrape import download_images
-    start = time.perf_counter()
-    outcomes = {label: download_images(some, dest/label, workers, TIMEOUT) for label,some in urls.items()}
+    "As `scrape` does: one pool for all labels"
+    from catdog.core.errors import CatdogError
+    from catdog.core.files import write_atomic
+    from catdog.scrape import Photo
+    from catdog.web.download import Fetcher, _Downloads, _status
+    start,counts,kept = time.perf_counter(),Counter(),[]
+    with _Downloads(Fetcher(workers, TIMEOUT), sum(map(len, urls.values()))) as downloads:
+        for label,some in urls.items():
+            (dest/label).mkdir()
+            downloads.add([Photo(o) for o in some], label)
+        for label,photo,o in downloads.results():
+            failed = isinstance(o, CatdogError)
+            counts[label, _status(o) if failed else 'ok'] += 1
+            if failed: continue
+            write_atomic(dest/label/o.name, o.data)
+            kept.append(f'{label}/{Path(photo.url).stem}')
     seconds = time.perf_counter() - start
-    print({k: dict(Counter(o.status for o in v)) for k,v in outcomes.items()}, file=sys.stderr)
-    return seconds, [f'{label}/{Path(o.photo.url).stem}' for label,v in outcomes.items() for o in v if o.file]
+    print(dict(counts), file=sys.stderr)
+    return seconds, kept
 
 def _contender(who, workers, urls):
     "Run `who` in a process of its own; return seconds, the number of images kept, and peak memory in MB"

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from catdog.learn import features
 from catdog.learn.calibration import error_interval, validation_logits
-from catdog.learn.loaders import labelled_dl
 from catdog.train import export, train
 
 def ask_about_others(learn):
@@ -36,7 +35,7 @@ def ask_about_others(learn):
             given = classifier.predict_batch(files)
             print(f'  {name}: {sum(o.doubt == "unlike" for o in given)/len(given):.1%} unlike, '
                   f'{sum(o.sure for o in given)/len(given):.1%} answered, of {len(given)}', flush=True)
-        logits,_ = validation_logits(learn, labelled_dl(learn.dls, sets['test']))
+        logits,_ = validation_logits(learn, learn.dls.test_dl(sets['test'], with_labels=True))
         same = [o.label == learn.dls.vocab[i] for o,i in zip(classifier.predict_batch(sets['test']), logits.argmax(1))]
         print(f'  the same answer as the learner about {sum(same)} of {len(same)} test images', flush=True)
 
@@ -47,7 +46,7 @@ def measure(name, recipe, seed, minutes, neither=False):
     start = time.perf_counter()
     learn = train(shared/'sets'/name, seed=seed, minutes=minutes, **kw)
     took = (time.perf_counter() - start)/60
-    logits,truth = validation_logits(learn, labelled_dl(learn.dls, learn.dls.test_files))
+    logits,truth = validation_logits(learn, learn.dls.test_dl(learn.dls.test_files, with_labels=True))
     wrong,loss = int((logits.argmax(1) != truth).sum()),F.cross_entropy(logits.float(), truth).item()
     error,low,high = error_interval(wrong, len(truth))
     print(f'{name}, {recipe} ({learn.arch_name}, tuned: {learn.tuned}), seed {seed}: '

@@ -37,8 +37,8 @@ from catdog.core.errors import CatdogError
 from catdog.core.files import map_ahead
 from catdog.data import UprightImage, get_dls, image_files
 from catdog.learn import features
-from catdog.learn.features import Pool, fast_forward
-from catdog.learn.finetune import unfreeze_except_batchnorm
+from catdog.learn.features import fast_forward
+from catdog.learn.finetune import _unfreeze_except_batchnorm
 from catdog.dataset.split import split_files
 from catdog.train import get_learner, train
 
@@ -63,7 +63,7 @@ def without_norms(valid):
     "The recipe `classic`, but batch norms keep their statistics of ImageNet"
     learn = get_learner(classic_dls(valid), LITE, train_bn=False)
     learn.fit_one_cycle(1, slice(2e-3), pct_start=.99, cbs=BnFreeze())
-    unfreeze_except_batchnorm(learn)
+    _unfreeze_except_batchnorm(learn)
     learn.fit_one_cycle(4, slice(1e-5, 1e-3), pct_start=.3, div=5., cbs=BnFreeze())
     return learn
 
@@ -129,7 +129,7 @@ def runtimes(n=320):
     "Images a second through the body: ONNX Runtime, PyTorch in float32 and bfloat16, alternating"
     learn = get_learner(get_dls(web, 224), LITE)
     compute = in_onnx(learn)
-    body = torch.nn.Sequential(learn.model[0], Pool()).eval().to(memory_format=torch.channels_last)
+    body = learn.model[0].eval().to(memory_format=torch.channels_last)
     x = torch.randn(16, 3, 224, 224)
     def by_torch(bf16):
         with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16, enabled=bf16):

@@ -9,9 +9,10 @@ __all__ = ['serve_app', 'App']
 import os, tempfile
 from .core.errors import command
 from .core.files import can_write_home
-from .deploy.corrections import make_kept
-from .deploy.predictor import Classifier
+from .deploy.predictor import Classifier, make_kept
 from .deploy.widgets import App
+
+# %% ../nbs/07_app.ipynb #3cb03b56
 _all_ = ['App']
 
 # %% ../nbs/07_app.ipynb #19bca5e7

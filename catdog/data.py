@@ -14,6 +14,8 @@ from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor
 from fastai.vision.augment import RandomResizedCrop, aug_transforms
+
+# %% ../nbs/02_data.ipynb #053a746d
 _all_ = ['image_files', 'check_folder', 'UprightImage', 'OpenUpright', 'copies', 'ApartSplitter', 'split_files',
          'stratify']
 

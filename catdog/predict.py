@@ -10,6 +10,8 @@ from fastcore.script import is_cli
 from .core.errors import ModelError, command
 from .deploy.batch import answer_rows, check_out_file, check_paths, found_files, predict_bucket, print_rows, write_file
 from .deploy.predictor import Classifier, Prediction, find_models, shipped_model
+
+# %% ../nbs/05_predict.ipynb #4876596b
 _all_ = ['Prediction', 'ModelError', 'shipped_model', 'find_models', 'Classifier', 'predict_bucket']
 
 # %% ../nbs/05_predict.ipynb #ea5f2a68

@@ -14,6 +14,8 @@ from fastcore.script import is_cli
 from .core.errors import DataError, command
 from .dataset.folder import ImageFolder
 from .dataset.journal import apply_choices, can_undo, undo_choices
+
+# %% ../nbs/04_review.ipynb #bce537e8
 _all_ = ['Cleaner', 'Labeller', 'suspects', 'predictions', 'scores', 'plot_confusion', 'gradcam', 'gradcam_overlays',
          'apply_choices', 'can_undo', 'undo_choices', 'report', 'saved_learner']
 
@@ -21,8 +23,6 @@ _all_ = ['Cleaner', 'Labeller', 'suspects', 'predictions', 'scores', 'plot_confu
 @cache
 def _load():
     "Import what needs torch and fastai, which take seconds"
-    global pd, Cleaner, Labeller, gradcam, gradcam_overlays, plot_confusion, predictions, scores, suspects
-    global error_sentences, report, error_interval, saved_learner
     import pandas as pd
     from catdog.clean.cleaner import Cleaner
     from catdog.clean.interpret import gradcam, gradcam_overlays, plot_confusion, predictions, scores, suspects
@@ -30,6 +30,7 @@ def _load():
     from catdog.clean.report import error_sentences, report
     from catdog.learn.calibration import error_interval
     from catdog.learn.export import saved_learner
+    globals().update(locals())
 
 def __getattr__(name):   # what `_load` imports can be imported from here, too
     if not name.startswith('_'): _load()

@@ -18,6 +18,8 @@ from .dataset.folder import contact_sheet, default_folder, save_contact_sheet
 from .dataset.journal import Moved, set_aside
 from .dataset.manifest import Outcome, Photo, count_outcomes, read_manifest, write_credits
 from .sample.server import SampleWeb, sample_web
+
+# %% ../nbs/01_scrape.ipynb #3c53e18e
 _all_ = ['Photo', 'Outcome', 'Moved', 'SearchError', 'ENGINES', 'search_images', 'search_terms', 'download_images',
          'read_manifest', 'count_outcomes', 'write_credits', 'save_urls', 'contact_sheet', 'set_aside', 'SampleWeb',
          'sample_web']

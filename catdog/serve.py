@@ -8,10 +8,11 @@ __all__ = ['create_app', 'serve', 'MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_F
 # %% ../nbs/06_serve.ipynb #6f4abb02
 import flask
 from .core.errors import command
-from .deploy.corrections import make_kept
 from .deploy.page import MAX_BODY, MAX_FILES, render_page
-from .deploy.predictor import Classifier
+from .deploy.predictor import Classifier, make_kept
 from .deploy.server import MAX_FIELDS, MAX_WAITING, Server, UploadPredictor, configure, read_origins
+
+# %% ../nbs/06_serve.ipynb #c2d39d7d
 _all_ = ['MAX_WAITING', 'MAX_BODY', 'MAX_FILES', 'MAX_FIELDS']
 
 # %% ../nbs/06_serve.ipynb #97f965fb

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Annotated
 from .core.errors import CatdogError, command
 from .learn.backbones import ARCHS, RECIPES, check_recipe, get_learner
+
+# %% ../nbs/03_train.ipynb #79b9ef62
 _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'calibrate', 'calibration_error',
          'plot_calibration', 'fit_head', 'insights', 'plot_learning_curve', 'ood_limits', 'model_card', 'export']
 
@@ -20,9 +22,6 @@ _all_ = ['ARCHS', 'RECIPES', 'get_learner', 'error_interval', 'confusion', 'cali
 @cache
 def _load():
     "Import what needs torch and fastai, which take seconds"
-    global calibrate, calibration_error, confusion, error_interval, ood_limits, plot_calibration, print_confusion
-    global get_dls, model_card, check_exportable, export, recipe_learner, recipe_tfms, run_recipe, fit_head
-    global print_used, print_validation, no_random, num_distrib, insights, insight_sentences, plot_learning_curve
     thresholds = gc.get_threshold()
     gc.set_threshold(0)   # imports take less time if no garbage is collected meanwhile
     try:
@@ -37,6 +36,7 @@ def _load():
         from catdog.learn.insights import insight_sentences, insights, plot_learning_curve
         from catdog.learn.loaders import print_used
     finally: gc.set_threshold(*thresholds)
+    globals().update(locals())
 
 def __getattr__(name):   # what `_load` imports can be imported from here, too
     if not name.startswith('_'): _load()
@@ -71,7 +71,7 @@ def train(
         print_used(dls)
         check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
         if recipe != 'classic' and num_distrib() < 2: learn.insights = insights(learn)   # its body is not trained yet
-        run_recipe(learn, recipe, arch, epochs, size, bs, resume, end, seed, larger, **kw)
+        run_recipe(learn, recipe, arch, epochs, resume, end, dict(size=size, bs=bs, seed=seed), larger, **kw)
         print_validation(learn)
     for o in insight_sentences(getattr(learn, 'insights', {})): print(o)
     return learn
@@ -91,10 +91,9 @@ def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe)
     if also and photos: raise CatdogError(f'photos are left unchanged: copy the images of {also} into them yourself')
     if also: ImageFolder(also)
     if not photos: words = check_search(words, n or 150, engine=engine, safe=safe)
-    labels = ImageFolder(photos, words or None).labels if photos else None
     path = Path(photos or path or default_folder(words))
+    labels = ImageFolder(photos, words or None).labels if photos else parse_labels(words, path)
     out = Path(out or default_folder(words or [path.resolve().name], 'models'))
-    labels = labels if photos else parse_labels(words, path)
     if len(labels) == 1:
         raise CatdogError(f'{labels[0]!r} alone: a classifier needs two labels or more, such as: cat dog')
     if path.resolve() in (out.resolve(), *out.resolve().parents):

@@ -1,6 +1,4 @@
-"core.duplicates with many images: results and speed."
-import json, time
-
+"core.duplicates with many images."
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,8 +7,6 @@ from catdog.core.duplicates import (_ALIKE, CLOSE, DuplicateIndex, colour_signat
     perceptual_hash, phash_bits)
 from catdog.core.images import jpeg_bytes, open_image
 from catdog.sample.draw import draw
-from catdog.web.download import _Collector
-from catdog.dataset.manifest import Manifest
 
 GREY = np.full((8, 8, 3), 192**-.5, 'float32')
 
@@ -115,30 +111,7 @@ def test_colours_are_computed_once_and_only_for_close_hashes():
     assert (index.find(one, GREY), asked) == ('known', ['gone', 'known'])   # nearer, but without colours not enough
     assert index.find(one, GREY) == 'known' and asked.count('known') == 1
 
-def least(f, n):
-    "Seconds that `f` takes for each of `n` calls, at best"
-    def _once():
-        start = time.perf_counter()
-        for _ in range(n): f()
-        return (time.perf_counter() - start)/n
-    return min(_once() for _ in range(20))
-
-def test_adding_to_100_000_images_takes_less_than_a_millisecond(large):
-    new = iter(hashes(10_000, 3))
-    def _one_more():
-        o = next(new)
-        large.find(o, GREY)
-        large.add(o, o, GREY)
-    assert least(_one_more, 20) < 1e-3
+def test_a_copy_is_found_among_100_000_images(large):
+    new, = hashes(1, 3)
+    large.add(new, new, GREY)
     assert large.find(differing(hashes(100_000)[99_999], 30), GREY) == hashes(100_000)[99_999]
-
-def test_collector_opens_100_000_rows_in_5_seconds(tmp_path):
-    with (tmp_path/'manifest.jsonl').open('w') as f:
-        for i,o in enumerate(hashes(100_000, 5)):
-            f.write(json.dumps(dict(label='cat', file=f'cat/{i:016x}.jpg', status='ok', reason='',
-                                    url=f'https://a.example/{i}.jpg', title='A cat on a wall', engine='openverse',
-                                    phash=o, area=640*480)) + '\n')
-    start = time.process_time()   # nothing is waited for
-    collector = _Collector(Manifest(tmp_path))
-    assert time.process_time() - start < 5
-    assert len(collector.index) == 100_000

@@ -248,7 +248,7 @@ def test_minutes_end_the_last_stages(turned, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
     train(turned, size=64, epochs=10**4, minutes=.2)
-    assert 10 < time.monotonic() - start < 20 and '\nlast stages: ' in capsys.readouterr().out
+    assert 10 < time.monotonic() - start < 60 and '\nlast stages: ' in capsys.readouterr().out
 
 @pytest.mark.parametrize('minutes,n', [(.001, 0), (1, 256)])
 def test_no_larger_body_after_the_deadline(turned, tmp_path, monkeypatch, capsys, minutes, n):
@@ -258,7 +258,7 @@ def test_no_larger_body_after_the_deadline(turned, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     fit,computed = finetune._fit_best_head,[]
     monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (1., .25))[1])
-    monkeypatch.setattr(finetune, 'image_features', lambda learn, files, on_bad: computed.extend(files))
+    monkeypatch.setattr(finetune, 'image_features', lambda learn, files: computed.extend(files))
     monkeypatch.setattr(finetune, 'time', SimpleNamespace(monotonic=lambda: time.monotonic() + len(computed)))
     train(turned, minutes=minutes)
     said = capsys.readouterr().out
@@ -284,14 +284,13 @@ def test_many_labels_are_not_printed_as_a_matrix(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('losses,arch,size', [((1., .8), 'efficientnet_lite2', 80), ((1., .95), 'efficientnet_lite0', 64)])
 def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, turned, tmp_path, monkeypatch, capsys):
-    from dataclasses import replace
     import torch
     from catdog.learn import backbones, finetune
     from catdog.train import export, train
     monkeypatch.chdir(tmp_path)
     find,fit,left = finetune.find_arch,finetune._fit_best_head,[*losses]
     for o in (backbones, finetune):
-        monkeypatch.setattr(o, 'find_arch', lambda name: replace(find(name), size=80 if '2' in name else 64))
+        monkeypatch.setattr(o, 'find_arch', lambda name: find(name)._replace(size=80 if '2' in name else 64))
     monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (left.pop(0), .25))[1])
     learn = train(turned)
     assert (learn.arch_name, left) == (arch, [])
@@ -371,12 +370,12 @@ def test_vision_learner_arguments_are_used_or_refused(drawings, monkeypatch):
 @pytest.mark.parametrize('damaged', [b'', b'<html>Not found</html>', b'PK\x03\x04' + bytes(5000)])
 def test_damaged_weights_are_named(damaged, tmp_path, monkeypatch):
     from torchvision.models import SqueezeNet1_0_Weights
-    from catdog.learn.backbones import check_weights, find_arch
+    from catdog.learn.backbones import _check_weights, find_arch
     file = tmp_path/'hub'/'checkpoints'/Path(SqueezeNet1_0_Weights.DEFAULT.url).name
     file.parent.mkdir(parents=True)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     file.write_bytes(damaged)
-    with pytest.raises(CatdogError, match=f'{file.name}.*delete the file'): check_weights(find_arch('squeezenet1_0'))
+    with pytest.raises(CatdogError, match=f'{file.name}.*delete the file'): _check_weights(find_arch('squeezenet1_0'))
 
 # Model cards
 

@@ -4,20 +4,16 @@
 
 # %% auto #0
 __all__ = ['plot_confusion', 'precision_recall', 'scores', 'prediction_table', 'predictions', 'gradcam', 'gradcam_overlays',
-           'find_issues', 'suspects']
+           'suspects']
 
 # %% ../../nbs/clean/interpret.ipynb #3225bce8
 import math, warnings
 from collections import Counter, namedtuple
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-import numpy as np
-import pandas as pd
-from fastai.learner import Learner
-from fastai.layers import NoneReduce
+import numpy as np, pandas as pd, torch
+from fastai.vision.all import Learner, NoneReduce
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import ConfusionMatrixDisplay
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -70,12 +66,9 @@ def scores(
     return precision_recall(confusion(learn), list(map(str, learn.dls.vocab)))
 
 # %% ../../nbs/clean/interpret.ipynb #1a16eb38
-class _PredictionTable(NamedTuple):
-    "Predictions, features and quality of all images of a network, in the same order"
-    table:pd.DataFrame         # As from `predictions`, but the training images first
-    features:np.ndarray        # Features, shape (images,2*channels)
-    probabilities:np.ndarray   # Probability of each label, shape (images,labels)
-    quality:list               # From `image_quality`
+# Of all images, in the same order: table, as from `predictions`, but the training images first; features, shape
+# (images,2*channels); probabilities of each label, shape (images,labels); quality, a list from `image_quality`
+_PredictionTable = namedtuple('_PredictionTable', 'table features probabilities quality')
 
 _qualities = {}   # stamp of a file -> its quality
 
@@ -95,19 +88,17 @@ def prediction_table(
     split = vars(learn.dls).get('split')
     sets = {'Train': learn.dls.train_ds.items, 'Valid' if getattr(split, 'known', True) else 'Unknown':
             learn.dls.valid_ds.items, 'Test': getattr(split, 'test', []), 'New': getattr(split, 'new', [])}
-    dataset_of,bad = {},{}
+    dataset_of = {}
     for name,files in sets.items():
         for f in map(Path, files):
             if f.exists(): dataset_of.setdefault(f, name)   # an image in two sets counts for the first
-    def _on_bad(file, error):
-        bad[file] = error
-        warnings.warn(f'left out: {file} cannot be opened ({error})')
+    def _on_bad(file, error): warnings.warn(f'left out: {file} cannot be opened ({error})')
     def _quality(file):   # cached features were computed without opening the file now
         try: return _measure(file)
         except (ImageError, OSError) as e: _on_bad(file, e)
     scores = image_scores(learn, list(dataset_of), _on_bad, _measure)
-    quality = dict(zip(scores, map_ahead(_quality, list(scores))))
-    files = [f for f in scores if f not in bad]
+    quality = {f: o for f,o in zip(scores, map_ahead(_quality, list(scores))) if o}
+    files = [*quality]
     if not files: raise DataError(f'{learn.dls.path}: none of the images of this network exists any more')
     features = image_features(learn, files)
     logits,label_of = torch.stack([scores[f] for f in files]),learn.dls.valid_ds.tls[1].tfms
@@ -116,7 +107,7 @@ def prediction_table(
     p = getattr(learn.loss_func, 'activation', partial(torch.softmax, dim=1))(logits).numpy()
     df = pd.DataFrame(dict(file=files, label=vocab[truth.numpy()], dataset=[dataset_of[f] for f in files],
                            predicted=vocab[p.argmax(1)], probability=p.max(1), loss=losses))
-    return _PredictionTable(df, np.stack([features[f] for f in files]), p, [quality[f] for f in files])
+    return _PredictionTable(df, np.stack([features[f] for f in files]), p, [*quality.values()])
 
 def predictions(
     learn:Learner # As for `prediction_table`
@@ -143,7 +134,6 @@ def gradcam(
         maps.append((heat/heat.amax((1, 2), keepdim=True).clamp(min=1e-9)).float().cpu().numpy())
     return np.concatenate(maps)
 
-# %% ../../nbs/clean/interpret.ipynb #980e0578
 def gradcam_overlays(
     learn:Learner, # A `vision_learner`
     files:list, # Paths of images
@@ -163,7 +153,6 @@ def _out_of_sample(features, labels, folds=10):
     parts = StratifiedKFold(folds, shuffle=True, random_state=0)
     return cross_val_predict(model, features, labels, cv=parts, method='predict_proba')
 
-# %% ../../nbs/clean/interpret.ipynb #c781687a
 _Suspect = namedtuple('_Suspect', 'file label suggested kind score reason')
 
 def _label_errors(predicted):
@@ -180,7 +169,6 @@ def _label_errors(predicted):
 
 # %% ../../nbs/clean/interpret.ipynb #6b9ba251
 def _outliers(predicted, limit=3.5):
-    "Return suspects that are unlike all other images"
     t,n = predicted.table,len(predicted.table)
     directions = predicted.features/np.maximum(np.linalg.norm(predicted.features, axis=1, keepdims=True), 1e-9)
     neighbours = min(max(1, min(40, n//5)) + 1, n)   # the first is the image itself
@@ -195,7 +183,6 @@ _LIMITS = dict(size=(64, 'tiny: {} x {} pixels'), contrast=(8, 'blank'), brighte
                sharpness=(10, 'blurred'))
 
 def _low_quality(predicted):
-    "Return suspects that are tiny, blank, dark or blurred"
     rows = []
     for o,v in zip(predicted.table.itertuples(), predicted.quality):
         values = dict(v, size=min(v['size']))
@@ -224,17 +211,11 @@ def _duplicates(predicted, given):
     return rows
 
 # %% ../../nbs/clean/interpret.ipynb #898227a0
-def find_issues(
-    predicted:_PredictionTable # From `prediction_table`
-) -> pd.DataFrame: # As from `suspects`
-    "Return the images in `predicted` that are probably wrong"
-    errors,given = _label_errors(predicted)
-    rows = errors + _outliers(predicted) + _low_quality(predicted) + _duplicates(predicted, given)
-    df = pd.DataFrame(rows, columns=_Suspect._fields)
-    return df.sort_values('score', ascending=False, kind='stable').drop_duplicates('file', ignore_index=True)
-
 def suspects(
     learn:Learner # As for `prediction_table`
 ) -> pd.DataFrame: # file, label, suggested (a label or '<Delete>'), kind, score (0 to 1), reason; worst first
     "Return the images of `learn` that are probably wrong; `kind` is label, conflict, duplicate, outlier or quality"
-    return find_issues(prediction_table(learn))
+    errors,given = _label_errors(predicted := prediction_table(learn))
+    rows = errors + _outliers(predicted) + _low_quality(predicted) + _duplicates(predicted, given)
+    df = pd.DataFrame(rows, columns=_Suspect._fields)
+    return df.sort_values('score', ascending=False, kind='stable').drop_duplicates('file', ignore_index=True)

@@ -10,13 +10,11 @@ import io, os
 from datetime import date
 from pathlib import Path
 
-import jinja2
-import numpy as np
-import pandas as pd
-from fastai.learner import Learner
+import jinja2, numpy as np, pandas as pd
+from fastai.vision.all import Learner
 from matplotlib import pyplot as plt
 
-from .interpret import find_issues, gradcam_overlays, precision_recall, prediction_table
+from .interpret import gradcam_overlays, precision_recall, prediction_table, suspects
 from ..core.errors import CatdogError
 from ..core.files import check_new_file, write_atomic
 from ..core.images import data_url, open_image, thumbnails
@@ -28,7 +26,6 @@ from ..learn.insights import insight_sentences, plot_learning_curve, shortcuts
 def _measured(table): return table[table.dataset.isin(['Valid', 'Unknown'])]
 
 def _confusion(table, labels):
-    "Count the confusion matrix of `labels` on the images that the error is measured on"
     t = _measured(table)
     counts = pd.crosstab(t.label.astype(str), t.predicted.astype(str))
     return counts.reindex(index=labels, columns=labels, fill_value=0).to_numpy()
@@ -64,7 +61,7 @@ def report(
     "Write a report on the errors of `learn` and the images that look wrong to `out`, one HTML file"
     out = check_new_file(out)
     predicted,labels,split = prediction_table(learn),list(map(str, learn.dls.vocab)),vars(learn.dls).get('split')
-    table,df = predicted.table,find_issues(predicted)
+    table,df = predicted.table,suspects(learn)
     used = used_sentence(split) if split else ''
     found = dict(getattr(learn, 'insights', {}))
     sources = image_sources(split.folder, table.file) if split else {}

@@ -10,7 +10,6 @@
 
 import errno, os, sys
 from functools import wraps
-
 from fastcore.script import call_parse, is_cli
 
 class CatdogError(ValueError):
@@ -59,7 +58,6 @@ def _escape_output():
 _escape_output()   # for functions that are not commands
 
 _PLACE = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT   # not the program's fault
-
 def command(
     func # A function with docments, which become the command's help
 ): # `func` for Python, and an entry point for console scripts

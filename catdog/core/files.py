@@ -5,9 +5,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-
 from fastcore.basics import chunked
-
 from .errors import CatdogError
 
 # The formats that `open_image` opens, by Pillow's names (HEIF: pillow-heif), and the suffixes of their files
@@ -31,7 +29,6 @@ _SYSTEM_FOLDERS = (
     r'\$recycle\.bin|recycle\.bin|recycler|recycled|\$extend|system volume information|found\.\d{3}',   # Windows
     r'__macosx|network trash folder|temporary items|thevolumesettingsfolder|resource\.frk',   # macOS
     r'files_trashbin|files_versions|onedrivetemp|__pycache__')   # Nextcloud, OneDrive, Python
-
 def is_system_folder(
     name:str # Of a folder
 ) -> bool:
@@ -91,9 +88,7 @@ def check_new_file(
 
 def can_write_home() -> bool:
     "Whether files can be made in the home folder; a container may run as any user, which has none"
-    try: tempfile.TemporaryFile(dir=os.path.expanduser('~')).close()
-    except OSError: return False
-    return True
+    return os.access(os.path.expanduser('~'), os.W_OK | os.X_OK)
 
 def content_id(
     data:bytes|str|os.PathLike # Bytes, or the path of a file

@@ -5,10 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
-
 from .errors import ImageError
 from .files import IMAGE_FORMATS
 
@@ -108,7 +106,6 @@ def _to_rgb(img, facts):
     return Image.composite(img, Image.new('RGB', img.size, 'white'), alpha) if alpha else img
 
 _PRIMARIES = .3127, .329, .64, .33, .3, .6, .15, .06   # of sRGB: x and y of white, red, green and blue
-
 def _png_colours(info, cicp):
     """Return the ICC profile (b'' for sRGB) and the gamma (None for that of sRGB) of a PNG file (PNG 3, 4.3)
 
@@ -228,7 +225,6 @@ def _check_loaded(img, data, facts):
 
 _TRANSPOSE = dict(enumerate('''FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE
                                ROTATE_90'''.split(), 2))   # EXIF orientation: method
-
 def _upright(img, orientation, min_side):
     "Rotate the RGB image `img` as its EXIF `orientation` says, and reduce it as far as `min_side` allows"
     by = next((o for o in (8, 4, 2) if min_side and min(img.size)//o >= min_side), 1)
@@ -306,9 +302,7 @@ _KINDS = (   # how the file begins, and what it is
     (rb'8BPS', 'a Photoshop file: save it as JPEG first'), (rb'\0\0\x01\0', 'an icon: save it as PNG first'))
 _HTML = '''a b body br center div font form h1 h2 h3 head header html iframe img link main meta nav p pre script section
            span strong style table title ul'''.split()
-
 def _looks_like(data):
-    "Describe `data`, which Pillow does not recognise"
     if not data: return 'the file is empty'
     if name := next((o for start,o in _KINDS if re.match(start, data, re.S)), None): return name
     text = data[:4096].decode('utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig', 'replace').lower()
@@ -337,7 +331,6 @@ def _decode(data, *sizes):
         return _checked(img, *sizes, data)
 
 def _as_image_error(e, data):
-    "Return the exception `e` that the decoder of `data` raised as an `ImageError`"
     if isinstance(e, ImageError): return e
     if isinstance(e, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return ImageError('more pixels than we open', 'too-large')
@@ -348,7 +341,6 @@ def _as_image_error(e, data):
     return ImageError(f'a damaged image: {text}', 'truncated' if cut else 'not-an-image')
 
 def _read(src):
-    "Return the bytes of `src`: bytes, a path or a binary file"
     if isinstance(src, (bytes, bytearray, memoryview)): return bytes(src)
     if hasattr(src, 'read'): return src.read()
     try: return Path(src).read_bytes()

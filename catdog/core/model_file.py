@@ -7,7 +7,6 @@ and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `res
 import ctypes, gc, json, os, tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
 import numpy as np
 import onnxruntime
 from PIL import Image
@@ -19,11 +18,7 @@ if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=gc.freeze
 from .errors import CatdogError, ModelError
 from .images import open_image
 
-__all__ = ['OPENED', 'NOTHING_SURE', 'open_as', 'pixels_of', 'overlay_heatmap', 'model_file', 'open_session',
-           'answer_limits', 'read_meta', 'check_answers', 'staged_folder', 'check_model_folder']
-
 # --- Preparing images
-
 OPENED = 'upright', 'as stored'   # how images may be opened; 'as stored' is fastai's `PILImage.create`
 _METHODS = 'squish', 'crop', 'pad'
 _PAD_MODES = dict(zeros='constant', border='edge', reflection='reflect')   # fastai's name: numpy's
@@ -76,9 +71,7 @@ def overlay_heatmap(
     return Image.composite(img, img.convert('L').point(lambda o: o*2//5).convert('RGB'), mask)
 
 # --- Opening a model
-
 _MAX_BYTES = 1_000_000_000
-
 def model_file(
     path:str|os.PathLike # A model folder, or its `model.onnx`
 ) -> Path:
@@ -123,7 +116,6 @@ def _is_between(o, low, high): return isinstance(o, (int, float)) and low <= o <
 def _is_side(o, low, high): return type(o) is int and low <= o <= high
 
 def _can_prepare(meta):
-    "Whether `pixels_of` understands `meta`"
     size,resize = meta.get('size'),meta.get('resize', {})
     return (_is_side(size, 8, 4096) and _is_side(meta.get('resize_to'), size, 4096)
             and (meta.get('min_side') is None or _is_side(meta['min_side'], 1, 65500))
@@ -172,7 +164,6 @@ def check_answers(
         raise ModelError(f'{file}: its scores for a black image are not finite; it is damaged')
 
 # --- Writing a model
-
 @contextmanager
 def staged_folder(
     path:Path, # Folder for a model

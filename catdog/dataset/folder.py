@@ -5,9 +5,7 @@ from collections import Counter
 from copy import copy
 from pathlib import Path
 from unicodedata import category, normalize
-
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-
 from ..core.errors import DataError, ImageError
 from ..core.files import content_id, is_image_name, is_system_folder, walk_files, write_atomic
 from ..core.images import open_image
@@ -137,13 +135,11 @@ class ImageFolder:
         for e in unread: self._check_unread(e)
         self._choose_labels()
         for file,names in found: self._add(file, names)
-
     def __len__(self): return len(self.files)
     def __repr__(self): return f'ImageFolder({str(self.path)!r}: {len(self)} images, {", ".join(self.labels)})'
     def _below(self, names):
         "Return (folder above the labels or '', the rest of `names`, from the label's folder on)"
         return (names[0], names[1:]) if names and names[0] in self.splits else ('', names)
-
     def _find_folders(self, found):
         "Find the split and the folders of labels by the parts of the paths `found`"
         tops = {}   # folder -> (names of its sub-folders, whether it has images of its own)
@@ -162,7 +158,6 @@ class ImageFolder:
             if self.folders.setdefault((above, label), name) != name:
                 raise DataError(f'{where}: has two folders whose names look the same, {label!r}: '
                                 'put their images into one')
-
     def _check_unread(self, e):
         "Skip the unreadable folder of the error `e` if it cannot be one of the labels asked for"
         folder = Path(e.filename)
@@ -171,7 +166,6 @@ class ImageFolder:
             raise DataError(f'{folder}: cannot be read ({e.strerror}): fix its permissions or move it elsewhere')
         print(f'{folder}: cannot be read ({e.strerror}); skipped, as it is not one of the labels')
         self.skipped.append(folder)
-
     def _choose_labels(self):
         there = sorted({label for above,label in self.folders if self.splits.get(above, 'train') == 'train'})
         if self.splits and not there:
@@ -183,7 +177,6 @@ class ImageFolder:
         if missing := [o for o in self.labels if o not in there]:
             raise DataError(f'{self.path}: has no folder {", ".join(map(repr, missing))}; '
                             f'there {"is" if len(there) == 1 else "are"} {", ".join(map(repr, there)) or "none"}')
-
     def _add(self, file, names):
         (above,rest),image = self._below(names),is_image_name(file)
         if len(rest) < 2:
@@ -194,7 +187,6 @@ class ImageFolder:
             if image: self.files.append(file)
             else: self.ignored.append((file, f'not an image ({file.suffix.lower() or "no suffix"})'))
         elif image and label not in self.others: self.ignored.append((file, f'no label in train ({label})'))
-
     def _place(self, file):
         "Return `_below` of the path of `file`; raise `DataError` if it lies outside any label"
         try: names = Path(file).relative_to(self.path).parts
@@ -204,19 +196,16 @@ class ImageFolder:
         above,rest = self._below(names)
         if len(rest) < 2: raise DataError(f'{file}: lies outside any label in {self.path}')
         return above,rest
-
     def label(self,
         file:str|os.PathLike # A file below the folder; it need not exist
     ) -> str: # In Unicode form NFC
         "Return the label of `file`; raise `DataError` if it has none"
         return label_name(self._place(file)[1][0])
-
     def split(self,
         file:str|os.PathLike # A file below the folder
     ) -> str|None: # 'train', 'valid' or 'test'; None: the folder does not say
         "Return which part of the split `file` belongs to"
         return self.splits.get(self._place(file)[0])
-
     def place(self,
         file:str|os.PathLike, # An image below the folder
         label:str # Another label, whose folder need not exist
@@ -224,17 +213,14 @@ class ImageFolder:
         "Return where `file` would lie if it had `label`"
         above,(_,*rest) = self._place(file)
         return self.path.joinpath(above, self.folders.get((above, normalize('NFC', label)), label), *rest)
-
     def by_label(self) -> dict: # Label -> paths, sorted
         "Return the images of each label, including labels without images"
         res = {o: [] for o in self.labels}
         for o in self.files: res[self.label(o)].append(o)
         return res
-
     def counts(self) -> Counter: # Label -> number of images
         "Return how many images each label has"
         return Counter({label: len(o) for label,o in self.by_label().items()})
-
     def without_files(self): # An `ImageFolder`
         "Return a copy of the folder that has no files, to be saved with a model"
         res = copy(self)

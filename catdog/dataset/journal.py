@@ -10,7 +10,6 @@ from collections import namedtuple
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-
 from ..core.errors import CatdogError, DataError, ImageError
 from ..core.files import folder_lock, free_name, map_ahead, write_atomic
 from ..core.images import open_image
@@ -37,34 +36,29 @@ class _Journal:
         for line in lines:
             try: self._add(**json.loads(line))
             except (ValueError, TypeError, KeyError, IndexError): pass   # cut off: its moves have not begun
-
     def _add(self, event, batch, moves=(), move=None, undoes=None, **_):
         if event == 'planned':
             moves = [dict(o, state='planned') for o in moves]
             self.batches[batch] = dict(number=batch, undoes=undoes, finished=False, moves=moves)
         elif event == 'finished': self.batches[batch]['finished'] = True
         else: self.batches[batch]['moves'][move]['state'] = event
-
     def write(self, **line):
         "Append a line to the journal, then apply it; all but single moves are flushed to the disk"
         data = json.dumps(line, ensure_ascii=False).encode() + b'\n'
         while data: data = data[self.f.write(data):]
         if 'move' not in line: os.fsync(self.f.fileno())
         self._add(**line)
-
     def plan(self, moves, undoes=None):
         "Append a batch of `moves`, dicts with file, to, choice and row, and return it; `undoes`: a batch's number"
         n = max(self.batches, default=0) + 1
         now = datetime.now().isoformat(timespec='seconds')
         self.write(event='planned', batch=n, time=now, moves=moves, undoes=undoes)
         return self.batches[n]
-
     @property
     def applied(self):
         "The batches that have not been undone, not even in part"
         undone = {o['undoes'] for o in self.batches.values()}
         return [o for k,o in self.batches.items() if o['undoes'] is None and k not in undone]
-
     @property
     def unfinished(self):
         "The last batch if it was interrupted, or None"
@@ -90,7 +84,6 @@ def present_places(
 
 @contextmanager
 def _open_journal(path):
-    "Lock the data set `path` and open its journal"
     try:
         with folder_lock(path, _LOCK_SECONDS):
             (path/REMOVED).mkdir(exist_ok=True)
@@ -150,7 +143,6 @@ def _places(path, choices):
     return places
 
 def _update_manifest(path, batch):
-    "Update the manifest of the data set `path` with the new places of the files of `batch`"
     moved = {o['file']: o for o in batch['moves'] if o['state'] == 'done' and o['row']}
     rows = read_rows(path)
     changed = {k: moved[o['file']] for k,o in rows.items() if o['file'] in moved}

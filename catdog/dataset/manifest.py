@@ -4,7 +4,6 @@ import json, os, re, time
 from collections import defaultdict
 from dataclasses import dataclass, fields
 from pathlib import Path
-
 from ..core.errors import DataError
 from ..core.files import walk_files, write_atomic
 
@@ -35,13 +34,13 @@ def read_rows(
     path:str|os.PathLike # Folder of a data set
 ) -> dict: # (label, URL) -> row, a dict with a value for each column; empty if there is no manifest
     "Read the manifest of `path`: the last row of each label and URL; skip incomplete and invalid lines"
-    file,rows,empty = Path(path)/'manifest.jsonl',{},dict.fromkeys(_COLUMNS)
+    file,rows = Path(path)/'manifest.jsonl',{}
     if not file.exists(): return rows
     for line in file.read_text(encoding='utf8', errors='replace').split('\n'):
         try: o = json.loads(line)
         except (ValueError, RecursionError): continue
         if isinstance(o, dict) and all(isinstance(o.get(k), str) for k in ('label', 'url', 'status')):
-            rows[o['label'], o['url']] = {**empty, **o} if o.keys() <= empty.keys() else {k: o.get(k) for k in _COLUMNS}
+            rows[o['label'], o['url']] = {k: o.get(k) for k in _COLUMNS}
     return rows
 
 def _lines(rows): return ''.join(json.dumps(o, ensure_ascii=False) + '\n' for o in rows)
@@ -55,11 +54,10 @@ def write_rows(
 
 def _remove_unfinished(path):
     "Remove the temporary files of killed processes under `path`, but none that was written to within the last minute"
-    for pattern in ('.*.part', '*/.*.part', '.removed/*/.*.part'):
-        for o in path.glob(pattern):
-            try:
-                if re.search(r'\.[0-9a-f]{8}\.part$', o.name) and time.time() - o.stat().st_mtime > 60: o.unlink()
-            except OSError: pass   # it has just been renamed, or is not ours
+    for o in [o for pattern in ('.*.part', '*/.*.part', '.removed/*/.*.part') for o in path.glob(pattern)]:
+        try:
+            if re.search(r'\.[0-9a-f]{8}\.part$', o.name) and time.time() - o.stat().st_mtime > 60: o.unlink()
+        except OSError: pass   # it has just been renamed, or is not ours
 
 class Manifest:
     "The rows of `path/manifest.jsonl`, which grows while images are fetched: (label, URL) -> row"
@@ -73,18 +71,15 @@ class Manifest:
         self.rows = read_rows(path)
         text = self.file.read_bytes() if self.file.exists() else b''
         if text and not (text.endswith(b'\n') and text.count(b'\n') == len(self.rows)): self.rewrite()
-
     def rewrite(self):
         "Write all rows again, one line for each URL"
         write_rows(self.path, self.rows.values())
-
     def of(self,
         label:str, # The label
         *statuses:str # Such as 'ok'; default: all
     ) -> list: # In the order in which their URLs were added
         "Return the rows of `label`, or those with one of `statuses`"
         return [o for (l,_),o in self.rows.items() if l == label and (not statuses or o['status'] in statuses)]
-
     def add(self,
         *rows:dict # New rows, or new states of old ones
     ):

@@ -8,10 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 from weakref import finalize
-
 import numpy as np
 from tqdm.auto import tqdm
-
 from ..core.duplicates import CLOSE, find_copies, image_quality
 from ..core.errors import DataError, ImageError, ModelError
 from ..core.files import content_id, map_ahead
@@ -32,7 +30,7 @@ def _read_folder(path, labels):
     "Return the `ImageFolder` at `path` if a network can be trained on it"
     folder = ImageFolder(path, labels)
     if folder.loose:
-        raise DataError(f'{folder.loose[0]}: lies outside any label; put each image into a folder named after its label')
+        raise DataError(f'{folder.loose[0]}: lies outside any label; put it into a folder named after its label')
     _check_counts(path, folder.counts())
     return folder
 
@@ -57,7 +55,6 @@ def _check_image(file):
     except OSError as e: return _Checked(None, None, f'cannot be read ({e.strerror})')
 
 def _check_images(files):
-    "Open all `files`, several at a time; return `_Checked` for each"
     return list(tqdm(map_ahead(_check_image, files), 'opening images', len(files), leave=False, delay=2))
 
 def _group(checked, labels):
@@ -70,11 +67,10 @@ def _group(checked, labels):
     return groups,limits[0] < CLOSE
 
 def copies(
-    files, # Paths of images
-    labels:list=None # The label of each; default: the name of its folder
+    files # Paths of images, each in a folder named after its label
 ) -> np.ndarray: # Shape (n,), int: group number of each file
     "Group `files` by the image that they show: copies of one image have the same number"
-    return _group(_check_images(files), [Path(f).parent.name for f in files] if labels is None else labels)[0]
+    return _group(_check_images(files), [Path(f).parent.name for f in files])[0]
 
 SOURCES = 'host','author','folder'
 
@@ -140,17 +136,15 @@ class _LeftOut(Sequence):
     def __init__(self, pairs=()):
         self.pairs,self._file = list(pairs),Path(tempfile.mkdtemp(prefix='catdog-'))/'left_out'
         finalize(self, shutil.rmtree, self._file.parent, ignore_errors=True)
-
     def add(self, file, reason):
         "Leave out `file`, with one warning"
         if file in {f for f,_ in self}: return
         reason = reason.removeprefix(f'{file}: ')
         warnings.warn(f'{file}: left out from now on: {reason}')
-        with self._file.open('ab') as f: f.write(os.fsencode(f'{file}\0{reason}\0\n'))
-
+        with self._file.open('a') as f: f.write(json.dumps([str(file), reason]) + '\n')
     def _all(self):
-        rows = self._file.read_bytes().split(b'\0\n')[:-1] if self._file.exists() else []
-        return self.pairs + list(dict((Path(f), reason) for f,reason in (os.fsdecode(o).split('\0') for o in rows)).items())
+        rows = self._file.read_text().split('\n')[:-1] if self._file.exists() else []
+        return self.pairs + list({Path(f): reason for f,reason in map(json.loads, rows)}.items())
     def __len__(self): return len(self._all())
     def __getitem__(self, i): return self._all()[i]
     def __repr__(self): return repr(self._all())
@@ -203,7 +197,6 @@ def _open_all(files):
     return {f: o for f,o in checked.items() if not o.fault},[(f, o.fault) for f,o in checked.items() if o.fault]
 
 def _missing(folder, files):
-    "Return the labels of `folder` that none of `files` has"
     there = {folder.label(f) for f in files}
     return [o for o in folder.labels if o not in there]
 

@@ -12,9 +12,7 @@ import csv, itertools, json, os, re, sqlite3, sys
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-
 from fastcore.basics import chunked
-
 from ..core.errors import CatdogError, DataError, ImageError
 from ..core.files import batches_ahead, check_new_file, content_id, is_image_name, walk_files
 from .predictor import Classifier
@@ -30,14 +28,13 @@ def _row(path, answer):
 def answer_rows(
     classifier:Classifier, # What predicts
     paths, # Any iterable of paths, or of what `read` takes
-    bs:int=32, # Number of images opened ahead
     read=lambda path: path # Returns what `Classifier.predict` takes for each of `paths`; may raise `ImageError`
 ): # Yields dicts, in order: file, label, probability, sure, doubt, text, p_ and each label; or file and error
     "Predict each of `paths`, while threads open the next ones"
     def opened(path):
         try: return path,classifier.pixels(read(path))
         except ImageError as e: return path,e
-    for batch in batches_ahead(opened, paths, bs):
+    for batch in batches_ahead(opened, paths, 32):
         answers = iter(classifier.answers([o for _,o in batch if not isinstance(o, ImageError)]))
         yield from (_row(path, o if isinstance(o, ImageError) else next(answers)) for path,o in batch)
 
@@ -86,13 +83,11 @@ def _utf8(path):
     return os.fsencode(path).decode(errors='backslashreplace')
 
 _TYPES = dict(file='string', label='string', probability='float64', sure='boolean', doubt='string', text='string')
-
 def _columns(labels):
     "Return the columns of the file or bucket, and their types in pandas"
     return {**_TYPES, **{f'p_{o}': 'float64' for o in labels}, 'error': 'string'}
 
 def _write_csv(file, columns, rows):
-    "Write `rows`, lists of values, under `columns` as CSV"
     with open(file, 'w', newline='', encoding='utf8', errors='surrogateescape') as f:
         csv.writer(f).writerows(itertools.chain([columns], rows))
 
@@ -114,12 +109,10 @@ def _write(out, columns, rows):
         os.replace(new, out)
     finally: new.unlink(missing_ok=True)
 
-def _stamped(paths, model):
-    "Yield the path of each image, and what tells whether it or the `model` (an ID) has changed since"
-    for path in found_files(paths):
-        try: stamp = f'{os.stat(path).st_size} {os.stat(path).st_mtime_ns}'
-        except (OSError, ValueError): stamp = ''
-        yield path,f'{model} {stamp}'
+def _stamp(path, model):
+    "Return text that tells whether the image at `path` or the `model` (an ID) has changed since"
+    try: return f'{model} {os.stat(path).st_size} {os.stat(path).st_mtime_ns}'
+    except (OSError, ValueError): return f'{model} '
 
 def _open_db(part):
     "Open the database `part`, locked for other processes until it is closed"
@@ -158,17 +151,9 @@ def write_file(
 ) -> int: # Rows with an error
     "Write predictions for `paths` to `out`, with a progress bar; resume an interrupted run"
     from tqdm.auto import tqdm
-    columns,model,bad = _columns(classifier.labels),content_id(classifier.file),0
+    columns,model,n,bad = _columns(classifier.labels),content_id(classifier.file),0,0
+    todo = {}   # path -> stamp from before it is opened, so that the next run predicts one that changes meanwhile
     with _answers_db(out) as db:
-        def saved(path, stamp):
-            query = 'SELECT 1 FROM answers WHERE file = ? AND stamp = ?'
-            return db.execute(query, (os.fsencode(path), stamp)).fetchone()
-        stamps = {}   # of images that are open: from before, so that the next run predicts one that changes meanwhile
-        def unanswered():
-            for path,stamp in _stamped(paths, model):
-                if saved(path, stamp): continue
-                stamps[str(path)] = stamp
-                yield path
         def all_rows():
             nonlocal bad
             for path in found_files(paths):
@@ -176,14 +161,17 @@ def write_file(
                     values = [str(path), *json.loads(row)]
                     bad += values[-1] is not None
                     yield values
-        n = known = 0
-        for o in _stamped(paths, model): n,known = n + 1,known + bool(saved(*o))
+        for n,path in enumerate(found_files(paths), 1):
+            file,stamp = os.fsencode(path),_stamp(path, model)
+            if not db.execute('SELECT 1 FROM answers WHERE file = ? AND stamp = ?', (file, stamp)).fetchone():
+                todo[str(path)] = stamp
+        known = n - len(todo)
         if known: print(f'{known:,} of {n:,} images are predicted already: continuing from there.', file=sys.stderr)
         with tqdm(total=n, desc='Predicting', unit=' images', delay=1) as bar:
             bar.update(known)
-            for rows in chunked(answer_rows(classifier, unanswered()), 32):
-                new = [(os.fsencode(o['file']), stamps.pop(o['file'], ''),
-                        json.dumps([o.get(k) for k in [*columns][1:]])) for o in rows]
+            for rows in chunked(answer_rows(classifier, todo), 32):
+                new = [(os.fsencode(o['file']), todo[o['file']], json.dumps([o.get(k) for k in [*columns][1:]]))
+                       for o in rows]
                 with db: db.executemany('INSERT OR REPLACE INTO answers VALUES (?, ?, ?)', new)
                 if print_errors: print_rows(o for o in rows if 'error' in o)
                 bar.update(len(rows))
@@ -191,7 +179,6 @@ def write_file(
     return bad
 
 def _read_url(url):
-    "Return the bytes at `url`, which fsspec can open; raise `ImageError` if it cannot"
     import fsspec
     try:
         with fsspec.open(url) as f: return f.read()
@@ -206,14 +193,12 @@ def _urls(folder):
             if is_image_name(name) and not any(k.startswith('.') for k in name.split('/'))]
 
 def _frame(classifier, urls):
-    "Return the rows about the images at `urls` as a data frame"
     import pandas as pd
     columns = _columns(classifier.labels)
     rows = [dict(o, file=_utf8(o['file'])) for o in answer_rows(classifier, urls, read=_read_url)]
     return pd.DataFrame(rows, columns=[*columns]).astype(columns)
 
 _TASK_SIZE = 500   # images that a worker gets at a time
-
 def predict_bucket(
     folder:str, # Folder or bucket of images, as fsspec writes it: 'images', 's3://bucket/images'
     out:str, # Folder or bucket for the Parquet files, in the same form

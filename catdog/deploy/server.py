@@ -5,24 +5,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.resources import files as package_files
 from ipaddress import ip_address
-
 import flask, idna, prometheus_client
 from waitress import create_server, wasyncore
 from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer
 from werkzeug.exceptions import ServiceUnavailable
-
 from ..core.errors import CatdogError, ImageError
 from ..core.images import data_url, open_image
-from .corrections import keep_image
 from .page import MAX_BODY, MAX_FILES, error_answer, render_answer, secure, wants_page
-from .predictor import Classifier
+from .predictor import Classifier, keep_image
 
 MAX_FIELDS = 64   # form fields in a request
 MAX_WAITING = 32   # requests with images that may run or wait at a time
 
 # From uploads to predictions
-
 class _Request(flask.Request):
     "A request whose uploads stay in memory; Werkzeug would write large ones to a temporary file"
     def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
@@ -39,7 +35,6 @@ def _uploaded_files():
     return files
 
 _statuses = {'too-large': 413, 'truncated': 400, 'empty': 400}   # of every other `ImageError`: 415
-
 def _predict_upload(classifier, upload, image, why):
     "Return the result for the file `upload`, as for `render_answer`; `image` and `why` add `data:` URLs"
     name,data = re.split(r'[\\/]', upload.filename)[-1][:100],upload.read()
@@ -57,27 +52,23 @@ def _predict_upload(classifier, upload, image, why):
     return res
 
 class UploadPredictor:
-    "Predicts uploads in a few threads; more than `limit` requests at a time are refused"
+    "Predicts uploads in a few threads; more than `MAX_WAITING` requests at a time are refused"
     def __init__(self,
-        classifier:Classifier, # What predicts
-        limit:int=MAX_WAITING # Requests that may run or wait at a time
+        classifier:Classifier # What predicts
     ):
-        self.classifier,self.slots = classifier,threading.BoundedSemaphore(limit)
+        self.classifier,self.slots = classifier,threading.BoundedSemaphore(MAX_WAITING)
         # one thread per core: more would only keep more decoded images in memory
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-
     def _predict(self, files, image=False, why=False):
         if not self.slots.acquire(blocking=False):
             raise ServiceUnavailable('Too many images at the moment. Try again in a second.', retry_after=1)
         try: return list(self.pool.map(lambda o: _predict_upload(self.classifier, o, image, why), files))
         finally: self.slots.release()
-
     def answer(self) -> tuple: # A page, or a dict for JSON; and the status
         "Answer the current request; raise an `HTTPException` if it has no files or too many requests wait"
         files,form = _uploaded_files(),flask.request.form
         results = self._predict(files, wants_page() or bool(form.get('image')), bool(form.get('why')))
         return render_answer(self.classifier, results)
-
     def correct(self) -> dict: # text: a sentence for the visitor
         "Keep the image of the current request, in the app's folder `KEEP`, under the label that the visitor gives"
         # a page of another site can send a form, but not this header
@@ -92,9 +83,7 @@ class UploadPredictor:
         except CatdogError as e: raise ServiceUnavailable(str(e))
 
 # The Flask app
-
 _origin = re.compile(r'([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^][/?#@:*%\\\s]*)(?::(\d{1,5}))?(/?)(.*)', re.I)
-
 def _parse_origin(text):
     "Return the origin `text` as browsers send it, also those of apps: capacitor://localhost, chrome-extension://id"
     if text.lower() in ('*', 'null'): return text.lower()   # `null`: a file, a frame with the attribute sandbox
@@ -120,7 +109,6 @@ def read_origins(
     return [_parse_origin(o.strip()) for o in (cors or '').split(',') if o.strip()]
 
 def _allow_origins(app, origins):
-    "Let pages of `origins` read the API's responses"
     @app.after_request
     def allow(response):
         origin = '*' if '*' in origins else flask.request.headers.get('Origin', '')
@@ -159,7 +147,6 @@ def _add_metrics(app):
                               content_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 _ours = re.compile(r'(.*?)(/(?:predict|correct|healthz|openapi\.json|static/[^/]+)?)')
-
 def _below_any_prefix(app):
     "Let the WSGI app `app` work below any path prefix; `/metrics`, which a proxy may block, only without one"
     def _app(environ, start_response):
@@ -182,20 +169,16 @@ def configure(
     _add_metrics(app)
     _allow_origins(app, origins)
     app.register_error_handler(Exception, lambda e: error_answer(classifier, e))
-
     @app.get('/healthz')
     def healthz(): return dict(status='ok', labels=list(classifier.labels), model=classifier.summary)
-
     @app.get('/openapi.json')
     def openapi():
         text = (package_files('catdog')/'templates/openapi.json').read_text(encoding='utf8')
         text = flask.render_template_string(text, max_body=MAX_BODY, max_files=MAX_FILES)
         return flask.Response(text, content_type='application/json')
-
     return app
 
 # waitress
-
 def listen(
     host:str, # A name or an address, IPv4 or IPv6; '::' and '' are every address of both families
     port:int # The port; 0 takes a free one
@@ -258,19 +241,14 @@ class Server:
         self._server = create_server(
             app, map=self._map, sockets=sockets, threads=MAX_WAITING + 8, connection_limit=_max_connections(),
             channel_timeout=_IDLE_SECONDS, cleanup_interval=min(5, _IDLE_SECONDS), asyncore_use_poll=True,
-            recv_bytes=2**16,
-            max_request_body_size=most, inbuf_overflow=most, expose_tracebacks=False)
+            recv_bytes=2**16, max_request_body_size=most, inbuf_overflow=most, expose_tracebacks=False)
         for o in self._listening(): o.channel_class = _Channel
-
     def _listening(self): return [o for o in self._map.values() if isinstance(o, BaseWSGIServer)]
-
     def _busy(self):
         return any(o.requests or o.total_outbufs_len for o in self._map.values() if isinstance(o, HTTPChannel))
-
     def stop(self, *_):
         "Make `run` return within a second; safe to call from a signal handler or another thread"
         self.stopping = True
-
     def run(self,
         grace:float=20 # Seconds to finish running requests after `stop`
     ):

@@ -9,7 +9,6 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.resources import files as package_files
 from pathlib import Path
-
 import psutil, voila.app
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.httpserver import HTTPServer
@@ -18,7 +17,6 @@ from tornado.web import HTTPError, RedirectHandler
 from traitlets import Integer
 from traitlets.config import Config
 from voila.tornado.handler import TornadoVoilaHandler
-
 from .server import listen
 
 class VisitorKernels(AsyncMappingKernelManager):
@@ -30,18 +28,15 @@ class VisitorKernels(AsyncMappingKernelManager):
     that is kept ready for the next visitor is exempt.
     """
     unvisited_timeout = Integer(60, config=True, help='Seconds until a kernel that no browser connects to is ended')
-
     async def start_kernel(self, **kwargs):
         "Start a kernel that does not warn about its TCP connections, which are local"
         return await super().start_kernel(extra_arguments=['--IPKernelApp.log_level=ERROR'], **kwargs)
-
     def kernel_model(self,
         kernel_id:str # ID of the kernel
     ) -> dict: # As in Jupyter's REST API
         "Return the answer to `GET api/kernels/<id>`, and record that the page asked"
         self._kernels[kernel_id].asked = time.monotonic()
         return super().kernel_model(kernel_id)
-
     def notify_connect(self,
         kernel_id:str # ID of the kernel
     ):
@@ -49,13 +44,11 @@ class VisitorKernels(AsyncMappingKernelManager):
         kernel = self._kernels[kernel_id]
         kernel.visited,kernel.last_activity = True,datetime.now(timezone.utc)
         super().notify_connect(kernel_id)
-
     @property
     def ready(self):
         "The kernels that Voilà keeps ready for the next visitors"
         tasks = [o for pool in getattr(self, '_pools', {}).values() for o in pool]
         return {o.result()['kernel_id'] for o in tasks if o.done() and not o.cancelled() and not o.exception()}
-
     async def cull_kernel_if_idle(self,
         kernel_id:str # ID of the kernel
     ):
@@ -74,7 +67,6 @@ class _PageHandler(TornadoVoilaHandler):
         if path: raise HTTPError(404)
         if not self.kernel_manager.list_kernel_ids(): raise HTTPError(503)
         self.set_header('Content-Type', 'text/html; charset=UTF-8')
-
     async def get(self, path=''):
         "Serve the page, with a kernel for it"
         if path: raise HTTPError(404)
@@ -83,7 +75,6 @@ class _PageHandler(TornadoVoilaHandler):
 class Voila(voila.app.Voila):   # its options are called after the class
     "Voilà with `_PageHandler`, also below the path `prefix`, on `sockets`; it calls `on_open` when it can be reached"
     prefix,sockets,on_open = '/',(),staticmethod(lambda: None)
-
     def init_handlers(self):
         "Return tornado's handlers"
         path = self.prefix.strip('/')
@@ -92,7 +83,6 @@ class Voila(voila.app.Voila):   # its options are called after the class
         slash = [(f'/{re.escape(path)}', RedirectHandler, dict(url=f'/{path}/', permanent=False))] if path else []
         return slash + [(pattern, _PageHandler if handler is TornadoVoilaHandler else handler, *more)
                         for pattern,handler,*more in super().init_handlers()]
-
     def listen(self):
         "Serve on `sockets` until a signal comes"
         for o in self.sockets: o.setblocking(False)
@@ -100,11 +90,9 @@ class Voila(voila.app.Voila):   # its options are called after the class
         self.ioloop = IOLoop.current()
         self.ioloop.add_callback(lambda: self.on_open())
         with suppress(KeyboardInterrupt): self.ioloop.start()
-
     def _handle_signal_stop(self, *args):
         if hasattr(self, 'ioloop'): super()._handle_signal_stop(*args)
         else: raise SystemExit(0)
-
     def stop(self):
         "End the kernels; Voilà would interrupt those that are just starting, which print a traceback, or miss them"
         for o in psutil.Process().children():
@@ -121,7 +109,6 @@ _cell = '''# The app: Voilà runs and shows this cell alone
 import os; os.chdir({!r})   # where the models are
 from catdog.app import App
 App()'''
-
 def _app_notebook(folder):
     "Return the chapter with the app if this is the project's folder, else write catdog.ipynb, of one cell, to `folder`"
     here,file = Path('nbs/07_app.ipynb'),Path(folder)/'catdog.ipynb'

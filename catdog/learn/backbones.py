@@ -4,8 +4,8 @@ torch, timm and fastai take seconds to import, so functions import them: the def
 """
 
 import hashlib, io, socket
+from collections import namedtuple
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,15 +13,9 @@ from urllib.request import getproxies
 
 from ..core.errors import CatdogError
 
-@dataclass(frozen=True)
-class Backbone:
-    "An architecture, and where its ImageNet weights come from"
-    name:str             # As users write it
-    arch:str             # Name in torchvision or timm
-    source:str           # Of its weights: 'pip', 'torchvision' or 'timm'
-    size:int=224         # Side of the images that its weights were trained on, in pixels
-    package:str=''       # The pip package that has the weights, if `source` is 'pip'
-    sha256:str=''        # Of the file in `package`
+# name: as users write it; arch: in torchvision or timm; source of its ImageNet weights: 'pip', 'torchvision' or 'timm';
+# size: side of the images that they were trained on, in pixels; package: the pip package with them; sha256: of its file
+Backbone = namedtuple('Backbone', 'name arch source size package sha256', defaults=(224, '', ''))
 
 _LITE = [(224, '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'),
          (240, '77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850'),
@@ -57,8 +51,7 @@ def find_arch(
     _check_features(name, size)
     return Backbone(name, name, 'timm', size)
 
-def _pip_weights(backbone):
-    "Return the weights file of `backbone` in its pip package; raise `CatdogError` if it is missing or has changed"
+def _pip_weights(backbone):   # the file in its pip package
     spec = find_spec(backbone.package.replace('-', '_'))
     folders = spec.submodule_search_locations if spec else ()
     file = next((f for folder in folders for f in Path(folder).glob('models/*.pth')), None)
@@ -97,7 +90,6 @@ def _fetch_torchvision(backbone):
         raise _download_error(backbone, weights.url.split('/')[2], getattr(e, 'reason', None) or e) from None
 
 def _is_reachable(host):
-    "Whether `host` accepts connections, or a proxy is set"
     if getproxies().get('https'): return True
     try: socket.create_connection((host, 443), timeout=3).close()
     except OSError: return False
@@ -118,23 +110,18 @@ def _fetch_timm(backbone):
     except Exception as e:   # the hub's client, its HTTP library and safetensors raise a dozen types
         raise _download_error(backbone, host, str(e).splitlines()[0][:80]) from None
 
-def check_weights(
-    backbone:Backbone # From `find_arch`
-):
+def _check_weights(backbone):
     "Make sure that the weights of `backbone` are on this machine; raise `CatdogError` if they are unavailable"
     dict(pip=_pip_weights, torchvision=_fetch_torchvision, timm=_fetch_timm)[backbone.source](backbone)
 
 @cache
 def available_arch(
-    *names:str # Names of architectures, the preferred one first
-) -> str: # One of `names`
-    "Return the first of `names` whose weights are available; print, once per session, why the preferred one is not"
-    for name in names:
-        try: check_weights(find_arch(name))
-        except CatdogError as e: why = e
-        else: break
-        if name == names[-1]: raise why
-    if name != names[0]: print(f'{str(why).partition(":")[0]}. Using {name} instead.')
+    name:str, # Preferred architecture
+    other:str=DEFAULT_ARCH # Architecture to use instead
+) -> str: # One of the two
+    "Return `name` if its weights are available, else `other`; print, once per session, why"
+    try: _check_weights(find_arch(name))
+    except CatdogError as e: print(f'{str(e).partition(":")[0]}. Using {(name := other)} instead.')
     return name
 
 RECIPES = dict(auto=DEFAULT_ARCH, fast=DEFAULT_ARCH, classic='resnet18')   # name -> default architecture
@@ -159,7 +146,7 @@ def check_recipe(
     if recipe != 'classic' and (own := [o for o in _OWN_HEAD if o in kw and not (o == 'lin_ftrs' and not kw[o])]):
         raise CatdogError(f"the recipe {recipe!r} fits a head of one layer: leave out {', '.join(own)}, "
                           "or use recipe='classic'")
-    if kw.get('pretrained', True): check_weights(backbone)
+    if kw.get('pretrained', True): _check_weights(backbone)
     return backbone.name,size or backbone.size
 
 _LITE_STATS = [127/255]*3,[128/255]*3   # mean and standard deviation of pixels in [0, 1]
@@ -175,7 +162,7 @@ def get_learner(
     from fastai.data.transforms import Normalize
     from fastai.vision.learner import error_rate, vision_learner
     backbone = find_arch(arch)
-    if pretrained: check_weights(backbone)
+    if pretrained: _check_weights(backbone)
     from_pip = pretrained and backbone.source == 'pip'
     if from_pip and not any(isinstance(o, Normalize) for o in dls.after_batch.fs):
         dls.add_tfms([Normalize.from_stats(*_LITE_STATS)], 'after_batch')

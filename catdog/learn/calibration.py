@@ -8,21 +8,19 @@ __all__ = ['error_interval', 'confusion_counts', 'balanced_error', 'are_uneven',
            'print_validation', 'print_confusion', 'fit_distance', 'ood_limits']
 
 # %% ../../nbs/learn/calibration.ipynb #65a986cc
+from collections import namedtuple
+
 import numpy as np, pandas as pd, torch
-from fastai.data.core import DataLoader
-from fastai.learner import Learner
-from fastai.torch_core import rank_distrib
+from fastai.vision.all import DataLoader, F, Learner, rank_distrib
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
-from torch import nn
-from torch.nn import functional as F
 
 from ..core.model_file import NOTHING_SURE
 from .features import are_files, labelled_features
-from .head import has_plain_head, head_scores, note_bad
-from .loaders import labelled_dl, provenance
+from .head import has_plain_head, head_scores
+from .loaders import provenance
 
 # %% ../../nbs/learn/calibration.ipynb #a1c7e530
 def error_interval(
@@ -33,7 +31,6 @@ def error_interval(
     interval = binomtest(wrong, n).proportion_ci(0.95, method='wilson')
     return wrong/n, float(interval.low), float(interval.high)
 
-# %% ../../nbs/learn/calibration.ipynb #a1c7e532
 def confusion_counts(
     logits, # Scores or probabilities, array or tensor of shape (n,labels)
     truth # Indices of the right labels, array or tensor of shape (n,)
@@ -42,8 +39,7 @@ def confusion_counts(
     n = logits.shape[1]
     return np.bincount(np.asarray(truth)*n + np.asarray(logits.argmax(1)), minlength=n*n).reshape(n, n)
 
-def _label_errors(counts):
-    "Return the numbers of wrong answers and of all answers for each label"
+def _label_errors(counts):   # (wrong answers, all answers) for each label
     return [(int(row.sum() - row[i]), int(row.sum())) for i,row in enumerate(np.asarray(counts))]
 
 def balanced_error(
@@ -67,14 +63,13 @@ def validation_logits(
     "Return the logits of `learn` for the images in `dl`, and their labels"
     dl = dl or learn.dls.valid
     if has_plain_head(learn) and are_files(dl.dataset.items):   # their features may be cached
-        x,y,_ = labelled_features(learn, dl.dataset, on_bad=note_bad(learn))
+        x,y,_ = labelled_features(learn, dl.dataset)
         if len(y): return head_scores(learn, x),torch.from_numpy(y)
     learn.model.eval()
     # Not `get_preds`, which gathers the answers of all processes in distributed training
     with torch.no_grad(): batches = [(learn.model(x), y) for x,y in dl]
     return tuple(torch.cat(o).as_subclass(torch.Tensor).cpu() for o in zip(*batches))
 
-# %% ../../nbs/learn/calibration.ipynb #136d9c06
 def confusion(
     learn:Learner # Trained
 ) -> np.ndarray: # Counts, shape (labels,labels); rows are the truth, columns the answers
@@ -83,23 +78,20 @@ def confusion(
 
 # %% ../../nbs/learn/calibration.ipynb #60eebbb0
 def _error_sentence(wrong, n, of='validation images'):
-    "Return the error in percent, with its 95% interval"
     error,low,high = error_interval(wrong, n)
     return f'{error:.1%} error on {n:,} {of} (95% interval {low:.1%} to {high:.1%})'
 
 def confused_pairs(
     counts:np.ndarray, # From `confusion_counts`
-    labels:list, # Names of the labels
-    most:int=3 # Maximum number of pairs
+    labels:list # Names of the labels
 ) -> list: # (truth, answer, wrong, n): of n images of the truth, so many were wrongly given this answer
-    "Return the pairs of `labels` that make most of the errors; none if no error occurs twice, or of two labels"
+    "Return the three pairs of `labels` that make most of the errors; none if no error occurs twice, or of two labels"
     counts = np.asarray(counts)
     wrong = np.where(np.eye(len(counts)), 0, counts)
-    pairs = [divmod(int(i), len(counts)) for i in np.argsort(-wrong.ravel(), kind='stable')[:most]]
+    pairs = [divmod(int(i), len(counts)) for i in np.argsort(-wrong.ravel(), kind='stable')[:3]]
     return [(str(labels[i]), str(labels[j]), int(wrong[i, j]), int(counts[i].sum()))
             for i,j in pairs if wrong[i, j] > 1 and len(counts) > 2]
 
-# %% ../../nbs/learn/calibration.ipynb #05ff8c4e
 def error_lines(
     counts:np.ndarray, # From `confusion_counts`
     labels:list, # Names of the labels
@@ -120,15 +112,13 @@ def error_lines(
 # %% ../../nbs/learn/calibration.ipynb #a1c7e534
 def calibration_error(
     probabilities:np.ndarray, # Shape (n,labels)
-    truth:np.ndarray, # Indices of the right labels, shape (n,)
-    bins:int=15 # Number of bins of equal width
+    truth:np.ndarray # Indices of the right labels, shape (n,)
 ) -> float: # 0 to 1
-    "Return the expected calibration error (Guo et al. 2017, arXiv:1706.04599)"
-    sure,right = probabilities.max(1),probabilities.argmax(1) == truth
+    "Return the expected calibration error (Guo et al. 2017, arXiv:1706.04599), in bins of equal width"
+    bins,sure,right = 15, probabilities.max(1),probabilities.argmax(1) == truth
     which = np.minimum((sure*bins).astype(int), bins - 1)
     return float(sum(abs(sure[which == i].sum() - right[which == i].sum()) for i in range(bins))/len(truth))
 
-# %% ../../nbs/learn/calibration.ipynb #5797814d
 def calibrated_loss(
     logits:torch.Tensor, # Shape (n,labels)
     truth:torch.Tensor # Indices of the right labels, shape (n,)
@@ -181,16 +171,16 @@ def print_validation(
     "Print the validation error of `learn`, calibrate it, and print its test error, if it has test images"
     logits,truth = validation_logits(learn)
     calibrate(learn, logits, truth)
-    files = getattr(learn.dls, 'test_files', [])
-    test = validation_logits(learn, labelled_dl(learn.dls, files)) if files else None
+    if files := getattr(learn.dls, 'test_files', []):
+        dl = learn.dls.test_dl(files, with_labels=True)
+        dl.left_out = getattr(learn.dls, 'left_out', None)   # where bad images are noted
+        test = validation_logits(learn, dl)
     if rank_distrib(): return   # in distributed training, only the first process prints
     print(*error_lines(confusion_counts(logits, truth), learn.dls.vocab), sep='\n')
-    if len(truth) < 100:
-        print('With fewer than 100 validation images the interval is wide, and the probabilities are rough.')
-    else: print(f'Calibrated: temperature {learn.calibration["temperature"]:.2f}.')
-    if test: print(*error_lines(confusion_counts(*test), learn.dls.vocab, 'test images'), sep='\n')
+    print('With fewer than 100 validation images the interval is wide, and the probabilities are rough.'
+          if len(truth) < 100 else f'Calibrated: temperature {learn.calibration["temperature"]:.2f}.')
+    if files: print(*error_lines(confusion_counts(*test), learn.dls.vocab, 'test images'), sep='\n')
 
-# %% ../../nbs/learn/calibration.ipynb #64cabfaa
 def print_confusion(
     learn:Learner # Trained
 ):
@@ -202,46 +192,37 @@ def print_confusion(
         print('Trained on drawings: this shows how it works, and knows nothing about photographs.')
 
 # %% ../../nbs/learn/calibration.ipynb #90d4ca7d
-class _SubspaceDistance(nn.Module):
-    "From feature maps (n,channels,h,w) to the distance (n,), 0 to 1, of the directions of their means from a subspace"
-    def __init__(self, x, most=128):
-        "Find the main directions, at most `most`, of mean features `x` (n,channels)"
-        super().__init__()
-        rows = randomized_svd(normalize(x - x.mean(0)), max(1, min(most, len(x)//2)), random_state=0)[2]
-        step = np.abs(rows).max(1, keepdims=True)/127
-        self.register_buffer('centre', torch.tensor(x.mean(0), dtype=torch.float32))
-        self.register_buffer('step', torch.tensor(step, dtype=torch.float32))
-        self.register_buffer('rows', torch.tensor((rows/step).round(), dtype=torch.int8))
-    def forward(self, features):
-        z = F.normalize(features.mean((2, 3)) - self.centre, eps=1e-9)
-        return (1 - (z @ (self.rows.float()*self.step).T).square().sum(1)).clamp(min=0).sqrt()
+_Subspace = namedtuple('_Subspace', 'centre rows step')   # rows: its directions, 8-bit integers in units of `step`
+
+def _subspace(x, most=128):
+    "Return the main directions, at most `most`, of mean features `x`, shape (n,channels)"
+    rows = randomized_svd(normalize(x - x.mean(0)), max(1, min(most, len(x)//2)), random_state=0)[2]
+    step = np.abs(rows).max(1, keepdims=True)/127
+    return _Subspace(x.mean(0).astype('float32'), (rows/step).round().astype('int8'), step.astype('float32'))
 
 def fit_distance(
     learn:Learner, # Trained
     which:list=None # Indices of the training images to use; default: all
-) -> nn.Module: # From feature maps (n,channels,h,w) to distances (n,), 0 to 1
-    "Return the distance from the training images of `learn`, in the features of its body"
+) -> _Subspace: # From which distances are measured
+    "Return the subspace near which the features of the training images of `learn` lie"
     x,_,_ = labelled_features(learn, which=which, on_bad=lambda file,error: None)
-    return _SubspaceDistance(x[:, x.shape[1]//2:])   # the second half are the means
+    return _subspace(x[:, x.shape[1]//2:])   # the second half are the means
 
 # %% ../../nbs/learn/calibration.ipynb #66eeba11
 def ood_limits(
     probability:np.ndarray, # Of the answer about each validation image, 0 to 1
     distance:np.ndarray, # Of each of these images
-    right:np.ndarray=None, # Whether each answer was right; default: all were
-    keep:float=0.99, # Share of the images whose answers are to be sure
-    least:float=0.8 # Accuracy that the sure answers must have
+    right:np.ndarray # Whether each answer was right
 ) -> dict: # `probability`, the lowest, and `distance`, the highest of a sure answer; or `NOTHING_SURE`
-    "Return the loosest limits that keep `keep` of the answers, or fewer if an accuracy of `least` needs that"
+    "Return the loosest limits that keep 99% of the answers, or fewer if otherwise less than 80% of them were right"
     probability,distance = np.asarray(probability, float),np.asarray(distance, float)
-    right = np.ones(len(probability), bool) if right is None else right
     def _down(o): return np.floor(o*1e4)/1e4
     def _sure(p, d): return (probability >= p) & (distance <= d)
-    for share in np.linspace(1 - keep, 0, 101):
+    for share in np.linspace(1 - .99, 0, 101):
         p,d = _down(np.quantile(probability, share/3)),-_down(-np.quantile(distance, 1 - share))
-        if _sure(p, d).mean() >= keep: break
+        if _sure(p, d).mean() >= .99: break
     for limit in np.unique(np.maximum(_down(probability), p)):
         sure = _sure(limit, d)
         if sure.sum() < min(5, len(right)): break   # too few to rely on
-        if right[sure].mean() >= least: return dict(probability=float(limit), distance=float(d))
+        if right[sure].mean() >= .8: return dict(probability=float(limit), distance=float(d))
     return NOTHING_SURE

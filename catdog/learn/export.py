@@ -4,22 +4,15 @@ import errno, hashlib, json, os, re, tempfile, warnings
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np, onnx, torch
 from PIL import Image
-from fastai.data.block import CategoryBlock, TransformBlock
-from fastai.data.transforms import IntToFloatTensor, Normalize
-from fastai.layers import AdaptiveConcatPool2d, Flatten
-from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import error_rate
-from fastai.torch_core import rank_distrib
-from fastai.vision.augment import RandomResizedCrop, Resize
-from fastai.vision.core import PILImage
-from fastcore.basics import first, risinstance
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from fastai.vision.all import (AdaptiveConcatPool2d, CategoryBlock, CrossEntropyLossFlat, Flatten, IntToFloatTensor,
+    L, Learner, Normalize, PILImage, RandomResizedCrop, Resize, TransformBlock, compose, error_rate, first,
+    nn, rank_distrib, risinstance)
+from onnxruntime.quantization import QuantType, quantize_static
 from scipy.special import softmax
-from torch import nn
 
 from ..core.errors import CatdogError, ImageError, ModelError
 from ..core.files import batches_ahead, content_id, map_ahead
@@ -29,7 +22,13 @@ from .calibration import fit_distance
 from .card import model_card, model_metadata
 from .features import network_graph
 from .head import has_plain_head, head_parts
-from .loaders import OpenUpright, batch_resize, image_source, preprocessing, split_dls
+from .loaders import OpenUpright, batch_resize, preprocessing, split_dls
+
+def _name(learn): return getattr(learn, 'arch_name', 'the network')
+def _is_there(source): return not isinstance(source, (str, os.PathLike)) or os.path.exists(source)
+def _pixels(source, prepared):
+    try: return pixels_of(source, prepared)
+    except ImageError: return None
 
 def check_exportable(
     learn:Learner # Trained, or not yet
@@ -49,16 +48,13 @@ def check_exportable(
     if shape != (2, n): raise _need(f'a score for each of its {n} labels; its output has the shape {shape}')
     return prepared
 
-def _name(learn): return getattr(learn, 'arch_name', 'the network')
-
 _FLOAT = onnx.TensorProto.FLOAT
 
 class _Operations(list):
     "Nodes of an ONNX graph, and the arrays among their inputs"
-    arrays = None
+    def __init__(self): self.arrays = {}
     def keep(self, name, array):
-        "Keep `array` as the input `name`; return `name`"
-        array,self.arrays = np.asarray(array),self.arrays or {}
+        array = np.asarray(array)
         self.arrays[name] = array.astype('float32') if array.dtype == 'float64' else array
         return name
     def __call__(self, kind, *inputs, out=None, **attributes):
@@ -81,9 +77,9 @@ def _prepare(op, dls, size):
 
 def _answer(op, head, shape, distance):
     "Append to `op` what follows from `features` of `shape` (channels,h,w); return the shapes of the outputs"
-    (pool,layers),(channels,h,w) = head_parts(head),shape
+    (concat,layers),(channels,h,w) = head_parts(head),shape
     mean = op('ReduceMean', 'features', [2, 3], keepdims=0)
-    x,back = op('Concat', op('ReduceMax', 'features', [2, 3], keepdims=0), mean, axis=1) if pool.concat else mean,[]
+    x,back = op('Concat', op('ReduceMax', 'features', [2, 3], keepdims=0), mean, axis=1) if concat else mean,[]
     for i,layer in enumerate(layers):   # back: how to get the gradient of what a layer takes from that of what it gives
         p = {k: op.keep(f'head.{i}.{k}', v) for k,v in layer.state_dict().items() if v.ndim}
         if isinstance(layer, nn.Linear):
@@ -110,7 +106,7 @@ def _answer(op, head, shape, distance):
     places = op('Reshape', 'features', [0, channels, h*w])
     part = op('Slice', slopes, [-channels], [2*channels], [2])
     res = op('MatMul', part, op('Div', places, float(h*w)))   # of the mean
-    if pool.concat:
+    if concat:
         top = op('Cast', op('Equal', places, op('ReduceMax', places, [2])), to=_FLOAT)
         share = op('Div', op('Mul', places, top), op('ReduceSum', top, [2]))
         res = op('Add', res, op('MatMul', op('Slice', slopes, [0], [channels], [2]), share))   # of the maximum
@@ -138,15 +134,9 @@ def _onnx_model(learn, size, distance=None):
                                    [_info(k, _FLOAT, *v) for k,v in shapes.items()], [*body.graph.initializer, *arrays])
     return onnx.helper.make_model(graph, opset_imports=body.opset_import, ir_version=body.ir_version)
 
-def _bytes(model, **meta):
-    "Return the content of a model file: `model`, with `meta` as its only metadata"
+def _bytes(model, **meta):   # of a model file: `model`, with `meta` as its only metadata
     onnx.helper.set_model_props(model, {'catdog': json.dumps(meta)})
     return model.SerializeToString()
-
-class _Reader(CalibrationDataReader):
-    "Gives ONNX Runtime the images of `pixels` one by one"
-    def __init__(self, pixels): self.images = iter(pixels)
-    def get_next(self): return next(({'pixels': o[None]} for o in self.images), None)
 
 def _quantize(model, pixels):
     "Return the ONNX `model` with its body in 8-bit integers, in the ranges that occur with `pixels`, a list of images"
@@ -155,8 +145,10 @@ def _quantize(model, pixels):
     nodes = [o.name for o in body if o.op_type in ('Conv', 'Relu', 'Clip', 'MaxPool', 'Concat', 'Add')]
     # It would recommend shape inference first, but torch has written the shapes into the graph
     onnx.helper.set_model_props(model, {'onnx.quant.pre_process': 'onnxruntime.quant'})
+    images = ({'pixels': o[None]} for o in pixels)
+    reader = SimpleNamespace(get_next=lambda: next(images, None))   # a `CalibrationDataReader`
     with tempfile.TemporaryDirectory() as folder:
-        quantize_static(model, f'{folder}/8bit.onnx', _Reader(pixels), nodes_to_quantize=nodes, per_channel=True,
+        quantize_static(model, f'{folder}/8bit.onnx', reader, nodes_to_quantize=nodes, per_channel=True,
                         reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
         return onnx.load(f'{folder}/8bit.onnx')
 
@@ -168,10 +160,6 @@ def _rounding_fault(exact, rounded):
     moved = np.mean([abs(a[i] - b[i]) for i,a,b in zip(answers, softmax(exact, 1), softmax(rounded, 1))])
     if changed > n//100: return f'{changed} of {n} validation answers change'
     return f'probabilities move by {moved:.2f} on average' if moved > .05 else ''
-
-def _pixels(source, prepared):
-    try: return pixels_of(source, prepared)
-    except ImageError: return None
 
 def _measure(model, sources, truth, prepared, bs=4):
     "Return logits, truth and distances (or None) of an ONNX `model` for those of `sources` that can be opened"
@@ -197,15 +185,11 @@ def _odd_images(folder):
 
 def _learner_logits(learn, sources):
     "Return the logits of `learn` for `sources`, on the CPU, by its own transforms"
-    dl,fast,logits = learn.dls.valid,dict(memory_format=torch.channels_last),[]
-    model = deepcopy(learn.model).cpu().eval().to(**fast)
+    dl,model = learn.dls.valid,deepcopy(learn.model).cpu().eval()
     for o in (dl.after_item, dl.after_batch): o.split_idx = 1
     opener = dl.dataset.tls[0].tfms.fs[-1]
-    with torch.no_grad():
-        for i in range(0, len(sources), 32):
-            x = torch.stack([dl.after_item((opener(o),))[0] for o in sources[i:i+32]]).to(learn.dls.device)
-            logits.append(model(dl.after_batch((x,))[0].as_subclass(torch.Tensor).cpu().contiguous(**fast)))
-    return torch.cat(logits).numpy()
+    x = torch.stack([dl.after_item((opener(o),))[0] for o in sources]).to(learn.dls.device)
+    with torch.no_grad(): return model(dl.after_batch((x,))[0].as_subclass(torch.Tensor).cpu()).numpy()
 
 def _check_answers(learn, model, sources, prepared, n=4):
     "Raise `CatdogError` unless the ONNX `model` and `learn` agree about `n` of `sources` and some odd images"
@@ -227,8 +211,6 @@ def _write_pickle(learn, file):
         learn.dls,learn.opt = kept
         if checkpoint: learn.checkpoint_file = checkpoint
 
-def _is_there(source): return not isinstance(source, (str, os.PathLike)) or os.path.exists(source)
-
 def _in_8_bits(model, answers, ask, images, prepared, n=200):
     "Quantize `model` with the ranges of `n` of `images`; return it and its answers, or both unchanged, with a warning"
     fault,some = 'there are no images to measure ranges on',images[::max(1, -(-len(images)//n))]
@@ -239,9 +221,11 @@ def _in_8_bits(model, answers, ask, images, prepared, n=200):
     return model,answers
 
 def _write_model(learn, prepared, folder, int8):
-    "Write `model.onnx`, checked, its card, and the content IDs of its images to `folder`"
     dls,test = learn.dls,getattr(learn.dls, 'test_files', [])
-    train,valid = ([image_source(dset, i) for i in range(len(dset))] for dset in (dls.train_ds, dls.valid_ds))
+    def _sources(dset):   # what its images are opened from: paths, in most cases
+        read,items = compose(*dset.tls[0].tfms.fs[:-1]),L(dset.items, use_list=None)
+        return [read(items[i]) for i in range(len(items))]
+    train,valid = map(_sources, (dls.train_ds, dls.valid_ds))
     label_of,there = dls.valid_ds.tls[1],[i for i,o in enumerate(train) if _is_there(o)]
     truth = [int(label_of[i]) for i in range(len(valid))]
     def _ask(model): return _measure(model, valid, truth, prepared)

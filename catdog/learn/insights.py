@@ -9,9 +9,8 @@ __all__ = ['learning_curve', 'plot_learning_curve', 'shortcuts', 'insights', 'in
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from fastai.learner import Learner
+import numpy as np, pandas as pd
+from fastai.vision.all import Learner
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
@@ -19,7 +18,6 @@ from sklearn.preprocessing import StandardScaler
 
 from ..dataset.split import SOURCES, image_sources
 from .features import labelled_features
-from .head import note_bad
 
 # %% ../../nbs/learn/insights.ipynb #10dbb592
 def _standard(x):
@@ -67,7 +65,6 @@ def learning_curve(
     return dict(sizes=sizes.round(1).tolist(), errors=(wrong/n).tolist(), more=more.tolist(), low=low,
                 middle=middle, high=high, gain=_interval(_at(now) - _at(2*now)))
 
-# %% ../../nbs/learn/insights.ipynb #95af2e4a
 def plot_learning_curve(
     curve:dict # From `learning_curve`
 ): # Matplotlib axes
@@ -107,8 +104,7 @@ def _accuracy(values, has):
     right = (1 + np.sign((rates*(2*own - 1)).sum(1).round(9)))/2
     return np.mean([right[has == i].mean() for i in (0, 1)]),np.sqrt((.25/n).sum())/2
 
-def _example(a, b, label, others):
-    "Say how the values `a` of images with `label` differ from those of others, `b`"
+def _example(a, b, label, others):   # how the values `a` of images with `label` differ from those of others, `b`
     if a.dtype.kind in 'fi': return f'median {a.median():.3g} for {label}, {b.median():.3g} for {others}'
     a,b = (o.fillna('unknown').value_counts(normalize=True) for o in (a, b))
     most = a.sub(b, fill_value=0).abs().idxmax()
@@ -155,7 +151,7 @@ def insights(
 ) -> dict: # curve, from `learning_curve`; shortcuts; groups, errors about unknown sources; only what can be measured
     "Find out what would help: more images, or other ones"
     dls,sets = learn.dls,(learn.dls.train_ds, learn.dls.valid_ds)
-    parts = [(ds, *labelled_features(learn, ds, on_bad=note_bad(learn))) for ds in sets if len(ds)]
+    parts = [(ds, *labelled_features(learn, ds)) for ds in sets if len(ds)]
     x,y = np.concatenate([o[1] for o in parts]),np.concatenate([o[2] for o in parts])
     some = np.random.default_rng(0).permutation(len(y))[:2000]   # more take long
     some = some[np.bincount(y[some])[y[some]] >= 5]

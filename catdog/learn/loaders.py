@@ -5,20 +5,11 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import torch
+import numpy as np, torch
 from PIL import Image
-from fastai.data.block import DataBlock
-from fastai.data.core import DataLoaders, Datasets, TfmdDL
-from fastai.data.transforms import Categorize, IntToFloatTensor, MultiCategorize, Normalize, ToTensor
-from fastai.learner import Learner
-from fastai.torch_basics import Transform
-from fastai.torch_core import no_random, rank_distrib, to_np
-from fastai.vision.augment import AffineCoordTfm, RandomResizedCrop, RandomResizedCropGPU, Resize, ResizeMethod
-from fastai.vision.core import PILImage, TensorImage
-from fastcore.basics import chunked, compose
-from fastcore.foundation import L
-from torch import nn
+from fastai.vision.all import (AffineCoordTfm, Categorize, DataBlock, DataLoaders, Datasets, IntToFloatTensor, L,
+    Learner, Normalize, PILImage, RandomResizedCrop, RandomResizedCropGPU, Resize, ResizeMethod, TensorImage, TfmdDL,
+    ToTensor, Transform, chunked, nn, no_random, rank_distrib, to_np)
 
 from ..core.errors import CatdogError, ImageError
 from ..core.files import is_image_name, walk_files
@@ -78,30 +69,20 @@ class _FolderLabel(Transform):
 class _SkippingDL(TfmdDL):
     "A `TfmdDL` that skips images that cannot be opened, if it has a list `left_out` to note them in"
     left_out = None   # None: a bad image is an error, as in `Learner.predict`
-
-    def do_item(self,
-        s:int # Index of the item; None: the next
-    ): # The image with its label; None if it cannot be opened
-        "As fastai's; skip and note an image that cannot be opened any more"
+    def do_item(self, s):
         try: return super().do_item(s)
         except ImageError as e:
             if self.left_out is None: raise
             self.left_out.add(self.dataset.items[s or 0], str(e))
 
-    def chunkify(self,
-        b # Items
-    ): # Lists of `bs` items
-        "Group items into batches; the only batch of a training set may be short, or skipping an image would leave none"
+    def chunkify(self, b):
+        "The only batch of a training set may be short, or skipping an image would leave none"
         if not self.drop_last: return super().chunkify(b)
         only = self.n//self.bs == 1 and not self.offs   # offs: the number of this worker process
         return (o for i,o in enumerate(chunked(b, self.bs)) if len(o) == self.bs or only and not i)
 
-    def new(self,
-        dataset=None, # Another data set; default: the same
-        cls=None, # Another class of `DataLoader`; default: this one
-        **kwargs
-    ): # A `DataLoader`
-        "As fastai's; only loaders of the same data set skip bad images, and not those of `get_preds`"
+    def new(self, dataset=None, cls=None, **kwargs):
+        "Only loaders of the same data set skip bad images, and not those of `get_preds`"
         res = super().new(dataset, cls, **kwargs)
         if dataset is None and 'get_idxs' not in kwargs: res.left_out = self.left_out
         return res
@@ -137,54 +118,32 @@ def print_used(
     if others := ', '.join(folder.others): print(f'{folder.path} also has images of {others}, which are not used')
     if dls.split.note: print(dls.split.note)
 
-def labelled_dl(
-    dls:DataLoaders, # From `split_dls`, or any others
-    items # Such as paths of images
-) -> TfmdDL: # Batches of images and labels
-    "Prepare `items` as for validation; skip those that cannot be opened if `dls` do"
-    dl = dls.test_dl(items, with_labels=True)
-    dl.left_out = getattr(dls, 'left_out', None)
-    return dl
-
 # How a `Learner` prepares a validation image, so that an app can do the same without fastai
-
-def image_source(
-    dset:Datasets, # Such as `dls.valid_ds`
-    i:int # Index of an item
-): # A path in most cases; else what the pipeline opens: bytes, an array, an image
-    "Return what item `i` of `dset` is opened from"
-    return compose(*dset.tls[0].tfms.fs[:-1])(L(dset.items, use_list=None)[i])
 
 def _check_labels(dls):
     "Raise `CatdogError` unless `dls` give one image and one label of several"
     dset = getattr(dls, 'valid_ds', None)
-    if not isinstance(dset, Datasets) or len(dset.tls) != 2 or dset.n_inp != 1:
-        raise CatdogError('the model can be exported when its data come from a DataBlock, or from ImageDataLoaders, '
-                          'with an image and a category')
-    kinds = dset.tls[1].tfms.fs
-    if any(isinstance(o, MultiCategorize) for o in kinds):
-        raise CatdogError('the model can be exported when each image has one label; these have several '
-                          '(MultiCategoryBlock)')
-    if not any(type(o) is Categorize for o in kinds):
-        raise CatdogError('the model can be exported when it answers with a label (CategoryBlock), not with numbers')
+    if isinstance(dset, Datasets) and len(dset.tls) == 2 and dset.n_inp == 1:
+        if any(type(o) is Categorize for o in dset.tls[1].tfms.fs): return
+    raise CatdogError('the model can be exported when its data come from a DataBlock, or from ImageDataLoaders, with '
+                      'an image and one label (CategoryBlock): not with several labels, and not with numbers')
 
 def _how_opened(opener):
     "Return `opened` and `min_side` for `open_as` to open images as `opener` does, found by trying it on two files"
     img = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), 'uint8')).resize((1200, 900))
-    exif,min_side = Image.Exif(),getattr(opener, 'min_side', None)
+    exif = Image.Exif()
     exif[0x112] = 6   # orientation: rotate by 90 degrees
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder)/'sideways.jpg', Path(folder)/'transparent.png']
-        img.save(files[0], exif=exif)
-        img.resize((120, 90)).convert('RGBA').rotate(30).save(files[1])
-        for how in (dict(opened=o, min_side=min_side) for o in OPENED):
+        img.save(sideways := Path(folder)/'sideways.jpg', exif=exif)
+        img.resize((120, 90)).convert('RGBA').rotate(30).save(transparent := Path(folder)/'transparent.png')
+        files = sideways,transparent
+        for how in (dict(opened=o, min_side=getattr(opener, 'min_side', None)) for o in OPENED):
             with suppress(Exception):   # the user's function may not take a path
                 if all(np.array_equal(np.asarray(opener(o)), np.asarray(open_as(o, how))) for o in files): return how
     raise CatdogError('the model can be exported when its images are opened, in colours, by PILImage.create or by '
                       f'get_dls; {opener.name} gives others')
 
 def _active(pipeline, harmless): return [o for o in pipeline.fs if type(o) not in harmless and o.split_idx != 0]
-
 def _unsupported(tfm):
     return CatdogError('the model can be exported when its images pass RandomResizedCrop, or Resize by squish, crop '
                        f'or pad, to a square; an app cannot repeat {tfm.name}')

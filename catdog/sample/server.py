@@ -1,19 +1,16 @@
 """A search engine (Bing v7 protocol) and image host on localhost, with the ground truth for every URL it returns"""
 
-import atexit, io, itertools, json, os, re, sys, threading, time, zlib
+import atexit, io, itertools, json, os, re, sys, threading, time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from random import Random
 from socketserver import ThreadingTCPServer
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
-
+from weakref import WeakSet
 from PIL import Image
-
 from ..core.errors import CatdogError
 from ..core.images import jpeg_bytes
 from .draw import DRAWABLE, draw, drawable, random_size, words_of
-
-__all__ = ['FAULTS', 'SampleWeb', 'sample_web']
 
 def _encode(img, format, **kw):
     f = io.BytesIO()
@@ -58,17 +55,13 @@ class _Result:
         self.type = 'image/' + dict(cmyk='jpeg', rotated='jpeg').get(self.format, self.format)
         self.suffix = self.type[6:].replace('jpeg', 'jpg')
         self.path = f'/images/{quote(label, safe="")}/{n:05}.{self.suffix}'
-
     @property
     def url(self): return f'{self.web.url}{self.path}'   # changes when the web is restarted
-
     @property
     def truth(self):
         return dict(kind=self.kind, label=self.label, drawn=self.drawn, original=self.original and self.original.url,
                     valid=self.kind not in _INVALID)
-
     def image(self, size=None): return draw(self.drawn, self.source, size or self.size)
-
     def data(self):
         "Return the bytes of the image, before any transmission fault"
         match self.kind:
@@ -77,7 +70,6 @@ class _Result:
             case 'huge': return jpeg_bytes(self.image([o//3 for o in self.size]).resize(self.size))
             case 'tiny': return jpeg_bytes(self.image().resize((16, 16)))
         return _FORMATS[self.format][1](self.image())
-
     def answer(self):
         "Return status, headers and the body; a stall announces more than it sends"
         if self.kind == 'not-found': return _html('This page is gone', 404)
@@ -85,7 +77,6 @@ class _Result:
         headers,data = {'Content-Type': self.type},self.data()
         if self.kind == 'stall': headers['Content-Length'] = str(len(data))
         return 200, headers, data[:len(data)//2] if self.kind in ('truncated', 'stall') else data
-
     def json(self):
         "Return the result as in the Bing v7 protocol"
         (w,h),n = self.size,self.n
@@ -96,12 +87,6 @@ class _Result:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version,disable_nagle_algorithm = 'HTTP/1.1',True
     def log_message(self, *args): pass
-    def setup(self):
-        super().setup()
-        self.server.connections.add(self.connection)
-    def finish(self):
-        self.server.connections.discard(self.connection)
-        with suppress(OSError): super().finish()
     def do_GET(self):
         status,headers,body = self.server.web._respond(urlsplit(self.path), self.headers)
         headers = {'Content-Length': str(len(body)), **headers}
@@ -118,9 +103,12 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingTCPServer):
     allow_reuse_address,daemon_threads,request_queue_size = True,True,256
     def __init__(self, web):
-        self.web,self.connections = web,set()
+        self.web,self.connections = web,WeakSet()
         try: super().__init__(('127.0.0.1', web.port), _Handler)
         except OSError: super().__init__(('127.0.0.1', 0), _Handler)   # the port is taken
+    def process_request(self, request, address):
+        self.connections.add(request)
+        super().process_request(request, address)
     def handle_error(self, *args):   # clients that hang up are expected
         if not isinstance(sys.exception(), OSError): super().handle_error(*args)
 
@@ -150,14 +138,11 @@ class SampleWeb:
         self.seed,self.latency,self.port,self.faults = seed,latency,port,_shares(faults)
         self.url,self._server,self._stopping,self._lock = None,None,threading.Event(),threading.RLock()
         self._results,self._returned = {},{}
-
     def __enter__(self): return self.start()
     def __exit__(self, *args): self.stop()
     def __repr__(self): return f'SampleWeb({self.url or "not started"})'
-
     @property
     def endpoint(self): return f'{self.url}/v7.0/images/search'   # of the search engine
-
     def start(self) -> 'SampleWeb': # This web
         "Listen, and allow downloads from localhost in this process"
         if self._server: return self
@@ -169,7 +154,6 @@ class SampleWeb:
         os.environ['CATDOG_ALLOW_PRIVATE'] = '1'
         _running.append(self)
         return self
-
     def stop(self):
         "Close all connections; when the last web stops, restore the environment"
         if not self._server: return
@@ -182,48 +166,33 @@ class SampleWeb:
         _running.remove(self)
         if not _running: os.environ.pop('CATDOG_ALLOW_PRIVATE', None)
         if not _running and _saved[0] is not None: os.environ['CATDOG_ALLOW_PRIVATE'] = _saved[0]
-
     def _next(self, label, so_far):
-        "Return the result that follows the list `so_far` for `label`"
-        n,original = len(so_far),None
-        r = Random(f'{self.seed}/{label}/{n}')
+        n,drawn,original = len(so_far),label,None
+        source = f'{self.seed}/{label}/{n}'
+        r = Random(source)
         kind = r.choices([*self.faults, 'ok'], [*self.faults.values(), max(0, 1 - sum(self.faults.values()))])[0]
-        drawn,source = label,f'{self.seed}/{label}/{n}'
-        if 'duplicate' in kind:
-            if fine := [o for o in so_far if o.kind == 'ok']:
-                original = r.choice(fine)
-                drawn,source = original.drawn,original.source
-            else: kind = 'ok'
+        if 'duplicate' in kind and (fine := [o for o in so_far if o.kind == 'ok']):
+            original = r.choice(fine)
+            drawn,source = original.drawn,original.source
+        elif 'duplicate' in kind: kind = 'ok'
         elif kind == 'wrong-label':
             drawn = dict(cat='dog', dog='cat').get(drawable(label)) or r.choice([o for o in DRAWABLE if o != label])
         return _Result(self, label, n, kind, drawn, source, original)
-
     def _result(self, label, n):
-        "Return result `n` for `label`, or None"
         with self._lock:
             so_far = self._results.setdefault(label, [])
             while len(so_far) <= n < _TOTAL: so_far.append(self._next(label, so_far))
         return so_far[n] if n < _TOTAL else None
-
     def results(self,
         label:str # A label, as in `truth`
     ): # Yields objects with `kind` ('ok' or a fault), `url`, `size` and `truth`
         "Yield all results for `label`"
         return itertools.takewhile(bool, (self._result(label, n) for n in itertools.count()))
-
-    def _find(self, path):
-        "Return the kind of page at `path` and its result; (None, None) if there is none"
-        match = re.fullmatch(r'/(images|pages)/([^/]+)/(\d{1,5})(?:\.(\w+))?', path)
-        o = match and self._result(unquote(match[2]), int(match[3]))
-        return (match[1], o) if o and match[4] in (None, o.suffix) else (None, None)
-
     @property
     def truths(self) -> dict: # URL -> its `truth`, in the order of the answers
         "The ground truth for every URL that a search has returned so far: kind, label, drawn, valid, original"
         return {o.url: o.truth for o in list(self._returned.values())}
-
     def _search(self, params, key):
-        "Return an answer of the Bing v7 image search protocol"
         def _error(text, status): return _json(status, _type='ErrorResponse', errors=[dict(message=text)])
         if key in ('', 'wrong'): return _error('Authorization is required.', 401)
         q = params.get('q', '').strip()
@@ -239,16 +208,15 @@ class SampleWeb:
         return _json(_type='Images', readLink=f'{self.endpoint}?q={quote(q)}', queryContext=dict(originalQuery=q),
             totalEstimatedMatches=_TOTAL, currentOffset=offset, nextOffset=offset + len(page),
             value=[o.json() for o in page])
-
     def _respond(self, url, headers):
         if url.path == '/v7.0/images/search':
             return self._search(dict(parse_qsl(url.query, True)), headers.get('Ocp-Apim-Subscription-Key', ''))
-        page,o = self._find(url.path)
-        if page == 'images':
-            time.sleep(Random(f'{self.seed}{o.path}').uniform(*self.latency))
-            return o.answer()
-        if page == 'pages': return _html(f'Number {o.n}', more=f'<img src="{o.path}" alt="">')
-        return _html('Not found', 404)
+        match = re.fullmatch(r'/(images|pages)/([^/]+)/(\d{1,5})(?:\.(\w+))?', url.path)
+        o = match and self._result(unquote(match[2]), int(match[3]))
+        if not o or match[4] not in (None, o.suffix): return _html('Not found', 404)
+        if match[1] == 'pages': return _html(f'Number {o.n}', more=f'<img src="{o.path}" alt="">')
+        time.sleep(Random(f'{self.seed}{o.path}').uniform(*self.latency))
+        return o.answer()
 
 def sample_web() -> SampleWeb: # A running web
     "Return the `SampleWeb` that runs in this process; start one with defaults if there is none"

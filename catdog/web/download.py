@@ -6,9 +6,7 @@ from concurrent.futures import Future, wait
 from dataclasses import asdict, fields
 from pathlib import Path
 from queue import SimpleQueue
-
 from tqdm.auto import tqdm
-
 from ..core.duplicates import DuplicateIndex, colour_signature, perceptual_hash
 from ..core.errors import CatdogError, DataError, FetchError, ImageError, SearchError
 from ..core.files import check_writable, content_id, folder_lock, write_atomic
@@ -24,7 +22,6 @@ _DECODERS = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))   # bounds t
 
 # A downloaded image: file name, JPEG bytes, number of pixels, and the signatures that find copies (None if not needed)
 Download = namedtuple('Download', 'name data area phash colours')
-
 def _download(fetcher, url, end, max_side, signature):
     "Return the image at `url` as a `Download`, if the request can start before `end`"
     with fetcher.fetch(url, end) as f, _DECODERS: img = open_image(f, max_side)
@@ -36,7 +33,6 @@ def _download(fetcher, url, end, max_side, signature):
 def _status(e): return e.status if isinstance(e, ImageError) else e.reason
 
 _SECONDS,_SECONDS_EACH = 60,5   # no request starts after 60 seconds, and 5 more for each photo
-
 class _Downloads:
     "A pool of threads that downloads images, for several labels in turn"
     def __init__(self, fetcher, n, max_side=512, signature=False):   # n: photos in all, for the progress bar
@@ -44,27 +40,23 @@ class _Downloads:
         self.bar = tqdm(total=n, desc='download', unit=' images', delay=1)
         self.counts,self.end = Counter(),time.monotonic() + _SECONDS
         for _ in range(fetcher.workers): threading.Thread(target=self._work, daemon=True).start()
-
     def __enter__(self): return self
     def __exit__(self, *args):
         self.fetcher.close()   # requests that have not started fail at once
         for _ in range(self.fetcher.workers): self.jobs.put(None)
         self.bar.close()
-
     def _work(self):
         while job := self.jobs.get():
             url,future = job
             try: future.set_result(_download(self.fetcher, url, self.end, *self.settings))
             except (FetchError, ImageError) as e: future.set_result(e)
             except BaseException as e: future.set_exception(e)
-
     def add(self, photos, label=''):
         "Start to download `photos`; `label` is returned with their results"
         self.end += _SECONDS_EACH*len(photos)
         for p in photos:
             self.pending.append((label, p, Future()))
             self.jobs.put((p.url, self.pending[-1][2]))
-
     def results(self, block=True):
         "Yield (label, photo, `Download` or error) in the order in which the photos were added; `block`: wait for all"
         while self.pending:
@@ -75,7 +67,6 @@ class _Downloads:
                 if not block: return
             self.pending.popleft()
             yield label,photo,future.result() if future.done() else FetchError('its server took too long', 'timeout')
-
     def count(self, status):
         "Count the outcome of a photo in the progress bar"
         self.counts['kept' if status == 'ok' else 'duplicate' if 'duplicate' in status else 'broken'] += 1
@@ -115,7 +106,6 @@ class _Collector:
         self.keys = {_name(o['file']): (o['label'], o['url']) for o in rows}   # file name -> key of its row
         for o in rows:
             if self._current(o): self._add(o)
-
     def _current(self, row):
         "Return the row of the image that replaced that of `row`, `row` itself if none did, None if it is gone"
         visited = set()
@@ -125,7 +115,6 @@ class _Collector:
             visited.add(key)
             row = self.manifest.rows[key]
         return row
-
     def _colours(self, key):
         "Return the colour signature of the image of row `key`, wherever the user has moved it, or None"
         path,file = self.path,self.manifest.rows[key]['file']
@@ -133,12 +122,9 @@ class _Collector:
         found = next((o for o in places if o.exists()), None)
         try: return found and colour_signature(open_image(found, 512))
         except ImageError: return
-
     def _add(self, row, colours=None):
-        "Add the image of `row` to the index, with its colour signature if that is known"
         key = self.keys[_name(row['file'])] = row['label'],row['url']
         self.index.add(key, row['phash'], colours)
-
     def decide(self, label, photo, image):
         "Keep `image`, a `Download` or an error, unless it is a copy or in conflict with another label; return its row"
         if isinstance(image, CatdogError): return self._record(label, photo, _status(image), str(image))
@@ -154,7 +140,6 @@ class _Collector:
             return self._replace(label, photo, image, file, known, conflict)
         reason = f'the same image as {known["file"]}'
         return self._record(label, photo, 'duplicate' if same else 'near-duplicate', reason, copy_of=known['file'])
-
     def _replace(self, label, photo, image, file, known, conflict):
         "Keep `image` as `file` and remove `known`, its smaller copy; in a conflict, remove both"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +155,6 @@ class _Collector:
         if not conflict: return self._record(label, photo, 'ok', file=file, image=image, old=known)
         reason = f'the same image is in conflict: {known["file"]}'
         return self._record(label, photo, 'conflict', reason, file, image, known['file'], known)
-
     def _record(self, label, photo, status, reason='', file=None, image=None, copy_of=None, old=None):
         "Write `image` to `file`, a row of the manifest, and the new state `old` of another row; return the row"
         if file and not file.exists(): write_atomic(file, image.data)
@@ -183,7 +167,6 @@ class _Collector:
 def _kind(engine): return 'drawings of the sample web' if engine == 'sample' else 'photographs'
 
 _FINAL = 'ok','duplicate','near-duplicate','conflict','removed'   # removed: by the user, in review
-
 def _photos_to_fetch(manifest, label, n, engine, queries=None, retry=False, safe='moderate', pending=()):
     "Return the photos that `label` lacks of `n`; raise `CatdogError` if none are found, or drawings beside photographs"
     rows = manifest.of(label)
@@ -218,10 +201,7 @@ def _forget_deleted(manifest, labels, retry):
         if again: manifest.add(*({**o, **reset} for o in mine))
 
 def _check_kept(manifest, label):
-    "Raise `CatdogError` if there is no image of `label`"
-    rows = manifest.of(label)
-    if any(o['status'] in ('ok', 'conflict') and (manifest.path/o['file']).exists() for o in rows): return
-    rows = as_found(manifest.path, rows)   # the user may have moved them
+    rows = as_found(manifest.path, manifest.of(label))   # the user may have moved them
     counts = Counter(o['status'] for o in rows)
     if counts['ok'] or counts['conflict']: return
     words = ', '.join(f'{k} {status}' for status,k in counts.most_common())

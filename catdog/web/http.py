@@ -6,14 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
 from urllib.parse import urljoin, urlsplit
-
 import requests
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies, select_proxy
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError, ReadTimeoutError
 from urllib3.poolmanager import pool_classes_by_scheme
-
 from .. import __version__
 from ..core.errors import CatdogError, FetchError, ImageError
 
@@ -27,14 +25,12 @@ _MAX_BYTES = 30_000_000   # of one image; a photo straight from a camera has 5 t
 _MAX_REDIRECTS = 5
 _ANSWER_SECONDS,_ANSWER_BYTES = 30,20_000_000   # limits of one answer of a search engine
 
-_CONTROLS = ''.join(map(chr, range(33)))
-
 def clean_url(
     url:str, # A URL as a search engine or a redirect gave it
     base:str=None # The URL that it is relative to; default: it must be absolute
 ) -> str: # ASCII, with a host and a path, without user name and fragment
     "Return `url` as it is requested; raise `FetchError` if it is not an http(s) URL"
-    text = re.sub(r'[\t\r\n]', '', url.strip(_CONTROLS)).encode('utf8', 'replace').decode()
+    text = re.sub(r'[\t\r\n]', '', url.strip(''.join(map(chr, range(33))))).encode('utf8', 'replace').decode()
     text = re.sub('%(?![0-9a-fA-F]{2})', '%25', text)   # or requests would escape each % again
     try:
         text,request = urljoin(base or 'https:', text.replace('\\', '/')),requests.PreparedRequest()
@@ -46,7 +42,6 @@ def clean_url(
     raise FetchError(f'{url[:200]!r} is not an http(s) URL', 'invalid')
 
 def _is_private(address):
-    "Return whether the IP `address` belongs to this machine or its network"
     ip = ipaddress.ip_address(address)
     if ip.version == 6:
         if ip in ipaddress.ip_network('64:ff9b::/96'): ip = ipaddress.IPv4Address(int(ip) & 0xffffffff)   # NAT64
@@ -94,7 +89,6 @@ _PUBLIC_POOLS = {scheme: type('Pool', (o,), {'ConnectionCls': type('Connection',
                  for scheme,o in pool_classes_by_scheme.items()}
 
 def _user_agent():
-    "Return our User-Agent, with the contact in `CATDOG_CONTACT` if it is set"
     contact = ' '.join(os.environ.get('CATDOG_CONTACT', '').encode('ascii', 'replace').decode().split())
     return (f'catdog/{__version__} ({contact and contact + "; "}collects images for an image classifier) '
             f'python-requests/{requests.__version__}')
@@ -125,7 +119,6 @@ class _Session(requests.Session):
         for o in ('http://', 'https://'):
             self.mount(o, HTTPAdapter(pool_connections=4*workers, pool_maxsize=workers))
             if public: self.adapters[o].poolmanager.pool_classes_by_scheme = _PUBLIC_POOLS
-
     def open(self, url, timeout, **kwargs):
         "Return the answer to one GET request; requests' own `get` reads the body of a redirect, however long it is"
         request = self.prepare_request(requests.Request('GET', url, **kwargs))
@@ -169,7 +162,6 @@ def _read_body(r, end, max_bytes):
     return f
 
 def _fetch_error(e):
-    "Return the exception `e` of a request as a `FetchError`"
     if isinstance(e, FetchError): return e
     inner = e.args[0] if e.args else None
     if isinstance(e, (requests.Timeout, ReadTimeoutError)) or isinstance(inner, ReadTimeoutError):
@@ -220,15 +212,12 @@ class Fetcher:
         self.session = _Session(workers=workers)
         self.session.headers.update({'Accept': 'image/*', 'Accept-Encoding': 'identity'})
         self.sites,self.changed,self.stopped = {},threading.Condition(),threading.Event()
-
     def close(self):
         "Start no further request, and close idle connections"
         self.stopped.set()
         self.session.close()
-
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
-
     @contextmanager
     def _slot(self, site, end):
         "Hold one of the connections of `site`; raise `FetchError` if it was given up, or after `end`"
@@ -246,7 +235,6 @@ class Fetcher:
             with self.changed:
                 site.active -= 1
                 self.changed.notify_all()
-
     def _note(self, host, site, started, error):
         "Record how a request that `started` then ended; pause or give up `site` if it was refused or not answered"
         with self.changed:
@@ -261,7 +249,6 @@ class Fetcher:
                 if site.unanswered >= _GIVE_UP and not site.error:
                     site.error = f'{error}, like the {site.unanswered} requests before it',error.reason
             else: site.refusals = site.unanswered = 0
-
     def _request(self, url):
         "Return the body at `url`, or the URL that it redirects to; raise `FetchError` if it may not be used"
         end = time.monotonic() + 3*self.timeout
@@ -279,7 +266,6 @@ class Fetcher:
         except ImageError: raise
         # requests, urllib3, http.client, ssl and idna raise a dozen types each for what a server may do
         except Exception as e: raise _fetch_error(e) from None
-
     def _follow(self, url, end):
         "Return the body at `url`, after redirects"
         for _ in range(_MAX_REDIRECTS + 1):
@@ -294,7 +280,6 @@ class Fetcher:
             if not isinstance(res, str): return res
             url = res
         raise FetchError('too many redirects', 'refused')
-
     def fetch(self,
         url:str, # What to fetch, as a search engine gave it
         end:float=float('inf') # When it is too late to start a request, in `time.monotonic()`
