@@ -43,7 +43,9 @@ def propose(
     some,n = left,min(n, len(left))
     def _fit(C, sure=()):   # also to the answers of the head before, where it was `sure`
         labels = np.concatenate([known[rows], p[sure].argmax(1)]) if len(sure) else known[rows]
-        model = LogisticRegression(C=C, max_iter=100, tol=.01).fit(z[np.concatenate([rows, sure]).astype(int)], labels)
+        # balanced: those that were asked for are no random sample
+        model = LogisticRegression(C=C, max_iter=100, tol=.01, class_weight='balanced')
+        model.fit(z[np.concatenate([rows, sure]).astype(int)], labels)
         res = np.zeros_like(p)
         res[:, model.classes_] = model.predict_proba(z)
         return res

@@ -19,7 +19,6 @@ from .errors import CatdogError, ModelError
 from .images import open_image
 
 # --- Preparing images
-
 OPENED = 'upright', 'as stored'   # how images may be opened; 'as stored' is fastai's `PILImage.create`
 _METHODS = 'squish', 'crop', 'pad'
 _PAD_MODES = dict(zeros='constant', border='edge', reflection='reflect')   # fastai's name: numpy's
@@ -72,7 +71,6 @@ def overlay_heatmap(
     return Image.composite(img, img.convert('L').point(lambda o: o*2//5).convert('RGB'), mask)
 
 # --- Opening a model
-
 _MAX_BYTES = 1_000_000_000
 def model_file(
     path:str|os.PathLike # A model folder, or its `model.onnx`
@@ -166,7 +164,6 @@ def check_answers(
         raise ModelError(f'{file}: its scores for a black image are not finite; it is damaged')
 
 # --- Writing a model
-
 @contextmanager
 def staged_folder(
     path:Path, # Folder for a model

@@ -55,7 +55,6 @@ def _check_image(file):
     except OSError as e: return _Checked(None, None, f'cannot be read ({e.strerror})')
 
 def _check_images(files):
-    "Open all `files`, several at a time; return `_Checked` for each"
     return list(tqdm(map_ahead(_check_image, files), 'opening images', len(files), leave=False, delay=2))
 
 def _group(checked, labels):
@@ -198,7 +197,6 @@ def _open_all(files):
     return {f: o for f,o in checked.items() if not o.fault},[(f, o.fault) for f,o in checked.items() if o.fault]
 
 def _missing(folder, files):
-    "Return the labels of `folder` that none of `files` has"
     there = {folder.label(f) for f in files}
     return [o for o in folder.labels if o not in there]
 

@@ -19,7 +19,6 @@ MAX_FIELDS = 64   # form fields in a request
 MAX_WAITING = 32   # requests with images that may run or wait at a time
 
 # From uploads to predictions
-
 class _Request(flask.Request):
     "A request whose uploads stay in memory; Werkzeug would write large ones to a temporary file"
     def _get_file_stream(self, total_content_length, content_type, filename=None, content_length=None):
@@ -84,7 +83,6 @@ class UploadPredictor:
         except CatdogError as e: raise ServiceUnavailable(str(e))
 
 # The Flask app
-
 _origin = re.compile(r'([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[^][/?#@:*%\\\s]*)(?::(\d{1,5}))?(/?)(.*)', re.I)
 def _parse_origin(text):
     "Return the origin `text` as browsers send it, also those of apps: capacitor://localhost, chrome-extension://id"
@@ -181,7 +179,6 @@ def configure(
     return app
 
 # waitress
-
 def listen(
     host:str, # A name or an address, IPv4 or IPv6; '::' and '' are every address of both families
     port:int # The port; 0 takes a free one

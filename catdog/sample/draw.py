@@ -310,7 +310,6 @@ def _animal(img, r, words, head, tail, thick):
 _THINGS = json.loads((package_files('catdog')/'sample/things.json').read_text(encoding='utf8'))
 
 def _thing(img, r, words):
-    "One of `_THINGS`, in random colours and proportions"
     box,shapes = _THINGS[drawable(' '.join(words))].values()
     main,other = (_hsv(r.random(), r.uniform(.2, .85), r.uniform(.4, .95)) for _ in range(2))
     green = _hsv(r.uniform(.22, .4), r.uniform(.4, .7), r.uniform(.35, .75))

@@ -123,7 +123,6 @@ class _Collector:
         try: return found and colour_signature(open_image(found, 512))
         except ImageError: return
     def _add(self, row, colours=None):
-        "Add the image of `row` to the index, with its colour signature if that is known"
         key = self.keys[_name(row['file'])] = row['label'],row['url']
         self.index.add(key, row['phash'], colours)
     def decide(self, label, photo, image):

@@ -80,7 +80,6 @@ _ADVICE = {400: 'try another term', 401: 'check the key', 403: 'check the key, o
 _SEARCH_SECONDS = 300   # a search requests no further pages after this
 
 def _complaint(body):
-    "Return the error message in the JSON `body`, from one of the usual places, or ''"
     try: o = json.loads(body)
     except (ValueError, RecursionError): return ''
     errors = _get(o, 'errors')

@@ -42,7 +42,6 @@ def clean_url(
     raise FetchError(f'{url[:200]!r} is not an http(s) URL', 'invalid')
 
 def _is_private(address):
-    "Return whether the IP `address` belongs to this machine or its network"
     ip = ipaddress.ip_address(address)
     if ip.version == 6:
         if ip in ipaddress.ip_network('64:ff9b::/96'): ip = ipaddress.IPv4Address(int(ip) & 0xffffffff)   # NAT64
