@@ -405,7 +405,6 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         if self.suspects is None: return
         self._reasons.update(zip(self.suspects.file, self.suspects.reason))
         self.iw.suggestions = {f: o for f,o in zip(self.suspects.file, self.suspects.suggested) if o != '<Keep>'}
-
     def _more(self): return self.dd_view.value == 'Worst first' and self.iw.choices != self._learned_from
     def _reorder(self):
         if self.iw.choices == self._learned_from: return
