@@ -38,7 +38,7 @@ def error(x, y, test):
     "Return the error on `test`, in percent, of a head fitted to the features `x` and labels `y` as `train` fits it"
     half = x.shape[1]//2   # the maxima come first, which that head does not use
     scaler = StandardScaler().fit(x[:, half:])
-    head = LogisticRegression(C=.003, max_iter=1000).fit(scaler.transform(x[:, half:]), y)
+    head = LogisticRegression(C=.003, max_iter=1000, class_weight='balanced').fit(scaler.transform(x[:, half:]), y)
     return 100*(head.predict(scaler.transform(test[0][:, half:])) != test[1]).mean()
 
 def ask(x, y, k, test, order, seed, at):

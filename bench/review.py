@@ -35,9 +35,17 @@ from catdog.train import get_learner, train
 
 CLEANLAB = '''import json, sys
 import numpy as np
+from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 o = json.load(sys.stdin)
-json.dump(get_label_quality_scores(np.array(o['labels']), np.array(o['p'])).tolist(), sys.stdout)'''
+given = np.array(o['labels']),np.array(o['p'])
+json.dump(dict(scores=get_label_quality_scores(*given).tolist(), issues=find_label_issues(
+    *given, return_indices_ranked_by='self_confidence', n_jobs=1).tolist()), sys.stdout)'''
+
+def ask_cleanlab(python, labels, p):
+    "Return the 'scores' of all images, low if the label is wrong, and the indices of the 'issues', worst first"
+    given = json.dumps(dict(labels=labels.tolist(), p=p.tolist()))
+    return json.loads(subprocess.run([python, '-c', CLEANLAB], input=given, capture_output=True, text=True, check=True).stdout)
 
 CLEANVISION = '''import contextlib, json, sys, time
 from cleanvision import Imagelab
@@ -130,10 +138,8 @@ def rank(photos, seed, size, recipe, epochs, cleanlab):
             names,unseen = np.unique(labels),_out_of_sample(predicted.features, labels)
             for name,p in (("cleanlab, catdog's out-of-sample probabilities", unseen),
                            ("cleanlab, the network's probabilities", predicted.probabilities)):
-                given = json.dumps(dict(labels=np.searchsorted(names, labels).tolist(), p=p.tolist()))
-                out,took = timed(lambda: subprocess.run([cleanlab, '-c', CLEANLAB], input=given, capture_output=True,
-                                                        text=True, check=True).stdout)
-                rows.append(measured(name, list(t.file), -np.array(json.loads(out)), truth, took))
+                out,took = timed(lambda: ask_cleanlab(cleanlab, np.searchsorted(names, labels), p))
+                rows.append(measured(name, list(t.file), -np.array(out['scores']), truth, took))
         kinds = df.groupby('kind').agg(rows=('file', 'size'),
                                        neither=('file', lambda o: sum(truth[f] == 'neither' for f in o)),
                                        swapped=('file', lambda o: sum(truth[f] == 'swapped' for f in o)))
@@ -232,9 +238,9 @@ def answer_pages(photos, seed, n, pages, cleanlab):
         given = np.searchsorted(names, t.label.astype(str).values)
         _first('all images, least probable label first', t.file[np.argsort(p[np.arange(len(p)), given])].tolist())
         if cleanlab:
-            out = subprocess.run([cleanlab, '-c', CLEANLAB], input=json.dumps(dict(labels=given.tolist(), p=p.tolist())),
-                                 capture_output=True, text=True, check=True).stdout
-            _first("cleanlab, catdog's out-of-sample probabilities", t.file[np.argsort(json.loads(out))].tolist())
+            out = ask_cleanlab(cleanlab, given, p)
+            for name,which in (("all images, in cleanlab's order", np.argsort(out['scores'])), ("cleanlab's list", out['issues'])):
+                _first(name, t.file.iloc[which].tolist())
     return pd.DataFrame(rows)
 
 @call_parse

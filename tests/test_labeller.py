@@ -6,6 +6,7 @@ from clean_helpers import images, state, unsorted
 
 from catdog.clean.labeller import Labeller, propose
 from catdog.core.errors import DataError
+from catdog.learn import features
 
 WORDS = 'cat', 'dog'
 
@@ -197,6 +198,15 @@ def test_files_that_are_no_images(tmp_path, data):
     (tmp_path/'empty').mkdir()
     for name,words in (('empty', 'no image that can be opened'), ('nowhere', 'no such folder')):
         with pytest.raises(DataError, match=words): Labeller(tmp_path/name, WORDS)
+
+def test_a_progress_bar_only_outside_voila(data, monkeypatch):
+    "Voilà would show an error in place of a bar that is gone"
+    bars,tqdm = [],features.tqdm
+    monkeypatch.setattr(features, 'tqdm', lambda **kw: bars.append(kw['disable']) or tqdm(**kw))
+    Labeller(data[0], WORDS, max_n=6)
+    monkeypatch.setenv('VOILA_BASE_URL', '/')
+    Labeller(data[0], WORDS, max_n=6)
+    assert bars == [False, True]
 
 @pytest.mark.parametrize('text', ['', '{"labels": ["ca', '[]', '{"labels": ["cat"], "choices": [], "auto": {}}'])
 def test_damaged_answers_are_not_replaced(data, text):

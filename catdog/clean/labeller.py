@@ -11,11 +11,8 @@ from contextlib import suppress
 from html import escape
 from pathlib import Path
 
-import ipywidgets as widgets
-import numpy as np
-from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
-from fastai.data.transforms import IntToFloatTensor
-from fastai.torch_core import no_random
+import ipywidgets as widgets, numpy as np
+from fastai.vision.all import CategoryBlock, DataBlock, IntToFloatTensor, TransformBlock, no_random
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 
@@ -43,7 +40,9 @@ def propose(
     some,n = left,min(n, len(left))
     def _fit(C, sure=()):   # also to the answers of the head before, where it was `sure`
         labels = np.concatenate([known[rows], p[sure].argmax(1)]) if len(sure) else known[rows]
-        model = LogisticRegression(C=C, max_iter=100, tol=.01).fit(z[np.concatenate([rows, sure]).astype(int)], labels)
+        # balanced: those that were asked for are no random sample
+        model = LogisticRegression(C=C, max_iter=100, tol=.01, class_weight='balanced')
+        model.fit(z[np.concatenate([rows, sure]).astype(int)], labels)
         res = np.zeros_like(p)
         res[:, model.classes_] = model.predict_proba(z)
         return res
