@@ -55,7 +55,7 @@ def _check_image(file):
     except OSError as e: return _Checked(None, None, f'cannot be read ({e.strerror})')
 
 def _check_images(files):
-    return list(tqdm(map_ahead(_check_image, files), 'opening images', len(files), leave=False, delay=2))
+    return list(tqdm(map_ahead(_check_image, files), 'opening images', len(files), leave=False, delay=2, unit=' images'))
 
 def _group(checked, labels):
     "Return a group number for each of `checked`, equal for copies, and whether the images are alike by nature"
