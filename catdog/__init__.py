@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 import logging, os, warnings
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')   # ONNX Runtime would report its use, and keep a file in the home folder
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')   # PyTorch's threads would spin: ten times slower if cores are busy
 # A warning of fastai about its own code, which users of catdog cannot act on
 warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning)
 # matplotlib's notice that it uses a temporary folder because the home folder is not writable

@@ -167,8 +167,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'catdog/learn/calibration.py'),
                                           'catdog.learn.calibration._subspace': ( 'learn/calibration.html#_subspace',
                                                                                   'catdog/learn/calibration.py'),
-                                          'catdog.learn.calibration.are_uneven': ( 'learn/calibration.html#are_uneven',
-                                                                                   'catdog/learn/calibration.py'),
                                           'catdog.learn.calibration.balanced_error': ( 'learn/calibration.html#balanced_error',
                                                                                        'catdog/learn/calibration.py'),
                                           'catdog.learn.calibration.calibrate': ( 'learn/calibration.html#calibrate',

@@ -10,10 +10,8 @@ __all__ = ['get_dls', 'image_files', 'check_folder', 'UprightImage', 'OpenUprigh
 import os
 from .learn.loaders import OpenUpright, UprightImage, image_files, split_dls
 from .dataset.split import ApartSplitter, check_folder, copies, split_files, stratify
-from fastai.data.block import CategoryBlock, TransformBlock
-from fastai.data.core import DataLoaders
-from fastai.data.transforms import IntToFloatTensor
-from fastai.vision.augment import RandomResizedCrop, aug_transforms
+from fastai.vision.all import (CategoryBlock, DataLoaders, IntToFloatTensor, RandomResizedCrop, TransformBlock,
+    aug_transforms)
 
 # %% ../nbs/02_data.ipynb #053a746d
 _all_ = ['image_files', 'check_folder', 'UprightImage', 'OpenUpright', 'copies', 'ApartSplitter', 'split_files',

@@ -122,7 +122,6 @@ class _Pages(ImagesCleaner):
     def values(self):
         pending = self.pending
         return L(pending.get(f, '<Keep>') for f in self.fns)
-
     def set_fns(self, fns, page=0):
         self.view = L(fns)
         self.show(page)
@@ -200,7 +199,6 @@ class _Pages(ImagesCleaner):
             images = f'<div class="cd-pair">{images}<img src="{data_url(why)}" alt="what the network looked at"></div>'
         self.large_image.value,self.caption.value = images,f'{self.describe(file)}<br>{escape(file.name)}'
         self.large.layout.display,self.enlarged = 'flex',file
-
     def shrink(self): self.large.layout.display,self.enlarged = 'none',None
 
 # %% ../../nbs/clean/cleaner.ipynb #5d0e3b1a
@@ -407,7 +405,6 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         if self.suspects is None: return
         self._reasons.update(zip(self.suspects.file, self.suspects.reason))
         self.iw.suggestions = {f: o for f,o in zip(self.suspects.file, self.suspects.suggested) if o != '<Keep>'}
-
     def _more(self): return self.dd_view.value == 'Worst first' and self.iw.choices != self._learned_from
     def _reorder(self):
         if self.iw.choices == self._learned_from: return
@@ -418,7 +415,6 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
     def _folder_label(self, file):
         try: return self._folder and self._folder.label(file)
         except DataError: return None
-
     def _label_of(self, file): return str(self._rows[file].label) if file in self._rows else self._folder_label(file)
     def _can_move(self, file): return file not in self._rows or self._in_label[self._rows[file].Index]
     def _options(self, file):

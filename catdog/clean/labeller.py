@@ -11,11 +11,8 @@ from contextlib import suppress
 from html import escape
 from pathlib import Path
 
-import ipywidgets as widgets
-import numpy as np
-from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
-from fastai.data.transforms import IntToFloatTensor
-from fastai.torch_core import no_random
+import ipywidgets as widgets, numpy as np
+from fastai.vision.all import CategoryBlock, DataBlock, IntToFloatTensor, TransformBlock, no_random
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 

@@ -19,7 +19,7 @@ from ..core.errors import CatdogError
 from ..core.files import check_new_file, write_atomic
 from ..core.images import data_url, open_image, thumbnails
 from ..dataset.split import image_sources, used_sentence
-from ..learn.calibration import are_uneven, balanced_error, confused_pairs, error_interval
+from ..learn.calibration import balanced_error, confused_pairs, error_interval
 from ..learn.insights import insight_sentences, plot_learning_curve, shortcuts
 
 # %% ../../nbs/clean/report.ipynb #8a9f92ec
@@ -46,8 +46,8 @@ def error_sentences(
     if not len(rows): return ['None of the validation images of the network is here: its error cannot be measured '
                               'again.', *sentences]
     counts = _confusion(table, sorted({*table.label.astype(str), *table.predicted.astype(str)}))
-    if are_uneven(counts): sentences.insert(1, f'{balanced_error(counts):.1%} balanced error: each label counts once, '
-                                               'however many images it has.')
+    if (balanced := balanced_error(counts)) is not None:
+        sentences.insert(1, f'{balanced:.1%} balanced error: each label counts once, however many images it has.')
     return sentences
 
 # %% ../../nbs/clean/report.ipynb #4f3c9056

@@ -15,11 +15,8 @@ from fastcore.script import call_parse, is_cli
 class CatdogError(ValueError):
     "An error that the user can fix; its text says what is wrong and what to do"
 
-class DataError(CatdogError):
-    "A data set that cannot be used"
-
-class ModelError(CatdogError):
-    "A file that is not a model we can use"
+class DataError(CatdogError): "A data set that cannot be used"
+class ModelError(CatdogError): "A file that is not a model we can use"
 
 class ImageError(CatdogError):
     "Bytes that are not an image we can use"

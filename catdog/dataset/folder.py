@@ -12,7 +12,6 @@ from ..core.images import open_image
 
 # device names of Windows, which no file can have: learn.microsoft.com/windows/win32/fileio/naming-a-file
 _DEVICES = {'con', 'prn', 'aux', 'nul', 'conin$', 'conout$', *(f'{o}{i}' for o in ('com', 'lpt') for i in range(1, 10))}
-_OURS = 'manifest.jsonl','credits.txt'
 
 def _key(label):
     "Return `label` without case, Unicode form, invisible characters and repeated blanks: equal for all its spellings"
@@ -29,7 +28,7 @@ def _fault(label):
     if any(category(o) in ('Cc', 'Zl', 'Zp') for o in label): return 'it has a control character'
     if len(label) > 100 or size > 255: return f'{len(label)} characters, {size} bytes: at most 100 and 255'
     if _key(label).partition('.')[0].strip() in _DEVICES: return 'Windows reserves it for a device'
-    if _key(label) in _OURS: return 'catdog has a file of that name'
+    if _key(label) in ('manifest.jsonl', 'credits.txt'): return 'catdog has a file of that name'
     if is_system_folder(_key(label)): return 'operating systems use it for folders that catdog skips'
 
 def parse_labels(

@@ -19,7 +19,6 @@ from .manifest import Manifest, read_rows, write_rows
 REMOVED = '.removed'   # sub-folder of the data set for removed images
 _GONE = 'it is no longer there'
 _LOCK_SECONDS = 10   # how long to wait for another process that works in the folder
-
 Moved = namedtuple('Moved', 'file to reason')
 
 class _Journal:

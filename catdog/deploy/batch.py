@@ -84,7 +84,6 @@ def _utf8(path):
 
 _TYPES = dict(file='string', label='string', probability='float64', sure='boolean', doubt='string', text='string')
 def _columns(labels):
-    "Return the columns of the file or bucket, and their types in pandas"
     return {**_TYPES, **{f'p_{o}': 'float64' for o in labels}, 'error': 'string'}
 
 def _write_csv(file, columns, rows):

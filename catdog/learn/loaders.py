@@ -19,8 +19,6 @@ from ..dataset.folder import label_name
 from ..dataset.manifest import read_rows
 from ..dataset.split import Split, used_sentence
 
-# From a folder to batches
-
 def image_files(
     path:str|os.PathLike # A folder
 ) -> L: # Paths; empty if the folder is missing
@@ -134,9 +132,9 @@ def _how_opened(opener):
     exif = Image.Exif()
     exif[0x112] = 6   # orientation: rotate by 90 degrees
     with tempfile.TemporaryDirectory() as folder:
-        img.save(sideways := Path(folder)/'sideways.jpg', exif=exif)
-        img.resize((120, 90)).convert('RGBA').rotate(30).save(transparent := Path(folder)/'transparent.png')
-        files = sideways,transparent
+        files = [Path(folder)/o for o in ('sideways.jpg', 'transparent.png')]
+        img.save(files[0], exif=exif)
+        img.resize((120, 90)).convert('RGBA').rotate(30).save(files[1])
         for how in (dict(opened=o, min_side=getattr(opener, 'min_side', None)) for o in OPENED):
             with suppress(Exception):   # the user's function may not take a path
                 if all(np.array_equal(np.asarray(opener(o)), np.asarray(open_as(o, how))) for o in files): return how

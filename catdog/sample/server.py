@@ -30,7 +30,6 @@ _FORMATS = {   # name: share of the drawings, encoder
     'gif': (.04, lambda img: _encode(img, 'GIF')),
     'cmyk': (.04, lambda img: _encode(img.convert('CMYK'), 'JPEG', quality=88)),
     'rotated': (.04, _rotated)}
-
 FAULTS = 'not-found', 'html', 'truncated', 'duplicate', 'near-duplicate', 'tiny', 'huge', 'wrong-label', 'stall'
 _INVALID = 'not-found', 'html', 'truncated', 'tiny', 'stall'   # nothing worth keeping
 _TOTAL = 10_000   # results for each label
@@ -49,7 +48,6 @@ class _Result:
         r = Random(f'format of {source}')
         self.format,(w,h) = r.choices(list(_FORMATS), [o[0] for o in _FORMATS.values()])[0],random_size(r)
         if kind not in ('ok', 'duplicate', 'wrong-label', 'not-found'): self.format = 'jpeg'
-        self.bytes = w*h//8   # an estimate: nothing is drawn yet
         scale = {'huge': 3000/max(w, h), 'near-duplicate': .7}.get(kind, 1)
         self.size = round(w*scale),round(h*scale)
         self.type = 'image/' + dict(cmyk='jpeg', rotated='jpeg').get(self.format, self.format)
@@ -81,8 +79,7 @@ class _Result:
         "Return the result as in the Bing v7 protocol"
         (w,h),n = self.size,self.n
         return dict(name=f'{self.label.title()} number {n}', contentUrl=self.url, width=w, height=h,
-                    hostPageUrl=f'{self.web.url}/pages/{quote(self.label, safe="")}/{n}',
-                    contentSize=f'{self.bytes} B', encodingFormat=self.type[6:])
+                    hostPageUrl=f'{self.web.url}/pages/{quote(self.label, safe="")}/{n}', encodingFormat=self.type[6:])
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version,disable_nagle_algorithm = 'HTTP/1.1',True

@@ -70,8 +70,7 @@ class _Downloads:
     def count(self, status):
         "Count the outcome of a photo in the progress bar"
         self.counts['kept' if status == 'ok' else 'duplicate' if 'duplicate' in status else 'broken'] += 1
-        words = ', '.join(f'{self.counts[k]} {k}' for k in ('kept', 'duplicate', 'broken'))
-        self.bar.set_postfix_str(words, refresh=False)
+        self.bar.set_postfix_str(', '.join(f'{self.counts[o]} {o}' for o in ('kept', 'duplicate', 'broken')), False)
         self.bar.update(max(0, self.counts.total() - self.bar.n))
 
 def download_images(
@@ -118,10 +117,9 @@ class _Collector:
     def _colours(self, key):
         "Return the colour signature of the image of row `key`, wherever the user has moved it, or None"
         path,file = self.path,self.manifest.rows[key]['file']
-        places = path/file,path/'.removed'/file,*path.glob(f'*/{_name(file)}')
-        found = next((o for o in places if o.exists()), None)
-        try: return found and colour_signature(open_image(found, 512))
-        except ImageError: return
+        for place in (path/file, path/'.removed'/file, *path.glob(f'*/{_name(file)}')):
+            try: return colour_signature(open_image(place, 512))
+            except ImageError: pass   # it is not there
     def _add(self, row, colours=None):
         key = self.keys[_name(row['file'])] = row['label'],row['url']
         self.index.add(key, row['phash'], colours)

@@ -22,7 +22,6 @@ def _plain_text(o):
     return ' '.join(o.split())
 
 def _get(o, *keys):
-    "Return the value under `keys` in nested dicts, or None"
     for k in keys: o = o.get(k) if isinstance(o, dict) else None
     return o
 
@@ -88,7 +87,6 @@ def _complaint(body):
     return next((f' ({text[:200]})' for keys in places if (text := _plain_text(_get(o, *keys)))), '')
 
 _MAX_SEARCH_WAIT = 65   # seconds; Openverse allows 20 requests a minute
-
 _NEED_CONTACT = {'openverse': 'Openverse', 'commons': 'Wikimedia'}
 _reported = set()   # engines whose missing contact has been reported
 def _check_contact(engine):
@@ -214,9 +212,7 @@ def _search_sample(term, n=150, safe='moderate'):
 ENGINES = dict(bing=_search_bing, ddg=_search_ddg, openverse=_search_openverse, commons=_search_commons,
                sample=_search_sample)
 _AUTO = 'bing','ddg','openverse','commons'   # engines that `auto` asks, in this order
-
 _SAFE = 'strict', 'moderate', 'off'
-
 _unreachable = {}   # engine -> when it could not be reached
 
 def _live_engines(safe):

@@ -130,12 +130,10 @@ class _TryAgain(FetchError):
     "A request that failed, and may succeed later"
     def __init__(self, text, reason, retry_after=None, refused=False, answered=True):
         super().__init__(text, reason)
-        self.retry_after = retry_after   # seconds that the server asks to wait, or None
-        self.refused = refused           # it asks for fewer requests
-        self.answered = answered         # it answered at all
+        # the seconds that the server asks to wait, or None; whether it asks for fewer requests; whether it answered
+        self.retry_after,self.refused,self.answered = retry_after,refused,answered
 
 def _retry_after(r):
-    "Return the seconds that the `Retry-After` header of `r` asks to wait, or None"
     try: return Retry().get_retry_after(r.raw)
     except InvalidHeader: return None
 
