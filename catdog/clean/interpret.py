@@ -42,7 +42,8 @@ def plot_confusion(
     side = 1.6 + .6*len(labels)
     fig,axes = plt.subplots(1, 2, figsize=(2*side + .4, side), layout='constrained')
     for ax,title,values,form in zip(axes, ('counts', 'rates'), (counts, rates), ('d', '.0%')):
-        ConfusionMatrixDisplay(values, display_labels=labels).plot(ax=ax, cmap='Blues', values_format=form, colorbar=False)
+        display = ConfusionMatrixDisplay(values, display_labels=labels)
+        display.plot(ax=ax, cmap='Blues', values_format=form, colorbar=False)
         ax.set(title=title, xlabel='network', ylabel='folder')
         for o in ax.get_xticklabels() + ax.get_yticklabels(): o.set_parse_math(False)   # a label may contain $
     return axes

@@ -242,7 +242,8 @@ class Labeller(ReviewWidget):
         return {f: o for f,o in (self.auto | self.iw.choices).items() if o not in ('<Keep>', self._label_of(f))}
 
     def _moved(self, back):
-        self.iw.suggestions = {f: o for f,o in self.iw.suggestions.items() if f not in back}   # they are not right answers
+        # they are not right answers
+        self.iw.suggestions = {f: o for f,o in self.iw.suggestions.items() if f not in back}
         self.files = present_places(self.path, self.files)
         there = {f for f in self.files if REMOVED not in f.parts}
         self.auto = {f: o for f,o in self.auto.items() if f in there}

@@ -120,7 +120,8 @@ def _move(file, to):
 def _was_made(file, to):
     "Return whether a planned move was made before a crash; remove the original if only that was left to do"
     if not os.path.lexists(to) or not os.path.lexists(file): return os.path.lexists(to)
-    if file.is_symlink() or to.is_symlink(): same = file.is_symlink() and to.is_symlink() and file.resolve() == to.resolve()
+    if file.is_symlink() or to.is_symlink():
+        same = file.is_symlink() and to.is_symlink() and file.resolve() == to.resolve()
     else: same = not file.samefile(to) and filecmp.cmp(file, to, shallow=False)
     if same: file.unlink()
     return same
@@ -245,7 +246,8 @@ def set_aside(
     folder = ImageFolder(path)
     files = sorted([*folder.files, *(f for f,_ in folder.ignored)])
     faults = {f: o for f,o in zip(files, map_ahead(_fault, files)) if o}
-    return [o._replace(reason=o.reason or faults[o.file]) for o in apply_choices(path, dict.fromkeys(faults, '<Delete>'))]
+    moved = apply_choices(path, dict.fromkeys(faults, '<Delete>'))
+    return [o._replace(reason=o.reason or faults[o.file]) for o in moved]
 
 def add_images(
     path:str|os.PathLike, # Folder of a data set; may be missing

@@ -55,7 +55,8 @@ def _check_image(file):
     except OSError as e: return _Checked(None, None, f'cannot be read ({e.strerror})')
 
 def _check_images(files):
-    return list(tqdm(map_ahead(_check_image, files), 'opening images', len(files), leave=False, delay=2, unit=' images'))
+    checked = map_ahead(_check_image, files)
+    return list(tqdm(checked, 'opening images', len(files), leave=False, delay=2, unit=' images'))
 
 def _group(checked, labels):
     "Return a group number for each of `checked`, equal for copies, and whether the images are alike by nature"
@@ -119,7 +120,8 @@ def _sides(folder, files, checked, valid_pct, seed, group_by=None):
             if key is not None: groups[groups == groups[i]] = groups[keys.index(key)]
         n = len({*keys} - {None})
         of = ' of a label'*(group_by == 'folder')
-        if n < 2: raise DataError(f'{folder.path}: its images do not come from several {group_by}s{of}: leave out group_by')
+        if n < 2:
+            raise DataError(f'{folder.path}: its images do not come from several {group_by}s{of}: leave out group_by')
         note = f'{note} Images of one {group_by} are on one side of the split ({n} {group_by}s).'.strip()
     return *([train[i] for i in side] for side in stratify(labels, groups, valid_pct, seed)),note
 
@@ -310,5 +312,6 @@ def saved_folders(
         model = ([o for o in there if path and o.parent.name == Path(path).resolve().name] or there)[-1].parent
     if path is None:
         path = Path('data')/model_file(model).resolve().parent.name
-        if not path.is_dir(): raise DataError(f'{path}: there is no such folder; give the one with the images of {model}')
+        if not path.is_dir():
+            raise DataError(f'{path}: there is no such folder; give the one with the images of {model}')
     return path,model

@@ -110,7 +110,8 @@ def _runtime_files(local):
         with tarfile.open(packed) as tar: script,wasm = (tar.extractfile(f'package/dist/{o}').read() for o in _RUNTIME)
     if [_integrity(script), _integrity(wasm)] != [*_RUNTIME.values()]:
         raise CatdogError(f'onnxruntime-web {_VERSION} from npm does not have the hashes that catdog expects')
-    files = {'runtime/ort.wasm.bundle.min.js': script, 'runtime/ort-wasm-simd-threaded.bin': gzip.compress(wasm, mtime=0)}
+    files = {'runtime/ort.wasm.bundle.min.js': script,
+             'runtime/ort-wasm-simd-threaded.bin': gzip.compress(wasm, mtime=0)}
     return list(files),files
 
 def _data_url(kind, file): return f'data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}'
@@ -141,7 +142,8 @@ def _page_files(classifier, local=False):
     manifest = _render('manifest.webmanifest', title=question(classifier.labels), icons=icons)
     files |= {o: (_static/o).read_bytes() for o in ('page.js', 'page.css')}
     files |= {o: (_static/'site'/o).read_bytes() for o in ('browser.js', 'icon-192.png')}
-    files |= {'model.bin': gzip.compress(_browser_model(classifier.file), mtime=0), 'manifest.webmanifest': manifest.encode()}
+    files |= {'model.bin': gzip.compress(_browser_model(classifier.file), mtime=0),
+              'manifest.webmanifest': manifest.encode()}
     hashes = dict(zip([script, wasm], _RUNTIME.values())) | {k: _integrity(v) for k,v in files.items()}
     allowed = '' if local else f' {_CDN}'
     policy = (f"default-src 'none'; script-src 'self' blob: 'wasm-unsafe-eval'{allowed}; connect-src 'self'{allowed}; "

@@ -74,7 +74,8 @@ class UploadPredictor:
         if 'X-Requested-With' not in flask.request.headers: flask.abort(403, 'Only the page itself may send this.')
         (file,*more),label = _uploaded_files(),flask.request.form.get('label')
         if more or label not in self.classifier.labels:
-            flask.abort(400, f"Send one image, and its label in the field 'label': {', '.join(self.classifier.labels)}.")
+            labels = ', '.join(self.classifier.labels)
+            flask.abort(400, f"Send one image, and its label in the field 'label': {labels}.")
         found, = self._predict([file])
         if 'error' in found: flask.abort(found['status'], found['error'])
         file.seek(0)
@@ -199,7 +200,8 @@ def listen(
         if not sockets: raise missing
     except (OSError, OverflowError, UnicodeError) as e:
         for o in sockets: o.close()
-        reason,of_host = getattr(e, 'strerror', None) or e,isinstance(e, (socket.gaierror, UnicodeError)) or e is missing
+        reason = getattr(e, 'strerror', None) or e
+        of_host = isinstance(e, (socket.gaierror, UnicodeError)) or e is missing
         raise CatdogError(f'cannot listen on {host} port {port} ({reason}): '
                           f'give another --{"host" if of_host else "port"}') from None
     address = sockets[0].getsockname()[0]

@@ -111,7 +111,7 @@ def network_graph(
     net:torch.nn.Module, # A body, or a part of one, on the CPU
     size:int # Side of its images, in pixels
 ): # An `onnx.ModelProto` from `images` (n,3,size,size) to `features`; raises `OnnxExporterError`
-    "Return `net` as an ONNX graph, checked; torch writes the operations of an architecture once, and its cache keeps them"
+    "Return `net` as an ONNX graph, checked; torch writes the operations of an architecture once, then they are cached"
     if found := _graphs.get(asked := (_body_digest(net.eval()), size)): return deepcopy(found)
     weights = net.state_dict()
     key = repr((net, size, torch.__version__, [(k, *v.shape) for k,v in weights.items() if v.is_floating_point()]))
@@ -185,7 +185,8 @@ def image_features(
         except OSError as e: on_bad(f, e)
     new = [f for f,o in stamps.items() if o not in cache]
     # Voilà would show an error in place of a bar that is gone
-    bar = tqdm(desc='features', total=len(new), unit=' images', delay=2, leave=False, disable='VOILA_BASE_URL' in os.environ)
+    bar = tqdm(desc='features', total=len(new), unit=' images', delay=2, leave=False,
+               disable='VOILA_BASE_URL' in os.environ)
     with no_random(reproducible=False), bar:   # later random numbers must not depend on what was cached
         for names,x in validation_batches(learn, new, on_bad, on_open):
             compute = compute or fast_forward(learn.model[0], x)

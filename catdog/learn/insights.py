@@ -174,7 +174,8 @@ def insight_sentences(
     res = []
     if 'curve' in found:
         low,middle,high = (f'{100*o:.1f}' for o in found['curve']['gain'])
-        res.append(f'Twice as many images would lower the error by about {middle} points (95% interval {low} to {high}).')
+        res.append(f'Twice as many images would lower the error by about {middle} points '
+                   f'(95% interval {low} to {high}).')
     for o in found.get('shortcuts', [])[:3]:
         res.append(f'{o["trait"].capitalize()} alone tells {o["label"]} from {o["others"]}: {o["accuracy"]:.0%} right, '
                    f'where guessing gives 50% ({o["example"]}). Does the network look at more than that?')
