@@ -401,12 +401,14 @@ def kernel_of(page, process):
     return next(o for o in kernels(process) if id in ' '.join(o.cmdline()))
 
 def idle(url, kernel):
-    "Wait until `kernel` has run the notebook: idle for three seconds"
+    "Wait until `kernel` has run the notebook: it has loaded the model, and is idle for three seconds"
     id,seconds = re.search(r'kernel-(.*?)\.json', ' '.join(kernel.cmdline()))[1],0
     while seconds < 3:
         time.sleep(1)
+        loaded = any('onnxruntime' in o.path for o in kernel.memory_maps())
         answer = requests.get(f'{url}api/kernels/{id}', timeout=60)
-        seconds = seconds + 1 if answer.ok and answer.json()['execution_state'] == 'idle' else 0
+        done = loaded and answer.ok and answer.json()['execution_state'] == 'idle'
+        seconds = seconds + 1 if done else 0
 
 def gone(page):
     "Wait until `page` reports that the connection is lost"
