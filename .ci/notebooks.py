@@ -89,7 +89,7 @@ def run(path):
     env = {**os.environ, 'IN_TEST': '1', 'CATDOG_ENGINE': 'sample'}
     with (TemporaryDirectory(ignore_cleanup_errors=True) as folder,
           patch('jupyter_client.provisioning.local_provisioner.launch_kernel', ForkedKernel)):
-        NotebookClient(nb, timeout=600, kernel_name='python3', store_widget_state=False,
+        NotebookClient(nb, timeout=600, iopub_timeout=120, kernel_name='python3', store_widget_state=False,
                        extra_arguments=['--IPKernelApp.log_level=ERROR'],
                        resources={'metadata': {'path': folder}}).execute(env=env)
     for cell in nb.cells:

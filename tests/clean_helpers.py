@@ -1,6 +1,7 @@
 "Helpers for the tests of cleaning: small data sets, drawings, the contents of a folder."
 import os
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 
@@ -62,3 +63,9 @@ def reachable(folder):
     for o in (folder, *folder.parents):
         mode = o.stat().st_mode
         if o.stat().st_uid == os.getuid() and o != Path('/') and not mode & 1: o.chmod(mode | 0o11)
+
+def recorded_threads(monkeypatch):
+    "The threads that cleaners and labellers start from now on, also those that have ended"
+    threads = []
+    monkeypatch.setattr('catdog.clean.cleaner.Thread', lambda **kw: threads.append(Thread(**kw)) or threads[-1])
+    return threads

@@ -3,6 +3,10 @@ import os, shutil
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
+
+WAIT = 120_000   # milliseconds; a busy machine takes ten times as long as a quiet one
+expect.set_options(timeout=WAIT)
 
 OPTIONAL = dict(live='talk to services on the internet', nightly='take long')
 
@@ -28,6 +32,22 @@ def page(page):
     "pytest-playwright's, which catches file dialogs from the beginning, not only while a test waits for one"
     page.on('filechooser', lambda _: None)
     return page
+
+@pytest.fixture(scope='session', autouse=True)
+def jupyter_files(tmp_path_factory):
+    "Jupyter's files for the tests of this process alone: kernels lock a shared history, and JupyterLab reopens notebooks"
+    folder = tmp_path_factory.mktemp('jupyter')
+    (folder/'profile_default').mkdir()
+    (folder/'profile_default'/'ipython_config.py').write_text('c.HistoryManager.enabled = False\n')
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('IPYTHONDIR', str(folder))
+        m.setenv('JUPYTERLAB_WORKSPACES_DIR', str(folder/'workspaces'))
+        yield
+
+@pytest.fixture(scope='session')
+def browser(browser):
+    browser.on('context', lambda o: o.set_default_timeout(WAIT))
+    return browser
 
 @pytest.fixture(scope='session')
 def browser_type_launch_args(browser_type_launch_args):

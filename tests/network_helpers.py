@@ -1,12 +1,32 @@
-"Helpers for tests in a browser: nginx in front of a server, and axe on a page."
-import importlib.util, os, shutil, socket, subprocess, time
-from contextlib import contextmanager
+"Helpers for tests with servers: free ports, kernels, nginx in front of a server, and axe on a page."
+import importlib.util, itertools, os, re, shutil, socket, subprocess, time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pytest
+import psutil, pytest
+
+PORTS = itertools.count(20_000 + 100*os.getpid()%12_000)
 
 def free_port():
-    with socket.create_server(('127.0.0.1', 0)) as sock: return sock.getsockname()[1]
+    "A port that nothing else takes until it is used: below those that the system hands out, and only once"
+    for port in PORTS:
+        with suppress(OSError), socket.create_server(('127.0.0.1', port)): return port
+
+def until(condition, seconds=120):
+    "Wait until `condition()` is true; return what it returned"
+    end = time.monotonic() + seconds
+    while not (res := condition()):
+        assert time.monotonic() < end, 'it does not come true'
+        time.sleep(.05)
+    return res
+
+def kernels(process=None):
+    "Kernels among the processes below `process`, by default this one: their id -> `psutil.Process`"
+    res = {}
+    for o in psutil.Process(process and process.pid).children(recursive=True):
+        with suppress(psutil.Error):   # it has just ended
+            if found := re.search(r'ipykernel_launcher.*kernel-(.*?)\.json', ' '.join(o.cmdline())): res[found[1]] = o
+    return res
 
 NGINX = '''
 worker_processes 1; pid {folder}/pid; error_log {folder}/error.log; daemon off;
@@ -34,7 +54,7 @@ def nginx(folder, server):
         yield f'http://127.0.0.1:{port}'
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 def violations(page, impacts=('critical', 'serious'), within='html'):
     "Return what axe finds on `page`, in the elements that `within` selects, of these impacts: (impact, rule, elements)"

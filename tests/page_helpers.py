@@ -55,7 +55,7 @@ def serving(*options):
     try: yield process.stdout.readline().split()[0]
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 @pytest.fixture(scope='module')
 def classifier(): return Classifier(shipped_model())
@@ -69,8 +69,11 @@ def site(tmp_path_factory):
 def open_page(page, url):
     "Open the page, and wait until it can predict"
     page.goto(url)
-    if page.locator('#predict').count() == 0: expect(page.get_by_role('status')).to_have_text('Ready.', timeout=60_000)
+    if page.locator('#predict').count() == 0: expect(page.get_by_role('status')).to_have_text('Ready.')
     return page
+
+# Wait until each of `all` images is loaded, which is after it has its URL
+LOADED = """all => Promise.all(all.map(o => o.complete || new Promise(done => o.onload = o.onerror = () => done())))"""
 
 CARDS = '''all => all.map(o => ({name: o.querySelector('bdi').textContent, words: o.querySelector('h2, p').textContent,
     error: o.matches('.error'), sure: !o.querySelector('.unsure'), forced: o.querySelector('.forced')?.textContent,
@@ -83,8 +86,9 @@ def cards(page, n):
     if button.count():
         expect(page.get_by_role('status')).to_contain_text(f'{n} image{"s"*(n > 1)} chosen')
         button.click()
-    expect(page.locator('article')).to_have_count(n, timeout=120_000)
+    expect(page.locator('article')).to_have_count(n)
     expect(page.get_by_role('status')).not_to_contain_text('Looking')
+    page.locator('article img').evaluate_all(LOADED)
     return page.locator('article').evaluate_all(CARDS)
 
 def as_files(images): return [dict(name=k, mimeType='image/jpeg', buffer=v) for k,v in images.items()]

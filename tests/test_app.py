@@ -1,11 +1,12 @@
 "The widget app in a real browser, served by Voilà and in JupyterLab"
-import contextlib, importlib.util, io, json, os, re, shlex, shutil, signal, socket, subprocess, sys, threading, time
+import contextlib, importlib.util, io, json, os, re, shlex, shutil, socket, subprocess, sys, threading, time
 from pathlib import Path
 
 import nbformat, numpy as np, psutil, pytest, requests
-from network_helpers import violations
+from network_helpers import free_port, kernels, until, violations
 from page_helpers import drop
 from PIL import Image
+from playwright.sync_api import expect
 
 from catdog.app import App
 from catdog.core.images import jpeg_bytes
@@ -22,8 +23,6 @@ SIZES = {'desktop': dict(viewport=dict(width=1280, height=800)),
 
 def script(name): return str(Path(sys.executable).with_name(name))
 def environment(**kw): return {**os.environ, 'CATDOG_MODEL': str(shipped_model()), **kw}
-def free_port():
-    with socket.create_server(('127.0.0.1', 0)) as sock: return sock.getsockname()[1]
 
 def until_open(process, port):
     "Wait until `process` listens on `port`"
@@ -33,12 +32,19 @@ def until_open(process, port):
         time.sleep(.01)
     raise AssertionError('the server has ended')
 
+def runs(process):
+    try: return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
 def ended(process):
     "Stop `process` as a host does; its child processes must end with it"
     family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
-    code = process.wait(30)
-    return code,[o for o in family if o.is_running() and o.status() != psutil.STATUS_ZOMBIE]
+    code = process.wait(60)
+    for _ in range(20):   # what is killed ends as soon as it gets a core
+        if not any(map(runs, family)): break
+        time.sleep(.05)
+    return code,list(filter(runs, family))
 
 @pytest.fixture
 def start():
@@ -50,7 +56,7 @@ def start():
     yield _start
     for o in started:
         o.terminate()
-        o.wait(30)
+        o.wait(60)
 
 @pytest.fixture(scope='module')
 def classifier(): return Classifier(shipped_model())
@@ -94,6 +100,11 @@ def opened(page, url):
 def notice(page, text): page.get_by_role('alert').filter(has_text=text).wait_for()
 def quiet(page): assert page.get_by_role('alert').all_inner_texts() in ([], [''])
 def names(page): return sorted(o.split('\n')[-1] for o in page.locator('.catdog-card').all_inner_texts())
+def shows(page, *files):
+    "Wait until the cards on `page` are those of `files`"
+    expect(page.locator('.catdog-card')).to_have_count(len(files))
+    assert names(page) == sorted(files)
+def labels(page): return expect(page.locator('.catdog-label'))
 
 # Corrections
 
@@ -158,6 +169,7 @@ def contrast(element, below=0):
 def captions(page):
     "The contrast of the captions of the drawings on `page`"
     page.mouse.move(1, 1)
+    expect(page.locator('.catdog-try')).to_have_count(4)
     return [contrast(o, below=.82) for o in page.locator('.catdog-try').all()]
 
 def test_contrast_is_measured(page):
@@ -186,20 +198,21 @@ def test_app(app_url, browser, size, scheme, cat, drawings, classifier, tmp_path
     chosen = [cat, drawings/'notes.txt', cat.with_name('grizzly.jpg')]
     chooser.value.set_files(chosen)
     page.get_by_text('2 images chosen').wait_for()
-    assert page.locator('.catdog-card img').evaluate_all('imgs => imgs.every(o => o.naturalWidth > 0)')
+    expect(page.locator('.catdog-card img')).to_have_count(2)
+    page.wait_for_function("[...document.querySelectorAll('.catdog-card img')].every(o => o.naturalWidth > 0)")
     page.get_by_role('button', name='Predict!').click()
     page.get_by_text('1 cat, 1 like none of them').wait_for()
     preds = [classifier.predict(o) for o in (chosen[0], chosen[2])]
     assert (preds[0].label, str(preds[1])) == ('cat', 'This does not look like a cat or a dog')
-    assert page.locator('.catdog-label').all_inner_texts() == [str(o) for o in preds]
+    labels(page).to_have_text([str(o) for o in preds])
     cards = page.locator('.catdog-card')
     assert [o.locator('.catdog-bar').count() for o in (cards.first, cards.last)] == [len(classifier.labels), 0]
-    assert page.get_by_role('alert').inner_text() == 'notes.txt: a text file, not an image'
+    expect(page.get_by_role('alert')).to_have_text('notes.txt: a text file, not an image')
     before = cards.first.locator('img').get_attribute('src')
     page.get_by_role('button', name='Why?').first.click()
     page.get_by_text('what spoke for cat').wait_for()
-    assert cards.first.locator('img').get_attribute('src') != before
-    assert page.get_by_role('button', name='Why?').count() == 1   # the other image's
+    expect(cards.first.locator('img')).not_to_have_attribute('src', before)
+    expect(page.get_by_role('button', name='Why?')).to_have_count(1)   # the other image's
     assert page.evaluate('document.activeElement.innerText') == 'Show all'
     assert violations(page) == [] and sideways(page) <= 0
     page.keyboard.press('Enter')
@@ -223,10 +236,11 @@ def test_page_has_only_the_app_and_works_by_keyboard(app_url, page, classifier, 
                  'voila/files/07_app.ipynb', 'api/contents'):
         assert page.request.get(app_url + path).status in (403, 404), path
     page.get_by_role('button', name='Predict!').wait_for()
-    assert page.locator('h1').all_inner_texts() == ['Is it a cat or a dog?']
+    expect(page.locator('h1')).to_have_text('Is it a cat or a dog?')
     page.wait_for_function("document.title == 'Is it a cat or a dog?'")   # not the name of the notebook
+    expect(page.locator('body')).to_contain_text(classifier.summary)
     text = page.locator('body').inner_text()
-    assert classifier.summary in text and 'import' not in text and 'FileUpload' not in text
+    assert 'import' not in text and 'FileUpload' not in text
     assert page.locator('.jp-OutputArea-output .catdog').count() == 1 and page.locator('.jp-Cell').count() <= 2   # one imports
     focused = 'document.activeElement.tagName == "BUTTON" ? document.activeElement.innerText : ""'
     for _ in range(10):
@@ -261,7 +275,7 @@ def test_drop_and_paste(app_url, browser, cat, folder, tmp_path):
     page.get_by_text('1 image chosen').wait_for()
     drop(page, folder, cat)
     page.get_by_text('4 images chosen').wait_for()
-    assert names(page) == ['a.jpg', 'b.jpg', 'c.jpg', 'cat.jpg']
+    shows(page, 'a.jpg', 'b.jpg', 'c.jpg', 'cat.jpg')
     for i in range(30): (folder/f'{i}.png').write_bytes(b'')
     drop(page, folder)
     notice(page, 'There are more than 32 images in the folder holidays: drop at most 32.')
@@ -311,10 +325,10 @@ def lab(tmp_path, start):
                         cwd=tmp_path, stderr=subprocess.DEVNULL)
         page.set_viewport_size(dict(width=1400, height=1200))
         page.goto(f'{until_open(process, port)}lab/tree/app.ipynb', timeout=240_000)
-        page.locator('.jp-CodeCell .cm-content').first.click(timeout=240_000)
         page.get_by_text('| Idle').wait_for(timeout=240_000)
+        page.locator('.jp-CodeCell .cm-content').first.click()   # JupyterLab moves the focus until then
         page.keyboard.press('Shift+Enter')
-        page.get_by_role('button', name='Predict!').wait_for(timeout=120_000)
+        page.get_by_role('button', name='Predict!').wait_for()
     return _lab
 
 @pytest.fixture
@@ -334,7 +348,8 @@ def test_make_lab_lets_large_images_through(lab, page, cat, large):
     page.get_by_text('1 image chosen').wait_for()
     upload(page, large)
     page.locator('.catdog-card').filter(has_text='large.jpg').wait_for()
-    assert names(page) == ['large.jpg'] and page.locator('.catdog-notice').count() == 0
+    shows(page, 'large.jpg')
+    expect(page.locator('.catdog-notice')).to_have_count(0)
 
 def test_upload_too_large_for_jupyterlab_is_reported(lab, page, cat, large, tmp_path):
     "With Jupyter's default limit of 10 MB, in its dark theme"
@@ -349,10 +364,11 @@ def test_upload_too_large_for_jupyterlab_is_reported(lab, page, cat, large, tmp_
     upload(page, large)
     notice(page, '13 MB did not arrive: that is more than Jupyter takes at once')
     page.get_by_text('0 images chosen').wait_for()   # not the one from before
-    assert names(page) == []
+    shows(page)
     upload(page, cat)   # the app still works
     page.get_by_text('1 image chosen').wait_for()
-    assert names(page) == ['cat.jpg'] and page.locator('.catdog-notice').count() == 0
+    shows(page, 'cat.jpg')
+    expect(page.locator('.catdog-notice')).to_have_count(0)   # one says for a moment how much is sent
     # files dropped on the app go to the app, files dropped elsewhere to Jupyter
     taken = '''([selector, bytes]) => {
         const data = new DataTransfer()
@@ -375,17 +391,10 @@ def test_two_visitors_are_independent(app_url, browser, classifier, cat):
     preds = [classifier.predict(o) for o in files]
     assert str(preds[0]) != str(preds[1])   # so that a mix-up shows
     for page,pred in zip(pages, preds):
-        page.locator('.catdog-label').wait_for()
-        assert page.locator('.catdog-label').inner_text() == str(pred)
+        labels(page).to_have_text(str(pred))
     for o in contexts: o.close()
 
 # Kernels
-
-def is_kernel(process):
-    try: return 'ipykernel_launcher' in ' '.join(process.cmdline())
-    except (psutil.NoSuchProcess, psutil.ZombieProcess): return False   # it has just ended
-
-def kernels(process): return [o for o in psutil.Process(process.pid).children(recursive=True) if is_kernel(o)]
 
 def serve_app(way, start, folder, *more):
     "(process, url) of Voilà, as the `Procfile` starts it in the project, or of `catdog-app` in an empty `folder`"
@@ -396,13 +405,13 @@ def serve_app(way, start, folder, *more):
     return process,until_open(process, port)
 
 def kernel_of(page, process):
-    "The kernel of the visitor of `page`"
+    "(id, process) of the kernel of the visitor of `page`"
     id = json.loads(page.locator('#jupyter-config-data').text_content())['kernelId']
-    return next(o for o in kernels(process) if id in ' '.join(o.cmdline()))
+    return id,kernels(process)[id]
 
-def idle(url, kernel):
+def idle(url, id, kernel):
     "Wait until `kernel` has run the notebook: it has loaded the model, and is idle for three seconds"
-    id,seconds = re.search(r'kernel-(.*?)\.json', ' '.join(kernel.cmdline()))[1],0
+    seconds = 0
     while seconds < 3:
         time.sleep(1)
         loaded = any('onnxruntime' in o.path for o in kernel.memory_maps())
@@ -419,39 +428,35 @@ def reload(page):
     "Follow the link in the notice on `page`, and use the app"
     page.get_by_role('link', name='Reload the page.').click()
     page.get_by_role('button', name='drawn dog').first.click()
-    page.locator('.catdog-label').wait_for()
-    assert page.locator('.catdog-label').inner_text() == 'This does not look like a cat or a dog'
+    labels(page).to_have_text('This does not look like a cat or a dog')
     quiet(page)
 
 def test_unvisited_kernels_are_ended(browser, tmp_path, start):
     "Monitors and crawlers keep none; a page that loads slowly keeps its kernel"
     (tmp_path/'voila.json').write_text(json.dumps(dict(
-        VisitorKernels=dict(unvisited_timeout=6), MappingKernelManager=dict(cull_interval=1, cull_idle_timeout=10))))
+        VisitorKernels=dict(unvisited_timeout=15), MappingKernelManager=dict(cull_interval=1, cull_idle_timeout=15))))
     process,url = serve_app('catdog-app', start, tmp_path)
     while (status := requests.head(url, timeout=60).status_code) != 200:   # no kernel yet
         assert status == 503
         time.sleep(.1)
     waiting = kernels(process)
-    time.sleep(5)   # it runs the notebook
+    time.sleep(3)   # it runs the notebook
     assert requests.head(url, timeout=60).status_code == 200 and kernels(process) == waiting
-    ids = [re.search(r'"kernelId": "(.*?)"', requests.get(url, timeout=60).text)[1] for _ in range(5)]
-    def alive(): return [id for id in ids if any(id in ' '.join(o.cmdline()) for o in kernels(process))]
-    assert len(set(ids)) == 5
-    end = time.monotonic() + 90
-    while len(alive()) > 1 and time.monotonic() < end:
+    ids = [re.search(r'"kernelId": "(.*?)"', requests.get(url, timeout=120).text)[1] for _ in range(5)]
+    assert len({*ids}) == 5
+    ready, = until(lambda: {*kernels(process)} - {*ids})   # for the next visitor
+    def others_ended():
         assert requests.get(f'{url}api/kernels/{ids[-1]}', timeout=60).ok   # as a page does that loads slowly
-        time.sleep(.5)
-    assert alive() == ids[-1:]
-    end = time.monotonic() + 90
-    while len(kernels(process)) > 1 and time.monotonic() < end: time.sleep(.5)
-    ready, = kernels(process)   # for the next visitor, and it stays, longer than kernels that are idle
-    time.sleep(12)
-    assert kernels(process) == [ready]
+        return not {*kernels(process)} & {*ids[:-1]}
+    until(others_ended)
+    assert {*kernels(process)} == {ids[-1], ready}
+    until(lambda: {*kernels(process)} == {ready})   # it stays, longer than kernels that are idle
     page = browser.new_page()
     page.goto(url)
     page.get_by_role('button', name='Predict!').wait_for()
-    assert kernel_of(page, process) == ready
-    ready.wait(60)   # it is unused now
+    id,kernel = kernel_of(page, process)
+    assert id == ready
+    kernel.wait(120)   # it is unused now
     gone(page)
 
 def test_kernels_end_with_their_visitors_and_killed_kernels_are_reported(browser, start, tmp_path):
@@ -460,19 +465,17 @@ def test_kernels_end_with_their_visitors_and_killed_kernels_are_reported(browser
         page = opened(browser.new_page(), url)
         page.goto('about:blank')
         page.close()
-    end = time.monotonic() + 60
-    while len(kernels(process)) > 1 and time.monotonic() < end: time.sleep(.5)
-    assert len(kernels(process)) == 1   # the one that waits for the next visitor
+    until(lambda: len(kernels(process)) == 1)   # the one that waits for the next visitor
     page = opened(browser.new_page(), url)
-    dead = kernel_of(page, process)
-    dead.send_signal(signal.SIGKILL)
+    dead,kernel = kernel_of(page, process)
+    kernel.kill()
     gone(page)
     reload(page)
-    mine = kernel_of(page, process)
-    assert mine.pid != dead.pid
-    while not (waiting := [o for o in kernels(process) if o != mine]): time.sleep(.1)
-    idle(url, waiting[0])
-    waiting[0].send_signal(signal.SIGKILL)   # the next visitor gets it
+    mine,_ = kernel_of(page, process)
+    assert mine != dead
+    (id,kernel), = until(lambda: [o for o in kernels(process).items() if o[0] != mine])
+    idle(url, id, kernel)
+    kernel.kill()   # the next visitor gets it
     page.goto('about:blank')
     page.goto(url)
     gone(page)
@@ -498,15 +501,15 @@ def test_app_without_a_copy_of_the_project(page, tmp_path, cat, start):
     page.get_by_text('cat, ').wait_for()
     assert page.locator('.catdog-model select').evaluate('o => o.options[o.selectedIndex].text') == 'models/mine'
     for path,status in (('', 200), ('catdog/', 200), ('wp-admin/', 404), ('catdog/wp-admin/', 404)):
-        assert requests.head(root + path, timeout=20).status_code == status, path
+        assert requests.head(root + path, timeout=60).status_code == status, path
     with contextlib.suppress(OSError):   # a machine without IPv6
         socket.create_server(('::1', 0), family=socket.AF_INET6).close()
-        assert requests.head(root.replace('127.0.0.1', '[::1]'), timeout=20).status_code == 200
+        assert requests.head(root.replace('127.0.0.1', '[::1]'), timeout=60).status_code == 200
     res = requests.get(f'{root}catdog', timeout=20, allow_redirects=False)
     assert (res.status_code, res.headers['Location']) == (302, '/catdog/')
     process.terminate()
     gone(page)
-    assert process.wait(30) == 0 and sorted(tmp_path.rglob('*')) == before
+    assert process.wait(60) == 0 and sorted(tmp_path.rglob('*')) == before
     assert [o for o in process.stdout if '404 HEAD' not in o] == []
 
 @pytest.mark.parametrize('seconds', [0, .05, .2])

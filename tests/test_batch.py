@@ -44,11 +44,11 @@ def stored(folder):
     db.close()
     return res
 
-def begun(folder, n=600):
-    "Start a run that has saved some predictions about `n` images and is still running"
+def begun(folder, n=600, size=30_000):
+    "Start a run about `n` images that has saved more than `size` bytes of predictions and is still running"
     album(folder/'album', n)
     process,part = start(folder, 'album', '--out', 'answers.csv'),folder/'.answers.csv.part'
-    while not (part.exists() and part.stat().st_size > 30_000):
+    while not (part.exists() and part.stat().st_size > size):
         assert process.poll() is None
         time.sleep(.02)
     return process
@@ -193,7 +193,7 @@ def test_foreign_file_in_place_of_the_database(tmp_path, monkeypatch, junk):
     assert len(rows('answers.csv')) == 3 and not list(Path().glob('.*'))
 
 def test_second_run_into_the_same_file_is_refused(tmp_path):
-    first = begun(tmp_path, 300)
+    first = begun(tmp_path, 300, size=0)
     first.send_signal(signal.SIGSTOP)   # so that it is not at its end before the second has come
     try:
         code,_,err = run(tmp_path, 'album', '--out', 'answers.csv')

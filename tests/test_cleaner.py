@@ -1,15 +1,15 @@
 "The cleaner: killed while it applies choices; instead of fastai's; and in a browser, in Voilà and JupyterLab."
 import base64, json, os, re, shutil, signal, socket, sys, time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
 import nbformat, psutil, pytest
 import pandas as pd
-from clean_helpers import JOURNAL, drawings, images, state, unsorted
+from clean_helpers import JOURNAL, drawings, images, recorded_threads, state, unsorted
 from fastai.vision.all import ImageDataLoaders, Resize, get_image_files
-from network_helpers import free_port, violations
+from network_helpers import free_port, kernels, until, violations
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -255,12 +255,12 @@ def test_no_suspects(tmp_path):
     cleaner.relearn()
     assert '0 suspects left' in cleaner.learned.value and {'file', 'suggested'} <= {*cleaner.suspects.columns}
 
-def test_learning_in_a_thread(tmp_path):
+def test_learning_in_a_thread(tmp_path, monkeypatch):
     "Where it takes long, choices made meanwhile count, and Apply waits"
     data = drawings(tmp_path/'data', 24)
     learn = learner(data)
     cleaner = Cleaner(learn, suspects=suspects(learn), max_n=4)
-    relearn,begun,go_on = cleaner.relearn,Event(),Event()
+    relearn,begun,go_on,threads = cleaner.relearn,Event(),Event(),recorded_threads(monkeypatch)
     def slow():
         begun.set()
         assert go_on.wait(60)
@@ -274,13 +274,13 @@ def test_learning_in_a_thread(tmp_path):
     cleaner.bt_apply.click()
     assert not file.exists()
     go_on.set()
-    cleaner.iw.working.join(60)
+    for o in threads: o.join(60)
     assert not cleaner.iw.working and 'page' in cleaner.where.value and cleaner.learned.value.startswith('1 corrected')
     def fails(): raise DataError('broken')
     cleaner.relearn = fails
     cleaner.iw.choose(cleaner.iw.shown[0], '<Delete>')
     cleaner.bt_next.click()
-    cleaner.iw.working and cleaner.iw.working.join(60)
+    threads[-1].join(60)
     assert cleaner.message.value == '<b>broken</b>' and not cleaner.bt_next.disabled
 
 def test_cells_of_the_confusion_matrix(tmp_path):
@@ -339,7 +339,8 @@ def serving(folder, *args, **env):
         yield port
     finally:
         family = [process, *process.children(recursive=True)]
-        for o in family: o.terminate()
+        for o in family:
+            with suppress(psutil.NoSuchProcess): o.terminate()
         for o in psutil.wait_procs(family, 20)[1]: o.kill()
         process.wait()
 
@@ -350,8 +351,6 @@ class Cards:
         self.cards,self.menus = page.locator('.cd-card:visible'),page.locator('.cd-card:visible select')
         self.view,self.category,self.dataset = (page.locator('.cd-top select').nth(i) for i in range(3))
         self.large = page.locator('.cd-large img')
-        page.set_default_timeout(120_000)
-        expect.set_options(timeout=120_000)
 
     def button(self, name): return self.page.get_by_role('button', name=name, exact=True)
     def shows(self, text): expect(self.page.get_by_text(text).first).to_be_visible()
@@ -369,15 +368,16 @@ class Cards:
 
     def choose(self, i, what):
         "Choose `what` for card number `i`, or accept that suggestion"
-        if self.menus.nth(i).input_value() == what:
-            self.cards.nth(i).get_by_role('button', name='✓', exact=True).click()
-        else: self.menus.nth(i).select_option(what)
+        card = self.cards.nth(i)
+        if card.locator('select').input_value() == what: card.get_by_role('button', name='✓', exact=True).click()
+        else: card.locator('select').select_option(what)
 
     def open_on_suspects(self):
         "It opens on the suspects; suggestions are preselected, but not chosen"
         expect(self.cards.first).to_be_visible(timeout=600_000)
         expect(self.menus.first).not_to_have_value('<Keep>')
         self.shows('Nothing is chosen')
+        for o in ('img', '.cd-image button'): expect(self.cards.locator(o)).to_have_count(4)
         assert self.cards.locator('img').evaluate_all('all => all.map(o => o.alt)') == [
             o.split('Show ')[1].removesuffix(' large')
             for o in self.cards.locator('.cd-image button').evaluate_all('all => all.map(o => o.title)')]
@@ -389,12 +389,13 @@ class Cards:
     def enlarge_and_close(self):
         "A click shows an image large, a click anywhere closes it; on the keyboard the same key does both"
         zoom = self.cards.first.locator('.cd-image button')
+        expect(self.cards.first.locator('img')).to_have_js_property('complete', True)
         assert zoom.bounding_box()['width'] > 170   # all of the image
         zoom.click()
+        expect(self.large).to_have_js_property('naturalWidth', 128)
         expect(self.large).to_be_visible()
         assert '/' in self.large.get_attribute('alt') and self.large.bounding_box()['width'] >= 128
         self.is_readable()
-        assert self.large.evaluate('o => o.naturalWidth') == 128
         self.page.locator('.cd-large').click(position=dict(x=9, y=9))
         expect(self.large).not_to_be_visible()
         zoom.focus()
@@ -472,8 +473,8 @@ def jupyterlab(page, folder, tmp_path, theme='JupyterLab Dark'):
     (settings/'themes.jupyterlab-settings').write_text(f'{{"theme": "{theme}"}}')
     with serving(folder, 'jupyter', 'lab', *options, JUPYTERLAB_SETTINGS_DIR=str(tmp_path/'settings')) as port:
         page.goto(f'http://127.0.0.1:{port}/lab/tree/clean.ipynb', timeout=600_000)
-        page.locator('.jp-CodeCell .cm-content').first.click(timeout=240_000)
         page.get_by_text('| Idle').wait_for(timeout=600_000)   # without a kernel, a cell that is run is forgotten
+        page.locator('.jp-CodeCell .cm-content').first.click()   # JupyterLab moves the focus until then
         page.keyboard.press('Shift+Enter')
         assert page.locator('body').get_attribute('data-jp-theme-light') == str('Dark' not in theme).lower()
         yield
@@ -490,6 +491,7 @@ def test_cleaner_in_jupyterlab(page, lab, tmp_path):
         o.apply(1)
         o.undo(1)
         o.view.select_option('Confusion matrix')
+        expect(page.locator('.cd-open')).to_have_count(1)
         cell = page.locator('.cd-matrix button:enabled:not(.cd-open)').first
         n = cell.inner_text()   # the locator will find another one
         cell.press('Enter')
@@ -530,17 +532,17 @@ def test_label_by_keyboard(page, tmp_path, n, theme):
     folder,pages = tmp_path/'lab',{12: 3, 24: 9}[n]
     truth = unsorted(folder/'data', n*(pages + 2)//2)
     write_notebook(folder, LABELLING.format(n))
-    page.set_default_timeout(60_000)
     answers = folder/'data'/'.removed'/'answers.json'
     cards = page.locator('.cd-card')
     def names(): return [o.split('/')[-1] for o in cards.locator('img').evaluate_all('all => all.map(o => o.alt)')]
     def given(): return json.loads(answers.read_text())['choices'] if answers.exists() else {}
     with jupyterlab(page, folder, tmp_path, theme):
-        expect(cards).to_have_count(n, timeout=120_000)
+        expect(cards).to_have_count(n)
         page.screenshot(path=tmp_path/'labeller.png')
         cards.first.locator('select').focus()
         asked = []
         for i in range(pages):
+            expect(cards.locator('img')).to_have_count(n)   # they come after the menus
             shown = names()
             assert len(shown) == n and not {*shown} & {*asked}
             asked += shown
@@ -558,10 +560,11 @@ def test_label_by_keyboard(page, tmp_path, n, theme):
         page.keyboard.press('0')
         page.keyboard.press('Delete')
         expect(page.get_by_text('to delete')).to_be_visible()
-        assert len(given()) == n*(pages + 1) + 2 and [*given().values()][-2:] == ['<Keep>', '<Delete>']
+        until(lambda: len(given()) == n*(pages + 1) + 2)   # they are shown before they are written
+        assert [*given().values()][-2:] == ['<Keep>', '<Delete>']
         assert page.locator('.jp-Cell').count() == 2   # no key was a command of JupyterLab
 
-        kernel, = [o for o in psutil.Process().children(recursive=True) if 'ipykernel_launcher' in ' '.join(o.cmdline())]
+        kernel, = kernels().values()
         before = given()
         cards.evaluate_all('cards => cards.forEach(o => o.dataset.before = "")')
         kernel.kill()
@@ -570,5 +573,5 @@ def test_label_by_keyboard(page, tmp_path, n, theme):
         page.locator('.jp-CodeCell .cm-content').first.click()
         page.keyboard.press('Shift+Enter')
         expect(page.locator('.cd-card[data-before]')).to_have_count(0)
-        expect(page.locator('.cd-card:visible')).to_have_count(n - 2, timeout=120_000)   # all others are answered
+        expect(page.locator('.cd-card:visible')).to_have_count(n - 2)   # all others are answered
         assert given() == before and not {*names()[:n - 2]} & {*before}

@@ -11,6 +11,7 @@ from catdog.scrape import ENGINES, Photo, SampleWeb, read_manifest, scrape, writ
 from catdog.web.download import collect
 from catdog.dataset.folder import parse_labels
 from catdog.dataset.manifest import Manifest, count_outcomes
+from network_helpers import until
 from web_helpers import copies, files, image, serve, serve_images
 
 @pytest.fixture(scope='module')
@@ -207,25 +208,20 @@ def search_server(gate, n=24):
             host = headers['Host']
             return 200, {}, {'value': [{'contentUrl': f'http://{host}/{base + i}', 'name': 'x'} for i in range(n)]}
         i = int(path[1:])
-        if 8 <= i < 24: gate.wait(60)
+        if 8 <= i < 24: gate.wait(240)
         return 200, {}, jpeg_bytes(image(i))
     return serve(answer)
 
 def start(label, cwd, url, n=24, *args):
-    "catdog-scrape for `label` in a process of its own"
+    "catdog-scrape for `label` in a process of its own, which waits five minutes for an image"
     env = {**os.environ, 'AZURE_SEARCH_KEY': 'X', 'CATDOG_BING_ENDPOINT': f'{url}/search', 'CATDOG_ALLOW_PRIVATE': '1'}
-    program = Path(sys.executable).with_name('catdog-scrape')
-    command = [program, label, '--n', str(n), '--path', 'x', *args, '--engine', 'bing']
+    (cwd/'run.py').write_text('import sys; from catdog.web import download; download._TIMEOUT = 300\n'
+                              'from catdog.scrape import scrape; sys.exit(scrape())')
+    command = [sys.executable, 'run.py', label, '--n', str(n), '--path', 'x', *args, '--engine', 'bing']
     return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # ignored in background
 
 def lines(path): return (path/'manifest.jsonl').read_text().count('\n') if (path/'manifest.jsonl').exists() else 0
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(.02)
 
 def count(path, label):
     return len(list((path/label).glob('*.jpg'))), sum(o['label'] == label and o['status'] == 'ok' for o in rows(path))
@@ -233,7 +229,7 @@ def count(path, label):
 def first_and_second(tmp_path, url):
     "Start a run for cat, and one for dog that waits for it and has reported that"
     first = start('cat', tmp_path, url)
-    wait_for(lambda: lines(tmp_path/'x') > 2)
+    until(lambda: lines(tmp_path/'x') > 2)
     second = start('dog', tmp_path, url)
     said = next(o for o in second.stdout if 'is working' in o)
     assert 'another catdog process is working in x: waiting' in said
@@ -267,7 +263,7 @@ def test_waiting_run_can_be_stopped(tmp_path):
     with search_server(gate) as (url, asked):
         first,second = first_and_second(tmp_path, url)
         second.send_signal(signal.SIGINT)
-        assert 'Run the same command again' in second.communicate(timeout=30)[0] and second.returncode == 130
+        assert 'Run the same command again' in second.communicate(timeout=60)[0] and second.returncode == 130
         gate.set()
         assert first.communicate(timeout=120) and first.returncode == 0
     assert count(tmp_path/'x', 'cat') == (24, 24) and not (tmp_path/'x'/'dog').exists()
@@ -276,18 +272,28 @@ def test_ctrl_c_while_waiting_for_a_service_loses_nothing(tmp_path):
     with serve(lambda path, params, headers: answer(path, params, headers)) as (url, asked):
         def answer(path, params, headers):
             if path != '/search': return 200, {}, jpeg_bytes(image(int(path[1:])))
-            if params['q'] != 'cat': return 429, {'Retry-After': '25'}, b''
+            if params['q'] != 'cat': return 429, {'Retry-After': '60'}, b''
             return 200, {}, {'value': [{'contentUrl': f'{url}/{i}', 'name': 'x'} for i in range(6)]}
         run = start('cat', tmp_path, url, 6, '--queries', '{}', '{} outdoors')
-        wait_for(lambda: any(params.get('q') == 'cat outdoors' for _,params,_ in asked))
+        def refused(): return sum(params.get('q') == 'cat outdoors' for _,params,_ in asked)
+        until(refused)
         time.sleep(.2)
-        began = time.monotonic()
         run.send_signal(signal.SIGINT)
-        said = run.communicate(timeout=30)[0]
-        assert run.returncode == 130 and 'the same command again' in said and time.monotonic() - began < 10
+        said = run.communicate(timeout=60)[0]
+        assert run.returncode == 130 and 'the same command again' in said and refused() == 1   # it did not wait until then
         run = start('cat', tmp_path, url, 6)
         assert run.communicate(timeout=60) and run.returncode == 0
     assert count(tmp_path/'x', 'cat') == (6, 6)
+
+WRITER = '''import os, sys
+from catdog.core.files import write_atomic
+replace = os.replace
+def wait(*args):
+    print('written', flush=True)
+    sys.stdin.readline()
+    replace(*args)
+os.replace = wait
+write_atomic(sys.argv[1], b'2')'''
 
 def test_temporary_files_of_running_programs_are_kept(tmp_path):
     "Abandoned temporary files are removed; one that is still being written is kept"
@@ -295,16 +301,13 @@ def test_temporary_files_of_running_programs_are_kept(tmp_path):
     old = tmp_path/'cat'/'.1.jpg.0123abcd.part'
     old.write_bytes(b'1')
     os.utime(old, (0, 0))
-    code = 'import sys; from catdog.core.files import write_atomic; write_atomic(sys.argv[1], bytes(400_000_000))'
-    writer = subprocess.Popen([sys.executable, '-c', code, tmp_path/'cat'/'large'])
-    try:
-        wait_for(lambda: [o for o in tmp_path.glob('cat/.large.*.part') if o.stat().st_size > 0])
-        writer.send_signal(signal.SIGSTOP)
-        time.sleep(.3)
-        Manifest(tmp_path)
-        assert not old.exists() and list(tmp_path.glob('cat/.large.*.part'))
-    finally: writer.send_signal(signal.SIGCONT)
-    assert writer.wait(60) == 0 and (tmp_path/'cat'/'large').stat().st_size == 400_000_000
+    writer = subprocess.Popen([sys.executable, '-c', WRITER, tmp_path/'cat'/'large'], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)
+    assert writer.stdout.readline() == 'written\n'
+    Manifest(tmp_path)
+    assert not old.exists() and list(tmp_path.glob('cat/.large.*.part'))
+    writer.communicate('\n', timeout=60)
+    assert writer.returncode == 0 and (tmp_path/'cat'/'large').read_bytes() == b'2'
 
 # --- Files that a person has deleted or moved
 

@@ -98,15 +98,15 @@ def test_map_ahead_keeps_order_and_limit():
 # Locks
 
 def start(code, *args):
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
 
 HOLD = '''
-import sys, time
+import sys
 from catdog.core.files import folder_lock
 with folder_lock(sys.argv[1]):
     print('locked', flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.read()
 '''
 COUNT = '''
 import sys
@@ -117,8 +117,12 @@ for _ in range(30):
     with folder_lock(sys.argv[1]): file.write_text(str(int(file.read_text()) + 1))
 '''
 
-def test_second_process_waits_and_reports_it_once(tmp_path, capsys):
-    first = start(HOLD, tmp_path, 1.5)
+def test_second_process_waits_and_reports_it_once(tmp_path, capsys, monkeypatch):
+    first = start(HOLD, tmp_path)
+    def release(*args, **kw):
+        print(*args, **kw)
+        first.stdin.close()
+    monkeypatch.setattr('catdog.core.files.print', release, raising=False)
     assert first.stdout.readline() == 'locked\n'
     with pytest.raises(CatdogError, match='another catdog process is working in .*: try again when it has finished'):
         with folder_lock(tmp_path, wait=.2): pass
@@ -126,7 +130,7 @@ def test_second_process_waits_and_reports_it_once(tmp_path, capsys):
     assert capsys.readouterr().out == f'another catdog process is working in {tmp_path}: waiting for it to finish.\n'
 
 def test_lock_ends_with_its_process_even_by_sigkill(tmp_path):
-    first = start(HOLD, tmp_path, 600)
+    first = start(HOLD, tmp_path)
     assert first.stdout.readline() == 'locked\n'
     first.send_signal(signal.SIGKILL)
     with folder_lock(tmp_path): pass

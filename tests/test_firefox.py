@@ -69,7 +69,7 @@ def test_answers_in_firefox(url, tmp_path, cat, classifier):   # noqa: F811
         page.wait(STATUS, 'Ready.')
         page.choose(cat)
         assert page.wait(STATUS, '%') == str(classifier.predict(CAT))
-        assert page.evaluate('document.querySelector("article img").naturalWidth')['value'] > 0
+        page.wait('String(document.querySelector("article img").naturalWidth > 0)', 'true')
 
 def test_firefox_that_hides_pixels_says_so(url, tmp_path, cat):
     with firefox(tmp_path/'profile', **{'privacy.resistFingerprinting': True}) as page:

@@ -30,7 +30,8 @@ def as_page(o, info, meta): return {**o, 'imageinfo': [{**info, 'extmetadata': {
 page = st.builds(as_page, item, item, leaf)
 items = st.lists(item | page | answers, max_size=4)
 shaped = items | st.builds(lambda o: {'value': o, 'results': o, 'query': {'pages': o}}, items)
-fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+fuzz = settings(max_examples=EXAMPLES, deadline=None, derandomize='CATDOG_FUZZ' not in os.environ,
+                suppress_health_check=list(HealthCheck))
 
 @pytest.mark.parametrize('protocol', ['bing', 'ddg', 'openverse', 'commons'])
 @fuzz

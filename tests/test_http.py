@@ -273,11 +273,11 @@ class Crowd:
 def test_at_most_eight_connections_to_one_host(server, tmp_path):
     crowd,together = Crowd(),threading.Barrier(_PER_HOST)
     def answer(path, *_):
-        together.wait(20)   # eight must be here at once before any is answered
+        together.wait(60)   # eight must be here at once before any is answered
         crowd.answer(.05)   # time for a ninth to come, if it may
         return numbered(path)
     server.answer = answer
-    assert {o.status for o in download_images([f'{server.url}/{i}' for i in range(40)], tmp_path)} == {'ok'}
+    assert {o.status for o in download_images([f'{server.url}/{i}' for i in range(40)], tmp_path, timeout=60)} == {'ok'}
     assert crowd.most == _PER_HOST
 
 def test_at_most_two_connections_to_wikimedia(server, tmp_path):
@@ -297,17 +297,17 @@ def test_at_most_two_connections_to_wikimedia(server, tmp_path):
 
 @pytest.mark.parametrize('retry_after', [None, '1', '3600'])
 def test_refusing_host_is_given_up(server, tmp_path, retry_after):
-    "It takes seconds in all, not for each image, and images of other hosts are still fetched"
+    "After few requests in all, not for each image, and images of other hosts are still fetched"
     def answer(path, params, headers):
         if headers['Host'].startswith('busy.'): return 429,{'Retry-After': retry_after} if retry_after else {},b''
         return numbered(path)
-    server.answer,start = answer,time.monotonic()
+    server.answer = answer
     with resolving('busy.example', 'good.example'):
         urls = [server.url.replace('127.0.0.1', ('busy.example', 'good.example')[i%2]) + f'/{i}' for i in range(40)]
         outcomes = download_images(urls, tmp_path)
     refused = [o for _,_,o in server.asked if o['Host'].startswith('busy.')]
     assert [o.status for o in outcomes] == ['busy', 'ok']*20
-    assert len(refused) <= _PER_HOST + _GIVE_UP and time.monotonic() - start < 12
+    assert len(refused) <= _PER_HOST + _GIVE_UP
     assert 'busy.example keeps refusing requests' in outcomes[-2].reason
 
 def test_recovering_host_is_not_given_up(server, tmp_path):
@@ -326,12 +326,11 @@ def test_recovering_host_is_not_given_up(server, tmp_path):
     assert Counter(o.status for o in outcomes) == {'ok': 25}
 
 def test_silent_host_is_given_up(server, tmp_path):
-    gone,start = threading.Event(),time.monotonic()
+    gone = threading.Event()
     server.answer = lambda *args: gone.wait(60) and None
     outcomes = download_images([f'{server.url}/{i}' for i in range(40)], tmp_path, timeout=.3)
     gone.set()
     assert {o.status for o in outcomes} == {'timeout'} and len(server.asked) <= 2*_PER_HOST
-    assert time.monotonic() - start < 5
     assert sum('its server took too long, like the' in o.reason for o in outcomes) > 20
 
 def test_occasional_failures_do_not_give_up_a_host(server, tmp_path):
@@ -342,20 +341,22 @@ def test_occasional_failures_do_not_give_up_a_host(server, tmp_path):
 
 def test_download_has_a_time_limit(monkeypatch, server, tmp_path):
     "Requests that have not started in time have an outcome, too"
-    monkeypatch.setattr(download, '_SECONDS', .5)
+    monkeypatch.setattr(download, '_SECONDS', 1.5)
     monkeypatch.setattr(download, '_SECONDS_EACH', 0)
+    begun = time.monotonic()
     def slow(path, *_):
-        time.sleep(.2)
+        time.sleep(max(0, begun + 3 - time.monotonic()))   # there is no time for more after the first of these
         return numbered(path)
     server.answer = slow
     outcomes = download_images([f'{server.url}/{i}' for i in range(40)], tmp_path)
     assert len(outcomes) == 40 and {o.status for o in outcomes} == {'ok', 'timeout'}
-    assert 8 <= len(server.asked) <= 32 and {o.reason for o in outcomes} == {'', 'there was no time left for it'}
+    assert len(server.asked) <= _PER_HOST and {o.reason for o in outcomes} == {'', 'there was no time left for it'}
 
 # --- Servers that misbehave
 
 def without_end(chunk, pause=0):
-    while True:
+    "Far more than a client may take"
+    for _ in range(600):
         time.sleep(pause)
         yield chunk
 
@@ -374,9 +375,7 @@ ODD = {   # status, headers, body -> status of the outcome
 def test_odd_responses_have_a_status(server, fetch, status, headers, body, outcome):
     circle = 302,{'Location': '/circle'},b''
     server.answer = lambda path, *_: circle if path == '/circle' else (status, headers, body)
-    start = time.monotonic()
-    seconds = .3 if outcome == 'timeout' else 2   # a busy machine needs longer to see that the server has gone
-    assert fetch(server.url, timeout=seconds).status == outcome and time.monotonic() - start < 6
+    assert fetch(server.url, timeout=.3 if outcome == 'timeout' else 60).status == outcome
 
 @pytest.mark.parametrize('status,retry_after,outcome,asked', [
     (503, '1', 'ok', 2), (500, None, 'busy', TRIES), (429, '3600', 'busy', 1), (503, 'soon', 'busy', TRIES)])
@@ -391,15 +390,15 @@ def test_slow_headers_do_not_stop_a_download(monkeypatch, fetch):
     monkeypatch.setattr(download, '_SECONDS', .3)
     monkeypatch.setattr(download, '_SECONDS_EACH', 0)
     with socket.create_server(('127.0.0.1', 0)) as server:
+        sent = []
         def drip():
             with suppress(OSError), server.accept()[0] as conn:
                 for o in b'HTTP/1.1 200 OK\r\nX: ' + b'x'*1000:
-                    conn.send(bytes([o]))
+                    sent.append(conn.send(bytes([o])))
                     time.sleep(.05)
         threading.Thread(target=drip, daemon=True).start()
-        start = time.monotonic()
         o = fetch(f'http://127.0.0.1:{server.getsockname()[1]}/a.jpg', timeout=.5)
-        assert o.status == 'timeout' and time.monotonic() - start < 20
+        assert o.status == 'timeout' and len(sent) < 900
 
 def test_slow_and_endless_services_are_cut_off(monkeypatch, server):
     monkeypatch.setattr('catdog.web.http._ANSWER_SECONDS', .3)

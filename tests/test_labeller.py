@@ -2,7 +2,7 @@
 import json, os, signal
 
 import numpy as np, pytest
-from clean_helpers import images, state, unsorted
+from clean_helpers import images, recorded_threads, state, unsorted
 
 from catdog.clean.labeller import Labeller, propose
 from catdog.core.errors import DataError
@@ -47,9 +47,9 @@ def test_pages_teach(data):
     assert images(folder) == sorted(o.read_bytes() for o in folder.iterdir() if o.is_file())   # nothing has moved
 
 @pytest.mark.parametrize('slow', [False, True])
-def test_apply_and_undo(data, slow):
+def test_apply_and_undo(data, slow, monkeypatch):
     "Also where learning takes long, and runs in a thread"
-    folder,truth = data
+    (folder,truth),threads = data,recorded_threads(monkeypatch)
     start,labeller = state(folder),Labeller(folder, WORDS, max_n=6)
     answer(labeller, truth, 2)
     files = [*labeller.choices]
@@ -57,7 +57,7 @@ def test_apply_and_undo(data, slow):
     labeller.choose(files[1], '<Keep>')
     labeller.iw.slow = slow
     labeller.bt_apply.click()
-    if slow: labeller.iw.working.join()
+    for o in threads: o.join()
     assert labeller.message.value == 'Moved 11 images.'
     assert (folder/'.removed'/files[0].name).exists() and files[1].exists()
     for o in files[2:]: assert (folder/truth[o.name]/o.name).exists()
@@ -67,7 +67,8 @@ def test_apply_and_undo(data, slow):
     assert again.learned.value.startswith('10 labelled') and again.choices == {files[1]: '<Keep>'}
     again.iw.slow = slow
     again.bt_undo.click()
-    if slow: again.iw.working.join()
+    for o in threads: o.join()
+    assert bool(threads) == slow
     assert {k: v for k,v in state(folder).items() if 'json' not in k} == start
     assert len(again.choices) == 11 and all(truth[o.name] == k for o,k in again.choices.items() if o != files[1])
 

@@ -370,6 +370,7 @@ def test_findings_hold(path): subprocess.run([path], check=True, timeout=300)
 @pytest.mark.parametrize('module', ['catdog.train', 'catdog.learn.finetune'])
 def test_imports_print_nothing(module):
     "No warnings of torch or fastai, whichever module imports them first"
+    import matplotlib.font_manager   # on a new machine, it says that it looks for fonts if that takes long   # noqa: F401
     done = subprocess.run([sys.executable, '-c', f'import {module}'], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import flask, hypothesis, numpy as np, pillow_heif, psutil, pytest, requests, schemathesis
 from hypothesis import strategies as st
+from network_helpers import free_port, until
 from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
@@ -23,8 +24,6 @@ pillow_heif.register_heif_opener()   # to write HEIC
 
 def script(name): return str(Path(sys.executable).with_name(name))
 def environment(**kw): return {**os.environ, 'CATDOG_MODEL': str(shipped_model()), **kw}
-def free_port():
-    with socket.create_server(('127.0.0.1', 0)) as sock: return sock.getsockname()[1]
 def saved(img, format='JPEG', **kw):
     f = io.BytesIO()
     img.save(f, format, **kw)
@@ -50,7 +49,7 @@ def server(tmp_path_factory):
     assert url == f'http://127.0.0.1:{port}'
     yield url,temporary
     process.terminate()
-    assert process.communicate(timeout=30) == ('', '') and process.returncode == 0
+    assert process.communicate(timeout=60) == ('', '') and process.returncode == 0
 
 @pytest.fixture
 def run_app():
@@ -63,18 +62,14 @@ def run_app():
     yield run
     for o in servers: o.stop()
 
-def post(server, *files, accept='*/*', **kw):
+def post(server, *files, accept='*/*', timeout=120, **kw):
     files = [('file', o if isinstance(o, tuple) else ('image', o)) for o in files]
-    return requests.post(f'{server[0]}/predict', files=files, headers={'Accept': accept}, timeout=60, **kw)
+    return requests.post(f'{server[0]}/predict', files=files, headers={'Accept': accept}, timeout=timeout, **kw)
 
 def refused(res, status, words):
     assert (res.status_code, res.headers['Content-Type']) == (status, 'application/json'), res.text
     assert words in res.json()['error'] and 'Traceback' not in res.text
     return True
-
-def timed(do, *args, **kw):
-    start = time.perf_counter()
-    return do(*args, **kw),time.perf_counter() - start
 
 # Answers and refusals
 
@@ -289,7 +284,7 @@ def test_server_follows_its_openapi_document(server):
     left_out = [positive_data_acceptance]
     operations,seen = schemathesis.openapi.from_url(f'{server[0]}/openapi.json').get_all_operations(),set()
     for operation in operations:
-        @hypothesis.settings(max_examples=15, deadline=None, database=None,
+        @hypothesis.settings(max_examples=15, deadline=None, database=None, derandomize=True,
                              suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(operation.ok().as_strategy())
         def ask(case):
@@ -320,7 +315,7 @@ def test_command_errors(command, tmp_path):
                       (['--cors', 'a.org'], 'a.org is not an origin')]
         for args,words in cases:
             res = subprocess.run([script(command), *map(str, args)], capture_output=True, text=True,
-                                 env=environment(), timeout=60)
+                                 env=environment(), timeout=120)
             assert res.returncode == 2 and res.stderr.count('\n') == 1 and words in res.stderr, res
 
 @pytest.mark.parametrize('host', ['127.0.0.1', ' 127.1', '0.0.0.0', '0', '', '*', 'localhost', socket.gethostname(),
@@ -333,7 +328,7 @@ def test_printed_url_opens(host, run_app, classifier):
     else: ipv6 = host in ('', '*', '::', '0::0', '0:0:0:0:0:0:0:0')
     url = run_app(create_app(classifier), host)
     for name in [re.search('//(.+):', url)[1], *['127.0.0.1']*('::1' not in host), *['[::1]']*ipv6]:
-        assert requests.get(f'http://{name}:{url.rsplit(":", 1)[1]}/healthz', timeout=20).json()['status'] == 'ok'
+        assert requests.get(f'http://{name}:{url.rsplit(":", 1)[1]}/healthz', timeout=60).json()['status'] == 'ok'
     assert not re.match(r'http://(0|\*|:|\[::\])', url)
 
 SLOW = '''
@@ -343,8 +338,8 @@ from catdog.predict import Classifier
 from catdog.serve import create_app
 class Slow(Classifier):
     def answers(self, pixels):
-        print('asked', flush=True)
-        time.sleep(1)
+        while not server.stopping: time.sleep(.02)
+        time.sleep(.5)
         return super().answers(pixels)
 server = Server(create_app(Slow(threads=1)))
 print(server.url, flush=True)
@@ -361,11 +356,10 @@ def test_signal_lets_running_requests_finish(sent, images):
         stalled.append(connect([url], begun()))   # is not waited for
         with ThreadPoolExecutor(2) as pool:
             asked = [pool.submit(post, [url], images[i]) for i in range(2)]
-            assert process.stdout.readline().startswith('asked')
-            time.sleep(.3)
+            until(lambda: 'catdog_running_requests 3.0' in requests.get(f'{url}/metrics', timeout=60).text)   # with this one
             process.send_signal(sent)
             assert [o.result().status_code for o in asked] == [200, 200]
-        out,err = process.communicate(timeout=20)
+        out,err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, '')
         with pytest.raises(requests.ConnectionError): requests.get(url, timeout=5)
     finally:
@@ -399,16 +393,16 @@ def test_full_queue_has_retry_after(images, run_app):
     let_go = threading.Event()
     class Hanging(Classifier):
         def answers(self, pixels):
-            let_go.wait(60)
+            let_go.wait(240)
             return super().answers(pixels)
     url = run_app(create_app(Hanging(shipped_model())))
     with ThreadPoolExecutor(MAX_WAITING + 8) as pool:
         try:
             asked = [pool.submit(post, [url], images[i%8]) for i in range(MAX_WAITING + 8)]
-            first = [o.result() for _,o in zip(range(8), as_completed(asked, 50))]
+            first = [o.result() for _,o in zip(range(8), as_completed(asked, 120))]
             assert all(refused(o, 503, 'Too many') and int(o.headers['Retry-After']) >= 1 for o in first)
-            assert requests.get(f'{url}/healthz', timeout=20).status_code == 200   # it is busy, not dead
-            metrics = requests.get(f'{url}/metrics', timeout=20).text
+            assert requests.get(f'{url}/healthz', timeout=60).status_code == 200   # it is busy, not dead
+            metrics = requests.get(f'{url}/metrics', timeout=60).text
             assert 'path="/predict",status="503"} 8.0' in metrics
             assert f'catdog_running_requests {MAX_WAITING + 1}.0' in metrics   # with this one
         finally: let_go.set()
@@ -435,12 +429,14 @@ def begun(n=0, path=b'/predict'):
     "The beginning of a large upload, and `n` bytes of its image"
     return HEAD % (path, LARGE) + PART + bytes(n)
 
-def connect(server, data, timeout=20):
+def connect(server, data, timeout=60):
     "A connection to `server` on which `data` has been sent"
     sock = socket.create_connection(('127.0.0.1', int(server[0].rsplit(':', 1)[1])), timeout=timeout)
     try: sock.sendall(data)
     except OSError: pass   # the server has had enough of it
     return sock
+
+BEFORE = .8*deploy_server._IDLE_SECONDS   # when the server closes what stalls, and could answer others
 
 STALLED = [begun(), begun(LARGE//40), begun()[:60], b'', begun(path=b'/nowhere')]   # also half the headers, and nothing
 
@@ -452,10 +448,8 @@ def test_the_next_visitor_is_served_while_others_stall(server, images):
         for _ in range(100): stalled += [connect(server, o) for o in STALLED]
         for wait in (0, .5, .5):
             time.sleep(wait)
-            health,seconds = timed(requests.get, f'{server[0]}/healthz', timeout=20)
-            assert health.status_code == 200 and seconds < 10
-            res,seconds = timed(post, server, images[0])
-            assert res.status_code == 200 and seconds < 10
+            assert requests.get(f'{server[0]}/healthz', timeout=BEFORE).status_code == 200
+            assert post(server, images[0], timeout=BEFORE).status_code == 200
         assert memory(server) < before + 200
     finally:
         for o in stalled: o.close()
@@ -471,8 +465,7 @@ def test_stalled_uploads_of_any_size_take_bounded_memory(server, images):
             steady.sendall(body[i:i+60_000])
             stalled += [connect(server, begun(LARGE - 1000)) for _ in range(4)]
         assert len(stalled) >= 60 and b'HTTP/1.1 200 OK' in steady.recv(1000)
-        res,seconds = timed(post, server, images[0])
-        assert res.status_code == 200 and seconds < 10
+        assert post(server, images[0], timeout=BEFORE).status_code == 200
         assert memory(server) < before + 350
     finally:
         for o in [steady, *stalled]: o.close()
@@ -539,7 +532,8 @@ def test_hostile_uploads(server, images, n):
     "Each is refused with a reason, memory stays bounded, and the next good request is answered"
     assert post(server, images[0]).status_code == 200
     statuses = collections.Counter()
-    @hypothesis.settings(max_examples=n, deadline=None, database=None,
+    # the same ones each time, but other ones every night
+    @hypothesis.settings(max_examples=n, deadline=None, database=None, derandomize=n < 1000,
                          suppress_health_check=list(hypothesis.HealthCheck))
     @hypothesis.given(hostile())
     def attack(upload):

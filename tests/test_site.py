@@ -1,13 +1,13 @@
 "The page without a server: the same answers as the `Classifier`, no image leaves the device, offline, `catdog-site`"
-import base64, gzip, hashlib, io, itertools, json, os, random, re, shutil, ssl, struct, subprocess, tarfile, threading
-import time, zlib
-from contextlib import contextmanager
+import base64, gzip, hashlib, io, itertools, json, os, random, re, shutil, ssl, struct, subprocess, tarfile, threading, zlib
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np, onnx, psutil, pytest, yaml
 from PIL import Image, ImageCms
-from page_helpers import (CAT, Files, ask, as_files, cards, catdog_site, classifier, hosted, open_page, saved, script,   # noqa: F401
+from network_helpers import until
+from page_helpers import (CAT, LOADED, Files, ask, as_files, cards, catdog_site, classifier, hosted, open_page, saved, script,   # noqa: F401
     site)
 from playwright.sync_api import Error, expect
 
@@ -175,6 +175,7 @@ def test_why_agrees_with_the_server(app, classifier):
     ask(app, dict(cat=data))
     app.get_by_role('button', name='Why?').click()
     expect(app.get_by_text('Bright: what spoke for')).to_be_visible()
+    app.locator('figure img').evaluate_all(LOADED)
     theirs = Image.open(io.BytesIO(base64.b64decode(app.locator('figure img').evaluate(DRAWN)))).convert('RGB')
     mine = classifier.why(data)
     assert theirs.size == mine.size == (480, 300)
@@ -264,17 +265,18 @@ def test_non_images_are_described(app):
 
 def memory():
     "MB that the pages of the browser have"
-    pages = [o for o in psutil.Process().children(recursive=True) if '--type=renderer' in ' '.join(o.cmdline())]
-    return max((o.memory_info().rss for o in pages), default=0)/2**20
+    most = 0
+    for o in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):   # a process has just ended
+            if '--type=renderer' in ' '.join(o.cmdline()): most = max(most, o.memory_info().rss)
+    return most/2**20
 
 @contextmanager
 def peak():
     "A list that gets the most memory that a page has had meanwhile, in MB"
     most,over = [0],threading.Event()
     def watch():
-        while not over.wait(.05):
-            try: most[0] = max(most[0], memory())
-            except psutil.Error: pass   # a process has just ended
+        while not over.wait(.05): most[0] = max(most[0], memory())
     thread = threading.Thread(target=watch)
     thread.start()
     try: yield most
@@ -327,7 +329,7 @@ def test_in_a_sandboxed_frame(page, site, tmp_path, sandbox):
     with hosted(tmp_path) as (url,_):
         page.goto(f'{url}lesson.html')
         frame = page.frame_locator('iframe')
-        expect(frame.get_by_role('status')).to_have_text('Ready.', timeout=60_000)
+        expect(frame.get_by_role('status')).to_have_text('Ready.')
         frame.locator('#file').set_input_files(as_files({'cat.jpg': CAT}))
         expect(frame.get_by_role('heading', level=2)).to_contain_text('cat, ')
 
@@ -387,10 +389,8 @@ def test_leaks_work_without_the_policy(page, tmp_path):
     with hosted(tmp_path) as (url,log):
         for name,way in LEAKS.items():
             page.goto(url)
-            try: page.evaluate(way, f'{url}icon.svg?{name}')
-            except Error: pass   # the form has left the page
-            page.wait_for_timeout(100)
-    assert {name for name in LEAKS if any(f'?{name}' in o for o in log)} == set(LEAKS)
+            with suppress(Error): page.evaluate(way, f'{url}icon.svg?{name}')   # the form leaves the page
+            until(lambda: any(f'?{name}' in o for o in log))
 
 @contextmanager
 def own_browser(playwright, launch_args, folder, *args):
@@ -460,8 +460,8 @@ def relabelled(folder, labels, **more):
     onnx.save(model, folder/'model.onnx')
     return folder
 
-KEEPS = """async ([name, text]) => {
-    const page = await (await caches.open(name)).match('./');
+KEEPS = """async ([cacheName, text]) => {
+    const page = await caches.match('./', {cacheName});   // `caches.open` would make one that is gone again
     return Boolean(page && (await page.text()).includes(text)); }"""
 
 def test_new_version_replaces_the_old(site, page, tmp_path):
@@ -474,10 +474,10 @@ def test_new_version_replaces_the_old(site, page, tmp_path):
         installed(page)
         build_site(relabelled(tmp_path/'other', ['tabby', 'hound']), tmp_path/'a', local=True)
         page.reload()   # opens from the cache, and finds that there is a new version
-        for _ in range(300):
+        def updated():
             names = page.evaluate('() => caches.keys()')
-            if len(names) == 2 and page.evaluate(KEEPS, [next(o for o in names if '/a/' in o), 'tabby']): break
-            time.sleep(.1)
+            return len(names) == 2 and page.evaluate(KEEPS, [next(o for o in names if '/a/' in o), 'tabby']) and names
+        names = until(updated)
         open_page(page, f'{url}a/')
         expect(page.get_by_role('heading', level=1)).to_have_text('Is it a tabby or a hound?')
         words = ask(page, dict(cat=CAT))[0]['words']
