@@ -102,11 +102,11 @@ def start(code, *args):
                             stderr=subprocess.STDOUT, text=True)
 
 HOLD = '''
-import sys
+import select, sys
 from catdog.core.files import folder_lock
 with folder_lock(sys.argv[1]):
     print('locked', flush=True)
-    sys.stdin.read()
+    select.select([sys.stdin], [], [], 60)
 '''
 COUNT = '''
 import sys
