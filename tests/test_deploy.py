@@ -426,7 +426,7 @@ def test_space_can_be_framed_by_its_page(where, image, start, cat, page):
     process = start(f'catdog-app --port {port}', image, **where)
     url = until_open(process, port)
     page.route('https://somebody-catdog.hf.space/**', lambda o: o.abort())   # the page alone is enough here
-    page.route('https://somebody-catdog.hf.space/', lambda o: o.fulfill(response=o.fetch(url=url, timeout=60_000)))
+    page.route('https://somebody-catdog.hf.space/', lambda o: o.fulfill(response=o.fetch(url=url, timeout=120_000)))
     html = '<iframe src="https://somebody-catdog.hf.space/"></iframe>'
     page.route('https://huggingface.co/**', lambda o: o.fulfill(body=html, content_type='text/html'))
     page.goto('https://huggingface.co/spaces/somebody/catdog')
