@@ -132,8 +132,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'catdog/clean/labeller.py'),
                                        'catdog.clean.labeller.Labeller._moved': ( 'clean/labeller.html#labeller._moved',
                                                                                   'catdog/clean/labeller.py'),
-                                       'catdog.clean.labeller.Labeller._name_labels': ( 'clean/labeller.html#labeller._name_labels',
-                                                                                        'catdog/clean/labeller.py'),
                                        'catdog.clean.labeller.Labeller._options': ( 'clean/labeller.html#labeller._options',
                                                                                     'catdog/clean/labeller.py'),
                                        'catdog.clean.labeller.Labeller._place': ( 'clean/labeller.html#labeller._place',

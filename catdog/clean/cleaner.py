@@ -205,8 +205,7 @@ class ReviewWidget(GetAttr):
     def _lay_out(self, *top):
         iw,top = self.iw,_line(*top).add_class('cd-top')
         self.widget = widgets.VBox([iw.style, top, iw.pager, _line(self.bt_apply, self.bt_undo, self.tally),
-                                    self.learned,
-                                    iw.message, iw.widget, iw.large]).add_class('cd-review')
+                                    self.learned, iw.message, iw.widget, iw.large]).add_class('cd-review')
     def _ipython_display_(self):
         display({'text/html': f'<script>{_static("cleaner.js")}</script>'}, raw=True)   # a widget's would not run
         display(self.widget)

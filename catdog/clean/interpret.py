@@ -70,7 +70,6 @@ def scores(
 _PredictionTable = namedtuple('_PredictionTable', 'table features probabilities quality')
 
 _qualities = {}   # stamp of a file -> its quality
-
 def _measure(file, img=None):
     "Return the quality of `file`, cached; `img` is its image if that is open already"
     stamp = image_stamp(file)
@@ -180,7 +179,6 @@ def _outliers(predicted, limit=3.5):
 # %% ../../nbs/clean/interpret.ipynb #3e89c253
 _LIMITS = dict(size=(64, 'tiny: {} x {} pixels'), contrast=(8, 'blank'), brightest=(80, 'dark'),
                sharpness=(10, 'blurred'))
-
 def _low_quality(predicted):
     rows = []
     for o,v in zip(predicted.table.itertuples(), predicted.quality):

@@ -113,30 +113,28 @@ class Labeller(ReviewWidget):
         self.new = widgets.Text(placeholder='its name', layout=dict(width='10em'))
         self.dd_sure = self._menu('of which it is sure by', [('90%', .9), ('95%', .95), ('99%', .99)])
         self.bt_rest = self._button('', self._label_rest)
-        self._lay_out(self.edit, self.new, self._button('OK', lambda: self.iw.background(self._edit_labels)), self.bt_rest,
-                      self.dd_sure, self.keys)
+        self._lay_out(self.edit, self.new, self._button('OK', lambda: self.iw.background(self._edit_labels)),
+                      self.bt_rest, self.dd_sure, self.keys)
         self.iw.bt_agree.description = '✓ Accept this page'
         self.iw.message.value = f'{len(bad)} cannot be opened: {escape(", ".join(bad[:3]))}.' if bad else ''
         self._place()
         self._start()
     def _place(self):
-        "Note where the images are, and which labels they have by their folders"
+        "Note where the images are, and which labels they have by their folders; show which labels there are"
         folder = ImageFolder(self.path)
         def _label(file):
             with suppress(DataError): return label if (label := folder.label(file)) in self.labels else None
         self._images = {f: (i, f.relative_to(self.path).as_posix(), _label(f)) for i,f in enumerate(self.files)}
         self.bt_undo.disabled,self._unfinished = not can_undo(self.path),unfinished_moves(self.path)
-        self._name_labels()
-    def _start(self):
-        "Show a first page"
-        self.relearn()
-        self.iw.set_fns(self._next)
-    def _name_labels(self):
         self.iw.opts = ('<Keep>', '<Delete>', *self.labels)
         names = ', '.join(f'<kbd>{i}</kbd> {escape(o)}' for i,o in enumerate(self.labels[:9], 1))
         self.keys.value = f'{names}, <kbd>0</kbd> none, <kbd>Enter</kbd> accepts the page'
         self.edit.options = [('Add label', ''), *((f'{verb} {o}', (verb, o)) for verb in ('Rename', 'Remove')
                                                   for o in self.labels)]
+    def _start(self):
+        "Show a first page"
+        self.relearn()
+        self.iw.set_fns(self._next)
     def _edit_labels(self):
         "Add a label, rename one, which may join it with another, or remove one that no image has"
         iw,(verb,old) = self.iw,self.edit.value or ('Add', None)

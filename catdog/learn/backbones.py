@@ -122,7 +122,6 @@ def available_arch(
 
 RECIPES = dict(auto=DEFAULT_ARCH, fast=DEFAULT_ARCH, classic='resnet18')   # name -> default architecture
 _OWN_HEAD = 'lin_ftrs', 'custom_head', 'pool', 'first_bn', 'bn_final', 'lin_first', 'y_range'
-
 def check_recipe(
     recipe:str, # Recipe name to validate
     arch:str=None, # Architecture name to validate; default: that of `recipe`
@@ -146,7 +145,6 @@ def check_recipe(
     return backbone.name,size or backbone.size
 
 _LITE_STATS = [127/255]*3,[128/255]*3   # mean and standard deviation of pixels in [0, 1]
-
 def get_learner(
     dls, # `DataLoaders` from `get_dls`, or any others
     arch:str=DEFAULT_ARCH, # Name of an architecture in `ARCHS`, or of a timm model
