@@ -11,7 +11,6 @@ import math, warnings
 from collections import Counter, namedtuple
 from functools import lru_cache, partial
 from pathlib import Path
-
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import Learner, NoneReduce
 from sklearn.linear_model import LogisticRegression
@@ -20,7 +19,6 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-
 from ..core.duplicates import CLOSE, find_copies, image_quality, near_copies
 from ..core.errors import CatdogError, DataError, ImageError
 from ..core.images import open_image

@@ -9,11 +9,9 @@ __all__ = ['error_sentences', 'report']
 import io, os
 from datetime import date
 from pathlib import Path
-
 import jinja2, numpy as np, pandas as pd
 from fastai.vision.all import Learner
 from matplotlib import pyplot as plt
-
 from .interpret import gradcam_overlays, precision_recall, prediction_table, suspects
 from ..core.errors import CatdogError
 from ..core.files import check_new_file, write_atomic

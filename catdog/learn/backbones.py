@@ -10,7 +10,6 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import getproxies
-
 from ..core.errors import CatdogError
 
 # name: as users write it; arch: in torchvision or timm; source of its ImageNet weights: 'pip', 'torchvision' or 'timm';

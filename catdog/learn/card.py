@@ -9,11 +9,9 @@ import re
 from collections import Counter
 from datetime import date
 from importlib.metadata import version
-
 import jinja2, numpy as np
 from fastai.vision.all import Learner
 from scipy.special import softmax
-
 from ..core.model_file import NOTHING_SURE
 from .calibration import balanced_error, calibration_error, confusion_counts, error_interval, error_lines, ood_limits
 from .insights import insight_sentences

@@ -10,7 +10,6 @@ import numpy as np, torch
 from fastai.vision.all import AdaptiveConcatPool2d, Flatten, Learner, nn, num_distrib, rank_distrib
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-
 from ..core.errors import CatdogError
 from ..dataset.split import check_left_out
 from .features import image_features, labelled_features, validation_batches
