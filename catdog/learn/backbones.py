@@ -1,7 +1,6 @@
 """Architectures by name, where their pretrained weights come from, and the recipes that train them
 
-torch, timm and fastai take seconds to import, so functions import them: the default arguments are checked without.
-"""
+torch, timm and fastai take seconds to import, so functions import them: the default arguments are checked without."""
 
 import hashlib, io, socket
 from collections import namedtuple

@@ -2,8 +2,7 @@
 
 `model_metadata` collects what is known about a trained `Learner` and what was measured on its exported network. The
 result is plain JSON, stored in `model.onnx`. `model_card` renders it by the template `catdog/templates/model_card.md`.
-To report another measurement, add a key to the metadata and a line to its section there.
-"""
+To report another measurement, add a key to the metadata and a line to its section there."""
 
 import re
 from collections import Counter
