@@ -137,7 +137,7 @@ def test_copies_stay_on_one_side(tmp_path):
 def test_bad_share_is_refused_before_any_image_is_opened(few, valid_pct, monkeypatch):
     from catdog.data import get_dls
     from catdog.dataset import split
-    monkeypatch.setattr(split, '_check_images', lambda files: pytest.fail('it was opened'))
+    monkeypatch.setattr(split, 'check_images', lambda files: pytest.fail('it was opened'))
     with pytest.raises(CatdogError, match=f'above 0 and below 1, not {valid_pct}'): get_dls(few, valid_pct=valid_pct)
 
 # a given split
@@ -316,8 +316,11 @@ def test_bad_image_is_named(learners):
         with pytest.raises(ImageError): learners['loaded'].predict(io.BytesIO(b'').getvalue())
 
 def test_an_image_that_has_not_changed_is_opened_once(tmp_path, monkeypatch):
+    from catdog.core import cache
     from catdog.dataset import split
     fill(tmp_path, cat=6, dog=6)
+    monkeypatch.setattr(cache, '_memory', {})
+    monkeypatch.setattr(cache, '_load', lambda *_: {})   # of another run of the tests
     opened,open_image = [],split.open_image
     monkeypatch.setattr(split, 'open_image', lambda *args, **kw: opened.append(1) or open_image(*args, **kw))
     first,again = (split.split_files(tmp_path).content_ids for _ in range(2))

@@ -5,8 +5,8 @@ import numpy as np, pytest
 from clean_helpers import images, recorded_threads, state, unsorted
 
 from catdog.clean.labeller import Labeller, propose
+from catdog.core import cache
 from catdog.core.errors import DataError
-from catdog.learn import features
 
 WORDS = 'cat', 'dog'
 
@@ -202,12 +202,17 @@ def test_files_that_are_no_images(tmp_path, data):
 
 def test_a_progress_bar_only_outside_voila(data, monkeypatch):
     "Voilà would show an error in place of a bar that is gone"
-    bars,tqdm = [],features.tqdm
-    monkeypatch.setattr(features, 'tqdm', lambda **kw: bars.append(kw['disable']) or tqdm(**kw))
+    bars,tqdm = [],cache.tqdm
+    monkeypatch.setattr(cache, '_memory', {})
+    monkeypatch.setattr(cache, '_load', lambda *_: {})
+    monkeypatch.setattr(cache, 'tqdm', lambda *args, **kw: bars.append(kw['disable']) or tqdm(*args, **kw))
     Labeller(data[0], WORDS, max_n=6)
+    assert bars and not any(bars)
+    bars.clear()
+    cache._memory.clear()
     monkeypatch.setenv('VOILA_BASE_URL', '/')
     Labeller(data[0], WORDS, max_n=6)
-    assert bars == [False, True]
+    assert bars and all(bars)
 
 @pytest.mark.parametrize('text', ['', '{"labels": ["ca', '[]', '{"labels": ["cat"], "choices": [], "auto": {}}'])
 def test_damaged_answers_are_not_replaced(data, text):

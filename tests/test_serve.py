@@ -13,9 +13,11 @@ from catdog.core.errors import CatdogError
 from catdog.core.files import IMAGE_FORMATS
 from catdog.core.images import jpeg_bytes
 from catdog.deploy import server as deploy_server
+from catdog.deploy.page import MAX_BODY, MAX_FILES
+from catdog.deploy.server import MAX_FIELDS, MAX_WAITING
 from catdog.predict import Classifier, shipped_model
 from catdog.sample.draw import draw
-from catdog.serve import MAX_BODY, MAX_FIELDS, MAX_FILES, MAX_WAITING, create_app
+from catdog.serve import create_app
 
 ROOT = Path(__file__).parent.parent
 BROWSER = 'text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8'

@@ -11,7 +11,6 @@ from html import escape
 from importlib.resources import files as package_files
 from pathlib import Path
 from threading import RLock, Thread, current_thread
-
 import ipywidgets as widgets, numpy as np, pandas as pd
 from fastai.vision.all import GetAttr, L, Learner
 from fastai.vision.widgets import ImageClassifierCleaner, ImagesCleaner
@@ -20,7 +19,6 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
-
 from .interpret import gradcam_overlays, prediction_table
 from ..core.errors import CatdogError, DataError, ImageError
 from ..core.images import data_url, jpeg_bytes, open_image, thumbnails
@@ -55,13 +53,11 @@ class _Card:
         self.box = widgets.VBox([image.add_class('cd-image'), self.menu, self.agree, self.text],
                                 layout=dict(width=f'{pages.width + 16}px')).add_class('cd-card')
         self.menu.observe(lambda change: self.filling or pages.choose(self.file, change['new']), 'value')
-
     def fill(self, file, thumb):
         self.file,self.image.value,self.text.value = file,_img(file, thumb),self.pages.describe(file)
         self.zoom.tooltip = f'Show {file.parent.name}/{file.name} large'
         self.menu.description = f'Keep, delete or move {file.name}'   # read aloud; the style sheet hides it
         self.refresh()
-
     def refresh(self):
         "Show the choice or the suggestion, without setting the menu counting as a choice"
         chosen,suggested = self.pages.choices.get(self.file),self.pages.open_suggestion(self.file)
@@ -102,7 +98,6 @@ class _Pages(ImagesCleaner):
         self.large = widgets.VBox([self.large_image, self.caption, _button('Close', self.shrink)],
                                   layout=dict(display='none')).add_class('cd-large')
         self.style = widgets.HTML(f'<style>{_static("cleaner.css")}</style>')
-
     @property
     def n_pages(self): return max(1, -(-len(self.view)//self.max_n))
     @property
@@ -112,20 +107,17 @@ class _Pages(ImagesCleaner):
         return {f: o for f,o in self.choices.items() if o not in ('<Keep>', self.label_of(f))}
     @property
     def pending(self): return {f: o for f,o in self.wanted.items() if f.exists()}
-
     @property
     def fns(self):
         "The files that `delete` and `change` count"
         view = set(self.view)   # not `pending`: places must not change while a loop over them moves files
         return self.view + [f for f in self.wanted if f not in view]
-
     def values(self):
         pending = self.pending
         return L(pending.get(f, '<Keep>') for f in self.fns)
     def set_fns(self, fns, page=0):
         self.view = L(fns)
         self.show(page)
-
     def show(self, page):
         "Show `page`, counted from 0; beyond the last: the last"
         self.page,self.turns = min(max(page, 0), self.n_pages - 1),self.turns + 1
@@ -135,7 +127,6 @@ class _Pages(ImagesCleaner):
         for card,file,thumb in zip(self.cards, shown, thumbs): card.fill(file, thumb)
         self.widget.children = [o.box for o in self.cards[:len(shown)]]
         self._changed()
-
     def forward(self, agree=False):
         "Turn the page, whose suggestions are accepted first if you `agree`; `reorder` may change what follows it"
         if agree:
@@ -143,14 +134,12 @@ class _Pages(ImagesCleaner):
                 if suggested := self.open_suggestion(o): self.choose(o, suggested)
         if (files := self.reorder()) is not None: self.view = self.view[:(self.page + 1)*self.max_n] + files
         self.show(self.page + 1)
-
     def guard(self, func):
         "Return what `func` returns, or show its error"
         try: return func()
         except Exception as e:
             self.message.value = f'<b>{escape(str(e))}</b>'
             if not isinstance(e, CatdogError): raise
-
     def background(self, func):
         "Call `func` and show its errors; in a thread, after the one that runs, if this is `slow`"
         def work(before=self.working):
@@ -163,15 +152,12 @@ class _Pages(ImagesCleaner):
         self.working = Thread(target=work, daemon=True)
         self._changed()
         self.working.start()
-
     def _turn(self, agree=False):
         if not self.working: self.background(lambda: (setattr(self.message, 'value', ''), self.forward(agree)))
-
     def open_suggestion(self, file):
         "Return the suggestion for `file`, if its menu offers that and nothing is chosen"
         suggested = None if file in self.choices else self.suggestions.get(file)
         return suggested if suggested in self.options(file) else None
-
     def choose(self, file, choice):
         "Choose '<Keep>', '<Delete>' or a label for `file`; show a message if it no longer exists"
         if file.exists(): self.choices[file] = choice
@@ -179,7 +165,6 @@ class _Pages(ImagesCleaner):
         for o in self.cards + self.other_cards:
             if o.file == file: o.refresh()
         self._changed()
-
     def _changed(self):
         "Show which page it is; the script reads how often a page was shown, and how many cards it has"
         where = f'page {self.page + 1} of {self.n_pages}, {(n := len(self.view))} image{"s"*(n != 1)}'
@@ -189,7 +174,6 @@ class _Pages(ImagesCleaner):
         self.bt_next.disabled = bool(self.working) or self.page == self.n_pages - 1 and not self.more()
         self.bt_agree.layout.display = '' if any(map(self.open_suggestion, self.shown)) else 'none'
         self.on_change()
-
     def toggle_large(self, file):
         "Show `file` large, or close it if it is large already"
         if file == self.enlarged: return self.shrink()
@@ -218,31 +202,25 @@ class ReviewWidget(GetAttr):
                                 tooltip='Move the images as chosen')
         self.bt_undo = _button('Undo', lambda: self._run(self.undo, 'Put back'), tooltip='Undo the last moves')
         self.tally,self.learned = widgets.HTML(),widgets.HTML().add_class('cd-status')
-
     def _lay_out(self, *top):
         iw,top = self.iw,_line(*top).add_class('cd-top')
         self.widget = widgets.VBox([iw.style, top, iw.pager, _line(self.bt_apply, self.bt_undo, self.tally),
-                                    self.learned,
-                                    iw.message, iw.widget, iw.large]).add_class('cd-review')
-
+                                    self.learned, iw.message, iw.widget, iw.large]).add_class('cd-review')
     def _ipython_display_(self):
         display({'text/html': f'<script>{_static("cleaner.js")}</script>'}, raw=True)   # a widget's would not run
         display(self.widget)
-
     def _count(self, wanted, more=''):
         "Show the numbers of `wanted` choices, and of pending moves of an interrupted `apply`"
         counts = sorted(Counter(wanted.values()).items())
         parts = [f'{n} to {"delete" if o == "<Delete>" else escape(o)}' for o,n in counts]
         if n := self._unfinished: more += f'; {n} move{"s"*(n > 1)} left over from an interrupted Apply'
         self.tally.value = ('Chosen: ' + ', '.join(parts) if parts else 'Nothing is chosen') + more
-
     def apply(self) -> list[Moved]: # file, to (None: it was not moved), reason (why not)
         "Move the images as chosen; raise `CatdogError` if that is impossible"
         wanted = self._wanted()
         try:
             with self._lock: return apply_choices(self.path, wanted)
         finally: self._moved({})
-
     def undo(self,
         everything:bool=False # Whether to undo everything that was ever applied, instead of the last time
     ) -> list[Moved]: # file (where it was), to (where it is again; None: that failed), reason (why)
@@ -253,7 +231,6 @@ class ReviewWidget(GetAttr):
         finally:
             self._moved({o.to: '<Delete>' if REMOVED in o.file.parts else self._folder_label(o.file) for o in moves})
         return moves
-
     def _run(self, func, verb):
         "Call `func`, which moves images, and show the result"
         if (moves := self.iw.guard(func)) is None: return
@@ -309,7 +286,6 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         for o in (self.dd_cats, self.dd_ds, self.dd_view): o.observe(self.on_change_ds, 'value')
         self.on_change_ds()
         if suspects is not None: Thread(target=self._prepare, daemon=True).start()   # or the first page would wait
-
     def on_change_ds(self,
         change:dict=None, # As from ipywidgets; not used
         page:int=0 # Page to show, counted from 0
@@ -323,7 +299,6 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         for o in (self.dd_cats, self.dd_ds): o.disabled = view != 'All images'
         self.matrix.layout.display = '' if view == 'Confusion matrix' else 'none'
         self.iw.set_fns((f for f in files if f in self._rows), page)
-
     def _open_cell(self, t):
         "Show the confusion matrix of the rows `t` of the table; return the files of its cell `pair`, or of the worst"
         cell_of = list(zip(t.label.astype(str), t.predicted.astype(str)))
@@ -347,7 +322,6 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
             _set_class(b, 'cd-wrong', o[0] != o[1] and cells[o] > 0)
             _set_class(b, 'cd-open', o == self.pair)
         return [f for f,o in zip(t.file, cell_of) if o == self.pair]
-
     def _fit(self, labels):
         "Return (wrong, n) for validation, and for each image row, label, best label, probability of the label, unseen"
         labels,counts = np.array(labels, object),Counter(labels)
@@ -363,14 +337,12 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         if not valid.any() or len({*y[train]}) < 2: return (0, 0),unseen
         wrong = model.fit(z[train], y[train]).predict(z[valid]) != y[valid]
         return (int(wrong.sum()), len(wrong)),unseen
-
     def _prepare(self):
         "Measure the error with the labels that the images had at first"
         with self._lock:
             if self._before: return
             self._reduced = reduced(self._features)
             self._before = self._fit(self._first)[0]
-
     def relearn(self):
         "Fit a head to the labels as they are now, choices included; list the suspects anew, and show what that did"
         with self._lock:
@@ -401,7 +373,6 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
                 self._suggest()
                 text += f'; {(n := len(self.suspects))} suspect{"s"*(n != 1)} left'
             self.learned.value,self._learned_from = text,choices
-
     def _suggest(self):
         if self.suspects is None: return
         self._reasons.update(zip(self.suspects.file, self.suspects.reason))
@@ -412,7 +383,6 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         self.relearn()
         seen = {*self.iw.view[:(self.iw.page + 1)*self.iw.max_n]}
         if self.dd_view.value == 'Worst first': return [f for f in self.suspects.file if f not in seen]
-
     def _folder_label(self, file):
         try: return self._folder and self._folder.label(file)
         except DataError: return None
@@ -421,7 +391,6 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
     def _options(self, file):
         if not file.is_relative_to(self.path): return ('<Keep>',)
         return self.iw.opts if self._can_move(file) else ('<Keep>', '<Delete>')
-
     def _limits(self):
         "Return what is impossible with these images, as HTML, or ''"
         n,outside = len(self.table),sum(not f.is_relative_to(self.path) for f in self.table.file)
@@ -431,18 +400,15 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
                                   'delete or move them, make data loaders with another path.')
         return (f'{some} folders that are their labels: they can be deleted (and restored), but not moved to another '
                 'label.')
-
     def _describe(self, file):
         o = self._rows[file]
         what = 'folder' if self._can_move(file) else 'label'
         text = (f'{what}: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br>'
                 f'network: <b>{escape(str(o.predicted))}</b> {o.probability:.0%}')
         return text + (f'<br>{escape(self._reasons[file])}' if file in self._reasons else '')
-
     def _update_tally(self):
         self._unanswered = n = sum(f in self._rows and bool(self.iw.open_suggestion(f)) for f in self.iw.suggestions)
         self._count(self.iw.pending, f'; {n} suggestion{"s"*(n > 1)} not answered yet'*bool(n))
-
     def _update_table(self):
         "Update `table` with the present places of the images, and their labels and losses there, from the journal"
         t = self.table
@@ -455,13 +421,11 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
             t.at[i, 'loss'] = np.nan if k is None else -np.log(max(self._probabilities[i][k], 1e-12))
         self._rows = {o.file: o for o in t.itertuples() if REMOVED not in o.file.parts}
         self.bt_undo.disabled,self._unfinished = not can_undo(self.path),unfinished_moves(self.path)
-
     def _wanted(self):
         for f,o in self.iw.wanted.items():
             if o != '<Delete>' and not self._can_move(f):
                 raise DataError(f'{f} is not in a folder that is its label, so it cannot be moved to another')
         return self.iw.wanted
-
     def _moved(self, back):
         if not self.path.is_dir(): return   # the folder was renamed; the choices count again once it is back
         self._update_table()

@@ -11,7 +11,6 @@ import math, warnings
 from collections import Counter, namedtuple
 from functools import lru_cache, partial
 from pathlib import Path
-
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import Learner, NoneReduce
 from sklearn.linear_model import LogisticRegression
@@ -20,14 +19,13 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-
 from ..core.duplicates import CLOSE, find_copies, image_quality, near_copies
 from ..core.errors import CatdogError, DataError, ImageError
-from ..core.files import map_ahead
 from ..core.images import open_image
 from ..core.model_file import open_as, overlay_heatmap
+from ..dataset.split import check_images
 from ..learn.calibration import confusion, error_interval
-from ..learn.features import image_features, image_stamp
+from ..learn.features import image_features
 from ..learn.head import image_scores
 from ..learn.loaders import preprocessing
 
@@ -71,14 +69,6 @@ def scores(
 # (images,2*channels); probabilities of each label, shape (images,labels); quality, a list from `image_quality`
 _PredictionTable = namedtuple('_PredictionTable', 'table features probabilities quality')
 
-_qualities = {}   # stamp of a file -> its quality
-
-def _measure(file, img=None):
-    "Return the quality of `file`, cached; `img` is its image if that is open already"
-    stamp = image_stamp(file)
-    if stamp not in _qualities: _qualities[stamp] = image_quality(open_image(file if img is None else img))
-    return _qualities[stamp]
-
 def prediction_table(
     learn:Learner # Trained, by `train` or any other `vision_learner`, with data loaders made from files
 ) -> _PredictionTable: # A row for each image that still exists and can be opened
@@ -94,12 +84,11 @@ def prediction_table(
         for f in map(Path, files):
             if f.exists(): dataset_of.setdefault(f, name)   # an image in two sets counts for the first
     def _on_bad(file, error): warnings.warn(f'left out: {file} cannot be opened ({error})')
-    def _quality(file):   # cached features were computed without opening the file now
-        try: return _measure(file)
-        except (ImageError, OSError) as e: _on_bad(file, e)
-    scores = image_scores(learn, list(dataset_of), _on_bad, _measure)
-    quality = {f: o for f,o in zip(scores, map_ahead(_quality, list(scores))) if o}
-    files = [*quality]
+    scores = image_scores(learn, list(dataset_of), _on_bad)
+    quality,opener = check_images(list(scores))[0],learn.dls.valid_ds.tls[0].tfms
+    for f in scores:   # a kind of file that only the user's function can open
+        if f not in quality: quality[f] = image_quality(open_image(opener(f)))
+    files = [*scores]
     if not files: raise DataError(f'{learn.dls.path}: none of the images of this network exists any more')
     features = image_features(learn, files)
     logits,label_of = torch.stack([scores[f] for f in files]),learn.dls.valid_ds.tls[1].tfms
@@ -108,7 +97,7 @@ def prediction_table(
     p = getattr(learn.loss_func, 'activation', partial(torch.softmax, dim=1))(logits).numpy()
     df = pd.DataFrame(dict(file=files, label=vocab[truth.numpy()], dataset=[dataset_of[f] for f in files],
                            predicted=vocab[p.argmax(1)], probability=p.max(1), loss=losses))
-    return _PredictionTable(df, np.stack([features[f] for f in files]), p, [*quality.values()])
+    return _PredictionTable(df, np.stack([features[f] for f in files]), p, [quality[f] for f in files])
 
 def predictions(
     learn:Learner # As for `prediction_table`
@@ -182,7 +171,6 @@ def _outliers(predicted, limit=3.5):
 # %% ../../nbs/clean/interpret.ipynb #3e89c253
 _LIMITS = dict(size=(64, 'tiny: {} x {} pixels'), contrast=(8, 'blank'), brightest=(80, 'dark'),
                sharpness=(10, 'blurred'))
-
 def _low_quality(predicted):
     rows = []
     for o,v in zip(predicted.table.itertuples(), predicted.quality):

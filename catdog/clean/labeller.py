@@ -10,12 +10,10 @@ import json, os
 from contextlib import suppress
 from html import escape
 from pathlib import Path
-
 import ipywidgets as widgets, numpy as np
 from fastai.vision.all import CategoryBlock, DataBlock, IntToFloatTensor, TransformBlock, no_random
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
-
 from .cleaner import ReviewWidget, reduced
 from ..core.errors import CatdogError, DataError, ImageError
 from ..core.files import folder_lock, write_atomic
@@ -115,34 +113,28 @@ class Labeller(ReviewWidget):
         self.new = widgets.Text(placeholder='its name', layout=dict(width='10em'))
         self.dd_sure = self._menu('of which it is sure by', [('90%', .9), ('95%', .95), ('99%', .99)])
         self.bt_rest = self._button('', self._label_rest)
-        self._lay_out(self.edit, self.new, self._button('OK', lambda: self.iw.background(self._edit_labels)), self.bt_rest,
-                      self.dd_sure, self.keys)
+        self._lay_out(self.edit, self.new, self._button('OK', lambda: self.iw.background(self._edit_labels)),
+                      self.bt_rest, self.dd_sure, self.keys)
         self.iw.bt_agree.description = '✓ Accept this page'
         self.iw.message.value = f'{len(bad)} cannot be opened: {escape(", ".join(bad[:3]))}.' if bad else ''
         self._place()
         self._start()
-
     def _place(self):
-        "Note where the images are, and which labels they have by their folders"
+        "Note where the images are, and which labels they have by their folders; show which labels there are"
         folder = ImageFolder(self.path)
         def _label(file):
             with suppress(DataError): return label if (label := folder.label(file)) in self.labels else None
         self._images = {f: (i, f.relative_to(self.path).as_posix(), _label(f)) for i,f in enumerate(self.files)}
         self.bt_undo.disabled,self._unfinished = not can_undo(self.path),unfinished_moves(self.path)
-        self._name_labels()
-
-    def _start(self):
-        "Show a first page"
-        self.relearn()
-        self.iw.set_fns(self._next)
-
-    def _name_labels(self):
         self.iw.opts = ('<Keep>', '<Delete>', *self.labels)
         names = ', '.join(f'<kbd>{i}</kbd> {escape(o)}' for i,o in enumerate(self.labels[:9], 1))
         self.keys.value = f'{names}, <kbd>0</kbd> none, <kbd>Enter</kbd> accepts the page'
         self.edit.options = [('Add label', ''), *((f'{verb} {o}', (verb, o)) for verb in ('Rename', 'Remove')
                                                   for o in self.labels)]
-
+    def _start(self):
+        "Show a first page"
+        self.relearn()
+        self.iw.set_fns(self._next)
     def _edit_labels(self):
         "Add a label, rename one, which may join it with another, or remove one that no image has"
         iw,(verb,old) = self.iw,self.edit.value or ('Add', None)
@@ -158,16 +150,12 @@ class Labeller(ReviewWidget):
         self._place()
         for o in iw.cards: o.refresh()
         self.relearn()
-
     def _label_of(self, file): return self._images[file][2] if file in self._images else None   # by its folder
     _folder_label = _label_of
-
     def _options(self, file): return self.iw.opts
-
     def _describe(self, file):
         (i,name,_),label = self._images[file],self.iw.suggestions.get(file)
         return escape(name) + (f'<br>network: <b>{escape(label)}</b> {self._p[i].max():.0%}' if label else '')
-
     def relearn(self):
         "Fit a head to the labels as they are now, choose the next page, and show how far it is"
         with self._lock:
@@ -186,12 +174,9 @@ class Labeller(ReviewWidget):
             self.learned.value = (f'{counts.sum():,} labelled ({named}); {len(self._left):,} left, sure of '
                                   f'{(p[self._left].max(1) >= self.dd_sure.value).sum():,} of them'
                                   + f'; {sum(right)} of {len(right)} suggestions were right'*bool(right))
-
     def _suggest(self, which):
         self.iw.suggestions.update({self.files[i]: self._names[self._p[i].argmax()] for i in which})
-
     def _more(self): return True
-
     def _reorder(self):
         if self.iw.page < self.iw.n_pages - 1: return
         if self._sample and not {*self._sample} - {*self.iw.choices}:
@@ -202,7 +187,6 @@ class Labeller(ReviewWidget):
                                      f'{high:.1%}): if that is good enough, the network may label the others.')
         self.relearn()
         return self._next
-
     def _label_rest(self):
         "Label what the network is sure of, after a random sample of it was checked; or take that back"
         iw,n = self.iw,self.iw.max_n
@@ -219,7 +203,6 @@ class Labeller(ReviewWidget):
             iw.message.value = f'{n} of the {len(sure):,} that it is sure of, at random: correct them, then accept.'
             iw.set_fns(iw.view[:len(iw.view)//n*n] + self._sample, iw.n_pages)
         self._update_tally()
-
     def _update_tally(self):
         "Show and save what is chosen"
         if self.auto: self.bt_rest.description = f'Take back the labels of {len(self.auto):,} images'
@@ -237,10 +220,8 @@ class Labeller(ReviewWidget):
                 write_atomic(self._file, json.dumps(both | dict(labels=[*both['labels']]), ensure_ascii=False).encode())
             self._saved = now
         except (OSError, CatdogError) as e: self.iw.message.value = f'<b>Answers cannot be kept: {escape(str(e))}</b>'
-
     def _wanted(self):
         return {f: o for f,o in (self.auto | self.iw.choices).items() if o not in ('<Keep>', self._label_of(f))}
-
     def _moved(self, back):
         # they are not right answers
         self.iw.suggestions = {f: o for f,o in self.iw.suggestions.items() if f not in back}

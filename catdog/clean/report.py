@@ -9,11 +9,9 @@ __all__ = ['error_sentences', 'report']
 import io, os
 from datetime import date
 from pathlib import Path
-
 import jinja2, numpy as np, pandas as pd
 from fastai.vision.all import Learner
 from matplotlib import pyplot as plt
-
 from .interpret import gradcam_overlays, precision_recall, prediction_table, suspects
 from ..core.errors import CatdogError
 from ..core.files import check_new_file, write_atomic
@@ -53,7 +51,6 @@ def error_sentences(
 # %% ../../nbs/clean/report.ipynb #4f3c9056
 _templates = jinja2.Environment(loader=jinja2.PackageLoader('catdog'), autoescape=True)
 _SETS = dict(Train='for training', Valid='for validation', Test='for testing', New='new', Unknown='images')
-
 def report(
     learn:Learner, # Trained, or from `saved_learner`
     out:str|os.PathLike='report.html' # File to write
@@ -91,8 +88,7 @@ def report(
         pairs=[(*o, [(row, _image(row.file)) for row in _confused(*o[:2]).itertuples()])
                for o in confused_pairs(counts, labels)],
         help=insight_sentences(found), curve=data_url(open_image(drawn.getvalue())) if 'curve' in found else '',
-        losses=[(o, _image(o.file), data_url(overlay, 80))
-                for o,overlay in zip(worst.itertuples(), overlays)],
+        losses=[(o, _image(o.file), data_url(overlay, 80)) for o,overlay in zip(worst.itertuples(), overlays)],
         n_suspects=len(df), kinds=', '.join(f'{v} {k}' for k,v in df.kind.value_counts().items()),
         suspects=[(o, _image(o.file)) for o in df.head(24).itertuples()])
     try: return write_atomic(out, page.encode(errors='backslashreplace'))   # the name of a file may not be UTF-8

@@ -5,8 +5,7 @@
     ├── FetchError          a request that failed: `reason` says why in one word
     │   └── SearchError     a search that failed
     ├── DataError           a data set on disk that cannot be used
-    └── ModelError          a file that is not a model we can use
-"""
+    └── ModelError          a file that is not a model we can use"""
 
 import errno, os, sys
 from functools import wraps

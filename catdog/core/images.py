@@ -252,7 +252,7 @@ def _converted(img, max_side, min_side, as_stored, data):
     else: res = _upright(_to_rgb(img, facts), None if img.format == 'TIFF' else facts.orientation, min_side)
     if res is img and not is_ours: res = img.copy()
     if max_side and max(res.size) > max_side:
-        res.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3)
+        res.thumbnail((max_side, max_side), Image.Resampling.HAMMING, reducing_gap=3)
     if type(res) is not Image.Image: res = res.copy()
     if is_ours: img.close()   # frees its memory before the next large one opens
     res.info = {}

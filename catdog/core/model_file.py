@@ -1,8 +1,7 @@
 """Model files: open one from an untrusted source, check its metadata, prepare images as it expects them, write one
 
 Training, validation, `Classifier` and the page in the browser prepare images alike, by a model's metadata: `size`
-and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `resize` (`method`, `pad_mode`).
-"""
+and `resize_to` (sides in pixels), `min_side` and `opened` (see `open_as`), `resize` (`method`, `pad_mode`)."""
 
 import ctypes, gc, json, os, tempfile
 from contextlib import contextmanager, suppress

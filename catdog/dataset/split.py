@@ -1,15 +1,14 @@
 """Which images train and which validate: each opened once, copies together, every label on both sides"""
 
 import json, os, shutil, tempfile, warnings
-from collections import Counter, namedtuple
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 from weakref import finalize
 import numpy as np
-from tqdm.auto import tqdm
+from ..core.cache import cached
 from ..core.duplicates import CLOSE, find_copies, image_quality
 from ..core.errors import DataError, ImageError, ModelError
 from ..core.files import content_id, map_ahead
@@ -41,37 +40,37 @@ def check_folder(
     "Count the images of each label below `path`; raise `DataError` if no network can be trained on them"
     return _read_folder(path, labels).counts()
 
-_Checked = namedtuple('_Checked', 'content_id quality fault')   # fault: why it cannot be opened, or None
+def check_images(
+    files:list # Paths
+) -> tuple: # File -> what `image_quality` measured, and `content_id`, if it can be opened; (file, reason) of the others
+    "Open `files`, unless images with the same content were opened before"
+    faults = {}
+    def _open(file):
+        try:
+            data = Path(file).read_bytes()
+            quality = image_quality(open_image(data, max_side=512))   # the size at which `scrape` keeps images
+        except ImageError as e: faults[file] = e.reason
+        except OSError as e: faults[file] = f'cannot be read ({e.strerror})'
+        else: return json.dumps(dict(quality, content_id=content_id(data)), default=np.ndarray.tolist).encode()
+    def _measure(new): return (o for o in zip(new, map_ahead(_open, new)) if o[1])
+    good = {f: json.loads(o) for f,o in cached('quality', files, _measure, 'opening images').items()}
+    for o in good.values(): o.update(bits=np.array(o['bits']), colours=np.array(o['colours'], 'float32'))
+    return good,[(f, faults[f]) for f in files if f in faults]
 
-@lru_cache(100_000)
-def _check_content(file, _stamp):   # `_stamp`: its size and time, so that an image that has changed is opened again
-    data = Path(file).read_bytes()
-    try: img = open_image(data, max_side=512)   # the size at which `scrape` keeps images
-    except ImageError as e: return _Checked(None, None, e.reason)
-    return _Checked(content_id(data), image_quality(img), None)
-
-def _check_image(file):
-    try: return _check_content(file, ((s := os.stat(file)).st_size, s.st_mtime_ns))
-    except OSError as e: return _Checked(None, None, f'cannot be read ({e.strerror})')
-
-def _check_images(files):
-    checked = map_ahead(_check_image, files)
-    return list(tqdm(checked, 'opening images', len(files), leave=False, delay=2, unit=' images'))
-
-def _group(checked, labels):
-    "Return a group number for each of `checked`, equal for copies, and whether the images are alike by nature"
-    good = [i for i,o in enumerate(checked) if not o.fault]
-    groups = np.arange(len(checked)) + len(checked)
-    bits,colours = ([checked[i].quality[k] for i in good] for k in ('bits', 'colours'))
-    groups[good],limits = find_copies(bits, colours, [labels[i] for i in good])
-    if limits[0] < 0: groups = np.unique([str(o.content_id or i) for i,o in enumerate(checked)], return_inverse=True)[1]
+def _group(files, good, labels):
+    "Return a group number for each of `files`, equal for copies, and whether the images are alike by nature"
+    opened,groups = [i for i,f in enumerate(files) if f in good],np.arange(len(files)) + len(files)
+    bits,colours = ([good[files[i]][k] for i in opened] for k in ('bits', 'colours'))
+    groups[opened],limits = find_copies(bits, colours, [labels[i] for i in opened])
+    if limits[0] < 0:
+        groups = np.unique([good[f]['content_id'] if f in good else str(f) for f in files], return_inverse=True)[1]
     return groups,limits[0] < CLOSE
 
 def copies(
     files # Paths of images, each in a folder named after its label
 ) -> np.ndarray: # Shape (n,), int: group number of each file
     "Group `files` by the image that they show: copies of one image have the same number"
-    return _group(_check_images(files), [Path(f).parent.name for f in files])[0]
+    return _group(files, check_images(files)[0], [Path(f).parent.name for f in files])[0]
 
 SOURCES = 'host','author','folder'
 
@@ -106,13 +105,13 @@ def stratify(
         if any(not taken[labels[i]] for i in members[o]): _take(o, n)
     return tuple([i for o,k in members.items() for i in k if (o in validates) is side] for side in (False, True))
 
-def _sides(folder, files, checked, valid_pct, seed, group_by=None):
+def _sides(folder, files, good, valid_pct, seed, group_by=None):
     "Return the indices into `files` of those for training and of those for validation, and a note about them"
     parts = [folder.split(o) or 'train' for o in files]
     train,valid = ([i for i,o in enumerate(parts) if o == part] for part in ('train', 'valid'))
     if valid: return train,valid,''
     labels,note = [folder.label(files[i]) for i in train],''
-    groups,alike = _group([checked[i] for i in train], labels)
+    groups,alike = _group([files[i] for i in train], good, labels)
     if alike: note = 'Many images are nearly alike, as from a fixed camera: only the same shot counts as a copy.'
     if group_by:
         keys = image_sources(folder, [files[i] for i in train])[group_by]
@@ -131,7 +130,7 @@ def ApartSplitter(
     seed:int=42 # Seed of the random choice
 ): # A function from files to two lists of indices: for training, for validation
     "A `RandomSplitter` that has each label of `path` on both sides and keeps copies of an image together"
-    return lambda files: _sides(ImageFolder(path), files, _check_images(files), valid_pct, seed)[:2]
+    return lambda files: _sides(ImageFolder(path), files, check_images(files)[0], valid_pct, seed)[:2]
 
 class _LeftOut(Sequence):
     "Images that are not used, as (file, reason) pairs; other processes of a training may add to it"
@@ -174,7 +173,7 @@ class Split:
     new:list=()          # For a saved model: files that it was neither trained, validated nor tested with
     known:bool=True      # For a saved model: whether it is known which images it was trained on
     note:str=''          # Sentences about how it was split; for a saved model: about what its error is measured on
-    quality:dict=None    # File -> what `image_quality` measured, for all that can be opened
+    quality:dict=None    # File -> what `image_quality` measured, and `content_id`, for all that can be opened
 
 def check_number(
     n:int|None # Maximum number of images of each label; None: no limit
@@ -192,11 +191,6 @@ def _choose(folder, n, seed):
         kept.add(file)
     folder.ignored += [(f, f'more than {n} of a label') for f in folder.files if f not in kept]
     folder.files = [f for f in folder.files if f in kept]
-
-def _open_all(files):
-    "Return what `_check_images` says about those of `files` that can be opened, and (file, reason) of the others"
-    checked = dict(zip(files, _check_images(files)))
-    return {f: o for f,o in checked.items() if not o.fault},[(f, o.fault) for f,o in checked.items() if o.fault]
 
 def _missing(folder, files):
     there = {folder.label(f) for f in files}
@@ -217,20 +211,20 @@ def split_files(
         raise DataError(f'valid_pct is the fraction for validation, above 0 and below 1, not {valid_pct}')
     folder = _read_folder(path, labels)
     if n is not None: _choose(folder, n, seed)
-    good,left_out = _open_all(folder.files)
+    good,left_out = check_images(folder.files)
     check_left_out(left_out, len(folder))
     files,test = ([f for f in good if (folder.split(f) == 'test') is part] for part in (False, True))
     counts = Counter(map(folder.label, files))
     _check_counts(path, {o: counts[o] for o in folder.labels}, 'good images')
-    train,valid,note = _sides(folder, files, [good[f] for f in files], valid_pct, seed, group_by)
+    train,valid,note = _sides(folder, files, good, valid_pct, seed, group_by)
     train,valid = ([files[i] for i in side] for side in (train, valid))
     if not valid:
         why = f'come from one {group_by}; leave out group_by' if group_by else 'are one image; fetch others'
         raise DataError(f'{path}: nearly all images {why}')
     if lacking := _missing(folder, train): raise DataError(f'{path}: has no image of {lacking[0]!r} to train with')
-    ids = {f: o.content_id for f,o in good.items()}
+    ids = {f: o['content_id'] for f,o in good.items()}
     return Split(folder, train, valid, test, _LeftOut(left_out), ids, _missing(folder, valid), note=note,
-                 quality={f: o.quality for f,o in good.items()})
+                 quality=good)
 
 def used_sentence(
     split:Split # From `split_files`
@@ -274,10 +268,10 @@ def saved_split(
     folder,recorded = ImageFolder(path, labels),_recorded_images(model)
     unknown = f'The model does not know {", ".join(folder.others)}: left out' if folder.others else ''
     if recorded is None:
-        good,bad = _open_all(folder.files)
+        good,bad = check_images(folder.files)
         note = ('The model folder has no images.json, so it is unknown which images the network was trained on: '
                 'they may be among these, and the error may look too small')
-        return Split(folder, [], list(good), [], _LeftOut(bad), {f: o.content_id for f,o in good.items()}, [],
+        return Split(folder, [], list(good), [], _LeftOut(bad), {f: o['content_id'] for f,o in good.items()}, [],
                      known=False, note='. '.join(filter(None, [note, unknown])) + '.')
     contents = dict(zip(folder.files, map_ahead(_content, folder.files)))
     bad = [(f, f'cannot be read ({o.strerror})') for f,o in contents.items() if isinstance(o, OSError)]
@@ -286,8 +280,8 @@ def saved_split(
     train,valid,test,new = ([f for f,o in ids.items() if part.get(o, 'new') == k] for k in (*_PARTS, 'new'))
     copied = []   # new files that show the same as training images: smaller, or in another format
     if new:
-        good,faults = _open_all(new + train)
-        groups = dict(zip(good, _group([*good.values()], [*map(folder.label, good)])[0]))
+        good,faults = check_images(new + train)
+        groups = dict(zip(good, _group([*good], good, [*map(folder.label, good)])[0]))
         trained = {groups[f] for f in train if f in groups}
         copied,new = ([f for f in new if f in groups and (groups[f] in trained) is side] for side in (True, False))
         bad += [(f, reason) for f,reason in faults if f not in {*train}]

@@ -5,8 +5,7 @@ database beside the file, and the next run of the same command continues from th
 model, and the size and modification time of the image, are the same. SQLite's lock refuses a second run.
 
 A bucket with a hundred million images is work for many machines: Dask distributes it, and fsspec reads and writes
-folders, `s3://`, `gs://` and many others. In a clone, `pip install '.[cluster]'` installs both.
-"""
+folders, `s3://`, `gs://` and many others. In a clone, `pip install '.[cluster]'` installs both."""
 
 import csv, itertools, json, os, re, sqlite3, sys
 from contextlib import closing, contextmanager

@@ -1,8 +1,7 @@
 """Voilà's server for the widget app: its settings, the culling of unused kernels, and the command's process
 
 Importing it imports Jupyter's server, so `catdog.app` does it only when it serves: each visitor's kernel imports that.
-`voila.json` in the project's folder is a copy of its settings, for starting `voila nbs/07_app.ipynb` by hand.
-"""
+`voila.json` in the project's folder is a copy of its settings, for starting `voila nbs/07_app.ipynb` by hand."""
 
 import json, os, re, shutil, signal, threading, time, webbrowser
 from contextlib import suppress
@@ -25,8 +24,7 @@ class VisitorKernels(AsyncMappingKernelManager):
     Each page that Voilà serves has a kernel, a process of 130 MB, to which a visitor's browser connects. Crawlers and
     monitors fetch the page and never connect. The page asks for its kernel every few seconds (`static/app.js`), so a
     kernel that has not been asked for in `unvisited_timeout` seconds is ended even before its first connection. The one
-    that is kept ready for the next visitor is exempt.
-    """
+    that is kept ready for the next visitor is exempt."""
     unvisited_timeout = Integer(60, config=True, help='Seconds until a kernel that no browser connects to is ended')
     async def start_kernel(self, **kwargs):
         "Start a kernel that does not warn about its TCP connections, which are local"

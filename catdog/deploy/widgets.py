@@ -105,7 +105,7 @@ class App(VBox):
         self.probe,self.lost,self.received = Button(),Button(),HTML()   # for the script
         self.examples = [(o.name, o.read_bytes()) for o in PHOTOS.values()]
         self.examples += [(f'drawn {o[0]}.jpg', jpeg_bytes(draw(*o, (320, 320)))) for o in _DRAWINGS]
-        self.tries = [self._try_button(*o) for o in enumerate(self.examples)]
+        self.tries = [self._try_button(i, *o) for i,o in enumerate(self.examples)]
         style = ''.join(f'.catdog button.catdog-try-{i} {{background-image: url("{data_url(open_image(data))}")}}\n'
                         for i,(_,data) in enumerate(self.examples))
         tries,hint = Box(self.tries),'<p class="catdog-soft catdog-hint">No image at hand? Try one of these:</p>'
@@ -130,8 +130,7 @@ class App(VBox):
         display({'text/html': f'<script>{_static("app.js")}({options})</script>'}, raw=True)
         if hasattr(super(), '_ipython_display_'): super()._ipython_display_(**kw)   # ipywidgets 7
         else: display(self._repr_mimebundle_(**kw), raw=True)
-    def _try_button(self, i, example):
-        name,data = example
+    def _try_button(self, i, name, data):
         res = Button(description=Path(name).stem, tooltip=f'Predict {name}')
         res.add_class('catdog-try').add_class(f'catdog-try-{i}')
         res.on_click(lambda _: (self.choose([(name, data)]), self.predict()))

@@ -1,7 +1,6 @@
 """Architectures by name, where their pretrained weights come from, and the recipes that train them
 
-torch, timm and fastai take seconds to import, so functions import them: the default arguments are checked without.
-"""
+torch, timm and fastai take seconds to import, so functions import them: the default arguments are checked without."""
 
 import hashlib, io, socket
 from collections import namedtuple
@@ -10,7 +9,6 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import getproxies
-
 from ..core.errors import CatdogError
 
 # name: as users write it; arch: in torchvision or timm; source of its ImageNet weights: 'pip', 'torchvision' or 'timm';
@@ -123,7 +121,6 @@ def available_arch(
 
 RECIPES = dict(auto=DEFAULT_ARCH, fast=DEFAULT_ARCH, classic='resnet18')   # name -> default architecture
 _OWN_HEAD = 'lin_ftrs', 'custom_head', 'pool', 'first_bn', 'bn_final', 'lin_first', 'y_range'
-
 def check_recipe(
     recipe:str, # Recipe name to validate
     arch:str=None, # Architecture name to validate; default: that of `recipe`
@@ -147,7 +144,6 @@ def check_recipe(
     return backbone.name,size or backbone.size
 
 _LITE_STATS = [127/255]*3,[128/255]*3   # mean and standard deviation of pixels in [0, 1]
-
 def get_learner(
     dls, # `DataLoaders` from `get_dls`, or any others
     arch:str=DEFAULT_ARCH, # Name of an architecture in `ARCHS`, or of a timm model

@@ -9,14 +9,12 @@ __all__ = ['error_interval', 'confusion_counts', 'balanced_error', 'validation_l
 
 # %% ../../nbs/learn/calibration.ipynb #65a986cc
 from collections import namedtuple
-
 import numpy as np, pandas as pd, torch
 from fastai.vision.all import DataLoader, F, Learner, rank_distrib
 from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
-
 from ..core.model_file import NOTHING_SURE
 from .features import are_files, labelled_features
 from .head import has_plain_head, head_scores

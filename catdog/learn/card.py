@@ -2,18 +2,15 @@
 
 `model_metadata` collects what is known about a trained `Learner` and what was measured on its exported network. The
 result is plain JSON, stored in `model.onnx`. `model_card` renders it by the template `catdog/templates/model_card.md`.
-To report another measurement, add a key to the metadata and a line to its section there.
-"""
+To report another measurement, add a key to the metadata and a line to its section there."""
 
 import re
 from collections import Counter
 from datetime import date
 from importlib.metadata import version
-
 import jinja2, numpy as np
 from fastai.vision.all import Learner
 from scipy.special import softmax
-
 from ..core.model_file import NOTHING_SURE
 from .calibration import balanced_error, calibration_error, confusion_counts, error_interval, error_lines, ood_limits
 from .insights import insight_sentences

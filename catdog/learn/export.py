@@ -5,7 +5,6 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-
 import numpy as np, onnx, torch
 from PIL import Image
 from fastai.vision.all import (AdaptiveConcatPool2d, CategoryBlock, CrossEntropyLossFlat, Flatten, IntToFloatTensor,
@@ -13,7 +12,6 @@ from fastai.vision.all import (AdaptiveConcatPool2d, CategoryBlock, CrossEntropy
     nn, rank_distrib, risinstance)
 from onnxruntime.quantization import QuantType, quantize_static
 from scipy.special import softmax
-
 from ..core.errors import CatdogError, ImageError, ModelError
 from ..core.files import batches_ahead, content_id, map_ahead
 from ..core.model_file import model_file, open_session, pixels_of, read_meta, staged_folder

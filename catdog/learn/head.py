@@ -10,7 +10,6 @@ import numpy as np, torch
 from fastai.vision.all import AdaptiveConcatPool2d, Flatten, Learner, nn, num_distrib, rank_distrib
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-
 from ..core.errors import CatdogError
 from ..dataset.split import check_left_out
 from .features import image_features, labelled_features, validation_batches
@@ -46,16 +45,15 @@ def head_scores(
 def image_scores(
     learn:Learner, # Trained, with any head
     files:list, # Paths of images
-    on_bad=None, # As for `validation_batches`
-    on_open=None # Called with each file that is not cached and its image, in another thread
+    on_bad=None # As for `validation_batches`
 ) -> dict: # File -> scores, a tensor of shape (labels,); without bad files
     "Compute the scores of `files`, from cached features if the head is a plain one"
     if has_plain_head(learn):
-        features = image_features(learn, files, on_bad, on_open)
+        features = image_features(learn, files, on_bad)
         return dict(zip(features, head_scores(learn, np.stack([*features.values()])))) if features else {}
     learn.model.eval()
     with torch.no_grad():
-        return {f: row for names,x in validation_batches(learn, files, on_bad, on_open)
+        return {f: row for names,x in validation_batches(learn, files, on_bad)
                 for f,row in zip(names, learn.model(x).float().cpu())}
 
 # %% ../../nbs/learn/head.ipynb #b173a7e1

@@ -8,14 +8,12 @@ __all__ = ['learning_curve', 'plot_learning_curve', 'shortcuts', 'insights', 'in
 # %% ../../nbs/learn/insights.ipynb #5da2e234
 from contextlib import suppress
 from pathlib import Path
-
 import numpy as np, pandas as pd
 from fastai.vision.all import Learner
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
-
 from ..dataset.split import SOURCES, image_sources
 from .features import labelled_features
 

@@ -4,13 +4,11 @@ import os, tempfile
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-
 import numpy as np, torch
 from PIL import Image
 from fastai.vision.all import (AffineCoordTfm, Categorize, DataBlock, DataLoaders, Datasets, IntToFloatTensor, L,
     Learner, Normalize, PILImage, RandomResizedCrop, RandomResizedCropGPU, Resize, ResizeMethod, TensorImage, TfmdDL,
     ToTensor, Transform, chunked, nn, no_random, rank_distrib, to_np)
-
 from ..core.errors import CatdogError, ImageError
 from ..core.files import is_image_name, walk_files
 from ..core.images import open_image
@@ -72,13 +70,11 @@ class _SkippingDL(TfmdDL):
         except ImageError as e:
             if self.left_out is None: raise
             self.left_out.add(self.dataset.items[s or 0], str(e))
-
     def chunkify(self, b):
         "The only batch of a training set may be short, or skipping an image would leave none"
         if not self.drop_last: return super().chunkify(b)
         only = self.n//self.bs == 1 and not self.offs   # offs: the number of this worker process
         return (o for i,o in enumerate(chunked(b, self.bs)) if len(o) == self.bs or only and not i)
-
     def new(self, dataset=None, cls=None, **kwargs):
         "Only loaders of the same data set skip bad images, and not those of `get_preds`"
         res = super().new(dataset, cls, **kwargs)

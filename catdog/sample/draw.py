@@ -129,8 +129,6 @@ def _blurred(size, r):
     small = r.choice([_outdoors, _room])((48, 48), r)
     return small.resize((6, 6), Image.Resampling.BOX).resize(size, Image.Resampling.BICUBIC)
 
-_SCENES = _outdoors,_room,_plain,_pattern,_blurred
-
 def _stage(img, r, box, tilt):
     "A pen for a subject that fills `box` (left, top, right, bottom), placed by `r`; `tilt`: a standard deviation"
     w,h = img.size
@@ -242,8 +240,8 @@ def _cat_head(p, r, coat):
     p.blob([(-.15, .2), (0, .17), (.15, .2), (.06, .33), (0, .37), (-.06, .33)],
            r.choice([(222, 130, 132), (196, 108, 108), (92, 64, 66)]))
     whisker = (250, 250, 246) if sum(main) < 600 else (110, 104, 104)
-    for s in (-1, 1): p.line([(0, .36), (s*.03, .5), (s*.17, .56), (s*.3, .5)], _darker(white, .55), .045)
     for s in (-1, 1):
+        p.line([(0, .36), (s*.03, .5), (s*.17, .56), (s*.3, .5)], _darker(white, .55), .045)
         for k in (-1, 0, 1): p.taper([(s*.36, .42+k*.07), (s*.95, .36+k*.16), (s*1.42, .42+k*.27)], whisker, .04, .02)
 
 def _dog_tail(p, r, coat, pose):
@@ -362,6 +360,7 @@ def random_size(
     side,ratio = r.randint(260, 620),r.choice([4/3, 4/3, 3/2, 1, 1, 3/4, 2/3, 16/9, r.uniform(.6, 1.8)])
     return (side, round(side/ratio)) if ratio > 1 else (round(side*ratio), side)
 
+_SCENES = _outdoors,_room,_plain,_pattern,_blurred
 def draw(
     label:str, # A key of `DRAWABLE`, with a coat colour such as 'black' if wanted; any other word gets an emblem
     seed:int|str=0, # The same label and seed always give the same image

@@ -5,6 +5,7 @@ from collections import Counter, deque, namedtuple
 from concurrent.futures import Future, wait
 from dataclasses import asdict, fields
 from pathlib import Path
+from posixpath import basename
 from queue import SimpleQueue
 from tqdm.auto import tqdm
 from ..core.duplicates import DuplicateIndex, colour_signature, perceptual_hash
@@ -95,21 +96,19 @@ def download_images(
             downloads.count(res[-1].status)
     return res
 
-def _name(file): return file.rpartition('/')[2]
-
 class _Collector:
     "Decides which downloaded images to keep, and records each in `manifest`, whose images it knows"
     def __init__(self, manifest):
         self.manifest,self.path,self.index = manifest,manifest.path,DuplicateIndex(self._colours)
         rows = [o for o in manifest.rows.values() if o['file'] and o['phash']]
-        self.keys = {_name(o['file']): (o['label'], o['url']) for o in rows}   # file name -> key of its row
+        self.keys = {basename(o['file']): (o['label'], o['url']) for o in rows}   # file name -> key of its row
         for o in rows:
             if self._current(o): self._add(o)
     def _current(self, row):
         "Return the row of the image that replaced that of `row`, `row` itself if none did, None if it is gone"
         visited = set()
         while row['status'] == 'near-duplicate':
-            key = self.keys.get(_name(row['copy_of'] or ''))
+            key = self.keys.get(basename(row['copy_of'] or ''))
             if not key or key in visited: return
             visited.add(key)
             row = self.manifest.rows[key]
@@ -117,11 +116,11 @@ class _Collector:
     def _colours(self, key):
         "Return the colour signature of the image of row `key`, wherever the user has moved it, or None"
         path,file = self.path,self.manifest.rows[key]['file']
-        for place in (path/file, path/'.removed'/file, *path.glob(f'*/{_name(file)}')):
+        for place in (path/file, path/'.removed'/file, *path.glob(f'*/{basename(file)}')):
             try: return colour_signature(open_image(place, 512))
             except ImageError: pass   # it is not there
     def _add(self, row, colours=None):
-        key = self.keys[_name(row['file'])] = row['label'],row['url']
+        key = self.keys[basename(row['file'])] = row['label'],row['url']
         self.index.add(key, row['phash'], colours)
     def decide(self, label, photo, image):
         "Keep `image`, a `Download` or an error, unless it is a copy or in conflict with another label; return its row"
@@ -130,7 +129,7 @@ class _Collector:
         known = key and self._current(self.manifest.rows[key])
         if not known: return self._record(label, photo, 'ok', file=self.path/label/image.name, image=image)
         conflict = known['status'] == 'conflict' or known['label'] != label
-        same = _name(known['file']) == image.name
+        same = basename(known['file']) == image.name
         larger = not same and image.area > (known['area'] or 0)
         file = self.path/('.removed' if conflict else '')/label/image.name
         # an image that is no longer in its place was moved by the user, and stays where it is, or by a killed run

@@ -93,14 +93,10 @@ def _user_agent():
     return (f'catdog/{__version__} ({contact and contact + "; "}collects images for an image classifier) '
             f'python-requests/{requests.__version__}')
 
-def _no_proxy():
-    "Return the hosts to ask without a proxy: those in `NO_PROXY`, and this machine"
-    mine = (os.environ.get('no_proxy') or os.environ.get('NO_PROXY') or '').strip()
-    return mine if mine == '*' else f'{mine},localhost,127.0.0.1,::1'
-
 def _proxies(url):
-    "Return the proxies for `url` in the environment: scheme -> URL"
-    found = get_environ_proxies(url, no_proxy=_no_proxy())
+    "Return the proxies for `url` in the environment: scheme -> URL; none for hosts in `NO_PROXY` and this machine"
+    direct = (os.environ.get('no_proxy') or os.environ.get('NO_PROXY') or '').strip()
+    found = get_environ_proxies(url, no_proxy=direct if direct == '*' else f'{direct},localhost,127.0.0.1,::1')
     return {k: o.strip() if '://' in o else f'http://{o.strip()}' for k,o in found.items()}   # proxy:3128, as in curl
 
 def proxy_for(
@@ -122,7 +118,7 @@ class _Session(requests.Session):
     def open(self, url, timeout, **kwargs):
         "Return the answer to one GET request; requests' own `get` reads the body of a redirect, however long it is"
         request = self.prepare_request(requests.Request('GET', url, **kwargs))
-        settings = self.merge_environment_settings(request.url, {'no_proxy': _no_proxy()}, True, None, None)
+        settings = self.merge_environment_settings(request.url, {}, True, None, None)
         settings['proxies'] = _proxies(request.url)   # requests makes `proxy:///3128` of proxy:3128
         return self.get_adapter(request.url).send(request, timeout=timeout, **settings)
 

@@ -1,0 +1,79 @@
+"catdog.core.cache: results of images, in memory and on disk"
+import os, sqlite3
+
+import pytest
+
+from catdog.core import cache
+from catdog.core.cache import cache_folder, cached
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    "Three files, and an empty cache"
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'home'))
+    monkeypatch.setattr(cache, '_memory', {})
+    for o in 'abc': (tmp_path/o).write_text(o)
+    return [tmp_path/o for o in 'abc']
+
+class Upper:
+    "Computes the text of files in capitals, and notes which"
+    def __init__(self): self.seen = []
+    def __call__(self, files):
+        for f in files:
+            self.seen.append(f.name)
+            if f.exists(): yield f,f.read_bytes().upper()
+
+def ask(files, compute, on_disk=True, session='new'):
+    if session == 'new': cache._memory.clear()
+    return {f.name: o.decode() for f,o in cached('upper', files, compute, 'upper', on_disk).items()}
+
+def test_what_has_not_changed_is_computed_once(files):
+    compute = Upper()
+    everything = dict(a='A', b='B', c='C')
+    assert ask(files, compute) == ask(files, compute, session='same') == ask(files, compute) == everything
+    files[1].write_text('d')
+    os.rename(files[0], files[0].with_name('moved'))
+    assert ask([files[0].with_name('moved'), *files[1:]], compute) == dict(moved='A', b='D', c='C')
+    assert compute.seen == ['a', 'b', 'c', 'b']
+    assert ask([files[0], *files[1:]], compute) == dict(b='D', c='C') and compute.seen[4:] == ['a']   # it is not there
+
+def test_results_of_other_code_are_not_used(files, monkeypatch):
+    compute = Upper()
+    ask(files, compute)
+    monkeypatch.setattr(cache, '_code', lambda: 'of another release')
+    ask(files, compute)
+    assert compute.seen == [*'abc']*2
+
+def test_only_in_memory(files):
+    compute = Upper()
+    for session in ('new', 'same', 'new'): ask(files, compute, False, session)
+    assert compute.seen == [*'abc']*2 and not cache_folder().exists()
+
+def test_what_was_computed_before_ctrl_c_is_kept(files):
+    def interrupted(some):
+        yield files[0],b'A'
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): ask(files, interrupted)
+    compute = Upper()
+    assert ask(files, compute) == dict(a='A', b='B', c='C') and compute.seen == ['b', 'c']
+
+def test_the_latest_results_stay(files, monkeypatch):
+    monkeypatch.setattr(cache, '_MAX_ROWS', 2)
+    compute = Upper()
+    for _ in range(2): ask(files, compute)
+    assert compute.seen == ['a', 'b', 'c', 'a']
+
+@pytest.mark.parametrize('fault', ['damaged', 'a folder', 'no home', 'locked'])
+def test_a_cache_that_cannot_be_used_is_no_error(files, fault, monkeypatch):
+    compute,file = Upper(),cache_folder()/'results.sqlite'
+    if fault == 'no home': monkeypatch.setenv('TORCH_HOME', str(files[0]/'home'))   # below a file
+    else: ask(files, Upper())
+    if fault == 'damaged': file.write_bytes(b'no database'*1000)
+    if fault == 'a folder':
+        file.unlink()
+        file.mkdir()
+    if fault == 'locked':
+        monkeypatch.setattr(cache, '_WAIT', .1)
+        db = sqlite3.connect(file)
+        db.execute('begin exclusive')
+    for _ in range(2): assert ask(files, compute) == dict(a='A', b='B', c='C')
+    assert compute.seen == [*'abc']*(1 if fault == 'damaged' else 2)   # a damaged one is replaced
