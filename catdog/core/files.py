@@ -157,7 +157,7 @@ _MAX_ROWS,_WAIT = 50_000,5   # rows on disk, of about 10 kB; seconds for another
 def cache_folder() -> Path:
     "Return the folder of catdog beside the weights that PyTorch caches; it may be missing"
     home = os.environ.get('TORCH_HOME') or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'torch'
-    return Path(home).expanduser()/'hub'/'catdog'
+    return Path(os.path.expanduser(home))/'hub'/'catdog'   # unlike Path.expanduser, no error if there is no home
 
 @cache
 def _code():
