@@ -20,11 +20,11 @@ shared = Path(os.environ.get('CATDOG_SHARED', root.parent/'shared'))
 from fastcore.script import call_parse
 from torch.nn import functional as F
 
-from catdog.core import cache
+from catdog.core import files as core_files
 from catdog.learn.calibration import error_interval, validation_logits
 from catdog.train import export, train
 
-cache._load = lambda *_: {}   # each training computes its features
+core_files._load = lambda *_: {}   # each training computes its features
 
 def ask_about_others(learn):
     "Export `learn`; print how the model answers about validation and test images, and about photos/neither"
@@ -44,7 +44,7 @@ def ask_about_others(learn):
 def measure(name, recipe, seed, minutes, neither=False):
     "Train on the set `name`; print and return the test error, the loss and the minutes it took"
     kw = dict(recipe='classic', arch='efficientnet_lite0', epochs=4) if recipe == 'fine_tune' else dict(recipe=recipe)
-    cache._memory.clear()   # of earlier trainings
+    core_files._memory.clear()   # of earlier trainings
     start = time.perf_counter()
     learn = train(shared/'sets'/name, seed=seed, minutes=minutes, **kw)
     took = (time.perf_counter() - start)/60

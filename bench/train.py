@@ -36,7 +36,7 @@ from fastcore.script import call_parse
 from catdog.core.errors import CatdogError
 from catdog.core.files import map_ahead
 from catdog.data import UprightImage, get_dls, image_files
-from catdog.core import cache
+from catdog.core import files as core_files
 from catdog.learn.features import fast_forward
 from catdog.learn.finetune import _unfreeze_except_batchnorm
 from catdog.dataset.split import split_files
@@ -84,7 +84,7 @@ def floor(compute):
     forward()
     return opening + min(timed(forward)[1] for _ in range(2))
 
-cache._load = lambda *_: {}   # each training computes its features
+core_files._load = lambda *_: {}   # each training computes its features
 
 def in_onnx(learn):
     "The body of `learn` in ONNX Runtime, as for many images"
@@ -93,7 +93,7 @@ def in_onnx(learn):
 def one(name, seed, do, /, *args, **kw):
     "Run a recipe, and print its row"
     set_seed(seed)
-    cache._memory.clear()   # of earlier trainings
+    core_files._memory.clear()   # of earlier trainings
     learn,seconds = timed(do, *args, **kw)
     error = error_on_test(learn)
     print(f'{name}, seed {seed}: {seconds:.1f} s, {error:.2%} error on {test.name}', flush=True)

@@ -1,16 +1,16 @@
-"catdog.core.cache: results of images, in memory and on disk"
+"catdog.core.files.cached: results of images, in memory and on disk"
 import os, sqlite3
 
 import pytest
 
-from catdog.core import cache
-from catdog.core.cache import cache_folder, cached
+from catdog.core import files as core_files
+from catdog.core.files import cache_folder, cached
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     "Three files, and an empty cache"
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'home'))
-    monkeypatch.setattr(cache, '_memory', {})
+    monkeypatch.setattr(core_files, '_memory', {})
     for o in 'abc': (tmp_path/o).write_text(o)
     return [tmp_path/o for o in 'abc']
 
@@ -23,7 +23,7 @@ class Upper:
             if f.exists(): yield f,f.read_bytes().upper()
 
 def ask(files, compute, on_disk=True, session='new'):
-    if session == 'new': cache._memory.clear()
+    if session == 'new': core_files._memory.clear()
     return {f.name: o.decode() for f,o in cached('upper', files, compute, 'upper', on_disk).items()}
 
 def test_what_has_not_changed_is_computed_once(files):
@@ -39,7 +39,7 @@ def test_what_has_not_changed_is_computed_once(files):
 def test_results_of_other_code_are_not_used(files, monkeypatch):
     compute = Upper()
     ask(files, compute)
-    monkeypatch.setattr(cache, '_code', lambda: 'of another release')
+    monkeypatch.setattr(core_files, '_code', lambda: 'of another release')
     ask(files, compute)
     assert compute.seen == [*'abc']*2
 
@@ -57,7 +57,7 @@ def test_what_was_computed_before_ctrl_c_is_kept(files):
     assert ask(files, compute) == dict(a='A', b='B', c='C') and compute.seen == ['b', 'c']
 
 def test_the_latest_results_stay(files, monkeypatch):
-    monkeypatch.setattr(cache, '_MAX_ROWS', 2)
+    monkeypatch.setattr(core_files, '_MAX_ROWS', 2)
     compute = Upper()
     for _ in range(2): ask(files, compute)
     assert compute.seen == ['a', 'b', 'c', 'a']
@@ -72,7 +72,7 @@ def test_a_cache_that_cannot_be_used_is_no_error(files, fault, monkeypatch):
         file.unlink()
         file.mkdir()
     if fault == 'locked':
-        monkeypatch.setattr(cache, '_WAIT', .1)
+        monkeypatch.setattr(core_files, '_WAIT', .1)
         db = sqlite3.connect(file)
         db.execute('begin exclusive')
     for _ in range(2): assert ask(files, compute) == dict(a='A', b='B', c='C')

@@ -316,11 +316,11 @@ def test_bad_image_is_named(learners):
         with pytest.raises(ImageError): learners['loaded'].predict(io.BytesIO(b'').getvalue())
 
 def test_an_image_that_has_not_changed_is_opened_once(tmp_path, monkeypatch):
-    from catdog.core import cache
+    from catdog.core import files as core_files
     from catdog.dataset import split
     fill(tmp_path, cat=6, dog=6)
-    monkeypatch.setattr(cache, '_memory', {})
-    monkeypatch.setattr(cache, '_load', lambda *_: {})   # of another run of the tests
+    monkeypatch.setattr(core_files, '_memory', {})
+    monkeypatch.setattr(core_files, '_load', lambda *_: {})   # of another run of the tests
     opened,open_image = [],split.open_image
     monkeypatch.setattr(split, 'open_image', lambda *args, **kw: opened.append(1) or open_image(*args, **kw))
     first,again = (split.split_files(tmp_path).content_ids for _ in range(2))

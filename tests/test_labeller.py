@@ -2,10 +2,11 @@
 import json, os, signal
 
 import numpy as np, pytest
+import tqdm.auto as tqdm_auto
 from clean_helpers import images, recorded_threads, state, unsorted
 
 from catdog.clean.labeller import Labeller, propose
-from catdog.core import cache
+from catdog.core import files as core_files
 from catdog.core.errors import DataError
 
 WORDS = 'cat', 'dog'
@@ -85,13 +86,14 @@ def test_a_killed_kernel_loses_nothing(data):
                     os.write(write, o.name.encode())
                 if i < 2: labeller.bt_agree.click()
         finally: os._exit(0)
+    os.close(write)   # or reading would wait forever, should the child end early
     told = b''
-    while len(told) < 7*15: told += os.read(read, 7)
+    while len(told) < 7*15 and (new := os.read(read, 7)): told += new
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     again = Labeller(folder, WORDS, max_n=6)
     given = {told[i:i + 7].decode() for i in range(0, len(told), 7)}
-    assert given <= {o.name for o in again.choices}
+    assert len(given) == 15 and given <= {o.name for o in again.choices}
     assert all(truth[o.name] == label for o,label in again.choices.items())
     assert not {*again.shown} & {*again.choices} and len({*folder.glob('*.jpg')}) == 60
 
@@ -202,14 +204,14 @@ def test_files_that_are_no_images(tmp_path, data):
 
 def test_a_progress_bar_only_outside_voila(data, monkeypatch):
     "Voilà would show an error in place of a bar that is gone"
-    bars,tqdm = [],cache.tqdm
-    monkeypatch.setattr(cache, '_memory', {})
-    monkeypatch.setattr(cache, '_load', lambda *_: {})
-    monkeypatch.setattr(cache, 'tqdm', lambda *args, **kw: bars.append(kw['disable']) or tqdm(*args, **kw))
+    bars,tqdm = [],tqdm_auto.tqdm
+    monkeypatch.setattr(core_files, '_memory', {})
+    monkeypatch.setattr(core_files, '_load', lambda *_: {})
+    monkeypatch.setattr(tqdm_auto, 'tqdm', lambda *args, **kw: bars.append(kw['disable']) or tqdm(*args, **kw))
     Labeller(data[0], WORDS, max_n=6)
     assert bars and not any(bars)
     bars.clear()
-    cache._memory.clear()
+    core_files._memory.clear()
     monkeypatch.setenv('VOILA_BASE_URL', '/')
     Labeller(data[0], WORDS, max_n=6)
     assert bars and all(bars)

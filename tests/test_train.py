@@ -215,7 +215,7 @@ def turned(tmp_path_factory):
 
 def test_auto_trains_the_last_stages_and_they_are_exported(turned, tmp_path, capsys):
     import numpy as np, torch
-    from catdog.core import cache
+    from catdog.core import files as core_files
     from catdog.learn.features import labelled_features
     from catdog.train import export, get_learner, train
     learn = train(turned, size=64, epochs=8)
@@ -228,7 +228,7 @@ def test_auto_trains_the_last_stages_and_they_are_exported(turned, tmp_path, cap
     a,b = (o.bn2.running_mean for o in (first, now))
     assert torch.equal(a, b)
     kept = labelled_features(learn)[0]   # from the feature maps
-    cache._memory.clear()
+    core_files._memory.clear()
     exact = labelled_features(learn)[0]
     assert np.abs(kept - exact).max() < .01*np.abs(exact).max()
     classifier = Classifier(export(learn, tmp_path/'model'))

@@ -8,10 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from weakref import finalize
 import numpy as np
-from ..core.cache import cached
 from ..core.duplicates import CLOSE, find_copies, image_quality
 from ..core.errors import DataError, ImageError, ModelError
-from ..core.files import content_id, map_ahead
+from ..core.files import cached, content_id, map_ahead
 from ..core.images import open_image
 from ..core.model_file import model_file
 from .folder import ImageFolder, label_name

@@ -14,9 +14,8 @@ from copy import deepcopy
 import numpy as np, onnx, onnxruntime, torch
 from fastai.vision.all import L, Learner, chunked, no_random
 
-from ..core.cache import cache_folder, cached, keep_in_memory
 from ..core.errors import ImageError
-from ..core.files import map_ahead, write_atomic
+from ..core.files import cache_folder, cached, keep_in_memory, map_ahead, write_atomic
 from ..core.model_file import open_session
 
 # %% ../../nbs/learn/features.ipynb #9f281750
