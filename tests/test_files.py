@@ -1,12 +1,12 @@
 "core.files and core.errors: image suffixes, walking folders, atomic writes, locks, errors of commands."
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
 
 from catdog.core.errors import CatdogError
-from catdog.core.files import (IMAGE_FORMATS, content_id, folder_lock, free_name, is_image_name, map_ahead, walk_files,
-    write_atomic)
+from catdog.core.files import (IMAGE_FORMATS, content_id, folder_lock, free_name, is_image_name, map_ahead,
+    one_at_a_time, walk_files, write_atomic)
 from catdog.sample.draw import draw
 
 def touch(folder, *names):
@@ -173,3 +173,18 @@ if __name__ == '__main__': halve()
     odd = halve('5')
     assert (odd.returncode, odd.stderr) == (2, 'halve.py: 5 is odd: give an even number\n')
     assert halve('five').returncode == 2
+
+def test_callbacks_of_two_threads_take_turns():
+    "And one may call another"
+    seen = []
+    @one_at_a_time
+    def inner(o): seen.append(o)
+    @one_at_a_time
+    def outer(o):
+        inner(o)
+        time.sleep(.05)
+        seen.append(o)
+    threads = [threading.Thread(target=outer, args=(i,)) for i in range(3)]
+    for o in threads: o.start()
+    for o in threads: o.join(60)
+    assert seen[::2] == seen[1::2] and sorted(seen) == [0, 0, 1, 1, 2, 2]

@@ -21,6 +21,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 from .interpret import gradcam_overlays, prediction_table
 from ..core.errors import CatdogError, DataError, ImageError
+from ..core.files import one_at_a_time
 from ..core.images import data_url, jpeg_bytes, open_image, thumbnails
 from ..dataset.folder import ImageFolder, label_name
 from ..dataset.journal import (REMOVED, Moved, apply_choices, can_undo, present_places, undo_choices,
@@ -30,7 +31,7 @@ from ..learn.calibration import error_interval
 # %% ../../nbs/clean/cleaner.ipynb #b5d43a12
 def _button(text, func, width='auto', **kwargs):
     b = widgets.Button(description=text, layout=dict(width=width), **kwargs)
-    b.on_click(lambda _: func())
+    b.on_click(one_at_a_time(lambda _: func()))
     return b
 
 def _menu(name, options): return widgets.Dropdown(options=options, description=name, layout=dict(width='auto'),
@@ -52,7 +53,8 @@ class _Card:
                              tooltip='Yes, as suggested').add_class('cd-agree')
         self.box = widgets.VBox([image.add_class('cd-image'), self.menu, self.agree, self.text],
                                 layout=dict(width=f'{pages.width + 16}px')).add_class('cd-card')
-        self.menu.observe(lambda change: self.filling or pages.choose(self.file, change['new']), 'value')
+        def chosen(change): self.filling or pages.choose(self.file, change['new'])
+        self.menu.observe(one_at_a_time(chosen), 'value')
     def fill(self, file, thumb):
         self.file,self.image.value,self.text.value = file,_img(file, thumb),self.pages.describe(file)
         self.zoom.tooltip = f'Show {file.parent.name}/{file.name} large'
@@ -283,7 +285,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         self._suggest()
         self._update_table()
         self.iw.message.value = self._limits()
-        for o in (self.dd_cats, self.dd_ds, self.dd_view): o.observe(self.on_change_ds, 'value')
+        for o in (self.dd_cats, self.dd_ds, self.dd_view): o.observe(one_at_a_time(self.on_change_ds), 'value')
         self.on_change_ds()
         if suspects is not None: Thread(target=self._prepare, daemon=True).start()   # or the first page would wait
     def on_change_ds(self,

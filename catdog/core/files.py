@@ -4,8 +4,9 @@ import errno, hashlib, os, re, secrets, sqlite3, tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
+from threading import RLock
 import PIL
 from fastcore.basics import chunked
 from .errors import CatdogError
@@ -150,6 +151,16 @@ def batches_ahead(
 ): # Yields lists of `bs` results; the last may be shorter
     "Map `f` over `items` in threads and return batches, while threads work on the next one"
     return chunked(map_ahead(f, items, bs), bs)
+
+_callbacks = RLock()
+def one_at_a_time(
+    func # A callback of a widget
+): # A function
+    "Let `func` wait for other callbacks: JupyterLab runs those of widgets that a callback has made in another thread"
+    @wraps(func)
+    def _f(*args):
+        with _callbacks: return func(*args)
+    return _f
 
 # Results computed from images: kept in memory, and by the image's content on disk for the next session
 _MAX_ROWS,_WAIT = 50_000,5   # rows on disk, of about 10 kB; seconds for another process to write

@@ -8,6 +8,7 @@ from pathlib import Path
 from IPython.display import display
 from ipywidgets import Box, Button, Dropdown, FileUpload, HTML, VBox
 from ..core.errors import CatdogError, ImageError
+from ..core.files import one_at_a_time
 from ..core.images import data_url, jpeg_bytes, open_image
 from ..sample.draw import PHOTOS, draw
 from .predictor import (NOTICE, Classifier, find_models, forced_choice, keep_image, percent, question,
@@ -38,12 +39,12 @@ class _Card(VBox):
         self.html,self.button = HTML(),Button().add_class('catdog-why')
         super().__init__([self.html])
         self.add_class('catdog-box')
-        self.button.on_click(lambda _: self._show(why=self.button.description == 'Why?'))
+        self.button.on_click(one_at_a_time(lambda _: self._show(why=self.button.description == 'Why?')))
         self.truth = Dropdown(description='Wrong? It is', options=[''])
         self.send = Button(description='Send', disabled=True)
         self.wrong = Box([self.truth, self.send]).add_class('catdog-wrong')
         self.truth.observe(lambda change: setattr(self.send, 'disabled', not change['new']), 'value')
-        self.send.on_click(lambda _: self._correct(self.truth.value))
+        self.send.on_click(one_at_a_time(lambda _: self._correct(self.truth.value)))
         try:
             if len(data) > _MAX_BYTES:
                 raise ImageError(f'{len(data)/2**20:.0f} MB, more than the {_MAX_BYTES//2**20} MB that we open',
@@ -102,7 +103,7 @@ class App(VBox):
         self.head,self.about,self.status,self.cards = HTML(),HTML(),HTML(),VBox()
         self.menu = Dropdown(options=[(_option(*o), o[0]) for o in self.models.items()], description='Model')
         self.ask,self.button = Box(),Button(description='Predict!', disabled=True)
-        self.probe,self.lost,self.received = Button(),Button(),HTML()   # for the script
+        self.lost,self.received = Button(),HTML()   # for the script
         self.examples = [(o.name, o.read_bytes()) for o in PHOTOS.values()]
         self.examples += [(f'drawn {o[0]}.jpg', jpeg_bytes(draw(*o, (320, 320)))) for o in _DRAWINGS]
         self.tries = [self._try_button(i, *o) for i,o in enumerate(self.examples)]
@@ -110,16 +111,15 @@ class App(VBox):
                         for i,(_,data) in enumerate(self.examples))
         tries,hint = Box(self.tries),'<p class="catdog-soft catdog-hint">No image at hand? Try one of these:</p>'
         super().__init__([HTML(f'<style>{_static("app.css")}{style}</style>'), self.head, self.ask, self.status,
-                          self.cards, HTML(hint), tries, self.menu, self.about, self.probe, self.lost, self.received])
+                          self.cards, HTML(hint), tries, self.menu, self.about, self.lost, self.received])
         for o,name in ((self.menu, 'model'), (self.button, 'go'), (tries, 'tries')): o.add_class(f'catdog-{name}')
-        for name in ('ask', 'probe', 'lost', 'received', 'status', 'cards'):
+        for name in ('ask', 'lost', 'received', 'status', 'cards'):
             getattr(self, name).add_class(f'catdog-{name}')
         self.add_class('catdog')
         self._make_uploads()
-        self.button.on_click(lambda _: self.predict())
-        self.menu.observe(lambda _: self._switch(), 'value')
-        self.probe.on_click(lambda _: self._count('probes'))
-        self.lost.on_click(lambda _: (self._make_uploads(), self.choose([])))
+        self.button.on_click(one_at_a_time(lambda _: self.predict()))
+        self.menu.observe(one_at_a_time(lambda _: self._switch()), 'value')
+        self.lost.on_click(one_at_a_time(lambda _: (self._make_uploads(), self.choose([]))))
         self._count()
         self._switch()
     def __repr__(self): return f'App({self.menu.value!r}, {len(self.images)} images)'
@@ -133,17 +133,19 @@ class App(VBox):
     def _try_button(self, i, name, data):
         res = Button(description=Path(name).stem, tooltip=f'Predict {name}')
         res.add_class('catdog-try').add_class(f'catdog-try-{i}')
-        res.on_click(lambda _: (self.choose([(name, data)]), self.predict()))
+        res.on_click(one_at_a_time(lambda _: (self.choose([(name, data)]), self.predict())))
         return res
     def _make_uploads(self):
-        "Make new upload buttons; the one for a phone's camera shows only there"
+        "Make new upload buttons; the one for a phone's camera shows only there; and a probe, answered in their thread"
         self.upload = FileUpload(accept='image/*', multiple=True, description='Choose images', icon='')
         self.camera = FileUpload(accept='image/*', description='Take a photo', icon='')
         for o,name in ((self.upload, 'upload'), (self.camera, 'camera')):
             # ipywidgets 7 keeps `value` when the same file comes again, but counts every upload
-            o.add_class(f'catdog-{name}').observe(lambda change: self._uploaded(change['owner']),
+            o.add_class(f'catdog-{name}').observe(one_at_a_time(lambda change: self._uploaded(change['owner'])),
                                                   '_counter' if o.has_trait('_counter') else 'value')
-        self.ask.children = [self.upload, self.camera, self.button]
+        self.probe = Button().add_class('catdog-probe')
+        self.probe.on_click(one_at_a_time(lambda _: self._count('probes')))
+        self.ask.children = [self.upload, self.camera, self.button, self.probe]
     def _uploaded(self, upload):
         if not (files := _files(upload.value)): return
         self._count('uploads')
@@ -162,7 +164,8 @@ class App(VBox):
         "Show the chosen model, and repeat the predictions of the previous one"
         title = question(self.classifier.labels) if self.classifier else 'What is in the image?'
         self.head.value = (
-            f'<div class="catdog-head"><span aria-hidden="true">{_static("icon.svg")}</span><div><h1>{escape(title)}</h1>'
+            f'<div class="catdog-head"><span aria-hidden="true">{_static("icon.svg")}</span>'
+            f'<div><h1>{escape(title)}</h1>'
             '<p class="catdog-soft">Choose images, press Predict!, and read what they show.</p></div></div>')
         self.about.value = _soft(self.classifier.summary) if self.classifier else _error(self.models[self.menu.value])
         if self.keep: self.about.value += _soft(NOTICE)

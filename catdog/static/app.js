@@ -76,7 +76,7 @@
   const progress = (app, text) => app.querySelector(':scope > [role=alert]') || say(app, text, 'status')
 
   // Jupyter closes the connection on a message that is too large, and opens another. A probe sent after the upload is
-  // answered after it: if the probe is answered and the upload has not arrived, it is lost
+  // answered after it, by the same thread of the kernel: if it is answered and the upload has not arrived, that is lost
   const follow = async (app, button, bytes) => {
     const start = counts(app)
     // the button's counter increases when the upload is sent
