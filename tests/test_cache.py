@@ -36,6 +36,21 @@ def test_what_has_not_changed_is_computed_once(files):
     assert compute.seen == ['a', 'b', 'c', 'b']
     assert ask([files[0], *files[1:]], compute) == dict(b='D', c='C') and compute.seen[4:] == ['a']   # it is not there
 
+def test_another_file_in_its_place_with_its_size_and_time(files):
+    compute = Upper()
+    for o in files: os.utime(o, (1e9, 1e9))   # as an archive gives them
+    ask(files, compute)
+    os.replace(files[1], files[0])
+    assert ask(files[:1], compute, session='same') == dict(a='B')
+
+def test_a_file_that_is_replaced_while_it_is_computed(files):
+    def replaced(some):
+        files[0].write_text('later')
+        yield files[0],b'LATER'
+    assert ask(files[:1], replaced) == dict(a='LATER')
+    files[0].write_text('a')
+    assert ask(files[:1], Upper()) == dict(a='A')
+
 def test_results_of_other_code_are_not_used(files, monkeypatch):
     compute = Upper()
     ask(files, compute)
