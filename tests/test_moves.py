@@ -211,8 +211,9 @@ def test_vanished_image(tmp_path):
     assert [(o.file, o.reason) for o in lost] == [(moves[-1].to, 'it is no longer there')]
     assert {k for k in state(folder) if k.endswith('.jpg')} == {k for k in kept if k.endswith('.jpg')}
 
-def test_two_at_once(tmp_path):
-    "Two processes apply the same choices at the same time: each image moves once"
+def test_two_at_once(tmp_path, monkeypatch):
+    "Four processes apply the same choices at the same time: each image moves once"
+    monkeypatch.setattr('catdog.dataset.journal._LOCK_SECONDS', 120)
     folder = dataset(tmp_path/'data', 200)
     start,everything = state(folder),images(folder)
     barrier,pids = multiprocessing.get_context('fork').Barrier(4),[]

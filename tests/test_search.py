@@ -152,9 +152,9 @@ def test_urls_are_written_in_their_requested_form(monkeypatch, tmp_path):
 
 def test_search_has_a_time_limit(monkeypatch, engines, capsys):
     "However slow terms and engines are, photos found until then are kept"
-    monkeypatch.setattr(search, '_SEARCH_SECONDS', .1)
+    monkeypatch.setattr(search, '_SEARCH_SECONDS', .5)
     def slow(term, n):
-        time.sleep(.15)
+        time.sleep(.6)
         return [Photo(f'https://example.org/{term}.jpg')]
     monkeypatch.setitem(ENGINES, 'test', slow)
     assert len(search.search_terms('cat', 100, 'test')) == 1

@@ -75,7 +75,7 @@ def running(command, path, env, cwd, prefix=()):
     args = [*prefix, str(Path(sys.executable).with_name(command)), '--port', str(port), '--model', 'model']
     with open(cwd/f'{command}.log', 'wb') as log:
         process = subprocess.Popen(args, cwd=cwd, env=env, stdout=log, stderr=log)
-    url,end = f'http://127.0.0.1:{port}/',time.monotonic() + 90
+    url,end = f'http://127.0.0.1:{port}/',time.monotonic() + 240
     try:
         while True:
             with contextlib.suppress(requests.ConnectionError):
@@ -84,7 +84,7 @@ def running(command, path, env, cwd, prefix=()):
             time.sleep(.1)
         yield url
     finally: process.terminate()
-    process.wait(30)
+    process.wait(60)
     said = (cwd/f'{command}.log').read_text('cp1252')
     assert str(port) in said and 'is open' in said and (process.returncode == 0 or sys.platform == 'win32')
 
