@@ -152,7 +152,7 @@ def batches_ahead(
     return chunked(map_ahead(f, items, bs), bs)
 
 # Results computed from images: kept in memory, and by the image's content on disk for the next session
-_MAX_ROWS,_WAIT = 50_000,5   # rows on disk, of about 10 kB; seconds for another process to write
+_MAX_ROWS,_WAIT = 40_000,5   # rows on disk, of about 12 kB; seconds for another process to write
 
 def cache_folder() -> Path:
     "Return the folder of catdog beside the weights that PyTorch caches; it may be missing"
