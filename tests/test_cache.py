@@ -77,10 +77,14 @@ def test_the_latest_results_stay(files, monkeypatch):
     for _ in range(2): ask(files, compute)
     assert compute.seen == ['a', 'b', 'c', 'a']
 
-@pytest.mark.parametrize('fault', ['damaged', 'a folder', 'no home', 'locked'])
+@pytest.mark.parametrize('fault', ['damaged', 'a folder', 'no home', 'no user', 'locked'])
 def test_a_cache_that_cannot_be_used_is_no_error(files, fault, monkeypatch):
     compute,file = Upper(),cache_folder()/'results.sqlite'
     if fault == 'no home': monkeypatch.setenv('TORCH_HOME', str(files[0]/'home'))   # below a file
+    elif fault == 'no user':
+        monkeypatch.chdir(files[0].parent)
+        for o in ('TORCH_HOME', 'XDG_CACHE_HOME', 'HOME', 'USERPROFILE', 'HOMEPATH'): monkeypatch.delenv(o, raising=False)
+        if hasattr(os, 'getuid'): monkeypatch.setattr(os, 'getuid', lambda: 2**31 - 9)   # who has no name
     else: ask(files, Upper())
     if fault == 'damaged': file.write_bytes(b'no database'*1000)
     if fault == 'a folder':
@@ -92,3 +96,4 @@ def test_a_cache_that_cannot_be_used_is_no_error(files, fault, monkeypatch):
         db.execute('begin exclusive')
     for _ in range(2): assert ask(files, compute) == dict(a='A', b='B', c='C')
     assert compute.seen == [*'abc']*(1 if fault == 'damaged' else 2)   # a damaged one is replaced
+    assert not os.path.exists('~')

@@ -157,7 +157,8 @@ _MAX_ROWS,_WAIT = 40_000,5   # rows on disk, of about 12 kB; seconds for another
 def cache_folder() -> Path:
     "Return the folder of catdog beside the weights that PyTorch caches; it may be missing"
     home = os.environ.get('TORCH_HOME') or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'torch'
-    return Path(os.path.expanduser(home))/'hub'/'catdog'   # unlike Path.expanduser, no error if there is no home
+    home = os.path.expanduser(home)   # unlike Path.expanduser, no error if there is no home
+    return Path(os.devnull if home[0] == '~' else home)/'hub'/'catdog'   # or it would make a folder called ~
 
 @cache
 def _code():
