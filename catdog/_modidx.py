@@ -202,6 +202,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'catdog.learn.features._fold': ('learn/features.html#_fold', 'catdog/learn/features.py'),
                                        'catdog.learn.features._kind': ('learn/features.html#_kind', 'catdog/learn/features.py'),
                                        'catdog.learn.features._note_bad': ('learn/features.html#_note_bad', 'catdog/learn/features.py'),
+                                       'catdog.learn.features._own_code': ('learn/features.html#_own_code', 'catdog/learn/features.py'),
                                        'catdog.learn.features.are_files': ('learn/features.html#are_files', 'catdog/learn/features.py'),
                                        'catdog.learn.features.fast_forward': ( 'learn/features.html#fast_forward',
                                                                                'catdog/learn/features.py'),

@@ -36,6 +36,21 @@ def test_what_has_not_changed_is_computed_once(files):
     assert compute.seen == ['a', 'b', 'c', 'b']
     assert ask([files[0], *files[1:]], compute) == dict(b='D', c='C') and compute.seen[4:] == ['a']   # it is not there
 
+def test_another_file_in_its_place_with_its_size_and_time(files):
+    compute = Upper()
+    for o in files: os.utime(o, (1e9, 1e9))   # as an archive gives them
+    ask(files, compute)
+    os.replace(files[1], files[0])
+    assert ask(files[:1], compute, session='same') == dict(a='B')
+
+def test_a_file_that_is_replaced_while_it_is_computed(files):
+    def replaced(some):
+        files[0].write_text('later')
+        yield files[0],b'LATER'
+    assert ask(files[:1], replaced) == dict(a='LATER')
+    files[0].write_text('a')
+    assert ask(files[:1], Upper()) == dict(a='A')
+
 def test_results_of_other_code_are_not_used(files, monkeypatch):
     compute = Upper()
     ask(files, compute)
@@ -62,10 +77,14 @@ def test_the_latest_results_stay(files, monkeypatch):
     for _ in range(2): ask(files, compute)
     assert compute.seen == ['a', 'b', 'c', 'a']
 
-@pytest.mark.parametrize('fault', ['damaged', 'a folder', 'no home', 'locked'])
+@pytest.mark.parametrize('fault', ['damaged', 'a folder', 'no home', 'no user', 'locked'])
 def test_a_cache_that_cannot_be_used_is_no_error(files, fault, monkeypatch):
     compute,file = Upper(),cache_folder()/'results.sqlite'
     if fault == 'no home': monkeypatch.setenv('TORCH_HOME', str(files[0]/'home'))   # below a file
+    elif fault == 'no user':
+        monkeypatch.chdir(files[0].parent)
+        for o in ('TORCH_HOME', 'XDG_CACHE_HOME', 'HOME', 'USERPROFILE', 'HOMEPATH'): monkeypatch.delenv(o, raising=False)
+        if hasattr(os, 'getuid'): monkeypatch.setattr(os, 'getuid', lambda: 2**31 - 9)   # who has no name
     else: ask(files, Upper())
     if fault == 'damaged': file.write_bytes(b'no database'*1000)
     if fault == 'a folder':
@@ -77,3 +96,4 @@ def test_a_cache_that_cannot_be_used_is_no_error(files, fault, monkeypatch):
         db.execute('begin exclusive')
     for _ in range(2): assert ask(files, compute) == dict(a='A', b='B', c='C')
     assert compute.seen == [*'abc']*(1 if fault == 'damaged' else 2)   # a damaged one is replaced
+    assert not os.path.exists('~')

@@ -27,7 +27,7 @@ from ..dataset.split import check_images
 from ..learn.calibration import confusion, error_interval
 from ..learn.features import image_features
 from ..learn.head import image_scores
-from ..learn.loaders import preprocessing
+from ..learn.loaders import UprightImage, preprocessing
 
 # %% ../../nbs/clean/interpret.ipynb #d6aefbf7
 def plot_confusion(
@@ -86,9 +86,10 @@ def prediction_table(
     def _on_bad(file, error): warnings.warn(f'left out: {file} cannot be opened ({error})')
     scores = image_scores(learn, list(dataset_of), _on_bad)
     quality,opener = check_images(list(scores))[0],learn.dls.valid_ds.tls[0].tfms
-    for f in scores:   # a kind of file that only the user's function can open
-        if f not in quality: quality[f] = image_quality(open_image(opener(f)))
-    files = [*scores]
+    for f in [o for o in scores if o not in quality]:   # a kind of file that only the user's function can open
+        try: quality[f] = image_quality(UprightImage.create(opener(f)))
+        except (ImageError, OSError) as e: _on_bad(f, e)
+    files = [o for o in scores if o in quality]
     if not files: raise DataError(f'{learn.dls.path}: none of the images of this network exists any more')
     features = image_features(learn, files)
     logits,label_of = torch.stack([scores[f] for f in files]),learn.dls.valid_ds.tls[1].tfms
@@ -174,7 +175,7 @@ _LIMITS = dict(size=(64, 'tiny: {} x {} pixels'), contrast=(8, 'blank'), brighte
 def _low_quality(predicted):
     rows = []
     for o,v in zip(predicted.table.itertuples(), predicted.quality):
-        values = dict(v, size=min(v['size']))
+        values = dict(v, size=min(v['size']) if max(v['size']) < 512 else 64)   # larger ones were shrunk to 512
         bad = [(1 - .5*values[k]/limit, text.format(*v['size']))
                for k,(limit,text) in _LIMITS.items() if values[k] < limit]
         if bad: rows.append(_Suspect(o.file, o.label, '<Delete>', 'quality', *max(bad, key=lambda o: o[0])))

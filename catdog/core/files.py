@@ -163,19 +163,22 @@ def one_at_a_time(
     return _f
 
 # Results computed from images: kept in memory, and by the image's content on disk for the next session
-_MAX_ROWS,_WAIT = 50_000,5   # rows on disk, of about 10 kB; seconds for another process to write
+_MAX_ROWS,_WAIT = 40_000,5   # rows on disk, of about 12 kB; seconds for another process to write
 
 def cache_folder() -> Path:
     "Return the folder of catdog beside the weights that PyTorch caches; it may be missing"
     home = os.environ.get('TORCH_HOME') or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'torch'
-    return Path(os.path.expanduser(home))/'hub'/'catdog'   # unlike Path.expanduser, no error if there is no home
+    home = os.path.expanduser(home)   # unlike Path.expanduser, no error if there is no home
+    return Path(os.devnull if home[0] == '~' else home)/'hub'/'catdog'   # or it would make a folder called ~
 
 @cache
 def _code():
     "Identify the code that opens images and computes from them; what another release computed is not used"
     root = Path(__file__).parent.parent
-    files = [f for o in ('core', 'learn') for f in sorted((root/o).glob('*.py'))]
+    files = [f for o in ('core', 'dataset', 'learn') for f in sorted((root/o).glob('*.py'))]
     return content_id(b''.join(f.read_bytes() for f in files) + PIL.__version__.encode())
+
+_code()   # at import: later the files may be of another release, but not what this process computes
 
 def _with_database(do):
     "Return `do` of the database, or {} if it cannot be used: a home folder may be missing, read-only or full"
@@ -205,7 +208,7 @@ _memory = {}   # kind -> {stamp of a file: result}, of the last three kinds
 def _stamp(file):
     try: s = os.stat(file)
     except OSError: return str(file),
-    return str(file),s.st_mtime_ns,s.st_size
+    return str(file),s.st_mtime_ns,s.st_ctime_ns,s.st_size,s.st_ino   # unpacked archives give many files one time
 
 def _content(file):
     with suppress(OSError): return content_id(file)
@@ -246,6 +249,6 @@ def cached(
     try:
         for f,result in _bar(compute(new), len(new)) if new else ():
             known[stamps[f]] = result
-            if ids.get(f): computed[ids[f]] = result
+            if ids.get(f) and _stamp(f) == stamps[f]: computed[ids[f]] = result   # else it was replaced meanwhile
     finally: _keep(kind, computed)
     return {f: known[o] for f,o in stamps.items() if o in known}

@@ -7,11 +7,12 @@ __all__ = ['validation_batches', 'pool', 'network_graph', 'fast_forward', 'image
            'labelled_features']
 
 # %% ../../nbs/learn/features.ipynb #2acadf32
-import hashlib, io, os, tempfile, warnings
+import hashlib, io, os, secrets, tempfile, warnings
 from contextlib import suppress
 from copy import deepcopy
+from weakref import WeakKeyDictionary
 
-import numpy as np, onnx, onnxruntime, torch
+import fastai, numpy as np, onnx, onnxruntime, torch
 from fastai.vision.all import L, Learner, chunked, no_random
 
 from ..core.errors import ImageError
@@ -55,8 +56,16 @@ def pool(
     return torch.cat([maps.amax((2, 3)), maps.mean((2, 3))], 1)
 
 # %% ../../nbs/learn/features.ipynb #fe00bd4e
+_PACKAGES = 'catdog','fastai','timm','torch','torchvision'
+_names_of_own = WeakKeyDictionary()
+
+def _own_code(o, parts):
+    "Return '' if `parts` of `o` are from packages, whose code does not change, else a name for `o` in this session"
+    if all(type(part).__module__.partition('.')[0] in _PACKAGES for part in parts): return ''
+    return _names_of_own.setdefault(o, secrets.token_hex(8))
+
 def _body_digest(body):
-    digest = hashlib.blake2b(type(body).__name__.encode(), digest_size=8)
+    digest = hashlib.blake2b((repr(body) + _own_code(body, body.modules())).encode(), digest_size=8)
     for o in body.state_dict().values(): digest.update(o.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()
 
@@ -148,13 +157,15 @@ def fast_forward(
 
 # %% ../../nbs/learn/features.ipynb #c7ef6988
 def _kind(learn):
-    "Identify what the features of `learn` depend on, and say whether it is code of fastai and catdog alone"
-    dl = learn.dls.valid
-    opened,tfms = dl.dataset.tls[0].tfms,(dl.after_item, dl.after_batch)
+    "Identify what the features of `learn` depend on, and say whether that is the same in other sessions"
+    dl,body = learn.dls.valid,learn.model[0]
+    opened = dl.dataset.tls[0].tfms
+    tfms = opened,dl.after_item,dl.before_batch,dl.after_batch
     min_side = getattr(opened.fs[-1], 'min_side', None)   # which is not in its `repr`
-    kind = repr((_body_digest(learn.model[0]), min_side, *tfms, opened, onnxruntime.__version__, torch.__version__))
-    ours = min_side and all(type(o).__module__.startswith('fastai.') for tfm in tfms for o in tfm.fs)
-    return hashlib.sha256(kind.encode()).hexdigest()[:16],bool(ours)
+    own = _own_code(learn.dls, [o for tfm in tfms for o in tfm.fs if o.name != 'noop'])   # also a user's function
+    versions = fastai.__version__,onnxruntime.__version__,torch.__version__
+    kind = repr((_body_digest(body), min_side, *tfms, own, *versions))
+    return hashlib.sha256(kind.encode()).hexdigest()[:16],not (own or _own_code(body, body.modules()))
 
 def image_features(
     learn:Learner, # Any `vision_learner`; its head is not used
