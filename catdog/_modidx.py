@@ -192,6 +192,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'catdog/learn/calibration.py'),
                                           'catdog.learn.calibration.print_validation': ( 'learn/calibration.html#print_validation',
                                                                                          'catdog/learn/calibration.py'),
+                                          'catdog.learn.calibration.subspace_distances': ( 'learn/calibration.html#subspace_distances',
+                                                                                           'catdog/learn/calibration.py'),
                                           'catdog.learn.calibration.validation_logits': ( 'learn/calibration.html#validation_logits',
                                                                                           'catdog/learn/calibration.py')},
             'catdog.learn.features': { 'catdog.learn.features._body_digest': ( 'learn/features.html#_body_digest',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['error_interval', 'confusion_counts', 'balanced_error', 'validation_logits', 'confusion', 'confused_pairs',
            'error_lines', 'calibration_error', 'calibrated_loss', 'calibrate', 'plot_calibration', 'print_validation',
-           'print_confusion', 'fit_distance', 'ood_limits']
+           'print_confusion', 'subspace_distances', 'fit_distance', 'ood_limits']
 
 # %% ../../nbs/learn/calibration.ipynb #65a986cc
 from collections import namedtuple
@@ -191,6 +191,14 @@ def _subspace(x, most=128):
     rows = randomized_svd(normalize(x - x.mean(0)), max(1, min(most, len(x)//2)), random_state=0)[2]
     step = np.abs(rows).max(1, keepdims=True)/127
     return _Subspace(x.mean(0).astype('float32'), (rows/step).round().astype('int8'), step.astype('float32'))
+
+def subspace_distances(
+    x:np.ndarray, # Mean features, shape (n,channels)
+    subspace:_Subspace # From `fit_distance`
+) -> np.ndarray: # Shape (n,), 0 to 1
+    "Return how far `x` lies outside `subspace`, as exported models compute it"
+    z = normalize(x - subspace.centre) @ (subspace.rows*subspace.step).T
+    return np.sqrt(np.maximum(1 - (z**2).sum(1), 0))
 
 def fit_distance(
     learn:Learner, # Trained

@@ -16,10 +16,10 @@ from ..core.errors import CatdogError, ImageError, ModelError
 from ..core.files import batches_ahead, content_id, map_ahead
 from ..core.model_file import model_file, open_session, pixels_of, read_meta, staged_folder
 from ..dataset.split import saved_folders, saved_split
-from .calibration import fit_distance
+from .calibration import fit_distance, subspace_distances
 from .card import model_card, model_metadata
-from .features import network_graph
-from .head import has_plain_head, head_parts
+from .features import are_files, labelled_features, network_graph
+from .head import has_plain_head, head_parts, head_scores
 from .loaders import OpenUpright, batch_resize, preprocessing, split_dls
 
 def _name(learn): return getattr(learn, 'arch_name', 'the network')
@@ -171,6 +171,11 @@ def _measure(model, sources, truth, prepared, bs=4):
     logits,*distances = (np.concatenate(o)[1:] for o in zip(*rows))
     return logits,np.array(truth, int)[np.array(good, bool)],distances[0] if distances else None
 
+def _measure_head(learn, distance):
+    "Return what `_measure` does for the validation images, from features that training has left"
+    x,truth,_ = labelled_features(learn, learn.dls.valid_ds, on_bad=lambda file,error: None)
+    return head_scores(learn, x).numpy(),truth,subspace_distances(x[:, x.shape[1]//2:], distance)
+
 def _odd_images(folder):
     "Write noise in odd shapes into `folder`; return the files"
     rng,sideways,files = np.random.default_rng(0),Image.Exif(),[]
@@ -227,9 +232,11 @@ def _write_model(learn, prepared, folder, int8):
     label_of,there = dls.valid_ds.tls[1],[i for i,o in enumerate(train) if _is_there(o)]
     truth = [int(label_of[i]) for i in range(len(valid))]
     def _ask(model): return _measure(model, valid, truth, prepared)
-    exact = _onnx_model(learn, prepared['size'], fit_distance(learn, which=there) if there else None)
+    distance = fit_distance(learn, which=there) if there else None
+    exact = _onnx_model(learn, prepared['size'], distance)
     _check_answers(learn, exact, valid, prepared)
-    model,answers = exact,_ask(exact)
+    quick = distance and valid and are_files(valid) and not getattr(learn, 'tuned', None)
+    model,answers = exact,_measure_head(learn, distance) if quick else _ask(exact)
     if int8: model,answers = _in_8_bits(exact, answers, _ask, [train[i] for i in there], prepared)
     tested = _measure(model, test, [int(label_of.tfms(f)) for f in test], prepared)[:2] if test else None
     meta = model_metadata(learn, *answers, len(valid) - len(answers[1]), tested, model is not exact)
