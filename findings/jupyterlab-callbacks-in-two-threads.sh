@@ -13,8 +13,7 @@
 set -euo pipefail
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 python3 -m venv "$dir/env"
-"$dir/env/bin/pip" install -q --disable-pip-version-check jupyterlab==4.6.6 ipykernel==7.4.0 ipywidgets==8.1.9 \
-    playwright==1.61.0
+"$dir/env/bin/pip" install -q --disable-pip-version-check jupyterlab==4.6.6 ipykernel==7.4.0 ipywidgets==8.1.9 playwright==1.61.0
 cd "$dir"
 export HOME="$dir" CHROMIUM="${CHROMIUM:-$(command -v chromium || command -v google-chrome)}"
 env/bin/python - <<'PYTHON'
