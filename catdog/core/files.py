@@ -201,7 +201,8 @@ def _load(kind, ids):
 
 def _keep(kind, results):
     def _insert(db):
-        db.executemany('insert or replace into results values (?, ?, ?)', ((kind, k, _with_sum(o)) for k,o in results.items()))
+        rows = [(kind, k, _with_sum(o)) for k,o in results.items()]
+        db.executemany('insert or replace into results values (?, ?, ?)', rows)
         db.execute('delete from results where rowid <= (select max(rowid) from results) - ?', (_MAX_ROWS,))
     if results: _with_database(_insert)
 
