@@ -77,6 +77,13 @@ def test_the_latest_results_stay(files, monkeypatch):
     for _ in range(2): ask(files, compute)
     assert compute.seen == ['a', 'b', 'c', 'a']
 
+def test_a_damaged_result_is_computed_again(files):
+    compute,file = Upper(),cache_folder()/'results.sqlite'
+    files[0].write_text('intact'*10)
+    ask(files, compute)
+    file.write_bytes(file.read_bytes().replace(b'INTACT', b'INTACU'))
+    assert ask(files, compute)['a'] == 'INTACT'*10 and compute.seen == [*'abc', 'a']
+
 @pytest.mark.parametrize('fault', ['damaged', 'a folder', 'no home', 'no user', 'locked'])
 def test_a_cache_that_cannot_be_used_is_no_error(files, fault, monkeypatch):
     compute,file = Upper(),cache_folder()/'results.sqlite'

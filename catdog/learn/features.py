@@ -159,9 +159,8 @@ def fast_forward(
 def _kind(learn):
     "Identify what the features of `learn` depend on, and say whether that is the same in other sessions"
     dl,body = learn.dls.valid,learn.model[0]
-    opened = dl.dataset.tls[0].tfms
-    tfms = opened,dl.after_item,dl.before_batch,dl.after_batch
-    min_side = getattr(opened.fs[-1], 'min_side', None)   # which is not in its `repr`
+    tfms = dl.dataset.tls[0].tfms,dl.after_item,dl.before_batch,dl.after_batch
+    min_side = getattr(tfms[0].fs[-1], 'min_side', None)   # which is not in its `repr`
     own = _own_code(learn.dls, [o for tfm in tfms for o in tfm.fs if o.name != 'noop'])   # also a user's function
     versions = fastai.__version__,onnxruntime.__version__,torch.__version__
     kind = repr((_body_digest(body), min_side, *tfms, own, *versions))
