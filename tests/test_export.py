@@ -307,3 +307,18 @@ def test_every_form_of_an_image_gives_one_answer(tmp_path):
         with Image.open(file) as img: forms = [file, str(file), data, io.BytesIO(data), img.copy(), np.asarray(img)]
         with open(file, 'rb') as f: answers = [classifier.predict(o) for o in [*forms, f]]
         assert len({o.probability for o in answers}) == 1, answers
+
+def test_the_head_is_measured_as_the_model_answers(drawings):
+    "Without running the model, on features that training has left"
+    from catdog.data import get_dls
+    from catdog.learn import export
+    from catdog.learn.calibration import fit_distance
+    from catdog.learn.head import fit_head
+    from catdog.train import get_learner
+    dls = get_dls(drawings, 64)
+    learn = fit_head(get_learner(dls, lin_ftrs=[]))
+    distance,prepared = fit_distance(learn),export.check_exportable(learn)
+    truth = [int(dls.valid_ds.tls[1][i]) for i in range(len(dls.valid_ds))]
+    slow = export._measure(export._onnx_model(learn, prepared['size'], distance), dls.valid_ds.items, truth, prepared)
+    for a,b in zip(export._measure_head(learn, distance), slow): np.testing.assert_allclose(a, b, atol=1e-4)
+    assert np.ptp(slow[2]) > .01
