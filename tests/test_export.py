@@ -322,3 +322,12 @@ def test_the_head_is_measured_as_the_model_answers(drawings):
     slow = export._measure(export._onnx_model(learn, prepared['size'], distance), dls.valid_ds.items, truth, prepared)
     for a,b in zip(export._measure_head(learn, distance), slow): np.testing.assert_allclose(a, b, atol=1e-4)
     assert np.ptp(slow[2]) > .01
+
+def test_validation_images_that_are_gone_are_no_error(drawings, tmp_path):
+    "The model is written, and its card does not say how good it is"
+    from catdog.data import get_dls
+    from catdog.learn.head import fit_head
+    from catdog.train import export, get_learner
+    learn = fit_head(get_learner(get_dls(shutil.copytree(drawings, tmp_path/'data'), 64), lin_ftrs=[]))
+    for o in learn.dls.valid_ds.items: o.rename(o.with_suffix('.bak'))
+    assert Classifier(export(learn, tmp_path/'model')).meta['n_valid'] == 0

@@ -216,9 +216,7 @@ def _stamp(file):
 def _content(file):
     with suppress(OSError): return content_id(file)
 
-def in_memory(
-    kind:str # As for `cached`
-) -> dict: # Stamp of a file -> bytes
+def _in_memory(kind):
     "Return the results of `kind` in memory; drop those of the kinds before the last three"
     if kind not in _memory:
         while len(_memory) > 2: del _memory[next(iter(_memory))]
@@ -229,7 +227,7 @@ def keep_in_memory(
     results:dict # File -> bytes
 ):
     "Let `cached` return `results` until the session ends"
-    in_memory(kind).update((_stamp(f), o) for f,o in results.items())
+    _in_memory(kind).update((_stamp(f), o) for f,o in results.items())
 
 def cached(
     kind:str, # What is computed, and all that it depends on except the images and the code of catdog
@@ -242,7 +240,7 @@ def cached(
     from tqdm.auto import tqdm   # its import takes 50 ms
     def _bar(items, n):   # Voilà would show an error in place of a bar that is gone
         return tqdm(items, what, n, leave=False, delay=2, unit=' images', disable='VOILA_BASE_URL' in os.environ)
-    known,stamps,computed = in_memory(kind),{f: _stamp(f) for f in files},{}
+    known,stamps,computed = _in_memory(kind),{f: _stamp(f) for f in files},{}
     new = [f for f,o in stamps.items() if o not in known]
     ids = dict(zip(new, _bar(map_ahead(_content, new), len(new)))) if on_disk else {}
     kind = f'{kind} {_code()}'

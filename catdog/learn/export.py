@@ -172,9 +172,9 @@ def _measure(model, sources, truth, prepared, bs=4):
     return logits,np.array(truth, int)[np.array(good, bool)],distances[0] if distances else None
 
 def _measure_head(learn, distance):
-    "Return what `_measure` does for the validation images, from features that training has left"
+    "Return what `_measure` does for the validation images, from cached features; None if no image can be opened now"
     x,truth,_ = labelled_features(learn, learn.dls.valid_ds, on_bad=lambda file,error: None)
-    return head_scores(learn, x).numpy(),truth,subspace_distances(x[:, x.shape[1]//2:], distance)
+    if len(truth): return head_scores(learn, x).numpy(),truth,subspace_distances(x[:, x.shape[1]//2:], distance)
 
 def _odd_images(folder):
     "Write noise in odd shapes into `folder`; return the files"
@@ -236,7 +236,7 @@ def _write_model(learn, prepared, folder, int8):
     exact = _onnx_model(learn, prepared['size'], distance)
     _check_answers(learn, exact, valid, prepared)
     quick = distance and valid and are_files(valid) and not getattr(learn, 'tuned', None)
-    model,answers = exact,_measure_head(learn, distance) if quick else _ask(exact)
+    model,answers = exact,quick and _measure_head(learn, distance) or _ask(exact)
     if int8: model,answers = _in_8_bits(exact, answers, _ask, [train[i] for i in there], prepared)
     tested = _measure(model, test, [int(label_of.tfms(f)) for f in test], prepared)[:2] if test else None
     meta = model_metadata(learn, *answers, len(valid) - len(answers[1]), tested, model is not exact)
