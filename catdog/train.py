@@ -72,12 +72,14 @@ def train(
         check_exportable(learn := recipe_learner(dls, arch, recipe, **kw))
         if recipe != 'classic' and num_distrib() < 2: learn.insights = insights(learn)   # its body is not trained yet
         run_recipe(learn, recipe, arch, epochs, resume, end, dict(size=size, bs=bs, seed=seed), larger, **kw)
+        found,is_more = getattr(learn, 'insights', {}),learn.tuned or learn.arch_name != arch
+        if is_more and 'curve' in found: found['curve']['whose'] = ' of the head alone'
         print_validation(learn)
-    for o in insight_sentences(getattr(learn, 'insights', {})): print(o)
+    for o in insight_sentences(found): print(o)
     return learn
 
 # %% ../nbs/03_train.ipynb #c9ddeffa
-def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe):
+def _check_build(words, path, out, n, engine, photos, safe, also=None, group_by=None, **recipe):
     "Return (labels, path, out), with defaults filled in; raise `CatdogError` on anything that cannot work"
     from catdog.core.model_file import check_model_folder
     from catdog.dataset.folder import ImageFolder, default_folder, parse_labels
@@ -92,7 +94,7 @@ def _check_build(words, path, out, n, engine, photos, safe, also=None, **recipe)
     if also: ImageFolder(also)
     if not photos: words = check_search(words, n or 150, engine=engine, safe=safe)
     path = Path(photos or path or default_folder(words))
-    labels = ImageFolder(photos, words or None).labels if photos else parse_labels(words, path)
+    labels = ImageFolder(photos, words or None, group_by == 'folder').labels if photos else parse_labels(words, path)
     out = Path(out or default_folder(words or [path.resolve().name], 'models'))
     if len(labels) == 1:
         raise CatdogError(f'{labels[0]!r} alone: a classifier needs two labels or more, such as: cat dog')
@@ -125,7 +127,7 @@ def build(
     from catdog.dataset.journal import add_images
     from catdog.dataset.split import split_files
     from catdog.scrape import scrape
-    labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, also, recipe=recipe, arch=arch,
+    labels,path,out = _check_build(labels, path, out, n, engine, photos, safe, also, group_by, recipe=recipe, arch=arch,
                                    size=size, epochs=epochs, minutes=minutes)
     print(f'[1/4] Images of {", ".join(labels)}: {"your own in" if photos else "from the web into"} {path}', flush=True)
     (loading := threading.Thread(target=_load)).start()

@@ -11,6 +11,11 @@ def saved(img, format='PNG', **kw):
     img.save(f, format, **kw)
     return f.getvalue()
 
+def coded(data, primaries, curve):
+    "The AVIF file `data` in other colours (ITU-T H.273)"
+    at = data.index(b'colrnclx') + 8
+    return data[:at] + struct.pack('>HH', primaries, curve) + data[at + 4:]
+
 def exif_block(*tags, order='<'):
     "An EXIF block with `tags`, each (number, type, how many values, 4 bytes)"
     body = b''.join(struct.pack(order + 'HHI', *o[:3]) + o[3] for o in tags)

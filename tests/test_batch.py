@@ -280,7 +280,8 @@ def test_bucket_in_memory(tmp_path):
     rows = list(batch.answer_rows(classifier, sorted((tmp_path/'album').iterdir())))
     assert list(table.file) == [f'memory:///bucket/{Path(o["file"]).name}' for o in rows]
     assert table.p_cat.tolist() == pytest.approx([o['p_cat'] for o in rows], abs=1e-5)
-    with pytest.raises(DataError, match='no images'): predict_bucket('memory://nothing', tmp_path/'answers')
+    with pytest.raises(DataError, match='Parquet files already'): predict_bucket('memory://bucket', tmp_path/'answers')
+    with pytest.raises(DataError, match='no images'): predict_bucket('memory://nothing', tmp_path/'others')
 
 def peak(folder, *args):
     "Return the peak memory in MB of `predict_files` with `args` (Linux)"

@@ -220,7 +220,7 @@ def test_it_learns_from_each_page(tmp_path):
     for _ in range(6):
         if {*cleaner.iw.choices} >= {*cleaner.iw.shown}: break   # there are no more suspects
         first,answered = cleaner.iw.shown,{*cleaner.iw.choices}
-        assert not answered & {*first}   # nothing that was answered comes back
+        assert len(seen) % 4 or not answered & {*first}   # nothing comes back, but a page that was not full is filled up
         for o in first: cleaner.iw.choose(o, wrong.get(o, o.parent.name))
         seen += first
         cleaner.bt_next.click()

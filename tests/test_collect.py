@@ -320,6 +320,10 @@ def six(tmp_path):
 
 def credits(path): return write_credits(path).read_text().splitlines()
 
+def test_a_label_called_all(tmp_path):
+    with serve_images({'all': [jpeg_bytes(image(0))]}): counts = count_outcomes(scrape('all', tmp_path, n=1, engine='test'))
+    assert counts.loc['ok'].to_dict() == {'all': 1, 'all labels': 1}
+
 @pytest.mark.parametrize('retry', [False, True])
 def test_label_with_deleted_folder_is_fetched_again(six, capsys, retry):
     path,asked = six

@@ -2,8 +2,8 @@
 Chromium shows no TIFF files: those are compared with the pixels that were written."""
 import base64, io, itertools, struct, zlib
 
-import numpy as np, pytest
-from image_files import (ADOBE_RGB, DISPLAY_P3, SRGB, bmp, chunk, exif_block, grey_profile, ink_profile, matrix_profile,
+import numpy as np, pillow_heif, pytest
+from image_files import (ADOBE_RGB, DISPLAY_P3, SRGB, bmp, chunk, coded, exif_block, grey_profile, ink_profile, matrix_profile,
                          packed,
     saved, tiff)
 from PIL import Image, ImageCms
@@ -344,6 +344,21 @@ def bmps():
     data = saved(IMG, 'BMP')
     yield 'pixels nowhere',data[:10] + bytes(4) + data[14:]
 
+# AVIF: opaque stills, as Debian's Chromium 156 stretches the range of alpha channels and animations
+
+def avifs():
+    for name,img in dict(smooth=IMG, odd=NOISE.resize((95, 63)), grey=IMG.convert('L')).items():
+        for o in (dict(subsampling='4:4:4'), dict(subsampling='4:2:2'), dict(range='limited')):
+            yield f'{name}, {o}',saved(img, 'AVIF', quality=90, **o)
+    for k in ('sRGB', 'P3', 'Adobe', 'linear', 'version 4'):
+        data = saved(IMG, 'AVIF', quality=90, icc_profile=PROFILES[k])
+        yield from {f'profile {k}': data, f'PQ, but a profile {k}': coded(data, 9, 16)}.items()
+    plain = saved(IMG, 'AVIF', quality=90)
+    for o in itertools.product((1, 2), (1, 2, 6, 13, 14, 15)): yield f'coded {o}',coded(plain, *o)
+    for o in ((12, 13), (11, 13), (10, 13), (9, 13), (9, 16), (9, 18), (12, 16), (1, 8), (1, 16), (1, 18)):
+        yield f'rare {o}',coded(plain, *o)
+    for i in range(10): yield f'EXIF {i}',saved(IMG, 'AVIF', quality=90, exif=exif_block((0x112, 3, 1, bytes([i, 0, 0, 0]))))
+
 DRAW = '''async ([all, background]) => {
     const pixels = o => {
         const canvas = document.createElement('canvas');
@@ -373,7 +388,8 @@ REFUSED = {
             'gamma 100000', 'gamma 300000', 'broken profile, gamma', 'no profile, gamma', 'profile linear',
             'sRGB of no intent'))],
     'JPEG': ['more before', '12 bits', 'arithmetic', 'lossless', 'height later'], 'WebP': ['hidden alpha'],
-    'GIF': ['no palette', 'small without palette', 'five rows', 'no pixels'], 'BMP': ['pixels nowhere']}
+    'GIF': ['no palette', 'small without palette', 'five rows', 'no pixels'], 'BMP': ['pixels nowhere'],
+    'AVIF': ['rare']}
 
 def opened(data):
     "The pixels of `open_image`, or the sentence with which it refuses `data`"
@@ -384,7 +400,7 @@ def opened(data):
 def test_as_chromium_shows_them(page):
     files = {(kind, name): data for kind,
              all in (('PNG', pngs()), ('JPEG', jpegs()), ('WebP', webps()), ('GIF', gifs()),
-             ('BMP', bmps())) for name,data in all}
+             ('BMP', bmps()), ('AVIF', avifs())) for name,data in all}
     page.goto('about:blank')
     shown = page.evaluate(DRAW, [[base64.b64encode(o).decode() for o in files.values()], 0])
     def _array(o): return o and np.frombuffer(base64.b64decode(o[2]), 'uint8').reshape(*o[:2], 4)[..., :3].astype(int)
@@ -454,3 +470,11 @@ def test_tiff_files_have_the_pixels_that_were_written():
         else: assert not isinstance(mine,
                                     str) and mine.shape == expected.shape and abs(mine - expected).max() <= 3, (name,
                                         mine)
+
+def test_heic_in_rare_colours():
+    pillow_heif.register_heif_opener()
+    def _opened(primaries, curve):
+        return opened(saved(IMG, 'HEIF', color_primaries=primaries, transfer_characteristics=curve,
+                            matrix_coefficients=6, full_range_flag=1))
+    for o in ((1, 13), (5, 6), (2, 2)): assert abs(_opened(*o) - np.asarray(IMG)).max() < 30
+    for o in ((9, 16), (9, 18), (12, 13)): assert 'in rare colours' in _opened(*o)

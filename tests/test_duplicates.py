@@ -103,6 +103,14 @@ def test_copies_in_an_ordinary_set_stay_copies():
     groups,limits = find_copies(*signatures(images), labels)
     assert limits == (CLOSE, _ALIKE) and groups[60:].tolist() == groups[[*range(12), 20, 21]].tolist()
 
+def test_clothes_on_a_bed_are_no_copies():
+    "Some of many images are a little alike, also of two labels; true copies would differ in fewer bits"
+    some,labels = hashes(400),['shirt', 'dress']*200 + ['dress', 'shirt']*10
+    for k,limit in ((38, 4), (12, CLOSE)):
+        bits = list(map(phash_bits, some + [differing(o, k) for o in some[:20]]))
+        groups,limits = find_copies(bits, np.repeat(GREY[None], 420, 0), labels)
+        assert limits[0] == limit and len(set(groups)) == (420 if k == 38 else 400)
+
 def test_colours_are_computed_once_and_only_for_close_hashes():
     asked,(one,) = [],hashes(1)
     index = DuplicateIndex(lambda key: asked.append(key) or {'known': GREY}.get(key))

@@ -378,7 +378,8 @@ def test_odd_responses_have_a_status(server, fetch, status, headers, body, outco
     assert fetch(server.url, timeout=.3 if outcome == 'timeout' else 60).status == outcome
 
 @pytest.mark.parametrize('status,retry_after,outcome,asked', [
-    (503, '1', 'ok', 2), (500, None, 'busy', TRIES), (429, '3600', 'busy', 1), (503, 'soon', 'busy', TRIES)])
+    (503, '1', 'ok', 2), (500, None, 'busy', TRIES), (429, '3600', 'busy', 1), (503, 'soon', 'busy', TRIES),
+    (503, 'Fri, 31 Dec 10000 00:00:00 GMT', 'busy', TRIES)])
 def test_busy_server_is_retried(server, fetch, status, retry_after, outcome, asked):
     def answer(*args):
         if outcome == 'ok' and len(server.asked) > 1: return ALL

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import ImageEnhance
 
+from catdog import train as chapter
 from catdog.clean.interpret import prediction_table
 from catdog.clean.report import report
 from catdog.core.duplicates import image_quality
@@ -13,7 +14,8 @@ from catdog.core.errors import CatdogError
 from catdog.core.images import open_image
 from catdog.data import get_dls
 from catdog.dataset.folder import ImageFolder
-from catdog.dataset.split import image_sources, split_files
+from catdog.dataset.journal import apply_choices
+from catdog.dataset.split import check_images, image_sources, split_files
 from catdog.learn.card import model_card, model_metadata
 from catdog.learn.finetune import recipe_learner, recipe_tfms
 from catdog.learn.head import fit_head
@@ -70,6 +72,13 @@ def test_planted_shortcuts_are_found(planted, trait, label, words):
     assert shortcuts(*traits()) == shortcuts(np.random.default_rng(2).permutation(labels), *rest) == []
     assert shortcuts(*traits(12, **planted)) == shortcuts(['cat']*120, *rest) == []   # too few; one label
 
+def test_size_of_large_photographs_is_a_shortcut(tmp_path):
+    "They are measured at 512 pixels"
+    files = [tmp_path/f'{label}{i}.jpg' for label in ('cat', 'dog') for i in range(20)]
+    for i,f in enumerate(files): draw('cat', i, (1200 + 9*i, 900) if i < 20 else (800 + 9*i, 600)).save(f)
+    found = shortcuts(['cat']*20 + ['dog']*20, files, [check_images(files)[0][f] for f in files], {})
+    assert ('image size', 'median 800 for dog, 1,080 for cat') in {(o['trait'], o['example']) for o in found}
+
 def test_no_shortcut_in_100_splits_of_photographs(photos):
     files = [o for label in ('cat', 'dog') for o in sorted((photos/'photos'/'web'/label).iterdir())[:150]]
     quality = [image_quality(open_image(o, 512)) for o in files]
@@ -119,6 +128,18 @@ def test_images_of_one_source_stay_on_one_side(tmp_path, by, capsys):
 def test_group_by_what_is_not_known(tmp_path, by, words):
     with pytest.raises(CatdogError, match=words): split_files(fill(tmp_path/'mine', 6), group_by=by)
 
+def test_labels_with_the_same_sub_folders(tmp_path):
+    path = fill(tmp_path/'mine', 16)
+    for o in sorted(path.rglob('*.jpg')):
+        (to := o.parent/('indoor' if int(o.stem) % 2 else 'outdoor')).mkdir(exist_ok=True)
+        o.rename(to/o.name)
+    with pytest.raises(CatdogError, match='if these are labels, name them or group by folder'): split_files(path)
+    split = split_files(path, group_by='folder')
+    assert split.folder.labels == ['cat', 'dog'] and len({o.parent for o in split.valid}) == 2
+    file = split.train[0]
+    moved, = apply_choices(path, {file: 'dog' if file.parent.parent.name == 'cat' else 'cat'})
+    assert moved.to.relative_to(path).parts[1:2] == (file.parent.name,) and moved.to.exists()
+
 def test_error_about_unknown_sources():
     rng = np.random.default_rng(0)
     y,author = np.arange(300) % 2,rng.integers(0, 30, 300)
@@ -151,6 +172,17 @@ def test_insights_reach_the_card(learn):
     assert 'most confused: cat for fish, 2 of 2' in card
     assert '| cat | 2 | 0 | 0 | 100.0% (34.2% to 100.0%) |' in card and '| fish | 2 | 0 | 0 | 0.0%' in card
     assert 'Not measured.' in model_card({**meta, 'insights': {}})
+
+def test_curve_of_a_tuned_network_is_about_its_head(tmp_path, monkeypatch, capsys):
+    def tune(learn, *args, **kw):
+        fit_head(learn)
+        learn.tuned = 'last stages'
+    chapter._load()
+    monkeypatch.setattr(chapter, 'run_recipe', tune)
+    monkeypatch.setattr(chapter, '_load', lambda: None)
+    learn = chapter.train(fill(tmp_path/'mine', 20), size=64)
+    words = 'Twice as many images would lower the error of the head alone by about'
+    assert words in capsys.readouterr().out and words in insight_sentences(learn.insights)[0]
 
 def test_no_curve_of_one_point(learn, monkeypatch):
     "Of so few images of each label that no part of them has all labels, nothing can be predicted"

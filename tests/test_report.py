@@ -35,7 +35,7 @@ def test_report_in_a_browser(learn, tmp_path, page):
     page.on('dialog', lambda o: messages.append(o.message))
     page.set_viewport_size(dict(width=360, height=700))
     page.goto((tmp_path/'r.html').as_uri())
-    assert page.title() == ' or '.join(learn.dls.vocab) + '?' and not messages
+    assert page.title() == f'Which of {len(learn.dls.vocab)} labels?' and not messages
     assert [o for o in requests if not o.startswith('data:')] == [(tmp_path/'r.html').as_uri()]
     assert page.evaluate('document.documentElement.scrollWidth') <= 360
     assert page.evaluate('[...document.images].every(o => o.naturalWidth > 0)') and page.locator('img').count() > 10

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np, onnx, psutil, pytest, yaml
 from PIL import Image, ImageCms
+from image_files import coded
 from network_helpers import until
 from page_helpers import (CAT, LOADED, Files, ask, as_files, cards, catdog_site, classifier, hosted, open_page, saved, script,   # noqa: F401
     site)
@@ -236,6 +237,8 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
 NOT_BY_THE_SERVER = {
     'new.jxl': JXL, 'box.jxl': b'\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl \0\0\0\0jxl \0\0\0\0jxlc' + JXL,
     'hdr.png': png_with((b'cICP', b'\x09\x10\0\1')), 'p3.png': png_with((b'cICP', b'\x0c\x0d\0\1')),
+    'hdr.avif': coded(saved(draw('cat', 1, (64, 64)), 'AVIF'), 9, 16),
+    'p3.avif': coded(saved(draw('cat', 1, (64, 64)), 'AVIF'), 12, 13),
     'wide.png': png_with((b'gAMA', struct.pack('>I', 45_455)), (b'cHRM', P3_POINTS)),
     'old.jp2': b'\0\0\0\x0cjP  \r\n\x87\n', 'icon.png': saved(draw('cat', 1, (64, 64)), 'ICO'),
     'drawing.svg': SVG, 'noted.svg': b'\xef\xbb\xbf<!-- one\n -->\n<?xml version="1.0"?>\n' + SVG}

@@ -125,15 +125,13 @@ class _Pages(ImagesCleaner):
         self.page,self.turns = min(max(page, 0), self.n_pages - 1),self.turns + 1
         self.cards,self.other_cards,shown = self.other_cards,self.cards,self.shown
         while len(self.cards) < len(shown): self.cards.append(_Card(self))
-        thumbs = thumbnails(shown, self.height, self.width)
-        for card,file,thumb in zip(self.cards, shown, thumbs): card.fill(file, thumb)
+        for card,*o in zip(self.cards, shown, thumbnails(shown, self.height, self.width)): card.fill(*o)
         self.widget.children = [o.box for o in self.cards[:len(shown)]]
         self._changed()
     def forward(self, agree=False):
         "Turn the page, whose suggestions are accepted first if you `agree`; `reorder` may change what follows it"
-        if agree:
-            for o in self.shown:
-                if suggested := self.open_suggestion(o): self.choose(o, suggested)
+        for o in self.shown if agree else ():
+            if suggested := self.open_suggestion(o): self.choose(o, suggested)
         if (files := self.reorder()) is not None: self.view = self.view[:(self.page + 1)*self.max_n] + files
         self.show(self.page + 1)
     def guard(self, func):
@@ -262,8 +260,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         **kwargs # `height` and `width` of a thumbnail in pixels (128, 180), `max_n` images per page (24)
     ):
         predicted,vocab = prediction_table(learn),list(learn.dls.vocab)
-        self._vocab = list(map(str, vocab))
-        self.pair = tuple(map(str, pair or ()))
+        self._vocab,self.pair = list(map(str, vocab)),tuple(map(str, pair or ()))
         if pair and (len(self.pair) != 2 or not {*self.pair} <= {*self._vocab}):
             raise DataError(f'pair is {pair!r}: give two labels of the network: {", ".join(self._vocab)}')
         super().__init__(learn.dls.path, vocab, **kwargs)
@@ -271,7 +268,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         self._features,self._reduced,self._answered,self._learned_from = predicted.features,None,set(),{}
         self._first,self._before = self.table.label.astype(str).tolist(),None   # before: the error with these labels
         self._labels = {label_name(str(o)): (i, o) for i,o in enumerate(vocab)}
-        try: self._folder = ImageFolder(self.path)
+        try: self._folder = ImageFolder(self.path, grouped=all((self.path/o).is_dir() for o in self._vocab))
         except DataError: self._folder = None   # there are no label folders
         self._in_label = [self._folder_label(f) == label_name(str(o)) for f,o in zip(self.table.file, self.table.label)]
         self.iw.slow,self._reasons,sets = len(self.table) > 2000,{},list(self.table.dataset.unique())
@@ -311,11 +308,8 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
             most = list(dict.fromkeys([*self.pair, *(o for cell in wrong for o in cell), *self._vocab]))[:12]
             names = [o for o in self._vocab if o in most]
             def _cell(*pair):
-                def clicked():
-                    self.pair = pair
-                    self.on_change_ds()
-                return _button(str(n := cells[pair]), clicked, disabled=not n,
-                               tooltip=f'{n} images of {pair[0]} that the network calls {pair[1]}')
+                return _button(str(n := cells[pair]), lambda: (setattr(self, 'pair', pair), self.on_change_ds()),
+                               disabled=not n, tooltip=f'{n} images of {pair[0]} that the network calls {pair[1]}')
             self._cells,self._buttons = cells,{(a, b): _cell(a, b) for a in names for b in names}
             rows = [['label \\ network', *names], *([a, *(self._buttons[a, b] for b in names)] for a in names)]
             self.matrix.children = [widgets.HTML(escape(o)) if isinstance(o, str) else o for row in rows for o in row]
@@ -334,8 +328,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         model = LogisticRegression(C=.003, max_iter=200, tol=.01)
         folds = StratifiedKFold(max(2, min(5, *Counter(y).values())), shuffle=True, random_state=0)
         p = cross_val_predict(model, z, y, cv=folds, method='predict_proba')
-        given = p[np.arange(len(y)), np.searchsorted(names, y)]
-        unseen = list(zip(rows, y.tolist(), names[p.argmax(1)].tolist(), given))
+        unseen = list(zip(rows, y.tolist(), names[p.argmax(1)].tolist(), p[range(len(y)), np.searchsorted(names, y)]))
         if not valid.any() or len({*y[train]}) < 2: return (0, 0),unseen
         wrong = model.fit(z[train], y[train]).predict(z[valid]) != y[valid]
         return (int(wrong.sum()), len(wrong)),unseen
@@ -367,8 +360,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
                 found = [dict(file=self.table.file[i], label=label, suggested=best, kind='label', score=1 - p,
                               reason=f'a head that has not seen this label says {best}')
                          for i,label,best,p in unseen if best != label]
-                df = pd.DataFrame(found, columns=self.suspects.columns)
-                df = pd.concat([self.suspects[self.suspects.kind != 'label'], df])
+                df = pd.concat([(old := self.suspects)[old.kind != 'label'], pd.DataFrame(found, columns=old.columns)])
                 df = df.loc[[f in self._rows and self._rows[f].Index not in self._answered for f in df.file]]
                 df = df.sort_values('score', ascending=False, kind='stable')
                 self.suspects = df.drop_duplicates('file', ignore_index=True)
@@ -403,8 +395,7 @@ class Cleaner(ReviewWidget, ImageClassifierCleaner):
         return (f'{some} folders that are their labels: they can be deleted (and restored), but not moved to another '
                 'label.')
     def _describe(self, file):
-        o = self._rows[file]
-        what = 'folder' if self._can_move(file) else 'label'
+        o,what = self._rows[file],'folder' if self._can_move(file) else 'label'
         text = (f'{what}: <b>{escape(str(o.label))}</b> · loss {abs(o.loss):.2f}<br>'
                 f'network: <b>{escape(str(o.predicted))}</b> {o.probability:.0%}')
         return text + (f'<br>{escape(self._reasons[file])}' if file in self._reasons else '')

@@ -137,20 +137,18 @@ def gradcam_overlays(
     return [overlay_heatmap(img, heat, prepared) for img,heat in zip(imgs, gradcam(learn, files))]
 
 # %% ../../nbs/clean/interpret.ipynb #35b45432
-def _out_of_sample(features, labels, folds=10):
+def _out_of_sample(features, labels):
     "Return the probability of each label (sorted), by logistic regressions that were not fitted to the image"
-    folds = max(2, min(folds, min(Counter(labels).values())))
+    folds = StratifiedKFold(max(2, min(10, *Counter(labels).values())), shuffle=True, random_state=0)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=.003, max_iter=1000, tol=.01, class_weight='balanced'))
-    parts = StratifiedKFold(folds, shuffle=True, random_state=0)
-    return cross_val_predict(model, features, labels, cv=parts, method='predict_proba')
+    return cross_val_predict(model, features, labels, cv=folds, method='predict_proba')
 
 _Suspect = namedtuple('_Suspect', 'file label suggested kind score reason')
 
 def _label_errors(predicted):
     "Return suspects whose label is probably false, and the probability of each image's label (1: not judged)"
     t,given = predicted.table,np.ones(len(predicted.table))
-    n = Counter(t.label.astype(str))
-    judged = np.flatnonzero([n[o] > 1 for o in t.label.astype(str)])
+    judged = np.flatnonzero(t.label.astype(str).duplicated(keep=False))
     t,labels = t.iloc[judged],t.label.astype(str).values[judged]
     if len(names := np.unique(labels)) < 2: return [],given
     p = _out_of_sample(predicted.features[judged], labels)

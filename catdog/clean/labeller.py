@@ -36,11 +36,10 @@ def propose(
     "Predict the label of each image, and choose those to label next"
     p,rows,left = np.full((len(z), k), 1/max(k, 2)),np.flatnonzero(known >= 0),np.flatnonzero(known == -1)
     some,n = left,min(n, len(left))
-    def _fit(C, sure=()):   # also to the answers of the head before, where it was `sure`
-        labels = np.concatenate([known[rows], p[sure].argmax(1)]) if len(sure) else known[rows]
+    def _fit(C, sure=left[:0]):   # also to the answers of the head before, where it was `sure`
+        labels = np.concatenate([known[rows], p[sure].argmax(1)])
         # balanced: those that were asked for are no random sample
-        model = LogisticRegression(C=C, max_iter=100, tol=.01, class_weight='balanced')
-        model.fit(z[np.concatenate([rows, sure]).astype(int)], labels)
+        model = LogisticRegression(C=C, max_iter=100, tol=.01, class_weight='balanced').fit(z[[*rows, *sure]], labels)
         res = np.zeros_like(p)
         res[:, model.classes_] = model.predict_proba(z)
         return res
@@ -196,9 +195,8 @@ class Labeller(ReviewWidget):
         elif len(sure := [i for i in self._left if self._p[i].max() >= self.dd_sure.value]) <= n:
             iw.message.value = f'It is sure of {len(sure)}: label these by hand.'
         else:
-            sample = np.random.default_rng().choice(sure, n, replace=False)
             self._suggest(sure)
-            self._sample = [self.files[i] for i in sample]
+            self._sample = [self.files[i] for i in np.random.default_rng().choice(sure, n, replace=False)]
             self._sure = {self.files[i]: iw.suggestions[self.files[i]] for i in sure}
             iw.message.value = f'{n} of the {len(sure):,} that it is sure of, at random: correct them, then accept.'
             iw.set_fns(iw.view[:len(iw.view)//n*n] + self._sample, iw.n_pages)

@@ -33,9 +33,8 @@ def error_sentences(
 ) -> list: # Sentences
     "Describe how often the network is wrong: on its validation images, on a test set, on new images"
     rows,sentences = _measured(table),[]
-    known = not (table.dataset == 'Unknown').any()
-    for some,what in [(rows, 'images that it had not been trained on' if known else
-                             'images, some of which it may have been trained on,'),
+    for some,what in [(rows, 'images, some of which it may have been trained on,' if (table.dataset == 'Unknown').any()
+                             else 'images that it had not been trained on'),
                       (table[table.dataset == 'Test'], 'test images'),
                       (table[table.dataset == 'New'], 'images that are new since it was trained')]:
         if not len(some): continue
@@ -59,9 +58,8 @@ def report(
     out = check_new_file(out)
     predicted,labels,split = prediction_table(learn),list(map(str, learn.dls.vocab)),vars(learn.dls).get('split')
     table,df = predicted.table,suspects(learn)
-    used = used_sentence(split) if split else ''
+    used,sources = (used_sentence(split), image_sources(split.folder, table.file)) if split else ('', {})
     found = dict(getattr(learn, 'insights', {}))
-    sources = image_sources(split.folder, table.file) if split else {}
     found['shortcuts'] = shortcuts(table.label, table.file, predicted.quality, sources)
     drawn = io.BytesIO()
     if 'curve' in found:

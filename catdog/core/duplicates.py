@@ -52,12 +52,13 @@ def near_copies(
         same = colours[near + i + 1] @ colours[i] >= limits[1]
         if same.any(): yield i,near[same] + i + 1,differ[same]
 
-def _are_alike(groups, labels, most):
+def _are_alike(groups, labels, most, differ):
     "Return whether `groups` join images that are alike by nature: of several labels, or over `most` and half of one"
     counts = np.zeros((len(groups), labels.max(initial=0) + 1), int)
     np.add.at(counts, (groups, labels), 1)
-    mixed = counts[(counts > 0).sum(1) > 1].sum()
-    return mixed > max(5, len(groups)/10) or (counts.max(0, initial=0) > np.maximum(most, counts.sum(0)/2)).any()
+    mixed,joined = (counts[o.sum(1) > 1].sum() for o in (counts > 0, counts))
+    some = joined/4 if differ and np.median(differ) > CLOSE*2/3 else len(groups)/10   # most copies differ less
+    return mixed > max(5, some) or (counts.max(0, initial=0) > np.maximum(most, counts.sum(0)/2)).any()
 
 def find_copies(
     bits, # As for `near_copies`
@@ -67,9 +68,11 @@ def find_copies(
     "Group copies, and copies of copies, by stricter limits if the images of this set are alike by nature"
     labels = np.unique(labels, return_inverse=True)[1]
     for limits,most in ((CLOSE, _ALIKE), 4),((4, .99), 20),((-1, 1), 1):   # six of one shot are copies, fifty a camera
-        groups = np.arange(len(bits))
-        for i,near,_ in near_copies(bits, colours, limits): groups[np.isin(groups, groups[near])] = groups[i]
-        if not _are_alike(groups, labels, most): break
+        groups,far = np.arange(len(bits)),[]
+        for i,near,differ in near_copies(bits, colours, limits):
+            groups[np.isin(groups, groups[near])] = groups[i]
+            far += differ.tolist()
+        if not _are_alike(groups, labels, most, far): break
     return groups,limits
 
 class DuplicateIndex:

@@ -58,19 +58,19 @@ def command(
     func # A function with docments, which become the command's help
 ): # `func` for Python, and an entry point for console scripts
     "Make `func` a command with fastcore's `call_parse`; one sentence on a `CatdogError`, a full disk or Ctrl-C"
+    @call_parse
     @wraps(func)
     def _f(*args, **kwargs):
         _escape_output()   # stdout may have been replaced
         try: return func(*args, **kwargs)
         except (CatdogError, OSError) as e:
             place = isinstance(e, OSError) and (e.errno in _PLACE or 'temporary directory' in str(e))
-            if not is_cli(main) or not (place or isinstance(e, CatdogError)): raise
+            if not is_cli(_f) or not (place or isinstance(e, CatdogError)): raise
             text = f'{e.filename or "a file"}: cannot be written or read ({e.strerror})' if place else e
             print(f'{os.path.basename(sys.argv[0])}: {text}', file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            if not is_cli(main): raise
+            if not is_cli(_f): raise
             print(f'\n{os.path.basename(sys.argv[0])}: stopped', file=sys.stderr)
             raise SystemExit(130) from None
-    main = call_parse(_f)
-    return main
+    return _f

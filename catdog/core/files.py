@@ -41,18 +41,18 @@ def is_system_folder(
 def walk_files(
     folder:str|os.PathLike, # Where to look
     onerror=None, # Called with the `OSError` of each folder that cannot be read; default: skip it silently
-    onskip=None, # Called with the path of each system folder, which is skipped
+    onskip=None, # Called with the path of each empty folder, and of each system folder, which is skipped
     _above:tuple=()
 ): # Yields paths, sorted
     "Yield all files below `folder`, following links to folders; skip hidden files, hidden folders and system folders"
     here = os.path.realpath(folder)
     if here in _above: return   # a link to a folder above
-    try: entries = sorted(os.scandir(folder), key=lambda o: o.name)
+    try: entries = sorted((o for o in os.scandir(folder) if o.name[0] != '.'), key=lambda o: o.name)
     except OSError as e:
         if onerror: onerror(e)
         return
+    if onskip and not entries: onskip(Path(folder))
     for o in entries:
-        if o.name.startswith('.'): continue
         if o.is_dir():
             if not is_system_folder(o.name): yield from walk_files(o.path, onerror, onskip, (*_above, here))
             elif onskip: onskip(Path(o.path))
@@ -174,8 +174,7 @@ def cache_folder() -> Path:
 @cache
 def _code():
     "Identify the code that opens images and computes from them; what another release computed is not used"
-    root = Path(__file__).parent.parent
-    files = [f for o in ('core', 'dataset', 'learn') for f in sorted((root/o).glob('*.py'))]
+    files = [f for o in ('core', 'dataset', 'learn') for f in sorted((Path(__file__).parent.parent/o).glob('*.py'))]
     return content_id(b''.join(f.read_bytes() for f in files) + PIL.__version__.encode())
 
 _code()   # at import: later the files may be of another release, but not what this process computes
@@ -218,8 +217,7 @@ def _content(file):
 
 def _in_memory(kind):
     "Return the results of `kind` in memory; drop those of the kinds before the last three"
-    if kind not in _memory:
-        while len(_memory) > 2: del _memory[next(iter(_memory))]
+    while kind not in _memory and len(_memory) > 2: del _memory[next(iter(_memory))]
     return _memory.setdefault(kind, {})
 
 def keep_in_memory(

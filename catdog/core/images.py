@@ -30,9 +30,7 @@ def _transform(profile, mode):
     return None if same or np.ptp(out) < 64 else transform
 
 def _to_srgb(img, profile, gamma=None):
-    """Convert `img`, of mode RGB, L, CMYK or LAB, to sRGB by `profile` (bytes); ignore a profile for another mode
-
-    `gamma`: the numbers of `img` are light to this power; None: they are sRGB's"""
+    "Convert `img`, of mode RGB, L, CMYK or LAB, to sRGB by `profile` if it fits, or from light to the power of `gamma`"
     if gamma:
         light = (np.arange(256)/255)**(1/gamma)
         table = 255*np.where(light <= .0031308, light*12.92, 1.055*light**(1/2.4) - .055)
@@ -105,21 +103,19 @@ def _to_rgb(img, facts):
     img = _to_srgb(img, facts.profile, facts.gamma)
     return Image.composite(img, Image.new('RGB', img.size, 'white'), alpha) if alpha else img
 
+_RARE = 'an image for HDR screens, or in rare colours: save it as JPEG first'
 _PRIMARIES = .3127, .329, .64, .33, .3, .6, .15, .06   # of sRGB: x and y of white, red, green and blue
 def _png_colours(info, cicp):
-    """Return the ICC profile (b'' for sRGB) and the gamma (None for that of sRGB) of a PNG file (PNG 3, 4.3)
-
-    `cicp`: the body of its cICP chunk, or b''"""
+    "Return the ICC profile (b'': sRGB) and gamma (None: sRGB's) of a PNG file with the cICP chunk `cicp` (PNG 3, 4.3)"
     icc,gamma,xy = info.get('icc_profile') or b'',info.get('gamma'),info.get('chromaticity')
-    rare = ImageError('an image for HDR screens, or in rare colours: save it as JPEG first')
     if cicp == b'\1\x0d\0\1': return b'',None
-    if cicp or icc[16:20] in (b'Lab ', b'XYZ '): raise rare
+    if cicp or icc[16:20] in (b'Lab ', b'XYZ '): raise ImageError(_RARE)
     try:
         if icc and ImageCms.ImageCmsProfile(io.BytesIO(icc)): return icc,None
     except Exception: pass   # a broken one
     if not gamma or info.get('srgb', 4) < 4 or not xy and abs(gamma*2.2 - 1) < .05: return b'',None
     if xy and not all(xy): return b'',None   # points that are no colours
-    if not .1 <= gamma <= 10 or xy and abs(np.subtract(xy, _PRIMARIES)).max() > .0002: raise rare
+    if not .1 <= gamma <= 10 or xy and abs(np.subtract(xy, _PRIMARIES)).max() > .0002: raise ImageError(_RARE)
     return b'',gamma
 
 def _chunks(data):
@@ -200,8 +196,12 @@ def _facts(img, data):
         facts.orientation,facts.profile = None,b'' if img.is_animated else facts.profile
         if data[12:16] == b'VP8X' and not data[20] & 16 and img.mode == 'RGBA':
             raise ImageError('a damaged image: it denies its own transparency')
+    elif img.format in ('AVIF', 'HEIF') and not facts.profile:   # what they are decoded without
+        codes = data.partition(b'colrnclx')[2][:4]   # of the image itself, which comes before its gain map
+        # primaries and curve; phones write those of television for sRGB
+        if codes and not re.match(rb'\0[\1\2\5-\7]\0[\1\2\4\6\x0d-\x0f]', codes): raise ImageError(_RARE)
     elif img.format == 'TIFF':   # what Pillow 13 reads wrongly
-        tags = img.tag_v2
+        tags,facts.orientation = img.tag_v2,None   # it is upright already
         bits,signs,palette = (tags.get(o) or (0,) for o in (258, 339, 320))
         planes = bits[0] == 16 and tags.get(284) == 2 and tags.get(277, 1) > 1
         if planes or bits[0] == 8 and 2 in signs or 0 < max(palette) < 256:
@@ -248,8 +248,7 @@ def _converted(img, max_side, min_side, as_stored, data):
     img.load()
     if is_ours and facts.key is None: img.info.pop('transparency', None)   # it came behind the pixels
     _check_loaded(img, data, facts)
-    if as_stored: res = img.convert('RGB')
-    else: res = _upright(_to_rgb(img, facts), None if img.format == 'TIFF' else facts.orientation, min_side)
+    res = img.convert('RGB') if as_stored else _upright(_to_rgb(img, facts), facts.orientation, min_side)
     if res is img and not is_ours: res = img.copy()
     if max_side and max(res.size) > max_side:
         res.thumbnail((max_side, max_side), Image.Resampling.HAMMING, reducing_gap=3)
@@ -389,8 +388,7 @@ def jpeg_bytes(
     quality:int=90 # JPEG quality, 1 to 95
 ) -> bytes: # A JPEG file without metadata
     "Encode `img` as JPEG"
-    f = io.BytesIO()
-    img.save(f, 'JPEG', quality=quality)
+    img.save(f := io.BytesIO(), 'JPEG', quality=quality)
     return f.getvalue()
 
 def data_url(
@@ -416,6 +414,5 @@ def thumbnails(
 ) -> list: # JPEG files, in the order of `files`
     "Return a JPEG of each of `files`, at most `width` by `height` pixels; a red one if it cannot be opened"
     def _one(file):
-        changed = os.stat(file).st_mtime_ns if os.path.exists(file) else None
-        return _thumbnail(str(file), changed, height, width)
+        return _thumbnail(str(file), os.stat(file).st_mtime_ns if os.path.exists(file) else None, height, width)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: return list(pool.map(_one, files))

@@ -31,15 +31,15 @@ def open_as(
     return open_image(src, max_side, min_side=meta.get('min_side'), as_stored=meta.get('opened') == 'as stored')
 
 def _square_box(w, h, size, method):
-    "Return (left, top, side) of the square to resize to `size`; for padding it extends beyond the image of `w` by `h`"
+    "Return left, top, width and height of the square to resize to `size`; for padding it extends beyond the image"
     scale = (min if method == 'crop' else max)(w/size, h/size)
     side = int(scale*size)   # rounded as fastai does, or one image in a thousand would be a pixel off
-    return int(.5*(w - side)),int(.5*(h - side)),side
+    return int(.5*(w - side)),int(.5*(h - side)),side,side
 
 def _to_square(img, size, method='squish', pad_mode='reflection'):
     "`img` as a square of `size` pixels, as fastai's `Resize` does in validation"
     if method != 'squish':
-        (w,h),(x,y,side) = img.size,_square_box(*img.size, size, method)
+        (w,h),(x,y,side,_) = img.size,_square_box(*img.size, size, method)
         img = img.crop((max(x, 0), max(y, 0), min(x + side, w), min(y + side, h)))
         edges = (max(-y, 0), max(side - h + y, 0)),(max(-x, 0), max(side - w + x, 0)),(0, 0)
         if max(map(max, edges)): img = Image.fromarray(np.pad(np.asarray(img), edges, _PAD_MODES[pad_mode]))
@@ -61,8 +61,7 @@ def overlay_heatmap(
 ) -> Image.Image: # Of the size of `img`
     "Darken `img` and turn it grey where `heat` is low, and outside of what the network sees"
     (w,h),method,share = img.size,meta.get('resize', {}).get('method', 'squish'),meta['size']/meta['resize_to']
-    x,y,side = (0, 0, None) if method == 'squish' else _square_box(w, h, meta['resize_to'], method)
-    wide,high = (w, h) if side is None else (side, side)
+    x,y,wide,high = (0, 0, w, h) if method == 'squish' else _square_box(w, h, meta['resize_to'], method)
     size = max(1, round(wide*share)),max(1, round(high*share))
     mask,heat = Image.new('L', (w, h)),Image.fromarray((255*heat).astype('uint8'))
     left,top = round(x + wide*(1 - share)/2),round(y + high*(1 - share)/2)

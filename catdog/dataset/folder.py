@@ -5,6 +5,7 @@ from collections import Counter
 from copy import copy
 from pathlib import Path
 from unicodedata import category, normalize
+from fastcore.basics import groupby
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from ..core.errors import DataError, ImageError
 from ..core.files import content_id, is_image_name, is_system_folder, walk_files, write_atomic
@@ -86,7 +87,7 @@ def _part(name):
     found = re.fullmatch(r'([a-z]+?)s?[-_ ]*(set|data|dataset|split|image|img|photo)?s?[-_ ]*\d*', name.lower())
     return found and _PARTS.get(found[1])
 
-def _find_splits(path, tops):
+def _find_splits(path, tops, grouped):
     "Return the folders in `path` that split it -> part; `tops`: folder -> (names of its sub-folders, has own images)"
     parts = {o: _part(o) for o in tops}
     if 'eval' in parts.values():   # beside a validation set it is the test set
@@ -99,7 +100,7 @@ def _find_splits(path, tops):
     kinds = set().union(*words.values())
     named = {o for o in above if words[o]} if 'train' in kinds and len(kinds) > 1 else set()
     for o,below in above.items():
-        has_same_labels = any(len(lettered[o] & lettered[k]) > 1 for k in above if k != o)
+        has_same_labels = not grouped and any(len(lettered[o] & lettered[k]) > 1 for k in above if k != o)
         if has_same_labels or parts[o] == 'train' and len(below) > 1: named.add(o)
         if len(tops) == 1 and 'train' in map(_part, below):
             raise DataError(f'{path}: has only the folder {o}: give {path/o}')
@@ -107,19 +108,20 @@ def _find_splits(path, tops):
         others = ', '.join(o for o in tops if o not in named)
         raise DataError(f'{path}: looks split into {", ".join(sorted(named))}'
                         + f', and has {others} beside them'*bool(others) + ': call the parts train, valid and test '
-                        'and move anything else elsewhere, or name the labels')
+                        'and move anything else elsewhere, or, if these are labels, name them or group by folder')
     return {}
 
 class ImageFolder:
     """The images below a folder that has a sub-folder for each label, or `train`, `valid` and `test` above these
 
     Attributes: `labels` (sorted), `others` (labels that exist but were not asked for), `files` (images of `labels`,
-    sorted), `loose` (images outside any label), `ignored` ((file, reason) of files not used), `skipped` (system
-    folders and unreadable folders that were not searched), `splits` (folder above the labels -> 'train', 'valid' or
-    'test') and `folders` ((folder above the labels or '', label) -> name of the label's folder)."""
+    sorted), `loose` (images outside any label), `ignored` ((file, reason) of files not used), `skipped` (folders that
+    are empty, of the system or unreadable), `splits` (folder above the labels -> 'train', 'valid' or 'test') and
+    `folders` ((folder above the labels or '', label) -> name of the label's folder)."""
     def __init__(self,
         path:str|os.PathLike, # The folder
-        labels:str|list=None # Labels to use; default: every sub-folder
+        labels:str|list=None, # Labels to use; default: every sub-folder
+        grouped:bool=False # May labels have sub-folders of the same names? Else the labels look like parts of a split
     ):
         "Read the folder; raise `DataError` if it is missing, unreadable or lacks one of `labels`"
         labels = None if labels is None else [labels] if isinstance(labels, str) else labels
@@ -130,7 +132,7 @@ class ImageFolder:
         self.splits,self.folders,self.files,self.loose,self.ignored,self.skipped = {},{},[],[],[],[]
         unread = []
         found = [(o, o.relative_to(self.path).parts) for o in walk_files(self.path, unread.append, self.skipped.append)]
-        self._find_folders([names for _,names in found])
+        self._find_folders([names for _,names in found], grouped)
         for e in unread: self._check_unread(e)
         self._choose_labels()
         for file,names in found: self._add(file, names)
@@ -139,7 +141,7 @@ class ImageFolder:
     def _below(self, names):
         "Return (folder above the labels or '', the rest of `names`, from the label's folder on)"
         return (names[0], names[1:]) if names and names[0] in self.splits else ('', names)
-    def _find_folders(self, found):
+    def _find_folders(self, found, grouped):
         "Find the split and the folders of labels by the parts of the paths `found`"
         tops = {}   # folder -> (names of its sub-folders, whether it has images of its own)
         for top,*names in found:
@@ -147,7 +149,7 @@ class ImageFolder:
             below,own = tops.get(top, (set(), False))
             tops[top] = below | set(names[:-1][:1]),own or (len(names) == 1 and is_image_name(names[0]))
         if not (self.asked and {label_name(o) for o in tops}.issuperset(self.asked)):
-            self.splits = _find_splits(self.path, tops)
+            self.splits = _find_splits(self.path, tops, grouped)
         for names in found:
             above,rest = self._below(names)
             if len(rest) < 2: continue
@@ -214,9 +216,7 @@ class ImageFolder:
         return self.path.joinpath(above, self.folders.get((above, normalize('NFC', label)), label), *rest)
     def by_label(self) -> dict: # Label -> paths, sorted
         "Return the images of each label, including labels without images"
-        res = {o: [] for o in self.labels}
-        for o in self.files: res[self.label(o)].append(o)
-        return res
+        return {o: [] for o in self.labels} | groupby(self.files, self.label)
     def counts(self) -> Counter: # Label -> number of images
         "Return how many images each label has"
         return Counter({label: len(o) for label,o in self.by_label().items()})

@@ -49,8 +49,7 @@ class _Journal:
         self._add(**line)
     def plan(self, moves, undoes=None):
         "Append a batch of `moves`, dicts with file, to, choice and row, and return it; `undoes`: a batch's number"
-        n = max(self.batches, default=0) + 1
-        now = datetime.now().isoformat(timespec='seconds')
+        n,now = max(self.batches, default=0) + 1,datetime.now().isoformat(timespec='seconds')
         self.write(event='planned', batch=n, time=now, moves=moves, undoes=undoes)
         return self.batches[n]
     @property
@@ -136,15 +135,14 @@ def _places(path, choices):
         elif not choice or choice.startswith('.') or {'/', '\0', os.sep, os.altsep} & {*choice}:
             raise DataError(f'{choice!r} cannot be the name of a folder')
         else:
-            folder = folder or ImageFolder(path)
+            folder = folder or ImageFolder(path, grouped=(path/choice).is_dir())
             try: there,label = file,folder.label(file)
             except DataError: there,label = file.parent/choice/file.name,None   # it has no label yet
             if label_name(choice) != label: places[file] = folder.place(there, choice)
     return places
 
 def _update_manifest(path, batch):
-    moved = {o['file']: o for o in batch['moves'] if o['state'] == 'done' and o['row']}
-    rows = read_rows(path)
+    moved,rows = {o['file']: o for o in batch['moves'] if o['state'] == 'done' and o['row']},read_rows(path)
     changed = {k: moved[o['file']] for k,o in rows.items() if o['file'] in moved}
     for k,o in changed.items():
         out,row = o['to'].startswith(REMOVED + '/'),dict(o['row'], file=o['to'])
@@ -214,8 +212,7 @@ def apply_choices(
         rows,taken,moves = {o['file']: o for o in read_rows(path).values()},set(),[]
         for file,to in places.items():
             if os.path.lexists(file):
-                name = file.relative_to(path).as_posix()
-                to = free_name(to, taken).relative_to(path).as_posix()
+                name,to = (o.relative_to(path).as_posix() for o in (file, free_name(to, taken)))
                 moves.append(dict(file=name, to=to, choice=choices[file], row=rows.get(name)))
             elif done.get(file) != choices[file]: moved.append(Moved(file, None, _GONE))
         return moved + (_finish(journal, journal.plan(moves)) if moves else [])

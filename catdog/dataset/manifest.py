@@ -122,7 +122,8 @@ def count_outcomes(
 ): # `pandas.DataFrame` with a row for each status and a column for each label
     "Count the statuses of the URLs of each label"
     import pandas as pd
-    return pd.crosstab(manifest.status, manifest.label, margins=True, margins_name='all')
+    total = 'all' if 'all' not in {*manifest.label} else 'all labels'   # pandas refuses the name of a label
+    return pd.crosstab(manifest.status, manifest.label, margins=True, margins_name=total)
 
 def write_credits(
     path:str|os.PathLike # The folder that `scrape` made

@@ -1,13 +1,15 @@
 """Which images train and which validate: each opened once, copies together, every label on both sides"""
 
-import json, os, shutil, tempfile, warnings
+import io, json, os, shutil, tempfile, warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 from weakref import finalize
 import numpy as np
+from PIL import Image
 from ..core.duplicates import CLOSE, find_copies, image_quality
 from ..core.errors import DataError, ImageError, ModelError
 from ..core.files import cached, content_id, map_ahead
@@ -17,16 +19,16 @@ from .folder import ImageFolder, label_name
 from .manifest import as_found, read_rows
 
 def _check_counts(path, counts, which='images'):
-    if not sum(counts.values()): raise DataError(f'{path}: there are no {which} in it; fetch some with catdog-scrape')
+    if not sum(counts.values()): raise DataError(f'{path}: there are no {which} in it; put some into a folder for '
+                                                'each label, or fetch some with catdog-scrape')
     if len(counts) < 2:
-        raise DataError(f'{path}: all images are labelled {next(iter(counts))!r}; '
-                        'a classifier needs two labels or more')
+        raise DataError(f'{path}: all images are labelled {[*counts][0]!r}; a classifier needs two labels or more')
     if few := ', '.join(f'{label!r} ({n})' for label,n in counts.items() if n < 5):
-        raise DataError(f'{path}: fewer than 5 {which} of {few}; fetch more with catdog-scrape')
+        raise DataError(f'{path}: fewer than 5 {which} of {few}; add some, or name the other labels')
 
-def _read_folder(path, labels):
+def _read_folder(path, labels, grouped=False):
     "Return the `ImageFolder` at `path` if a network can be trained on it"
-    folder = ImageFolder(path, labels)
+    folder = ImageFolder(path, labels, grouped)
     if folder.loose:
         raise DataError(f'{folder.loose[0]}: lies outside any label; put it into a folder named after its label')
     _check_counts(path, folder.counts())
@@ -48,6 +50,7 @@ def check_images(
         try:
             data = Path(file).read_bytes()
             quality = image_quality(open_image(data, max_side=512))   # the size at which `scrape` keeps images
+            with suppress(Exception), Image.open(io.BytesIO(data)) as o: quality['pixels'] = o.width*o.height
         except ImageError as e: faults[file] = e.reason
         except OSError as e: faults[file] = f'cannot be read ({e.strerror})'
         else: return json.dumps(dict(quality, content_id=content_id(data)), default=np.ndarray.tolist).encode()
@@ -116,8 +119,7 @@ def _sides(folder, files, good, valid_pct, seed, group_by=None):
         keys = image_sources(folder, [files[i] for i in train])[group_by]
         for i,key in enumerate(keys):
             if key is not None: groups[groups == groups[i]] = groups[keys.index(key)]
-        n = len({*keys} - {None})
-        of = ' of a label'*(group_by == 'folder')
+        n,of = len({*keys} - {None}),' of a label'*(group_by == 'folder')
         if n < 2:
             raise DataError(f'{folder.path}: its images do not come from several {group_by}s{of}: leave out group_by')
         note = f'{note} Images of one {group_by} are on one side of the split ({n} {group_by}s).'.strip()
@@ -183,17 +185,15 @@ def check_number(
 def _choose(folder, n, seed):
     "Keep `n` random images of each label in `folder`, and all that are for testing"
     kept,taken = {o for o in folder.files if folder.split(o) == 'test'},Counter()
-    for i in np.random.default_rng(seed).permutation(len(folder)):
-        label,file = folder.label(folder.files[i]),folder.files[i]
-        if file in kept or taken[label] == n: continue
+    for file in (folder.files[i] for i in np.random.default_rng(seed).permutation(len(folder))):
+        if file in kept or taken[label := folder.label(file)] == n: continue
         taken[label] += 1
         kept.add(file)
     folder.ignored += [(f, f'more than {n} of a label') for f in folder.files if f not in kept]
     folder.files = [f for f in folder.files if f in kept]
 
 def _missing(folder, files):
-    there = {folder.label(f) for f in files}
-    return [o for o in folder.labels if o not in there]
+    return sorted({*folder.labels} - {*map(folder.label, files)})
 
 def split_files(
     path:str|os.PathLike, # Folder with a sub-folder for each label, or `train`, `valid` and `test` above the labels
@@ -208,7 +208,7 @@ def split_files(
     if group_by not in (None, *SOURCES): raise DataError(f'group_by is {group_by!r}: use {" or ".join(SOURCES)}')
     if not 0 < valid_pct < 1:
         raise DataError(f'valid_pct is the fraction for validation, above 0 and below 1, not {valid_pct}')
-    folder = _read_folder(path, labels)
+    folder = _read_folder(path, labels, group_by == 'folder')
     if n is not None: _choose(folder, n, seed)
     good,left_out = check_images(folder.files)
     check_left_out(left_out, len(folder))
@@ -222,8 +222,7 @@ def split_files(
         raise DataError(f'{path}: nearly all images {why}')
     if lacking := _missing(folder, train): raise DataError(f'{path}: has no image of {lacking[0]!r} to train with')
     ids = {f: o['content_id'] for f,o in good.items()}
-    return Split(folder, train, valid, test, _LeftOut(left_out), ids, _missing(folder, valid), note=note,
-                 quality=good)
+    return Split(folder, train, valid, test, _LeftOut(left_out), ids, _missing(folder, valid), note=note, quality=good)
 
 def used_sentence(
     split:Split # From `split_files`

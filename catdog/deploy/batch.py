@@ -82,8 +82,7 @@ def _utf8(path):
     return os.fsencode(path).decode(errors='backslashreplace')
 
 _TYPES = dict(file='string', label='string', probability='float64', sure='boolean', doubt='string', text='string')
-def _columns(labels):
-    return {**_TYPES, **{f'p_{o}': 'float64' for o in labels}, 'error': 'string'}
+def _columns(labels): return {**_TYPES, **{f'p_{o}': 'float64' for o in labels}, 'error': 'string'}
 
 def _write_csv(file, columns, rows):
     with open(file, 'w', newline='', encoding='utf8', errors='surrogateescape') as f:
@@ -137,9 +136,8 @@ def _answers_db(out):
     except (OSError, sqlite3.Error) as e:
         if 'locked' in str(e):
             raise CatdogError(f'another process is writing {out}: try again when it has finished') from e
-        reason = getattr(e, 'strerror', None) or e
-        raise CatdogError(f'{out}: cannot be written ({reason}): fix that, then run the same command again; '
-                          'it continues from the predictions so far') from e
+        raise CatdogError(f'{out}: cannot be written ({getattr(e, "strerror", None) or e}): fix that, then run the '
+                          'same command again; it continues from the predictions so far') from e
 
 def write_file(
     classifier:Classifier, # What predicts
@@ -186,9 +184,8 @@ def _urls(folder):
     "Return the URLs of the images in `folder`, a path or URL that fsspec knows, without hidden files and folders"
     import fsspec
     fs,root = fsspec.url_to_fs(str(folder))
-    inside = {o: o.removeprefix(root).lstrip('/') for o in fs.find(root)}
-    return [fs.unstrip_protocol(o) for o,name in sorted(inside.items())
-            if is_image_name(name) and not any(k.startswith('.') for k in name.split('/'))]
+    return [fs.unstrip_protocol(o) for o in sorted(fs.find(root))
+            if is_image_name(name := o.removeprefix(root)) and '/.' not in f'/{name}']
 
 def _frame(classifier, urls):
     import pandas as pd
@@ -204,8 +201,10 @@ def predict_bucket(
 ) -> str: # `out`
     "Predict each image in `folder` with the workers of Dask, and write Parquet files to `out`"
     if not find_spec('dask'): raise CatdogError("Dask is not installed: in a clone, pip install '.[cluster]'")
-    import dask
+    import dask, fsspec
     from dask import dataframe
+    if any(o.endswith('.parquet') for o in fsspec.url_to_fs(str(out))[0].find(str(out))):   # Dask would keep some
+        raise DataError(f'{out}: has Parquet files already; give another folder')
     classifier,urls = Classifier(model),_urls(folder)
     if not urls: raise DataError(f'{folder}: there are no images in it')
     sent = dask.delayed(classifier)   # once to each worker, not once with each task

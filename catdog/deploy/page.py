@@ -187,7 +187,6 @@ def build_site(
         (out/name).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out/name, data)
     if is_cli(build_site):
-        print(f'{out/"index.html"}: {classifier.summary}\n'
-              f'To view it: python -m http.server -b 127.0.0.1 -d {shlex.quote(str(out))}, then '
-              f'http://127.0.0.1:8000. {out/"README.md"} says how to put it online.')
+        print(f'{out/"index.html"}: {classifier.summary}\nTo view it: python -m http.server -b 127.0.0.1 '
+              f'-d {shlex.quote(str(out))}, then http://127.0.0.1:8000. {out/"README.md"} says how to put it online.')
     return out

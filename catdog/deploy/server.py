@@ -72,10 +72,9 @@ class UploadPredictor:
         "Keep the image of the current request, in the app's folder `KEEP`, under the label that the visitor gives"
         # a page of another site can send a form, but not this header
         if 'X-Requested-With' not in flask.request.headers: flask.abort(403, 'Only the page itself may send this.')
-        (file,*more),label = _uploaded_files(),flask.request.form.get('label')
-        if more or label not in self.classifier.labels:
-            labels = ', '.join(self.classifier.labels)
-            flask.abort(400, f"Send one image, and its label in the field 'label': {labels}.")
+        (file,*more),label,labels = _uploaded_files(),flask.request.form.get('label'),self.classifier.labels
+        if more or label not in labels:
+            flask.abort(400, f"Send one image, and its label in the field 'label': {', '.join(labels)}.")
         found, = self._predict([file])
         if 'error' in found: flask.abort(found['status'], found['error'])
         file.seek(0)
@@ -143,8 +142,7 @@ def _add_metrics(app):
         return response
     @app.get('/metrics')
     def show_metrics():
-        return flask.Response(prometheus_client.generate_latest(registry),
-                              content_type=prometheus_client.CONTENT_TYPE_LATEST)
+        return prometheus_client.generate_latest(registry), {'Content-Type': prometheus_client.CONTENT_TYPE_LATEST}
 
 _ours = re.compile(r'(.*?)(/(?:predict|correct|healthz|openapi\.json|static/[^/]+)?)')
 def _below_any_prefix(app):
@@ -200,9 +198,8 @@ def listen(
         if not sockets: raise missing
     except (OSError, OverflowError, UnicodeError) as e:
         for o in sockets: o.close()
-        reason = getattr(e, 'strerror', None) or e
         of_host = isinstance(e, (socket.gaierror, UnicodeError)) or e is missing
-        raise CatdogError(f'cannot listen on {host} port {port} ({reason}): '
+        raise CatdogError(f'cannot listen on {host} port {port} ({getattr(e, "strerror", None) or e}): '
                           f'give another --{"host" if of_host else "port"}') from None
     address = sockets[0].getsockname()[0]
     name = {'0.0.0.0': '127.0.0.1', '::': '::1'}.get(address, name).replace('%', '%25')

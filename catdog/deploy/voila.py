@@ -93,9 +93,10 @@ class Voila(voila.app.Voila):   # its options are called after the class
         else: raise SystemExit(0)
     def stop(self):
         "End the kernels; Voilà would interrupt those that are just starting, which print a traceback, or miss them"
-        for o in psutil.Process().children():
+        starting = [],(me := psutil.Process()).cmdline()   # of a process that is about to become a kernel
+        for o in me.children():
             with suppress(psutil.Error):
-                if 'ipykernel_launcher' in o.cmdline(): o.kill()
+                if 'ipykernel_launcher' in (line := o.cmdline()) or line in starting: o.kill()
         shutil.rmtree(self.connection_dir, ignore_errors=True)
 
 # Only the cell with the app is run; a kernel that ends is not restarted, as a new one would not have the app. Without
@@ -111,9 +112,8 @@ def _app_notebook(folder):
     here,file = Path('nbs/07_app.ipynb'),Path(folder)/'catdog.ipynb'
     if here.exists(): return here.resolve()
     from nbformat import v4, write
-    spec = dict(name='python3', display_name='python3', language='python')
-    cells = [v4.new_code_cell(_cell.format(os.getcwd()))]
-    write(v4.new_notebook(cells=cells, metadata=dict(title='catdog', kernelspec=spec)), file)
+    meta = dict(title='catdog', kernelspec=dict(name='python3', display_name='python3', language='python'))
+    write(v4.new_notebook(cells=[v4.new_code_cell(_cell.format(os.getcwd()))], metadata=meta), file)
     return file
 
 def run_voila(

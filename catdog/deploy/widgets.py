@@ -47,8 +47,7 @@ class _Card(VBox):
         self.send.on_click(one_at_a_time(lambda _: self._correct(self.truth.value)))
         try:
             if len(data) > _MAX_BYTES:
-                raise ImageError(f'{len(data)/2**20:.0f} MB, more than the {_MAX_BYTES//2**20} MB that we open',
-                                 'too-large')
+                raise ImageError(f'{len(data)/2**20:.0f} MB, more than the {_MAX_BYTES//2**20} MB that we open')
             self.preview = data_url(open_image(data, max_side=480))
             self._show()
         except ImageError as e: self.html.value = _error(f'{name}: {e.reason}')
@@ -113,8 +112,7 @@ class App(VBox):
         super().__init__([HTML(f'<style>{_static("app.css")}{style}</style>'), self.head, self.ask, self.status,
                           self.cards, HTML(hint), tries, self.menu, self.about, self.lost, self.received])
         for o,name in ((self.menu, 'model'), (self.button, 'go'), (tries, 'tries')): o.add_class(f'catdog-{name}')
-        for name in ('ask', 'lost', 'received', 'status', 'cards'):
-            getattr(self, name).add_class(f'catdog-{name}')
+        for name in ('ask', 'lost', 'received', 'status', 'cards'): getattr(self, name).add_class(f'catdog-{name}')
         self.add_class('catdog')
         self._make_uploads()
         self.button.on_click(one_at_a_time(lambda _: self.predict()))
@@ -163,10 +161,9 @@ class App(VBox):
     def _switch(self):
         "Show the chosen model, and repeat the predictions of the previous one"
         title = question(self.classifier.labels) if self.classifier else 'What is in the image?'
-        self.head.value = (
-            f'<div class="catdog-head"><span aria-hidden="true">{_static("icon.svg")}</span>'
-            f'<div><h1>{escape(title)}</h1>'
-            '<p class="catdog-soft">Choose images, press Predict!, and read what they show.</p></div></div>')
+        self.head.value = (f'<div class="catdog-head"><span aria-hidden="true">{_static("icon.svg")}</span><div>'
+                           f'<h1>{escape(title)}</h1><p class="catdog-soft">'
+                           'Choose images, press Predict!, and read what they show.</p></div></div>')
         self.about.value = _soft(self.classifier.summary) if self.classifier else _error(self.models[self.menu.value])
         if self.keep: self.about.value += _soft(NOTICE)
         self._enable()

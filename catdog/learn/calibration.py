@@ -98,7 +98,7 @@ def error_lines(
         lines.append(f'- most confused: {pairs}')
     if (balanced := balanced_error(counts)) is None: return lines
     lines.append(f'- {balanced:.1%} balanced error (mean of the errors of the labels)')
-    worst = sorted((o for o in errors if o[2]), key=lambda o: -o[1]/o[2])[:most]
+    worst = sorted((o for o in errors if o[1] or o[2] and len(errors) <= most), key=lambda o: -o[1]/o[2])[:most]
     return lines + [f'- {label}: {_error_sentence(wrong, n, "images")}' for label,wrong,n in worst]
 
 # %% ../../nbs/learn/calibration.ipynb #a1c7e534
@@ -178,7 +178,7 @@ def print_confusion(
 ):
     "Print the confusion matrix of `learn`, and a warning if it was trained on drawings"
     labels = list(map(str, learn.dls.vocab))
-    if len(labels) > 15: print(f'The confusion matrix of the {len(labels)} labels is in the model card.')   # too wide
+    if len(labels) > 15: print(f'The errors of each of the {len(labels)} labels are in the model card.')   # too wide
     else: print(pd.DataFrame(confusion(learn), labels, labels).rename_axis(columns='truth \\ answer').to_string())
     if provenance(learn.dls.path)['trained_on'] == 'drawings':
         print('Trained on drawings: this shows how it works, and knows nothing about photographs.')

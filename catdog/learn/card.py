@@ -20,8 +20,7 @@ def _errors(logits, truth):
     counts = confusion_counts(logits, truth)
     n,wrong = len(truth),int(len(truth) - np.trace(counts))
     error,low,high = error_interval(wrong, n)
-    balanced = balanced_error(counts)
-    uneven = {} if balanced is None else dict(balanced_error=round(balanced, 4))
+    uneven = {} if (balanced := balanced_error(counts)) is None else dict(balanced_error=round(balanced, 4))
     return dict(n=n, n_wrong=wrong, error=round(error, 4), error_interval=[round(low, 4), round(high, 4)],
                 confusion=counts.tolist(), **uneven)
 
@@ -80,4 +79,4 @@ def model_card(
     labels = list(map(_escape, meta['labels']))
     return _templates.get_template('model_card.md').render(
         m=meta, labels=labels, help=insight_sentences(meta.get('insights', {})), NOTHING_SURE=NOTHING_SURE,
-        error_lines=lambda counts, of: error_lines(counts, labels, of, most=0), recall=_recall)
+        zip=zip, error_lines=lambda counts, of: error_lines(counts, labels, of, most=0), recall=_recall)

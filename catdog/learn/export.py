@@ -140,6 +140,7 @@ def _quantize(model, pixels):
     "Return the ONNX `model` with its body in 8-bit integers, in the ranges that occur with `pixels`, a list of images"
     model,outputs = deepcopy(model),[list(o.output) for o in model.graph.node]
     body = model.graph.node[:outputs.index(['features']) + 1]
+    if body[-1].op_type == 'Concat': body = body[:-1]   # its inputs need ranges of their own
     nodes = [o.name for o in body if o.op_type in ('Conv', 'Relu', 'Clip', 'MaxPool', 'Concat', 'Add')]
     # It would recommend shape inference first, but torch has written the shapes into the graph
     onnx.helper.set_model_props(model, {'onnx.quant.pre_process': 'onnxruntime.quant'})

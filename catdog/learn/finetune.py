@@ -25,7 +25,7 @@ from ..core.errors import CatdogError
 from ..core.files import write_atomic
 from .backbones import find_arch, get_learner
 from .calibration import calibrate, calibrated_loss, validation_logits
-from .features import are_files, fast_forward, image_features, keep_features, pool, validation_batches
+from .features import LastStages, are_files, fast_forward, image_features, keep_features, pool, validation_batches
 from .head import fit_head, head_scores, last_layer
 from .loaders import OpenUpright
 
@@ -64,7 +64,9 @@ def _faster(learn, *cbs):
         model.forward = lambda x: forward(x).float()
     try:
         with learn.added_cbs([ChannelsLast(), *cbs]): yield
-    finally: vars(model).pop('forward', None)
+    finally:
+        vars(model).pop('forward', None)
+        torch.set_autocast_enabled('cpu', False)   # Ctrl-C can keep autocast from ending
 
 # %% ../../nbs/learn/finetune.ipynb #680fa5af
 class _Checkpoint(Callback):
@@ -132,6 +134,7 @@ def _broadcast(self:DistributedDL, t, rank):
 def _cut_body(body):
     "Return (early, last), the stages of `body` up to feature maps and from there on; None if its stages are unknown"
     net = getattr(body, 'model', None)
+    if isinstance(body, nn.Sequential) and isinstance(body[-1], LastStages): return body
     if isinstance(net, EfficientNet) and len(net.blocks) == 7:
         parts = [net.conv_stem, net.bn1, *net.blocks[:5]],[*net.blocks[5:], net.conv_head, net.bn2]
     elif isinstance(body, nn.Sequential) and len(body) == 8 and isinstance(body[7][0], (BasicBlock, Bottleneck)):

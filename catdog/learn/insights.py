@@ -75,14 +75,14 @@ def plot_learning_curve(
     ax.axvline(curve['more'][3], color='grey', lw=.8, ls=':')
     ax.set_xscale('log', base=2)
     ax.set(xticks=curve['more'], xticklabels=[f'{m:,.0f}' for m in curve['more']], ylim=(0, None),
-           xlabel='training images (dotted: now)', ylabel='error')
+           xlabel='training images (dotted: now)', ylabel='error' + curve.get('whose', ''))
     ax.yaxis.set_major_formatter('{x:.1%}')
     return ax
 
 # %% ../../nbs/learn/insights.ipynb #d987dcb1
 def _traits(files, quality, sources):
     "Return a table of what can be said about images without looking at what they show: numbers and texts"
-    df = pd.DataFrame({'image size': [float(np.prod(o['size']))**.5 for o in quality],
+    df = pd.DataFrame({'image size': [float(o.get('pixels') or np.prod(o['size']))**.5 for o in quality],
                        'aspect ratio': [o['size'][0]/o['size'][1] for o in quality],
                        'brightness': [o['brightness'] for o in quality],
                        'sharpness': [o['sharpness']/max(1, o['contrast']**2) for o in quality],   # at any brightness
@@ -103,7 +103,8 @@ def _accuracy(values, has):
     return np.mean([right[has == i].mean() for i in (0, 1)]),np.sqrt((.25/n).sum())/2
 
 def _example(a, b, label, others):   # how the values `a` of images with `label` differ from those of others, `b`
-    if a.dtype.kind in 'fi': return f'median {a.median():.3g} for {label}, {b.median():.3g} for {others}'
+    def _median(o): return f'{float(f"{o.median():.3g}"):,g}'
+    if a.dtype.kind in 'fi': return f'median {_median(a)} for {label}, {_median(b)} for {others}'
     a,b = (o.fillna('unknown').value_counts(normalize=True) for o in (a, b))
     most = a.sub(b, fill_value=0).abs().idxmax()
     return f'{most}: {a.get(most, 0):.0%} of {label}, {b.get(most, 0):.0%} of {others}'
@@ -172,11 +173,12 @@ def insight_sentences(
     res = []
     if 'curve' in found:
         low,middle,high = (f'{100*o:.1f}' for o in found['curve']['gain'])
-        res.append(f'Twice as many images would lower the error by about {middle} points '
-                   f'(95% interval {low} to {high}).')
+        res.append(f'Twice as many images would lower the error{found["curve"].get("whose", "")} by about {middle} '
+                   f'points (95% interval {low} to {high}).')
     for o in found.get('shortcuts', [])[:3]:
         res.append(f'{o["trait"].capitalize()} alone tells {o["label"]} from {o["others"]}: {o["accuracy"]:.0%} right, '
-                   f'where guessing gives 50% ({o["example"]}). Does the network look at more than that?')
+                   f'where guessing gives 50% ({o["example"]}). The network may rely on that: add images that do not '
+                   'differ in it.')
     for o in found.get('groups', []):
         res.append(f'With whole {o["by"]}s left out ({o["groups"]}), {o["error"]:.1%} of the answers are wrong; with '
                    f'single images left out, {o["alone"]:.1%}.')

@@ -27,8 +27,7 @@ def _download(fetcher, url, end, max_side, signature):
     "Return the image at `url` as a `Download`, if the request can start before `end`"
     with fetcher.fetch(url, end) as f, _DECODERS: img = open_image(f, max_side)
     if min(img.size) < _MIN_SIDE: raise ImageError(f'{img.width} x {img.height} pixels: an icon', 'too-small')
-    data = jpeg_bytes(img)
-    signature = (perceptual_hash(img), colour_signature(img)) if signature else (None, None)
+    data,signature = jpeg_bytes(img),(perceptual_hash(img), colour_signature(img)) if signature else (None, None)
     return Download(f'{content_id(data)}.jpg', data, img.width*img.height, *signature)
 
 def _status(e): return e.status if isinstance(e, ImageError) else e.reason
@@ -186,8 +185,7 @@ def _photos_to_fetch(manifest, label, n, engine, queries=None, retry=False, safe
 def _forget_deleted(manifest, labels, retry):
     "Give deleted images that are to be fetched again the status 'missing', and report the others"
     rows = list(manifest.rows.values())
-    now = [o['status'] for o in as_found(manifest.path, rows)]
-    gone = [o for o,status in zip(rows, now) if (o['status'], status) == ('ok', 'missing')]
+    gone = [a for a,b in zip(rows, as_found(manifest.path, rows)) if (a['status'], b['status']) == ('ok', 'missing')]
     for label in labels:
         mine = [o for o in gone if o['label'] == label]
         if not mine: continue

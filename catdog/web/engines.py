@@ -71,8 +71,7 @@ def _parse_answer(protocol, answer, term='', engine=None):
         if isinstance(items, list): items = sorted(items, key=lambda o: _positive_int(_get(o, 'index')) or 10**9)
     if not isinstance(items, list):
         raise SearchError(engine, 'its answer does not follow its documentation; try another engine')
-    photos = (_photo(**_read(protocol, o), engine=engine, term=term) for o in items if isinstance(o, dict))
-    return [p for p in photos if p]
+    return [p for o in items if isinstance(o, dict) and (p := _photo(**_read(protocol, o), engine=engine, term=term))]
 
 _ADVICE = {400: 'try another term', 401: 'check the key', 403: 'check the key, or try another engine',
            404: 'check the URL of the endpoint', 429: 'too many requests: wait a minute, or try another engine'}
@@ -135,13 +134,12 @@ def _all_pages(engine, n, pages):
 
 def _bing_pages(term, n, endpoint, key, engine, safe='moderate'):
     "Return up to `n` photos that the service at `endpoint`, which speaks the Bing v7 protocol, finds for `term`"
+    params = dict(q=term, count=min(150, n), minHeight=128, minWidth=128, safeSearch=safe.title())
     def _pages():
         offset,following = -1,0
         while following > offset:
             offset = following
-            params = dict(q=term, count=min(150, n), offset=offset, minHeight=128, minWidth=128,
-                          safeSearch=safe.title())
-            answer = _get_json(engine, endpoint, params, {'Ocp-Apim-Subscription-Key': key})
+            answer = _get_json(engine, endpoint, {**params, 'offset': offset}, {'Ocp-Apim-Subscription-Key': key})
             yield _parse_answer('bing', answer, term, engine)
             following = _positive_int(_get(answer, 'nextOffset')) or 0
     return _all_pages(engine, n, _pages())
@@ -169,13 +167,11 @@ def _ddg_pages(term, safe):
         # the package lets errors of its parsers through
         except Exception as e: raise _ddg_error(str(e) or type(e).__name__) from None
         if answer is None: raise _ddg_error('perhaps too many requests')
-        found = _parse_answer('ddg', answer, term)
-        if not found: return   # there is no mark on the last page
+        if not (found := _parse_answer('ddg', answer, term)): return   # there is no mark on the last page
         yield found
 
 def _search_ddg(term, n=150, safe='moderate'):
-    photos = _all_pages('ddg', n, _ddg_pages(term, safe))
-    if photos: return photos
+    if photos := _all_pages('ddg', n, _ddg_pages(term, safe)): return photos
     raise SearchError('ddg', f'DuckDuckGo found nothing for {term!r}, or had too many requests; '
                              'wait a minute, or try another engine', term=True)
 

@@ -131,7 +131,7 @@ class _TryAgain(FetchError):
 
 def _retry_after(r):
     try: return Retry().get_retry_after(r.raw)
-    except InvalidHeader: return None
+    except (InvalidHeader, ValueError): return None   # a year above 9999
 
 def retry_delay(
     retry_after:float|None, # Seconds that the server asks to wait, or None
@@ -156,7 +156,7 @@ def _read_body(r, end, max_bytes):
     return f
 
 def _fetch_error(e):
-    if isinstance(e, FetchError): return e
+    if isinstance(e, (FetchError, ImageError)): return e
     inner = e.args[0] if e.args else None
     if isinstance(e, (requests.Timeout, ReadTimeoutError)) or isinstance(inner, ReadTimeoutError):
         return FetchError('its server took too long', 'timeout')
@@ -179,7 +179,6 @@ def ask(
     try:
         with _Session(public=False) as session, session.open(url, (3.05, 20), params=params, headers=headers) as r:
             with _read_body(r, end, _ANSWER_BYTES) as f: return r.status_code,f.read(),_retry_after(r)
-    except ImageError: raise
     except Exception as e: raise _fetch_error(e) from None
 
 @dataclass
@@ -257,7 +256,6 @@ class Fetcher:
                 if rule := _opt_out(r.raw.headers, self.ignored):
                     raise FetchError(f'its server forbids this use ({rule})', 'refused')
                 return _read_body(r, end, _MAX_BYTES)
-        except ImageError: raise
         # requests, urllib3, http.client, ssl and idna raise a dozen types each for what a server may do
         except Exception as e: raise _fetch_error(e) from None
     def _follow(self, url, end):

@@ -97,8 +97,13 @@ async function unturned(file) {
   return new Blob([bytes]);
 }
 
-// Whether the PNG file that begins with `bytes` has colours that the server refuses; `_png_colours` in catdog/core/images.py
+// Whether the PNG, AVIF or HEIC file that begins with `bytes` has colours that the server refuses; `_png_colours` and `_facts`
+// in catdog/core/images.py
 function hasRareColours(bytes) {
+  if (bytes[0] !== 0x89) {
+    const text = new TextDecoder('latin1').decode(bytes), codes = /colrnclx\0(.)\0(.)/s.exec(text)?.slice(1).join('');
+    return codes && !/colr(prof|rICC)/.test(text) && !/^[\x01\x02\x05-\x07][\x01\x02\x04\x06\x0d-\x0f]$/.test(codes);
+  }
   const view = new DataView(bytes.buffer), at = {}, primaries = [.3127, .329, .64, .33, .3, .6, .15, .06];
   for (let i = 8; i + 12 <= bytes.length; i += 12 + view.getUint32(i))   // chunk: position of its body
     at[String.fromCharCode(...bytes.subarray(i + 4, i + 8))] ??= i + 8;
@@ -114,7 +119,8 @@ function hasRareColours(bytes) {
 async function opened(file, {opened: how} = {}) {
   const start = await startOf(file), refused = kindOf(REFUSED, start);
   if (refused) throw new ImageError(refused);
-  if (start[0] === 0x89 && hasRareColours(new Uint8Array(await file.slice(0, 2**20).arrayBuffer())))
+  const described = /^(\x89PNG|....ftyp(avi|hei|mif1|msf1))/s.test(String.fromCharCode(...start.subarray(0, 12)));
+  if (described && hasRareColours(new Uint8Array(await file.slice(0, 2**20).arrayBuffer())))
     throw new ImageError('an image for HDR screens, or in rare colours: save it as JPEG first');
   const img = make('img', {src: URL.createObjectURL(file)});
   // An <img> knows its size before it decodes the pixels
