@@ -25,7 +25,7 @@ FOREIGN = [(r'data:image/[^"\')\s]+', 'IMAGE'), (r'<(style|script)\b.*?</\1>', '
            (r' at 0x\w+', ''), (r'\b\d+\.\d+\.\d+[\w.+]*', 'VERSION'),
            (r'(?<!\d\.)\b(\d{19}|(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{8})\b', 'ID'),
            (r'\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d)?)?', 'DATE'),
-           (r'- most confused: [^\n]*', 'CONFUSED'),
+           (r'- most confused: [^\n]*', ''),   # not said of every training
            (r'epoch\s+train_loss[a-z_\s]*time[\d\s:.]+', 'EPOCHS '), (r'[\d.,]+ ?(ms|s|seconds?|minutes?)\b', 'TIME'),
            (r'the ImageNet weights of .*? Using \w+ instead\.', '')]   # said where there is no internet
 NUMBER = re.compile(r'\d+(?:[.,]\d+)*(?:e[-+]?\d+)?')

@@ -243,7 +243,32 @@ def test_auto_leaves_to_the_head_what_the_head_knows(drawings, turned, tmp_path,
     for kw in (dict(path=drawings), dict(path=turned), dict(path=turned, epochs=5, minutes=1e-6),
                dict(path=turned, epochs=0)): train(size=64, **kw)
     out = capsys.readouterr().out
-    assert out.count(' error on ') == 4 and out.count('last stages: not trained') == 1 and '→' not in out
+    assert out.count(' error on ') == 4 and out.count('last stages: not trained') == 1
+    assert out.count('head on views: not tried') == 1 and len(re.findall('head on 4 views: .* error', out)) == 1
+
+def test_a_head_is_kept_only_if_it_lowers_the_loss(turned, tmp_path, monkeypatch, capsys):
+    "The discriminant is better here, four views are worse; the last stages start from the regression, however"
+    import torch
+    from catdog.learn import finetune
+    from catdog.learn.head import fit_head
+    from catdog.train import train
+    monkeypatch.chdir(tmp_path)
+    measured,losses,heads = finetune._measured,iter((1., 1., .5, .5, .6)),[]
+    def copy(learn): heads.append(learn.model[1][-1].weight.detach().clone())
+    def measure(learn):
+        copy(learn)
+        return next(losses),.25,measured(learn)[2]
+    monkeypatch.setattr(finetune, '_measured', measure)
+    learn = train(turned, size=64)
+    copy(learn)
+    regression,_,discriminant,same,views,kept = (o/o.std() for o in heads)   # it was calibrated at the end
+    assert torch.equal(discriminant, same) and torch.allclose(discriminant, kept) and not torch.equal(views, kept)
+    assert '4 views: no better than 25.0% error, not kept' in capsys.readouterr().out
+    losses = iter((1., 1., .5))
+    monkeypatch.setattr(finetune, '_try_views', lambda *args: None)
+    monkeypatch.setattr(finetune, '_tune_last_stages', lambda learn, *args: copy(learn))
+    train(turned, size=64, epochs=1)
+    assert torch.equal(heads[-1], heads[0]) and not torch.equal(heads[-1], heads[2])
 
 def test_minutes_end_the_last_stages(turned, tmp_path, monkeypatch, capsys):
     from catdog.learn import finetune
@@ -262,7 +287,7 @@ def test_no_larger_body_after_the_deadline(turned, tmp_path, monkeypatch, capsys
     from catdog.train import train
     monkeypatch.chdir(tmp_path)
     fit,computed,clock = finetune._fit_best_head,[],itertools.count(time.monotonic() + 30, .001)
-    monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (1., .25))[1])
+    monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (1., .25, fit(learn)[2]))
     monkeypatch.setattr(finetune, 'image_features', lambda learn, files: computed.extend(files))
     monkeypatch.setattr(finetune, 'time', SimpleNamespace(monotonic=lambda: next(clock) + len(computed)))
     train(turned, minutes=minutes)
@@ -296,7 +321,7 @@ def test_larger_body_is_kept_only_if_it_lowers_the_loss(losses, arch, size, turn
     find,fit,left = finetune.find_arch,finetune._fit_best_head,[*losses]
     for o in (backbones, finetune):
         monkeypatch.setattr(o, 'find_arch', lambda name: find(name)._replace(size=80 if '2' in name else 64))
-    monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (fit(learn), (left.pop(0), .25))[1])
+    monkeypatch.setattr(finetune, '_fit_best_head', lambda learn: (left.pop(0), .25, fit(learn)[2]))
     learn = train(turned)
     assert (learn.arch_name, left) == (arch, [])
     assert ('efficientnet_lite2: 25.0% → 25.0%' in (out := capsys.readouterr().out)) == (size == 80), out

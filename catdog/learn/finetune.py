@@ -9,6 +9,7 @@ __all__ = ['recipe_tfms', 'recipe_learner', 'run_recipe']
 import hashlib, io, json, os, time, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np, torch
@@ -26,7 +27,7 @@ from ..core.files import write_atomic
 from .backbones import find_arch, get_learner
 from .calibration import calibrate, calibrated_loss, validation_logits
 from .features import LastStages, are_files, fast_forward, image_features, keep_features, pool, validation_batches
-from .head import fit_head, head_scores, last_layer
+from .head import fit_head, fit_linear, head_scores, last_layer
 from .loaders import OpenUpright
 
 # %% ../../nbs/learn/finetune.ipynb #4f9b3a9c
@@ -187,20 +188,40 @@ def _unfreeze_except_batchnorm(learn):
         if isinstance(o, nn.modules.batchnorm._BatchNorm): o.requires_grad_(False)   # for fastai's BnFreeze
     learn.create_opt()
 
+def _measured(learn):
+    "Return the validation loss of `learn`, its error, and a copy of its head"
+    logits,truth = validation_logits(learn)
+    loss,_ = calibrated_loss(logits, truth)   # what is merely better calibrated is not better
+    return loss,(logits.argmax(1) != truth).float().mean().item(),deepcopy(learn.model[1].state_dict())
+
 def _fit_best_head(learn):
-    "Fit the head, less regularised where that clearly lowers the validation loss; return this loss and the error"
+    "Fit the head in several ways, and keep the lowest loss; return this loss, the error, and a head to tune from"
     best = np.inf,
     for C in (.003, .03, .3):
-        logits,truth = validation_logits(fit_head(learn, C))
-        loss,_ = calibrated_loss(logits, truth)   # what is merely better calibrated is not better
-        if loss > .95*best[0]: break
-        best = loss,(logits.argmax(1) != truth).float().mean().item(),deepcopy(learn.model[1].state_dict())
+        new = _measured(fit_head(learn, C))
+        if new[0] > .95*best[0]: break   # less regularised only where that is clearly better
+        best = new
+    start = best[2]   # small weights, which a discriminant analysis has not
+    if best[1] > .03: best = min(best, _measured(fit_head(learn, .03, discriminant=True)), key=itemgetter(0))
     learn.model[1].load_state_dict(best[2])
-    return best[:2]
+    return *best[:2],start
 
 def _print_step(name, start, before, after=None):   # after: the error; None if the step was not kept
     what = f'no better than {before:.1%} error, not kept' if after is None else f'{before:.1%} → {after:.1%} error'
     print(f'{name}: {what}, {time.monotonic() - start:.0f} s', flush=True)
+
+def _try_views(learn, end):
+    "Fit the head to several views of each training image, and keep it if the validation loss is lower"
+    start,(loss,error,head) = time.monotonic(),_measured(learn)
+    try: o = _Maps(learn, learn.model[0], learn.dls.train_ds, 4, end)
+    except CancelFitException: return print('head on views: not tried, too little time or memory')
+    n,views = o.maps.shape[:2]
+    x = torch.cat([pool(maps.float()) for maps in o.maps.flatten(0, 1).split(256)]).numpy()
+    fit_linear(learn, x, o.y.repeat_interleave(views).numpy(), .03, discriminant=True)
+    new = _measured(learn)
+    kept = new[0] < loss
+    if not kept: learn.model[1].load_state_dict(head)
+    _print_step(f'head on {views} views', start, error, new[1] if kept else None)
 
 def _change_body(learn, arch, model=None, **kw):
     "Give `learn` the network `arch`, at the image size that it was trained on: `model`, or one with an unfitted head"
@@ -211,8 +232,8 @@ def _change_body(learn, arch, model=None, **kw):
     learn.model,learn.arch_name = model or recipe_learner(learn.dls, arch, 'auto', **kw).model,arch
     learn.create_opt()
 
-def _try_larger_body(learn, loss, error, end, **kw):
-    "Fit the head on a larger body, and keep it if the validation loss is a tenth lower; return loss and error"
+def _try_larger_body(learn, old, end, **kw):
+    "Fit the head on a larger body, and keep it if the validation loss is a tenth below `old`; as `_fit_best_head`"
     start,arch,model = time.monotonic(),learn.arch_name,learn.model
     files = [*learn.dls.train_ds.items, *learn.dls.valid_ds.items]
     _change_body(learn, _LARGER, **kw)
@@ -221,11 +242,11 @@ def _try_larger_body(learn, loss, error, end, **kw):
     if time.monotonic() > end: print(f'{_LARGER}: not tried, too little time', flush=True)
     else:
         new = _fit_best_head(learn)
-        kept = new[0] < .9*loss
-        _print_step(_LARGER, start, error, new[1] if kept else None)
+        kept = new[0] < .9*old[0]
+        _print_step(_LARGER, start, old[1], new[1] if kept else None)
         if kept: return new
     _change_body(learn, arch, model)
-    return loss,error
+    return old
 
 def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
     "Train `last` and the head of `learn` for `epochs` on maps of `early`; restore the weights with the lowest loss"
@@ -263,18 +284,19 @@ def _auto(learn, epochs, asked, checkpoint, end, larger=False, **kw):
     "Fit the head; where it is often wrong, try a larger body, then train the last stages; keep what lowers the loss"
     if checkpoint.best is None:
         start = time.monotonic()
-        loss,error = _fit_best_head(learn)
+        loss,error,_ = best = _fit_best_head(learn)
         more = epochs and num_distrib() < 2 and are_files(learn.dls.train_ds.items)
         wrong = round(error*len(learn.dls.valid_ds))   # one may be luck
         if not more or not asked and (error <= .03 or wrong < 2): return
         print(f'head: {error:.1%} error, {time.monotonic() - start:.0f} s', flush=True)
         enough = _cut_body(learn.model[0]) and (asked or len(learn.dls.train_ds) >= max(300, 10*len(learn.dls.vocab)))
-        if larger and (error > .2 or not enough):
-            loss,error = _try_larger_body(learn, loss, error, end, **kw)
-        if not enough: return
+        if larger and (error > .2 or not enough): loss,error,_ = best = _try_larger_body(learn, best, end, **kw)
+        if not enough: return _try_views(learn, end)
         checkpoint.consider(loss)
         checkpoint.error,checkpoint.lowest = error,.9*loss   # anything less may be luck
+        learn.model[1].load_state_dict(best[2])
     _tune_last_stages(learn, *_cut_body(learn.model[0]), epochs, checkpoint, end)
+    if not learn.tuned: _try_views(learn, end)
 
 def _tune_all_layers(learn, epochs, checkpoint):
     "Fit the head; then fine-tune all layers for `epochs`, gently; restore the weights with the lowest validation loss"
@@ -312,7 +334,7 @@ def run_recipe(
         if end < np.inf: raise CatdogError('leave out minutes, which is for one process')
         together = learn.distrib_ctx(sync_bn=torch.cuda.is_available())
     asked,learn.tuned = epochs is not None,None   # tuned: None, 'last stages' or 'all layers'
-    if not asked: epochs = dict(auto=round(np.clip(2e4/len(learn.dls.train_ds), 15, 30)), fast=0, classic=4)[recipe]
+    if not asked: epochs = dict(auto=round(np.clip(2.2e4/len(learn.dls.train_ds), 12, 30)), fast=0, classic=4)[recipe]
     if resume: checkpoint.resume(epochs)
     try:
         with together, learn.added_cbs(_Deadline(end)):
