@@ -11,10 +11,8 @@ import hashlib, io, os, secrets, tempfile, warnings
 from contextlib import suppress
 from copy import deepcopy
 from weakref import WeakKeyDictionary
-
 import fastai, numpy as np, onnx, onnxruntime, torch
 from fastai.vision.all import F, L, Learner, chunked, nn, no_random
-
 from ..core.errors import ImageError
 from ..core.files import cache_folder, cached, keep_in_memory, map_ahead, write_atomic
 from ..core.model_file import open_session

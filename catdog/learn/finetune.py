@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from operator import itemgetter
 from pathlib import Path
-
 import numpy as np, torch
 from fastai.distributed import DistributedDL
 from fastai.vision.all import (AccumMetric, BnFreeze, Callback, CancelFitException, CancelTrainException, ChannelsLast,
@@ -21,7 +20,6 @@ from timm.models.efficientnet import EfficientNet
 from torchvision import transforms
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from tqdm.auto import tqdm
-
 from ..core.errors import CatdogError
 from ..core.files import write_atomic
 from .backbones import find_arch, get_learner
@@ -77,7 +75,6 @@ class _Checkpoint(Callback):
         self.file,self.owner,self.start,self.lowest,self.best,self.done = Path(file),owner,0,np.inf,None,False
         self.column,self.tunes = 1,'all layers'   # column: of the loss in the Recorder's records
         self.error,self.opt_state = None,None   # error: of the fitted head, for the recipe 'auto'
-
     def consider(self, loss, tuned=None):
         "Keep the weights if `loss`, their validation loss, is the lowest so far; `tuned` says what was trained"
         if loss >= self.lowest: return
@@ -86,7 +83,6 @@ class _Checkpoint(Callback):
     def before_fit(self):
         if self.opt_state: self.opt.load_state_dict(self.opt_state)
         self.opt_state = None
-
     def after_epoch(self):
         if self.epoch < self.start: return   # an epoch of an earlier run, which fastai skips
         self.consider(float(self.learn.final_record[self.column]), self.tunes)
@@ -95,7 +91,6 @@ class _Checkpoint(Callback):
         opt = dict(state=[dict(o) for o in opt['state']],
                    hypers=[{k: float(v) for k,v in o.items()} for o in opt['hypers']])
         self.save(start=self.epoch + 1, best=self.best, opt=opt, error=self.error)
-
     def save(self, **kw):
         "Save the weights and `kw`"
         if rank_distrib(): return
@@ -106,7 +101,6 @@ class _Checkpoint(Callback):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.file, f.getvalue())
         except OSError as e: warnings.warn(f'{self.file}: {e.strerror}. Training continues, but cannot be resumed.')
-
     def resume(self, epochs):
         "Restore `owner` from `file`; raise `CatdogError` if it is missing or damaged"
         if not self.file.exists():
