@@ -38,11 +38,11 @@ def fit_in_8_bits(learn, path):
     "Fit the head of `learn` to the features that the model in `path` computes, and write it there"
     import torch
     from catdog.learn.calibration import calibrate
-    from catdog.learn.head import fit_linear
+    from catdog.learn.head import fit_head
     from catdog.train import export
     def features_and_labels(dset): return features_8bit(path, dset.items),np.array([int(o) for o in dset.tls[1]])
     x,y = features_and_labels(learn.dls.train_ds)
-    fit_linear(learn, np.tile(x.reshape(-1, x.shape[-1]), 2), y.repeat(2))
+    fit_head(learn, data=(np.tile(x.reshape(-1, x.shape[-1]), 2), y.repeat(2)))
     x,y = features_and_labels(learn.dls.valid_ds)
     with torch.no_grad(): logits = learn.model.eval()[1](torch.from_numpy(x[:, 0, :, None, None]))
     calibrate(learn, logits, torch.from_numpy(y))
@@ -55,7 +55,7 @@ def cross(path=PRETRAINED, folds=5):
     from catdog.data import get_dls
     from catdog.learn.features import image_features
     from catdog.learn.backbones import get_learner
-    from catdog.learn.head import fit_linear
+    from catdog.learn.head import fit_head
     from catdog.learn.finetune import recipe_tfms
     files = sorted(found_files([shared/'photos'/'small']))
     y = np.array([int(o.parent.name == 'dog') for o in files])
@@ -68,7 +68,7 @@ def cross(path=PRETRAINED, folds=5):
         a,b = fold != k,torch.from_numpy(rounded[fold == k, 0, :, None, None])
         both = rounded[a].reshape(-1, rounded.shape[-1])
         for name,x,truth in (('exact', exact[a], y[a]), ('8 bits and mirror image', both, y[a].repeat(2))):
-            fit_linear(learn, np.tile(x, 2), truth)
+            fit_head(learn, data=(np.tile(x, 2), truth))
             with torch.no_grad(): given = learn.model.eval()[1](b).argmax(1).numpy()
             wrong[name] += int((given != y[~a]).sum())
     print(f'of {len(y):,}, wrong by a head that was fitted to', dict(wrong))

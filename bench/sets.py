@@ -2,7 +2,7 @@
 
     python bench/sets.py                                 # clothing and sign by 'fast' (the head alone) and 'auto'
     python bench/sets.py --sets sign --seeds 3           # one set, three splits and seeds
-    python bench/sets.py --recipes fast,auto,fine_tune   # beside fastai's `fine_tune(4)` of the same body: slow
+    python bench/sets.py --recipes fast,auto,fine_tune   # beside plain fastai, `fine_tune(4)` of the same body: slow
     python bench/sets.py --minutes 2                     # with a limit for each training
     python bench/sets.py --neither                       # the exported model, also asked about other things
 
@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from catdog.core import files as core_files
 from catdog.learn.calibration import error_interval, validation_logits
-from catdog.train import export, train
+from catdog.data import get_dls
+from catdog.train import export, get_learner, train
 
 core_files._load = lambda *_: {}   # each training computes its features
 
@@ -43,18 +44,20 @@ def ask_about_others(learn):
 
 def measure(name, recipe, seed, minutes, neither=False):
     "Train on the set `name`; print and return the test error, the loss and the minutes it took"
-    kw = dict(recipe='classic', arch='efficientnet_lite0', epochs=4) if recipe == 'fine_tune' else dict(recipe=recipe)
     core_files._memory.clear()   # of earlier trainings
-    start = time.perf_counter()
-    learn = train(shared/'sets'/name, seed=seed, minutes=minutes, **kw)
+    start,path = time.perf_counter(),shared/'sets'/name
+    if recipe == 'fine_tune':
+        learn = get_learner(get_dls(path, 224, seed=seed), 'efficientnet_lite0')
+        learn.fine_tune(4)
+    else: learn = train(path, seed=seed, minutes=minutes, recipe=recipe)
     took = (time.perf_counter() - start)/60
     logits,truth = validation_logits(learn, learn.dls.test_dl(learn.dls.test_files, with_labels=True))
     wrong,loss = int((logits.argmax(1) != truth).sum()),F.cross_entropy(logits.float(), truth).item()
     error,low,high = error_interval(wrong, len(truth))
-    print(f'{name}, {recipe} ({learn.arch_name}, tuned: {learn.tuned}), seed {seed}: '
+    print(f'{name}, {recipe} ({learn.arch_name}, tuned: {getattr(learn, "tuned", "all layers")}), seed {seed}: '
           f'{error:.2%} ({low:.1%} to {high:.1%}) of {len(truth)} test images wrong, loss {loss:.3f}, '
           f'{took:.1f} minutes', flush=True)
-    if neither: ask_about_others(learn)
+    if neither and recipe != 'fine_tune': ask_about_others(learn)
     return error,loss,took
 
 @call_parse

@@ -6,7 +6,7 @@
 __all__ = ['recipe_tfms', 'recipe_learner', 'run_recipe']
 
 # %% ../../nbs/learn/finetune.ipynb #8adb962b
-import hashlib, io, json, os, time, warnings
+import gc, hashlib, io, json, os, time, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from operator import itemgetter
@@ -15,7 +15,7 @@ import numpy as np, torch
 from fastai.distributed import DistributedDL
 from fastai.vision.all import (AccumMetric, BnFreeze, Callback, CancelFitException, CancelTrainException, ChannelsLast,
     DataLoader, DataLoaders, F, FlipItem, Learner, MixedPrecision, ParamScheduler, ProgressCallback, RandomResizedCrop,
-    chunked, error_rate, get_model, nn, num_distrib, params, patch, rank_distrib, risinstance)
+    chunked, error_rate, get_model, nn, noop, num_distrib, params, patch, rank_distrib, risinstance)
 from timm.models.efficientnet import EfficientNet
 from torchvision import transforms
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -25,7 +25,7 @@ from ..core.files import write_atomic
 from .backbones import find_arch, get_learner
 from .calibration import calibrate, calibrated_loss, validation_logits
 from .features import LastStages, are_files, fast_forward, image_features, keep_features, pool, validation_batches
-from .head import fit_head, fit_linear, head_scores, last_layer
+from .head import fit_head, head_scores, last_layer
 from .loaders import OpenUpright
 
 # %% ../../nbs/learn/finetune.ipynb #4f9b3a9c
@@ -74,7 +74,8 @@ class _Checkpoint(Callback):
     def __init__(self, file, owner):
         self.file,self.owner,self.start,self.lowest,self.best,self.done = Path(file),owner,0,np.inf,None,False
         self.column,self.tunes = 1,'all layers'   # column: of the loss in the Recorder's records
-        self.error,self.opt_state = None,None   # error: of the fitted head, for the recipe 'auto'
+        # for the recipe 'auto'; error: of the fitted head; untuned: weights of the last stages and the head before
+        self.error,self.untuned,self.opt_state = None,None,None
     def consider(self, loss, tuned=None):
         "Keep the weights if `loss`, their validation loss, is the lowest so far; `tuned` says what was trained"
         if loss >= self.lowest: return
@@ -90,7 +91,7 @@ class _Checkpoint(Callback):
         opt = self.opt.state_dict()   # as plain numbers and tensors, for `weights_only`
         opt = dict(state=[dict(o) for o in opt['state']],
                    hypers=[{k: float(v) for k,v in o.items()} for o in opt['hypers']])
-        self.save(start=self.epoch + 1, best=self.best, opt=opt, error=self.error)
+        self.save(start=self.epoch + 1, best=self.best, opt=opt, error=self.error, untuned=self.untuned)
     def save(self, **kw):
         "Save the weights and `kw`"
         if rank_distrib(): return
@@ -111,11 +112,12 @@ class _Checkpoint(Callback):
             self.owner.model.load_state_dict(state['model'])
             self.owner.tuned = state['tuned']
             self.start,self.lowest,self.done = state['start'],state['loss'],state.get('done', False)
-            if not self.done: self.opt_state,self.best,self.error = state['opt'],state['best'],state['error']
+            if self.done: return print('It is trained already.')
+            self.opt_state,self.best,self.error,self.untuned = (state[k] for k in ('opt', 'best', 'error', 'untuned'))
         except Exception as e:   # a damaged file can raise almost anything
             raise CatdogError(f'{self.file}: cannot be used ({str(e).splitlines()[0][:100]}); '
                               'train without resume') from None
-        print('It is trained already.' if self.done else f'Resuming after epoch {self.start} of {epochs}.')
+        print(f'Resuming after epoch {self.start} of {epochs}.')
 
 # %% ../../nbs/learn/finetune.ipynb #82659f8c
 @patch
@@ -138,14 +140,14 @@ def _cut_body(body):
     return [nn.Sequential(*o) for o in parts]
 
 class _Maps:
-    "What `early` computes from views of each image of `dset`: itself, mirrored, random crops; an item is a random view"
-    def __init__(self, learn, early, dset, views, end=np.inf):
+    "What `then(early(x))` is for views of each image of `dset`: itself, mirrored, random crops; items are random views"
+    def __init__(self, learn, early, dset, views, end=np.inf, then=noop):
         self.files,self.maps,n = [],None,len(dset)
         with tqdm(desc='feature maps', total=n, unit=' images', delay=2, leave=False) as bar:
             for files,x in validation_batches(learn, list(dset.items)):
                 if self.maps is None:
                     compute,start = fast_forward(early, x),time.monotonic()
-                    shape = compute(x).shape[1:]
+                    shape = then(compute(x)).shape[1:]
                     seconds = (time.monotonic() - start)/len(x)*n   # one view of all images
                     views = int(min(views, 2e9/(2*np.prod(shape)*n), .4*(end - start)/seconds))
                     self.maps = torch.empty(n, max(1, views), *shape, dtype=torch.float16)
@@ -154,7 +156,7 @@ class _Maps:
                 if not views or time.monotonic() > end: raise CancelFitException   # no time, or no memory
                 ways = [x, x.flip(-1), *(torch.stack([crop(o) for o in x]) for _ in range(views - 2))][:views]
                 rows = slice(len(self.files), len(self.files) + len(x))
-                for k,o in enumerate(ways): self.maps[rows, k] = compute(o)
+                for k,o in enumerate(ways): self.maps[rows, k] = then(compute(o))
                 self.files += files
                 bar.update(len(x))
         label = dict(zip(dset.items, dset.tls[1]))
@@ -207,11 +209,12 @@ def _print_step(name, start, before, after=None):   # after: the error; None if 
 def _try_views(learn, end):
     "Fit the head to several views of each training image, and keep it if the validation loss is lower"
     start,(loss,error,head) = time.monotonic(),_measured(learn)
-    try: o = _Maps(learn, learn.model[0], learn.dls.train_ds, 4, end)
+    gc.collect()   # the maps of the last stages, 2 GB: their `Learner` refers to itself
+    dset = learn.dls.train_ds
+    try: o = _Maps(learn, learn.model[0], dset, np.clip(6000//len(dset), 2, 4), end, pool)
     except CancelFitException: return print('head on views: not tried, too little time or memory')
-    n,views = o.maps.shape[:2]
-    x = torch.cat([pool(maps.float()) for maps in o.maps.flatten(0, 1).split(256)]).numpy()
-    fit_linear(learn, x, o.y.repeat_interleave(views).numpy(), .03, discriminant=True)
+    views = o.maps.shape[1]
+    fit_head(learn, .03, True, (o.maps.flatten(0, 1).float().numpy(), o.y.repeat_interleave(views).numpy()))
     new = _measured(learn)
     kept = new[0] < loss
     if not kept: learn.model[1].load_state_dict(head)
@@ -242,6 +245,17 @@ def _try_larger_body(learn, old, end, **kw):
     _change_body(learn, arch, model)
     return old
 
+def _keep_some_of(untuned, net, valid):
+    "Mix into the weights of `net` as many of `untuned`, up to 40%, as cost at most 3% of the loss on the maps `valid`"
+    tuned,losses,device = deepcopy(net.eval().state_dict()),{},next(net.parameters()).device
+    def _load(share): net.load_state_dict({k: untuned[k].lerp(o, share) if o.is_floating_point() else o
+                                           for k,o in tuned.items()})
+    for share in (.6, .7, .8, .9, 1.):
+        _load(share)
+        with torch.inference_mode(): batches = [net(x.float().to(device)).cpu() for x in valid.maps[:, 0].split(64)]
+        losses[share] = calibrated_loss(torch.cat(batches), valid.y)[0]
+    _load(next(share for share,loss in losses.items() if loss <= 1.03*min(losses.values())))
+
 def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
     "Train `last` and the head of `learn` for `epochs` on maps of `early`; restore the weights with the lowest loss"
     start,net = time.monotonic(),nn.Sequential(last, learn.model[1])
@@ -250,6 +264,7 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
     for o in convs: o.requires_grad_(o.groups == 1)   # few weights are depthwise, but half the time is their gradients
     if convs[1].groups > 1: convs[0].requires_grad_(False)   # then no gradients are needed before it
     net[1][-2].p = .2   # dropout
+    checkpoint.untuned = checkpoint.untuned or deepcopy(net.state_dict())
     try:
         train,valid = (_Maps(learn, early, *o, end) for o in ((learn.dls.train_ds, 4), (learn.dls.valid_ds, 1)))
         loaders = DataLoader(train, 64, shuffle=True, drop_last=len(train) > 64),DataLoader(valid, 64)
@@ -267,6 +282,7 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
         checkpoint.restore()
         learn.freeze()
     if not learn.tuned: return _print_step('last stages', start, checkpoint.error)
+    if time.monotonic() < end: _keep_some_of(checkpoint.untuned, net, valid)
     for o in (train, valid):   # what follows a training need not compute features again
         with torch.inference_mode():
             rows = [pool(last.eval()(x.float().to(learn.dls.device))) for x in o.maps[:len(o), 0].split(64)]
