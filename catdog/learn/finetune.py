@@ -250,7 +250,7 @@ def _keep_some_of(untuned, net, valid):
     tuned,losses,device = deepcopy(net.eval().state_dict()),{},next(net.parameters()).device
     def _load(share): net.load_state_dict({k: untuned[k].lerp(o, share) if o.is_floating_point() else o
                                            for k,o in tuned.items()})
-    for share in (.6, .7, .8, .9, 1.):
+    for share in tqdm((.6, .7, .8, .9, 1.), 'mixing weights', delay=2, leave=False):
         _load(share)
         with torch.inference_mode(): batches = [net(x.float().to(device)).cpu() for x in valid.maps[:, 0].split(64)]
         losses[share] = calibrated_loss(torch.cat(batches), valid.y)[0]
@@ -282,7 +282,8 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
         checkpoint.restore()
         learn.freeze()
     if not learn.tuned: return _print_step('last stages', start, checkpoint.error)
-    if time.monotonic() < end: _keep_some_of(checkpoint.untuned, net, valid)
+    if time.monotonic() < end:
+        with _faster(inner): _keep_some_of(checkpoint.untuned, net, valid)
     for o in (train, valid):   # what follows a training need not compute features again
         with torch.inference_mode():
             rows = [pool(last.eval()(x.float().to(learn.dls.device))) for x in o.maps[:len(o), 0].split(64)]
