@@ -245,7 +245,7 @@ def _try_larger_body(learn, old, end, **kw):
     _change_body(learn, arch, model)
     return old
 
-def _keep_some_of(untuned, net, valid):
+def _mix_weights(untuned, net, valid):
     "Mix into the weights of `net` as many of `untuned`, up to 40%, as cost at most 3% of the loss on the maps `valid`"
     tuned,losses,device = deepcopy(net.eval().state_dict()),{},next(net.parameters()).device
     def _load(share): net.load_state_dict({k: untuned[k].lerp(o, share) if o.is_floating_point() else o
@@ -283,7 +283,7 @@ def _tune_last_stages(learn, early, last, epochs, checkpoint, end):
         learn.freeze()
     if not learn.tuned: return _print_step('last stages', start, checkpoint.error)
     if time.monotonic() < end:
-        with _faster(inner): _keep_some_of(checkpoint.untuned, net, valid)
+        with _faster(inner): _mix_weights(checkpoint.untuned, net, valid)
     for o in (train, valid):   # what follows a training need not compute features again
         with torch.inference_mode():
             rows = [pool(last.eval()(x.float().to(learn.dls.device))) for x in o.maps[:len(o), 0].split(64)]
